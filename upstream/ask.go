@@ -1,0 +1,254 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+)
+
+const (
+	maxTries     = 3
+	maxRetryTime = 10 * time.Second // no try begins later than this
+	maxRedirects = 8
+	maxRenewals  = 2 // of the authorisation, in one request
+)
+
+// endpoint is one of a registry's URLs.
+type endpoint struct {
+	base   *url.URL
+	origin string
+	auth   *auth
+	budget *budget
+}
+
+// query is one question, independent of the URL it is put to.
+type query struct {
+	op, method string
+	repo       string
+	path       string // after /v2/
+	rawQuery   string
+	header     http.Header
+}
+
+// url is where q is asked at e. The host is the configured one whatever q holds.
+func (e *endpoint) url(q query) *url.URL {
+	u := *e.base
+	u.Path += "/v2/" + q.path
+	u.RawQuery = q.rawQuery
+	return &u
+}
+
+// ask puts q to each URL in order, and again after a pause where all failed in
+// a way that may pass. The answer has a 2xx status, and a *body the caller
+// must close.
+func (r *Registry) ask(ctx context.Context, q query) (*http.Response, error) {
+	if !validPath(q.path) {
+		return nil, r.fail(q.op, ErrInvalid, "not a name that can be asked for")
+	}
+	var before error
+	resp, err := backoff.Retry(ctx, func() (*http.Response, error) {
+		resp, err := r.askEach(ctx, q)
+		switch {
+		case err == nil:
+			return resp, nil
+		case errors.Is(err, errNotAsked) && before != nil:
+			return nil, backoff.Permanent(before) // what opened the breaker says more
+		case ctx.Err() != nil, !transient(err), errors.Is(err, errNotAsked):
+			return nil, backoff.Permanent(err)
+		}
+		before = err
+		return nil, err
+	}, backoff.WithBackOff(r.pause()), backoff.WithMaxTries(maxTries), backoff.WithMaxElapsedTime(maxRetryTime))
+	if err == nil {
+		return resp, nil
+	}
+	if permanent, ok := errors.AsType[*backoff.PermanentError](err); ok {
+		err = permanent.Unwrap()
+	}
+	return nil, r.networkError(ctx, q.op, "waiting to ask again", err)
+}
+
+// jittered is the pause before asking again: 50-150 ms, then half as long again.
+func jittered() backoff.BackOff {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval = 100 * time.Millisecond
+	return b
+}
+
+// askEach puts q to the URLs until one answers. The last URL's word is final:
+// of the others a 404 may only mean that a mirror is incomplete.
+func (r *Registry) askEach(ctx context.Context, q query) (*http.Response, error) {
+	var telling error
+	for i, e := range r.endpoints {
+		resp, err := r.askOne(ctx, e, q)
+		if err == nil {
+			return resp, nil
+		}
+		last := i == len(r.endpoints)-1
+		switch {
+		case ctx.Err() != nil:
+			return nil, err
+		case last && (errors.Is(err, ErrNotFound) || errors.Is(err, ErrDenied) || statusOf(err) == http.StatusRequestedRangeNotSatisfiable):
+			return nil, err
+		case telling == nil || rank(err) > rank(telling):
+			telling = err
+		}
+	}
+	return nil, telling
+}
+
+// askOne puts q to one URL. Redirect targets such as a CDN's signed URLs
+// expire: where one refuses, the registry is asked once more for a fresh one.
+func (r *Registry) askOne(ctx context.Context, e *endpoint, q query) (*http.Response, error) {
+	for fresh := false; ; fresh = true {
+		resp, sent, away, err := r.follow(ctx, e, q)
+		if err != nil {
+			return nil, err
+		}
+		status := resp.StatusCode
+		if status < 300 {
+			if ce := resp.Header.Get("Content-Encoding"); ce != "" && !strings.EqualFold(ce, "identity") {
+				resp.Body.Close()
+				return nil, r.fail(q.op, ErrInvalid, "content-encoding %q", printable(ce, 32))
+			}
+			return resp, nil
+		}
+		if away && !fresh && (status == 401 || status == 403 || status == 404 || status == 410) {
+			drain(resp)
+			continue
+		}
+		failed := r.statusError(q.op, resp, append(sent.secrets, r.cfg.Password)...)
+		switch {
+		case away && q.method == http.MethodHead && status == http.StatusForbidden:
+			failed.Err = ErrUnsupported // a URL signed for GET
+		case !away && sent.hint != "" && errors.Is(failed, ErrDenied):
+			failed.Message = strings.TrimPrefix(failed.Message+"; "+sent.hint, "; ")
+		}
+		return nil, failed
+	}
+}
+
+// follow sends q to e, authenticates and follows redirects. away reports that
+// the answer comes from another origin. sent is what the registry was shown.
+func (r *Registry) follow(ctx context.Context, e *endpoint, q query) (resp *http.Response, sent authorization, away bool, err error) {
+	if err := r.meet(ctx, e); err != nil {
+		return nil, sent, false, err
+	}
+	sent, err = e.auth.known(ctx, q)
+	if err != nil {
+		return nil, sent, false, err
+	}
+	for renewals := 0; ; renewals++ {
+		resp, away, err = r.chase(ctx, e, q, sent)
+		if err != nil || away || resp.StatusCode != http.StatusUnauthorized || renewals == maxRenewals {
+			return resp, sent, away, err
+		}
+		next, err := e.auth.renew(ctx, q, resp, sent)
+		if err != nil {
+			resp.Body.Close()
+			return nil, sent, false, err
+		}
+		if next.header == "" {
+			if next.hint != "" {
+				sent.hint = next.hint
+			}
+			return resp, sent, false, nil // nothing better to show
+		}
+		drain(resp)
+		sent = next
+	}
+}
+
+// chase sends q to e and follows redirects by hand. The authorisation stays at
+// e's origin; once another has been visited it is not sent again.
+func (r *Registry) chase(ctx context.Context, e *endpoint, q query, a authorization) (*http.Response, bool, error) {
+	if left := e.budget.left(q.op); left > 0 {
+		resting := r.fail(q.op, ErrRateLimited, "not asked, for the rate limit is spent")
+		resting.RetryAfter = left
+		return nil, false, resting
+	}
+	u := e.url(q)
+	seen := map[string]bool{}
+	away := false
+	for {
+		seen[u.String()] = true
+		req, err := http.NewRequestWithContext(ctx, q.method, u.String(), nil)
+		if err != nil {
+			return nil, away, r.fail(q.op, ErrInvalid, "not a name that can be asked for")
+		}
+		if q.header != nil {
+			req.Header = q.header.Clone()
+		}
+		if !away && a.header != "" {
+			req.Header.Set("Authorization", a.header)
+		}
+		resp, err := r.roundTrip(ctx, q.op, req)
+		if err != nil {
+			return nil, away, err
+		}
+		if !away {
+			e.budget.note(q.op, resp.StatusCode, resp.Header)
+		}
+		switch resp.StatusCode {
+		case 301, 302, 303, 307, 308:
+		default:
+			return resp, away, nil
+		}
+		location := resp.Header.Get("Location")
+		drain(resp)
+		next, err := redirectTarget(e.base, u, location)
+		if err != nil {
+			return nil, away, r.fail(q.op, ErrInvalid, "%v", err)
+		}
+		if len(seen) > maxRedirects || seen[next.String()] {
+			return nil, away, r.fail(q.op, ErrInvalid, "redirect loop or more than %d redirects", maxRedirects)
+		}
+		u = next
+		away = away || origin(u) != e.origin
+	}
+}
+
+// redirectTarget resolves a Location. Its errors name hosts only, for a query
+// may hold a signature.
+func redirectTarget(base, from *url.URL, location string) (*url.URL, error) {
+	if location == "" {
+		return nil, errors.New("redirect without a location")
+	}
+	u, err := from.Parse(location)
+	switch {
+	case err != nil || !validHost(u.Host):
+		return nil, errors.New("redirect to something that is no URL")
+	case u.User != nil:
+		return nil, fmt.Errorf("redirect to %s carries a user name", u.Host)
+	case u.Scheme == "https", u.Scheme == "http" && base.Scheme == "http":
+		u.Fragment, u.RawFragment = "", ""
+		return u, nil
+	}
+	return nil, fmt.Errorf("redirect from %s to %s://%s is not followed", base.Scheme, printable(u.Scheme, 16), u.Host)
+}
+
+// drain reads what is left of a short body, so that its connection can be
+// used again.
+func drain(resp *http.Response) {
+	// A connection that fails here is closed, which is all that matters.
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxErrorBody))
+	resp.Body.Close()
+}
+
+// validPath refuses what could leave the place in the URL it was meant for.
+// Callers validate names by the grammar; this is the second lock.
+func validPath(p string) bool {
+	for s := range strings.SplitSeq(p, "/") {
+		if s == "" || s == "." || s == ".." {
+			return false
+		}
+	}
+	return strings.IndexFunc(p, func(c rune) bool { return c <= ' ' || c >= 0x7f || c == '\\' }) < 0
+}

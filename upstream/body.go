@@ -1,0 +1,103 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+var (
+	errSilent  = errors.New("no byte within the progress deadline")
+	errTooSlow = errors.New("not complete in time")
+)
+
+// body is a response body that fails rather than waits for ever: a silence
+// while somebody reads closes the connection. A reader that is slow itself
+// is nobody's failure.
+type body struct {
+	rc       io.ReadCloser
+	ctx      context.Context // the caller's
+	reqCtx   context.Context // the request's, a child of ctx
+	cancel   context.CancelCauseFunc
+	registry *Registry
+	op       string
+	silence  *time.Timer
+	whole    *time.Timer // bounds the whole body; nil for blobs
+
+	fetched prometheus.Counter // nil until the answer is accepted
+	left    int64              // bytes that may still come; -1: any number
+	release func()             // called once, at the end
+	once    sync.Once
+}
+
+func newBody(ctx, reqCtx context.Context, cancel context.CancelCauseFunc, r *Registry, op string, resp *http.Response) *body {
+	b := &body{rc: resp.Body, ctx: ctx, reqCtx: reqCtx, cancel: cancel, registry: r, op: op, left: -1}
+	b.silence = time.AfterFunc(r.cfg.Timeouts.Progress, func() { cancel(errSilent) })
+	b.silence.Stop()
+	if resp.StatusCode >= 300 {
+		b.bound(shortBodyTime)
+	}
+	return b
+}
+
+// shortBodyTime bounds the reading of an error or redirect page.
+const shortBodyTime = 5 * time.Second
+
+// bound makes the body fail unless it is complete within d.
+func (b *body) bound(d time.Duration) {
+	b.whole = time.AfterFunc(d, func() { b.cancel(errTooSlow) })
+}
+
+// Read returns io.EOF at the end upstream announced, or an *Error.
+func (b *body) Read(p []byte) (int, error) {
+	b.silence.Reset(b.registry.cfg.Timeouts.Progress)
+	n, err := b.rc.Read(p)
+	b.silence.Stop()
+	if b.fetched != nil {
+		b.fetched.Add(float64(n))
+	}
+	if b.left >= 0 {
+		if int64(n) > b.left {
+			n = int(b.left)
+			err = b.registry.fail(b.op, ErrInvalid, "longer than %d bytes", MaxManifestSize)
+		}
+		b.left -= int64(n)
+	}
+	if err == nil {
+		return n, nil
+	}
+	if err == io.EOF { //nolint:errorlint // a wrapped one is a broken connection
+		b.end()
+		return n, io.EOF
+	}
+	if cause := context.Cause(b.reqCtx); cause != nil {
+		err = errors.Join(cause, err)
+	}
+	return n, b.registry.networkError(b.ctx, b.op, "reading the body", err)
+}
+
+// Close ends the download; the connection is kept only if the body was read
+// to its end.
+func (b *body) Close() error {
+	err := b.rc.Close()
+	b.end()
+	return err
+}
+
+func (b *body) end() {
+	b.once.Do(func() {
+		b.silence.Stop()
+		if b.whole != nil {
+			b.whole.Stop()
+		}
+		b.cancel(nil)
+		if b.release != nil {
+			b.release()
+		}
+	})
+}

@@ -1,0 +1,101 @@
+package upstream
+
+import (
+	"log/slog"
+	"net/http"
+	"sync"
+	"time"
+)
+
+const (
+	// defaultRest is how long requests for manifests rest after a 429 that does
+	// not say, or after an answer that says that none is left: they are asked
+	// again, for the window of a limit slides. Blobs rest only as long as asked:
+	// their download is under way.
+	defaultRest = time.Minute
+	// counted is the request that Docker Hub counts. A HEAD is free and tells
+	// what is left.
+	counted = "get_" + string(KindManifest)
+	free    = "head_" + string(KindManifest)
+)
+
+// lowMarks are the shares of a limit, in percent, at which the log warns.
+func lowMarks() []int64 { return []int64{5, 20} }
+
+// budget is what the rate limit of one URL leaves. While it is spent, requests
+// that count are refused here, at once and with the time left; others go on.
+type budget struct {
+	upstream, label string
+	metrics         *Metrics
+	log             *slog.Logger
+
+	mu     sync.Mutex           // guards the fields below
+	rests  map[string]time.Time // by op: not asked before
+	warned int64                // the lowest mark that was warned of; 0: none
+}
+
+func newBudget(r *Registry) *budget {
+	return &budget{upstream: r.cfg.Name, label: r.cfg.label(), metrics: r.metrics, log: r.log, rests: map[string]time.Time{}}
+}
+
+// left is how long op must rest; 0 when it may be asked.
+func (b *budget) left(op string) time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return max(0, time.Until(b.rests[op]))
+}
+
+// note reads what an answer says of the limit.
+func (b *budget) note(op string, status int, h http.Header) {
+	limit, known := parseRateLimit(h.Get("Ratelimit-Limit"))
+	if known {
+		b.metrics.limit.WithLabelValues(b.label).Set(float64(limit))
+	}
+	remaining, ok := parseRateLimit(h.Get("Ratelimit-Remaining"))
+	if ok {
+		b.metrics.remaining.WithLabelValues(b.label).Set(float64(remaining))
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if known && ok && limit > 0 {
+		b.warn(limit, remaining)
+	}
+	switch {
+	case status == http.StatusTooManyRequests:
+		rest := parseRetryAfter(h.Get("Retry-After"), time.Now())
+		if rest == 0 && (op == counted || op == free) {
+			rest = defaultRest
+		}
+		if rest > 0 {
+			b.rest(op, rest)
+		}
+	case ok && remaining == 0:
+		b.rest(counted, defaultRest)
+	case ok:
+		delete(b.rests, counted)
+	}
+}
+
+// rest lets op rest from now on. The caller holds b.mu.
+func (b *budget) rest(op string, d time.Duration) {
+	if until := b.rests[op]; time.Now().After(until) {
+		b.log.Warn("rate limit spent; what is kept is served", "upstream", b.upstream, "op", op, "seconds", d.Seconds())
+	}
+	b.rests[op] = time.Now().Add(d)
+}
+
+// warn logs once for each mark that the limit falls below, and again after it
+// has recovered. The caller holds b.mu.
+func (b *budget) warn(limit, remaining int64) {
+	for _, mark := range lowMarks() {
+		if remaining*100 > limit*mark {
+			continue
+		}
+		if b.warned == 0 || mark < b.warned {
+			b.warned = mark
+			b.log.Warn("rate limit runs low", "upstream", b.upstream, "remaining", remaining, "limit", limit, "below_percent", mark)
+		}
+		return
+	}
+	b.warned = 0
+}

@@ -1,0 +1,227 @@
+package upstream
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+)
+
+// Config describes one registry.
+type Config struct {
+	// Name is the registry's name as clients say it: "docker.io".
+	Name string
+	// URLs are the base URLs, asked in order: mirrors first, the registry
+	// itself last, for only the last one's 404 is final. A path is put before /v2.
+	URLs []string
+	// Username and Password, or PasswordFile, may be sent to the origin of each
+	// of the URLs and to the token realms below, and nowhere else.
+	// PasswordFile is read again whenever a token is fetched.
+	Username, Password, PasswordFile string
+	// CAFile holds PEM certificates, trusted besides the system's roots.
+	CAFile string
+	// TokenRealms are hosts (host, or host:port where the port is not the
+	// scheme's own) besides the registry's own that may be sent the credential.
+	TokenRealms []string
+	// AllowAddresses may be reached though they are private or the like. Those
+	// that URLs hold as literal addresses need not be among them.
+	AllowAddresses []netip.Prefix
+	// Private lets the hosts that URLs and TokenRealms name be at private
+	// addresses (RFC 1918, 4193, 6598) too: an operator who writes down
+	// registry.corp means the one within.
+	Private bool
+	// Unlisted: the name is a client's, not the operator's. Its URL allows no
+	// address, errors tell none, and its metrics stand under UnlistedLabel.
+	Unlisted bool
+	// MaxConnections per upstream host. Blob downloads use at most 7/8 of them, so
+	// that a tag can be checked while they run.
+	MaxConnections int
+	Timeouts       Timeouts
+}
+
+// Timeouts bound the steps of a request; nothing bounds a whole blob. Zero
+// means the default: 5s, 10s, 20s, 30s.
+type Timeouts struct {
+	Dial, TLSHandshake, ResponseHeader time.Duration
+	Progress                           time.Duration // the longest silence inside a body
+}
+
+const defaultMaxConnections = 64
+
+// UnlistedLabel stands for all unlisted registries in the metrics, where
+// clients must not make new values.
+const UnlistedLabel = "unlisted"
+
+func (c Config) label() string {
+	if c.Unlisted {
+		return UnlistedLabel
+	}
+	return c.Name
+}
+
+func (c Config) withDefaults() Config {
+	if c.MaxConnections == 0 {
+		c.MaxConnections = defaultMaxConnections
+	}
+	for _, d := range []struct {
+		value *time.Duration
+		usual time.Duration
+	}{
+		{&c.Timeouts.Dial, 5 * time.Second},
+		{&c.Timeouts.TLSHandshake, 10 * time.Second},
+		{&c.Timeouts.ResponseHeader, 20 * time.Second},
+		{&c.Timeouts.Progress, 30 * time.Second},
+	} {
+		if *d.value == 0 {
+			*d.value = d.usual
+		}
+	}
+	return c
+}
+
+func (c Config) validate() error {
+	if c.Name == "" || strings.ContainsAny(c.Name, "/?#@ \t\r\n") {
+		return fmt.Errorf("upstreams: %q is not a registry name such as docker.io or registry.example:5000", c.Name)
+	}
+	bad := func(key, format string, args ...any) error {
+		return fmt.Errorf("upstreams.%s.%s: %w", c.Name, key, fmt.Errorf(format, args...))
+	}
+	if len(c.URLs) == 0 {
+		return bad("url", "missing: write the registry's base URL, such as https://registry.example")
+	}
+	for i, u := range c.URLs {
+		key := "url"
+		if len(c.URLs) > 1 {
+			key = fmt.Sprintf("urls[%d]", i)
+		}
+		if _, err := parseBase(u); err != nil {
+			return bad(key, "%w", err)
+		}
+	}
+	switch {
+	case c.Password != "" && c.PasswordFile != "":
+		return bad("password_file", "password is set as well: keep one of the two")
+	case c.Username == "" && (c.Password != "" || c.PasswordFile != ""):
+		return bad("username", "missing, but there is a password")
+	case c.Username != "" && c.Password == "" && c.PasswordFile == "":
+		return bad("password", "missing, but there is a username: set password or password_file")
+	case strings.Contains(c.Username, ":"):
+		return bad("username", "must not contain a colon (RFC 7617)")
+	}
+	if c.PasswordFile != "" {
+		if _, err := readPassword(c.PasswordFile); err != nil {
+			return bad("password_file", "%w", err)
+		}
+	}
+	for i, h := range c.TokenRealms {
+		if !validHost(h) {
+			return bad(fmt.Sprintf("token_realms[%d]", i), "%q is not a host or host:port, such as auth.example", h)
+		}
+	}
+	for i, p := range c.AllowAddresses {
+		if !p.IsValid() {
+			return bad(fmt.Sprintf("allow_addresses[%d]", i), "not a range of addresses, such as 10.0.0.0/8")
+		}
+	}
+	if c.MaxConnections < 0 {
+		return bad("max_connections", "%d is negative: write a number such as %d", c.MaxConnections, defaultMaxConnections)
+	}
+	for key, d := range map[string]time.Duration{
+		"dial": c.Timeouts.Dial, "tls_handshake": c.Timeouts.TLSHandshake,
+		"response_header": c.Timeouts.ResponseHeader, "progress": c.Timeouts.Progress,
+	} {
+		if d < 0 {
+			return fmt.Errorf("timeouts.%s: %s is negative: write a duration such as 10s", key, d)
+		}
+	}
+	return nil
+}
+
+// roots are the system's certificates and those of CAFile; nil means the
+// system's alone.
+func (c Config) roots() (*x509.CertPool, error) {
+	if c.CAFile == "" {
+		return nil, nil
+	}
+	key := "upstreams." + c.Name + ".ca_file"
+	pem, err := os.ReadFile(c.CAFile)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", key, err)
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool() // no system roots, as in a scratch image
+	}
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s: %s holds no PEM certificate", key, c.CAFile)
+	}
+	return pool, nil
+}
+
+// parseBase parses a base URL. Its errors never repeat a password.
+func parseBase(raw string) (*url.URL, error) {
+	u, err := url.Parse(raw)
+	switch {
+	case err != nil:
+		return nil, errors.New("not a URL: write one such as https://registry.example")
+	case u.User != nil:
+		return nil, errors.New("holds a user name: use the keys username and password")
+	case u.Scheme != "http" && u.Scheme != "https":
+		return nil, fmt.Errorf("%q does not begin with http:// or https://", raw)
+	case !validHost(u.Host):
+		return nil, fmt.Errorf("%q has no valid host", raw)
+	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
+		return nil, fmt.Errorf("%q must not have a query or fragment", raw)
+	}
+	for s := range strings.SplitSeq(strings.Trim(u.Path, "/"), "/") {
+		if s == "." || s == ".." || s == "v2" {
+			return nil, fmt.Errorf("%q must not have %q in its path: /v2 is appended", raw, s)
+		}
+	}
+	u.Path = strings.TrimRight(u.Path, "/")
+	u.RawPath = ""
+	return u, nil
+}
+
+func validHost(h string) bool {
+	if h == "" || strings.ContainsAny(h, "/?#@ \t\r\n\\") {
+		return false
+	}
+	u, err := url.Parse("https://" + h)
+	return err == nil && u.Host == h && u.Hostname() != ""
+}
+
+// origin is u's scheme, host and port, in one spelling (RFC 6454 section 4).
+func origin(u *url.URL) string { return u.Scheme + "://" + hostPort(u) }
+
+// hostPort is u's host and port, the port always written.
+func hostPort(u *url.URL) string {
+	port := u.Port()
+	if port == "" {
+		port = "443"
+		if u.Scheme == "http" {
+			port = "80"
+		}
+	}
+	return net.JoinHostPort(strings.ToLower(u.Hostname()), port)
+}
+
+// maxPasswordFile is far above any token or key used as a password.
+const maxPasswordFile = 64 << 10
+
+func readPassword(file string) (string, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return "", err
+	}
+	p := strings.TrimRight(string(b), "\r\n")
+	if p == "" || len(p) > maxPasswordFile {
+		return "", fmt.Errorf("%s is empty or longer than %d bytes", file, maxPasswordFile)
+	}
+	return p, nil
+}

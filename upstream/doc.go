@@ -1,0 +1,27 @@
+// Package upstream fetches manifests, blobs and lists from other registries.
+//
+//	Head, Open, Manifest, Tags, Referrers
+//	  ask        each URL in order, then again after a pause   (ask.go)
+//	    follow   authenticate: Basic, or a token by scope      (auth.go, token.go)
+//	      meet   once: learn the challenge from GET /v2/       (auth.go)
+//	      chase  redirects, by hand                            (ask.go)
+//	        roundTrip  breaker, transport, metrics             (wire.go)
+//	          dial     which addresses may be reached          (egress.go, special.go)
+//	          body     progress deadline, counting             (body.go)
+//
+// Before the first request to a URL, one GET of /v2/ asks it for its challenge,
+// so that the requests that follow need no 401 each. Where that brings none
+// within five seconds, they go out bare and learn from their own.
+//
+// A credential reaches the origin of the registry's own URL and the token
+// realms allowed for it; a token reaches the origin it was issued for. Neither
+// follows a redirect to another scheme, host or port.
+//
+// The authentication is our own, for reasons found in the sources of the two
+// candidates. oras-go 2.6 (registry/remote/auth) keeps tokens without their
+// expiry in an unbounded map by host. ociauth (cuelabs.dev/go/oci, December
+// 2025) holds one lock during a token request, so that every scope of a
+// registry waits for it, under one caller's context, and reads an unbounded
+// answer. Both send the credential to whatever realm the challenge names, and
+// follow that server's redirects.
+package upstream

@@ -1,0 +1,214 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"sync"
+	"syscall"
+)
+
+// egress is the one place that decides which addresses a registry's requests
+// may reach: those to its URLs, to where they redirect, and to token realms.
+// Names are judged by what they resolve to, as the connection is made, so that
+// no second answer of a name server goes unseen.
+//
+// To an HTTP proxy the operator chose, every connection may be made. The
+// target's name is then resolved by the proxy, which has to have a policy of its
+// own; here only a target that is a literal address can be refused.
+type egress struct {
+	key     string          // the configuration key that allows more
+	allowed []netip.Prefix  // whatever they are
+	own     map[string]bool // hosts that may be at private addresses
+	hide    bool            // addresses, from the errors
+	dialer  net.Dialer
+}
+
+func newEgress(cfg Config) *egress {
+	e := &egress{
+		key:     "upstreams." + cfg.Name + ".allow_addresses",
+		allowed: append([]netip.Prefix(nil), cfg.AllowAddresses...),
+		own:     map[string]bool{},
+		hide:    cfg.Unlisted,
+		dialer:  net.Dialer{Timeout: cfg.Timeouts.Dial},
+	}
+	if cfg.Unlisted {
+		return e
+	}
+	for _, h := range cfg.TokenRealms {
+		if u, err := url.Parse("https://" + h); err == nil {
+			e.own[bareHost(u.Hostname())] = cfg.Private
+		}
+	}
+	for _, raw := range cfg.URLs {
+		u, err := parseBase(raw)
+		if err != nil {
+			continue // validated before
+		}
+		host := bareHost(u.Hostname())
+		e.own[host] = cfg.Private
+		if a, err := netip.ParseAddr(host); err == nil {
+			e.allowed = append(e.allowed, single(a))
+		} else if host == "localhost" { // RFC 6761 section 6.3
+			e.allowed = append(e.allowed, single(netip.AddrFrom4([4]byte{127, 0, 0, 1})), single(netip.IPv6Loopback()))
+		}
+	}
+	return e
+}
+
+// bareHost is host in one spelling: a name may end in a dot.
+func bareHost(host string) string { return strings.ToLower(strings.TrimSuffix(host, ".")) }
+
+// plain is the address that a packet would carry: of an IPv4-mapped one (RFC
+// 4291 section 2.5.5.2) the IPv4 address. No prefix contains one with a zone.
+func plain(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
+
+// single is the prefix of one address.
+func single(a netip.Addr) netip.Prefix {
+	a = plain(a)
+	return netip.PrefixFrom(a, a.BitLen())
+}
+
+// sharedSpace is private to a carrier or a cluster (RFC 6598).
+//
+//nolint:gochecknoglobals // a constant
+var sharedSpace = netip.MustParsePrefix("100.64.0.0/10")
+
+// judge says what a is when host must not be reached there, and "" when it may be.
+func (e *egress) judge(host string, a netip.Addr) string {
+	if e.own[bareHost(host)] && (plain(a).IsPrivate() || sharedSpace.Contains(plain(a))) {
+		return ""
+	}
+	for _, p := range e.allowed {
+		if p.Contains(plain(a)) {
+			return ""
+		}
+	}
+	return special(a)
+}
+
+// refusal is the error of a connection that the policy does not let be made.
+type refusal struct {
+	host    string     // as asked for
+	address netip.Addr // invalid: host is an address that is not written as one
+	class   string     // what address is
+	key     string
+}
+
+// told is what the refusal's error says to clients.
+func (e *egress) told(r *refusal) string {
+	if e.hide {
+		return printable(r.host, 255) + " is not at a public address"
+	}
+	return r.Error()
+}
+
+func (r *refusal) Error() string {
+	host := printable(r.host, 255)
+	if !r.address.IsValid() {
+		return fmt.Sprintf("%s is refused: a number in place of a name, which a proxy may take for an address", host)
+	}
+	finding := host + " resolves to " + r.address.String() + ", " + r.class
+	switch bareHost(r.host) {
+	case r.address.String():
+		finding = host + " is " + r.class
+	case "::ffff:" + r.address.String():
+		finding = host + " is " + r.address.String() + ", " + r.class
+	}
+	return fmt.Sprintf("%s; to allow it set %s: [%q]", finding, r.key, single(r.address))
+}
+
+func (e *egress) refusal(host string, a netip.Addr, class string) *refusal {
+	return &refusal{host: host, address: plain(a), class: class, key: e.key}
+}
+
+// toProxy marks the context of a request that goes to an HTTP proxy.
+type toProxy struct{}
+
+// route prepares req for the proxy that it goes by, if any. The error is a
+// *refusal.
+func (e *egress) route(ctx context.Context, req *http.Request, proxy func(*http.Request) (*url.URL, error)) (context.Context, error) {
+	if proxy == nil {
+		return ctx, nil
+	}
+	if via, err := proxy(req); via == nil || err != nil {
+		return ctx, nil //nolint:nilerr // the transport asks again, and fails the request
+	}
+	if r := e.literal(req.URL.Hostname()); r != nil {
+		return ctx, r
+	}
+	return context.WithValue(ctx, toProxy{}, true), nil
+}
+
+// literal judges a host that will be resolved elsewhere. Where its last label
+// is a number it is no name, but inet_aton would take 127.1 and 0x7f000001 for
+// addresses, and so might the proxy.
+func (e *egress) literal(host string) *refusal {
+	bare := bareHost(host)
+	if a, err := netip.ParseAddr(bare); err == nil {
+		if class := e.judge(host, a); class != "" {
+			return e.refusal(host, a, class)
+		}
+		return nil
+	}
+	last := bare[strings.LastIndexByte(bare, '.')+1:]
+	if bare == "" || strings.Trim(last, "0123456789") == "" || strings.HasPrefix(last, "0x") && strings.Trim(last[2:], "0123456789abcdef") == "" {
+		return &refusal{host: host}
+	}
+	return nil
+}
+
+// dial connects to one of the addresses behind address that may be reached. It
+// fails with a *refusal where there is none such, without a packet sent.
+func (e *egress) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	if ctx.Value(toProxy{}) != nil {
+		return e.dialer.DialContext(ctx, network, address)
+	}
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, fmt.Errorf("dial: %w", err)
+	}
+	var (
+		mu      sync.Mutex // guards what follows: addresses are tried side by side (RFC 8305)
+		tried   bool
+		refused *refusal // of the lowest address
+	)
+	d := e.dialer
+	// It is called with each address, after it was resolved and before connect(2).
+	d.ControlContext = func(_ context.Context, _, resolved string, _ syscall.RawConn) error {
+		to, err := netip.ParseAddrPort(resolved)
+		if err != nil {
+			return fmt.Errorf("judge an address: %w", err)
+		}
+		class := e.judge(host, to.Addr())
+		mu.Lock()
+		defer mu.Unlock()
+		if class == "" {
+			tried = true
+			return nil
+		}
+		r := e.refusal(host, to.Addr(), class)
+		if refused == nil || r.address.Less(refused.address) {
+			refused = r
+		}
+		return r
+	}
+	conn, err := d.DialContext(ctx, network, address)
+	if err == nil {
+		return conn, nil
+	}
+	if _, ok := errors.AsType[*refusal](err); !ok {
+		return nil, err
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if tried { // the error is that of the first address, and says nothing of this one
+		return nil, fmt.Errorf("dial %s: no answer from the address that may be reached", host)
+	}
+	return nil, refused
+}

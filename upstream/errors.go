@@ -1,0 +1,206 @@
+package upstream
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+	"unicode"
+)
+
+// What a failed call matches by errors.Is. A call that ended because the
+// caller's context was cancelled matches context.Canceled and none of these.
+var (
+	// ErrNotFound: upstream answered 404 or 410.
+	ErrNotFound = errors.New("not found upstream")
+	// ErrDenied: upstream or its token server refused, after authentication.
+	ErrDenied = errors.New("denied by upstream")
+	// ErrRateLimited: upstream or its token server answered 429.
+	ErrRateLimited = errors.New("rate limited by upstream")
+	// ErrUnavailable: no answer, a 5xx, a token server that is down, or an
+	// origin that has failed so often that it was not asked.
+	ErrUnavailable = errors.New("upstream unavailable")
+	// ErrTimeout is ErrUnavailable by a deadline; it matches both.
+	ErrTimeout = fmt.Errorf("upstream timed out: %w", ErrUnavailable)
+	// ErrUnsupported: upstream does not answer this method.
+	ErrUnsupported = errors.New("unsupported by upstream")
+	// ErrInvalid: upstream's answer makes no sense or is too large, the name
+	// asked for is none, or it leads to an address that may not be reached.
+	ErrInvalid = errors.New("invalid answer from upstream")
+)
+
+// Error says what an upstream answered.
+type Error struct {
+	Upstream string // the registry's name
+	Op       string // the request, as in the op label of the metrics
+	Status   int    // the HTTP status; 0 when there was no answer
+	Code     string // the OCI error code upstream sent, if any
+	Message  string // upstream's words, or ours; short and printable
+	// RetryAfter is how long upstream asked to be left alone; 0 when it did not say.
+	RetryAfter time.Duration
+	Err        error // one of the sentinels, or wraps it
+}
+
+func (e *Error) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s: %s: %v", e.Upstream, e.Op, e.Err)
+	if e.Status != 0 {
+		fmt.Fprintf(&b, " (status %d)", e.Status)
+	}
+	for _, s := range []string{e.Code, e.Message} {
+		if s != "" {
+			b.WriteString(": " + s)
+		}
+	}
+	return b.String()
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// transient reports whether another URL, or the same one a moment later, may
+// answer better.
+func transient(err error) bool { return errors.Is(err, ErrUnavailable) }
+
+// statusOf is the HTTP status behind err, 0 when there is none.
+func statusOf(err error) int {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Status
+	}
+	return 0
+}
+
+// rank orders failures by what they tell the caller. A 404 of one URL says
+// less than the failure of another: what could not be asked may have it.
+func rank(err error) int {
+	switch {
+	case errors.Is(err, ErrRateLimited):
+		return 6
+	case errors.Is(err, errNotAsked):
+		return 3
+	case errors.Is(err, ErrTimeout):
+		return 5
+	case errors.Is(err, ErrUnavailable):
+		return 4
+	case errors.Is(err, ErrInvalid), errors.Is(err, ErrUnsupported):
+		return 2
+	case errors.Is(err, ErrDenied):
+		return 1
+	default:
+		return 0
+	}
+}
+
+func (r *Registry) fail(op string, sentinel error, format string, args ...any) *Error {
+	return &Error{Upstream: r.cfg.Name, Op: op, Message: fmt.Sprintf(format, args...), Err: sentinel}
+}
+
+// networkError maps what the transport or a body returned. ctx is the
+// caller's: its end is not upstream's failure, but its deadline is a timeout.
+func (r *Registry) networkError(ctx context.Context, op, doing string, err error) error {
+	if _, ok := errors.AsType[*Error](err); ok {
+		return err
+	}
+	e := &Error{Upstream: r.cfg.Name, Op: op, Message: doing}
+	var nerr net.Error
+	switch {
+	case errors.Is(ctx.Err(), context.Canceled):
+		e.Err = context.Canceled
+	case ctx.Err() != nil:
+		e.Err = fmt.Errorf("%w: %w", ErrTimeout, context.DeadlineExceeded)
+	case errors.Is(err, errSilent), errors.Is(err, errTooSlow),
+		errors.As(err, &nerr) && nerr.Timeout():
+		e.Err = fmt.Errorf("%w: %w", ErrTimeout, err)
+	default:
+		e.Err = fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return e
+}
+
+// maxErrorBody bounds what is read of an error's body: an OCI error is a few
+// hundred bytes, and a proxy's page in its place is of no use.
+const maxErrorBody = 64 << 10
+
+// statusError turns an answer that is no success into an Error and consumes
+// its body. No secret that was sent may come back in the message.
+func (r *Registry) statusError(op string, resp *http.Response, secrets ...string) *Error {
+	e := &Error{Upstream: r.cfg.Name, Op: op, Status: resp.StatusCode}
+	e.Code, e.Message = ociError(resp)
+	for _, s := range secrets {
+		if s != "" {
+			e.Code = strings.ReplaceAll(e.Code, s, "[redacted]")
+			e.Message = strings.ReplaceAll(e.Message, s, "[redacted]")
+		}
+	}
+	e.Code, e.Message = printable(e.Code, 64), printable(e.Message, 256)
+	switch s := resp.StatusCode; {
+	case s == http.StatusNotFound || s == http.StatusGone:
+		e.Err = ErrNotFound
+	case s == http.StatusUnauthorized || s == http.StatusForbidden:
+		e.Err = ErrDenied
+	case s == http.StatusTooManyRequests:
+		e.Err = ErrRateLimited
+		e.RetryAfter = parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())
+	case s == http.StatusMethodNotAllowed || s == http.StatusNotImplemented:
+		e.Err = ErrUnsupported
+	case s == http.StatusRequestTimeout || s == http.StatusGatewayTimeout:
+		e.Err = ErrTimeout
+	case s >= 500:
+		e.Err = ErrUnavailable
+		e.RetryAfter = parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())
+	default:
+		e.Err = ErrInvalid
+	}
+	return e
+}
+
+// ociError reads the first error of an OCI error body and drains it, so that
+// the connection can be used again (distribution-spec, Error Codes).
+func ociError(resp *http.Response) (code, message string) {
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
+	if err != nil || !strings.Contains(resp.Header.Get("Content-Type"), "json") {
+		return "", ""
+	}
+	var wire struct {
+		Errors []struct {
+			Code    string `json:"code"`
+			Message string `json:"message"`
+		} `json:"errors"`
+		// Token servers (Docker Hub's, Google's) use one of these.
+		Details string `json:"details"`
+		Message string `json:"message"`
+	}
+	if json.Unmarshal(b, &wire) != nil {
+		return "", ""
+	}
+	if len(wire.Errors) > 0 {
+		return wire.Errors[0].Code, wire.Errors[0].Message
+	}
+	if wire.Details != "" {
+		return "", wire.Details
+	}
+	return "", wire.Message
+}
+
+// printable keeps at most limit bytes of s and nothing a terminal or a log
+// would act on.
+func printable(s string, limit int) string {
+	s = strings.Map(func(c rune) rune {
+		switch {
+		case unicode.IsSpace(c):
+			return ' '
+		case c == unicode.ReplacementChar || !unicode.IsPrint(c):
+			return -1
+		}
+		return c
+	}, s)
+	if len(s) <= limit {
+		return s
+	}
+	return strings.ToValidUTF8(s[:limit], "") + "..."
+}

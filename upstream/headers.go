@@ -1,0 +1,132 @@
+package upstream
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// parseContentRange parses "bytes 5-9/10" (RFC 9110 section 14.4). total is -1
+// for "*".
+func parseContentRange(s string) (start, end, total int64, ok bool) {
+	unit, rest, found := strings.Cut(strings.TrimSpace(s), " ")
+	if !found || !strings.EqualFold(unit, "bytes") {
+		return 0, 0, 0, false
+	}
+	span, size, found := strings.Cut(strings.TrimSpace(rest), "/")
+	if !found {
+		return 0, 0, 0, false
+	}
+	first, last, found := strings.Cut(span, "-")
+	if !found {
+		return 0, 0, 0, false
+	}
+	start, ok1 := parseDecimal(first)
+	end, ok2 := parseDecimal(last)
+	if !ok1 || !ok2 || end < start {
+		return 0, 0, 0, false
+	}
+	if size == "*" {
+		return start, end, -1, true
+	}
+	total, ok = parseDecimal(size)
+	if !ok || end >= total {
+		return 0, 0, 0, false
+	}
+	return start, end, total, true
+}
+
+// parseDecimal accepts digits only, which strconv.ParseInt does not insist on.
+func parseDecimal(s string) (int64, bool) {
+	if s == "" || len(s) > 19 || strings.Trim(s, "0123456789") != "" {
+		return 0, false
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	return n, err == nil
+}
+
+// maxRetryAfter bounds what an upstream can make us wait.
+const maxRetryAfter = 24 * time.Hour
+
+// parseRetryAfter parses seconds or an HTTP date (RFC 9110 section 10.2.3); 0
+// when it is neither or has passed.
+func parseRetryAfter(s string, now time.Time) time.Duration {
+	s = strings.TrimSpace(s)
+	if n, ok := parseDecimal(s); ok {
+		if n > int64(maxRetryAfter/time.Second) {
+			return maxRetryAfter
+		}
+		return time.Duration(n) * time.Second
+	}
+	t, err := http.ParseTime(s)
+	if err != nil {
+		return 0
+	}
+	return min(max(t.Sub(now), 0), maxRetryAfter)
+}
+
+// parseRateLimit parses Docker Hub's "100;w=21600": pulls, and the window they
+// are counted in, which we do not need.
+func parseRateLimit(s string) (int64, bool) {
+	n, _, _ := strings.Cut(s, ";")
+	return parseDecimal(strings.TrimSpace(n))
+}
+
+// parseNextLink finds the target of rel="next" among Link headers (RFC 8288),
+// "" when there is none.
+func parseNextLink(headers []string) string {
+	for _, h := range headers {
+		for h != "" {
+			var target string
+			var params []param
+			var ok bool
+			target, params, h, ok = scanLink(h)
+			if !ok {
+				break
+			}
+			for _, p := range params {
+				if strings.EqualFold(p.name, "rel") && containsFold(strings.Fields(p.value), "next") {
+					return target
+				}
+			}
+		}
+	}
+	return ""
+}
+
+func containsFold(list []string, want string) bool {
+	for _, s := range list {
+		if strings.EqualFold(s, want) {
+			return true
+		}
+	}
+	return false
+}
+
+// scanLink takes one link-value off the front of s.
+func scanLink(s string) (target string, params []param, rest string, ok bool) {
+	s = strings.TrimLeft(s, " \t,")
+	if !strings.HasPrefix(s, "<") {
+		return "", nil, "", false
+	}
+	target, s, ok = strings.Cut(s[1:], ">")
+	if !ok {
+		return "", nil, "", false
+	}
+	for {
+		s = strings.TrimLeft(s, " \t")
+		if !strings.HasPrefix(s, ";") {
+			break
+		}
+		p, after, ok := scanParam(strings.TrimLeft(s[1:], " \t"))
+		if !ok {
+			return "", nil, "", false
+		}
+		params, s = append(params, p), after
+	}
+	if s != "" && s[0] != ',' {
+		return "", nil, "", false
+	}
+	return target, params, s, true
+}

@@ -1,0 +1,86 @@
+package upstream
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"go.uber.org/goleak"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, upstreamtest.IgnoreDistribution()) }
+
+const repo = "library/busybox"
+
+// never is a deadline that no test reaches.
+const never = time.Minute
+
+// dialing makes a registry of cfg that pauses nowhere and asks no proxy.
+func dialing(tb testing.TB, cfg Config) *Registry {
+	tb.Helper()
+	r, err := New(defaults(cfg), NewMetrics(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	r.pause = func() backoff.BackOff { return &backoff.ZeroBackOff{} }
+	r.transport.Proxy = nil
+	tb.Cleanup(r.Close)
+	return r
+}
+
+func defaults(cfg Config) Config {
+	if cfg.Name == "" {
+		cfg.Name = "docker.io"
+	}
+	if cfg.Timeouts == (Timeouts{}) {
+		cfg.Timeouts = Timeouts{Dial: never, TLSHandshake: never, ResponseHeader: never, Progress: never}
+	}
+	return cfg
+}
+
+// asking is a registry whose URLs are those of the fakes.
+func asking(tb testing.TB, fakes ...*upstreamtest.Registry) *Registry {
+	tb.Helper()
+	var cfg Config
+	for _, f := range fakes {
+		cfg.URLs = append(cfg.URLs, f.URL)
+	}
+	return dialing(tb, cfg)
+}
+
+// resolve makes r dial addresses for host:port names.
+func resolve(r *Registry, names map[string]string) {
+	var d net.Dialer
+	r.transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if to, ok := names[strings.ToLower(addr)]; ok {
+			addr = to
+		}
+		return d.DialContext(ctx, network, addr)
+	}
+}
+
+// journal is a log that tests can read.
+type journal struct {
+	mu  sync.Mutex // guards buf
+	buf bytes.Buffer
+}
+
+func (j *journal) Write(p []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.buf.Write(p)
+}
+
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.buf.String()
+}

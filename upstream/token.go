@@ -1,0 +1,136 @@
+package upstream
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+)
+
+const (
+	opToken = "token"
+	// maxTokenAnswer bounds a token server's answer; real ones are a few KiB.
+	maxTokenAnswer = 1 << 20
+	// maxToken bounds a token: servers refuse longer headers anyway.
+	maxToken = 64 << 10
+	// defaultTokenLife and maxTokenLife: the token specification's default, and
+	// a day, so that a wrong expires_in does not outlive a change of rights by much.
+	defaultTokenLife = 60 * time.Second
+	maxTokenLife     = 24 * time.Hour
+)
+
+// fetchToken asks a token server (distribution's "Token Authentication
+// Specification"). It runs under the registry's own context, for many callers
+// wait for it, and within Timeouts.ResponseHeader altogether.
+func (r *Registry) fetchToken(realm *url.URL, key tokenKey, credentialed bool) (token, error) {
+	ctx, cancel := context.WithTimeout(r.ctx, r.cfg.Timeouts.ResponseHeader)
+	defer cancel()
+	u := *realm
+	u.Fragment = ""
+	v := u.Query()
+	if key.service != "" {
+		v.Set("service", key.service)
+	}
+	v.Del("scope")
+	for s := range strings.FieldsSeq(key.scope) {
+		v.Add("scope", s)
+	}
+	u.RawQuery = v.Encode()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return token{}, r.fail(opToken, ErrInvalid, "the token realm is no http or https URL")
+	}
+	var secrets []string
+	if credentialed {
+		user, password, err := r.credential(opToken)
+		if err != nil {
+			return token{}, err
+		}
+		req.SetBasicAuth(user, password)
+		secrets = []string{password, base64.StdEncoding.EncodeToString([]byte(user + ":" + password))}
+	}
+	resp, err := r.roundTrip(ctx, opToken, req)
+	if err != nil {
+		return token{}, r.closing(err)
+	}
+	defer resp.Body.Close()
+	switch {
+	case resp.StatusCode == http.StatusOK:
+	case resp.StatusCode == http.StatusUnauthorized, resp.StatusCode == http.StatusForbidden,
+		resp.StatusCode == http.StatusTooManyRequests, resp.StatusCode >= 500:
+		return token{}, r.statusError(opToken, resp, secrets...)
+	default: // redirects too: a credential must not be led on
+		failed := r.statusError(opToken, resp, secrets...)
+		failed.Err = ErrUnavailable
+		return token{}, failed
+	}
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxTokenAnswer+1))
+	if err != nil {
+		return token{}, r.closing(err)
+	}
+	if len(b) > maxTokenAnswer {
+		return token{}, r.fail(opToken, ErrUnavailable, "the answer of %s is longer than %d bytes", u.Host, maxTokenAnswer)
+	}
+	t, err := parseToken(b, serverTime(resp.Header))
+	if err != nil {
+		return token{}, r.fail(opToken, ErrUnavailable, "the answer of %s: %v", u.Host, err)
+	}
+	return t, nil
+}
+
+// closing marks the registry's own end as a failure: no caller's context is
+// involved in what runs for many.
+func (r *Registry) closing(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return r.fail(opToken, ErrUnavailable, "the registry was closed")
+	}
+	return err
+}
+
+// serverTime is the answer's own clock, so that issued_at can be compared
+// whatever ours says.
+func serverTime(h http.Header) time.Time {
+	if t, err := http.ParseTime(h.Get("Date")); err == nil {
+		return t
+	}
+	return time.Now()
+}
+
+func parseToken(b []byte, served time.Time) (token, error) {
+	var wire struct {
+		Token       string      `json:"token"`
+		AccessToken string      `json:"access_token"`
+		ExpiresIn   json.Number `json:"expires_in"`
+		IssuedAt    string      `json:"issued_at"`
+	}
+	// The decoder's errors quote what they stumble over, which may be a token.
+	if json.Unmarshal(b, &wire) != nil {
+		return token{}, errors.New("not a JSON token answer")
+	}
+	value := wire.Token
+	if value == "" {
+		value = wire.AccessToken
+	}
+	if value == "" {
+		return token{}, errors.New("no token in it")
+	}
+	if len(value) > maxToken || strings.IndexFunc(value, func(c rune) bool { return c <= ' ' || c >= 0x7f }) >= 0 {
+		return token{}, fmt.Errorf("the token is longer than %d bytes or not printable", maxToken)
+	}
+	life := defaultTokenLife
+	if s, err := wire.ExpiresIn.Float64(); err == nil && s > 0 {
+		life = time.Duration(min(s, maxTokenLife.Seconds()) * float64(time.Second))
+	}
+	if issued, err := time.Parse(time.RFC3339, wire.IssuedAt); err == nil {
+		life = max(life-max(served.Sub(issued), 0), 0)
+	}
+	// Renewed a little early, so that it does not expire on its way.
+	life -= min(life/10, 30*time.Second)
+	return token{value: value, expires: time.Now().Add(life)}, nil
+}

@@ -1,0 +1,228 @@
+package upstreamtest
+
+import (
+	"net/http"
+	"net/url"
+	"sync"
+	"sync/atomic"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Op is what a request is for.
+type Op string
+
+const (
+	Ping         Op = "ping" // GET /v2/
+	HeadManifest Op = "head_manifest"
+	GetManifest  Op = "get_manifest"
+	HeadBlob     Op = "head_blob"
+	GetBlob      Op = "get_blob"
+	Tags         Op = "tags"
+	Referrers    Op = "referrers"
+	Token        Op = "token"
+	CDN          Op = "cdn"   // GET or HEAD of a signed URL
+	Other        Op = "other" // pushes, deletes and what no registry knows
+)
+
+// Request is one that arrived, and what became of it.
+type Request struct {
+	Op        Op
+	Method    string
+	Host      string // as the client wrote it
+	Path      string
+	Query     url.Values
+	Header    http.Header
+	Repo      string
+	Reference string // tag or digest
+	Status    int    // of the answer; 0 until it begins
+	Sent      int64  // body bytes of the answer
+}
+
+// Match selects requests. A zero field matches everything.
+type Match struct {
+	Op        Op
+	Method    string
+	Repo      string // of a token request: in its scope
+	Reference string
+	// AnyAuth matches requests too that would be answered 401.
+	AnyAuth bool
+	// After lets this many matching requests pass first.
+	After int
+	// Times ends the fault after this many requests; 0: never.
+	Times int
+}
+
+func (m Match) matches(q *Request) bool {
+	return (m.Op == "" || m.Op == q.Op) && (m.Method == "" || m.Method == q.Method) &&
+		(m.Repo == "" || m.Repo == q.Repo) && (m.Reference == "" || m.Reference == q.Reference)
+}
+
+// Scripted is a fault in force.
+type Scripted struct {
+	registry *Registry
+	match    Match
+	faults   []Fault
+	passed   int // guarded by registry.mu
+	applied  int // guarded by registry.mu
+}
+
+// Applied is how many requests met the fault.
+func (s *Scripted) Applied() int {
+	s.registry.mu.Lock()
+	defer s.registry.mu.Unlock()
+	return s.applied
+}
+
+// Remove ends the fault.
+func (s *Scripted) Remove() {
+	s.registry.mu.Lock()
+	defer s.registry.mu.Unlock()
+	s.match.Times = max(s.applied, 1)
+	s.applied = s.match.Times
+}
+
+// Fault makes matching requests go wrong from now on. Where several match, all
+// apply, the oldest first.
+func (r *Registry) Fault(m Match, faults ...Fault) *Scripted {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := &Scripted{registry: r, match: m, faults: faults}
+	r.scripts = append(r.scripts, s)
+	return s
+}
+
+// faultsFor counts the request against every script it matches.
+func (r *Registry) faultsFor(q *Request, unauthorized bool) []Fault {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var list []Fault
+	for _, s := range r.scripts {
+		if !s.match.matches(q) || unauthorized && !s.match.AnyAuth || s.match.Times > 0 && s.applied >= s.match.Times {
+			continue
+		}
+		if s.passed < s.match.After {
+			s.passed++
+			continue
+		}
+		s.applied++
+		list = append(list, s.faults...)
+	}
+	return list
+}
+
+// Requests are all requests so far, in the order of their arrival.
+func (r *Recorder) Requests() []Request {
+	r.recordMu.Lock()
+	defer r.recordMu.Unlock()
+	list := make([]Request, len(r.log))
+	for i, q := range r.log {
+		list[i] = *q
+	}
+	return list
+}
+
+// Select are the requests so far that match.
+func (r *Recorder) Select(m Match) []Request {
+	var list []Request
+	for _, q := range r.Requests() {
+		if m.matches(&q) {
+			list = append(list, q)
+		}
+	}
+	return list
+}
+
+// Count is how many requests arrived for one of the ops; for any, if none is
+// given.
+func (r *Recorder) Count(ops ...Op) int {
+	n := 0
+	for _, q := range r.Requests() {
+		if len(ops) == 0 {
+			n++
+		}
+		for _, op := range ops {
+			if q.Op == op {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// Counts is how many requests arrived, by op.
+func (r *Recorder) Counts() map[Op]int {
+	counts := map[Op]int{}
+	for _, q := range r.Requests() {
+		counts[q.Op]++
+	}
+	return counts
+}
+
+// Sent is how many body bytes were handed to the network for one digest, by
+// the registry or its CDN.
+func (r *Recorder) Sent(d digest.Digest) int64 {
+	r.recordMu.Lock()
+	defer r.recordMu.Unlock()
+	return r.sent[d]
+}
+
+// SentAll is the same for all manifests and blobs.
+func (r *Recorder) SentAll() int64 {
+	r.recordMu.Lock()
+	defer r.recordMu.Unlock()
+	var n int64
+	for _, sent := range r.sent {
+		n += sent
+	}
+	return n
+}
+
+// Wire is what crossed the sockets of the registry, its token server and its
+// CDN, headers and TLS included.
+func (r *Recorder) Wire() (received, sent int64) { return r.received.Load(), r.written.Load() }
+
+// Forget starts all counts and the log anew.
+func (r *Recorder) Forget() {
+	r.recordMu.Lock()
+	defer r.recordMu.Unlock()
+	r.log = nil
+	clear(r.sent)
+	r.received.Store(0)
+	r.written.Store(0)
+}
+
+// Recorder keeps what arrived at a registry and what it sent.
+type Recorder struct {
+	received, written atomic.Int64
+
+	recordMu sync.Mutex // guards the fields below, and the Requests behind log
+	log      []*Request
+	sent     map[digest.Digest]int64
+}
+
+func (r *Recorder) arrive(q *Request) {
+	r.recordMu.Lock()
+	defer r.recordMu.Unlock()
+	r.log = append(r.log, q)
+}
+
+func (r *Recorder) answered(q *Request, status int) {
+	r.recordMu.Lock()
+	defer r.recordMu.Unlock()
+	q.Status = status
+}
+
+// count adds n body bytes to q and, unless it is "", to d.
+func (r *Recorder) count(q *Request, d digest.Digest, n int) {
+	r.recordMu.Lock()
+	defer r.recordMu.Unlock()
+	q.Sent += int64(n)
+	if d == "" {
+		return
+	}
+	if r.sent == nil {
+		r.sent = map[digest.Digest]int64{}
+	}
+	r.sent[d] += int64(n)
+}

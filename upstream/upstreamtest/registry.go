@@ -1,0 +1,260 @@
+package upstreamtest
+
+import (
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// TB is what of testing.TB the registries need.
+type TB interface {
+	Helper()
+	Fatalf(format string, args ...any)
+	Cleanup(func())
+	TempDir() string
+}
+
+// Options say what a registry is like; the zero value is an open one that
+// serves its blobs itself.
+type Options struct {
+	TLS  bool // CAFile then names the certificate to trust
+	Auth Auth
+	// Username and Password are asked for by Basic, and by the token server;
+	// without them everybody gets a token.
+	Username, Password string
+	// AnonymousToo: the token server also serves those without a password.
+	AnonymousToo bool
+	// TokenElsewhere puts the token server on a port of its own.
+	TokenElsewhere bool
+	// ExpiresIn is what the token server says, in seconds; 0: nothing.
+	ExpiresIn int
+	// AccessToken names the token access_token instead of token.
+	AccessToken bool
+	// Scope replaces the scope of the challenge, as public.ecr.aws does ("aws").
+	Scope string
+	// CDN redirects every GET of a blob to a second server.
+	CDN bool
+	// NoReferrers leaves the referrers API out.
+	NoReferrers bool
+	// PageSize is the longest page of a list; 0: no limit.
+	PageSize int
+	// Header is added to every answer of /v2/, as rate limits are.
+	Header http.Header
+}
+
+// Auth is how a registry authenticates.
+type Auth int
+
+const (
+	NoAuth Auth = iota
+	Basic
+	Bearer
+)
+
+// Registry is a scriptable registry.
+type Registry struct {
+	Recorder
+	URL      string // http://127.0.0.1:PORT
+	TokenURL string // the token realm
+	CDNURL   string
+	CAFile   string // with Options.TLS
+
+	options Options
+	tb      TB
+	ended   chan struct{} // closed at the end of the test
+	servers []*server
+
+	mu      sync.Mutex // guards all below
+	repos   map[string]*repository
+	scripts []*Scripted
+	realm   string
+	service string
+	issued  []issued
+	revoked int                // tokens before this one are no longer good
+	signed  map[string]Content // by path of the signed URL
+	signing int                // signed URLs given out so far
+}
+
+type repository struct {
+	manifests map[digest.Digest]Content
+	blobs     map[digest.Digest]Content
+	tags      map[string]digest.Digest
+}
+
+// New starts a registry. It ends with the test, and releases whatever still
+// waits in it.
+func New(tb TB, o Options) *Registry {
+	tb.Helper()
+	r := &Registry{
+		options: o, tb: tb, ended: make(chan struct{}), service: "upstreamtest",
+		repos: map[string]*repository{}, signed: map[string]Content{},
+	}
+	scheme := "http"
+	var certificate *pair
+	if o.TLS {
+		scheme = "https"
+		certificate = newPair(tb)
+		r.CAFile = filepath.Join(tb.TempDir(), "ca.pem")
+		if err := os.WriteFile(r.CAFile, certificate.pem, 0o600); err != nil {
+			tb.Fatalf("write the CA file: %v", err)
+		}
+	}
+	start := func(h http.HandlerFunc) string {
+		s := startServer(tb, h, certificate, &r.Recorder)
+		r.servers = append(r.servers, s)
+		return scheme + "://" + s.addr
+	}
+	r.URL = start(r.serveRegistry)
+	r.TokenURL = r.URL + "/token"
+	if o.TokenElsewhere {
+		r.TokenURL = start(r.serveToken) + "/token"
+	}
+	r.realm = r.TokenURL
+	r.CDNURL = start(r.serveCDN)
+	tb.Cleanup(func() {
+		close(r.ended)
+		for _, s := range r.servers {
+			s.stop()
+		}
+	})
+	return r
+}
+
+// Host is the registry's host:port.
+func (r *Registry) Host() string { return hostOf(r.URL) }
+
+// TokenHost is the token server's host:port.
+func (r *Registry) TokenHost() string { return hostOf(r.TokenURL) }
+
+func hostOf(u string) string {
+	_, rest, _ := strings.Cut(u, "://")
+	host, _, _ := strings.Cut(rest, "/")
+	return host
+}
+
+// Down refuses and breaks all connections, those of the token server and the
+// CDN too, until Up.
+func (r *Registry) Down() {
+	for _, s := range r.servers {
+		s.stop()
+	}
+}
+
+// Up listens again at the same addresses.
+func (r *Registry) Up() {
+	for _, s := range r.servers {
+		s.start()
+	}
+}
+
+func (r *Registry) repo(name string) *repository {
+	if r.repos[name] == nil {
+		r.repos[name] = &repository{map[digest.Digest]Content{}, map[digest.Digest]Content{}, map[string]digest.Digest{}}
+	}
+	return r.repos[name]
+}
+
+// AddBlob makes a blob readable in repo.
+func (r *Registry) AddBlob(repo string, blobs ...Content) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, b := range blobs {
+		r.repo(repo).blobs[b.Digest] = b
+	}
+}
+
+// AddManifest makes a manifest readable in repo, by digest and the tags given.
+func (r *Registry) AddManifest(repo string, m Content, tags ...string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.repo(repo).manifests[m.Digest] = m
+	for _, t := range tags {
+		r.repo(repo).tags[t] = m.Digest
+	}
+}
+
+// AddImage adds all of an image and points a tag at its index.
+func (r *Registry) AddImage(repo, tag string, i Image) Image {
+	r.AddBlob(repo, i.Blobs()...)
+	r.AddManifest(repo, i.Manifest)
+	r.AddManifest(repo, i.Index, tag)
+	return i
+}
+
+// Tag points a tag at a manifest; "" removes the tag.
+func (r *Registry) Tag(repo, tag string, d digest.Digest) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.repo(repo).tags[tag] = d
+	if d == "" {
+		delete(r.repo(repo).tags, tag)
+	}
+}
+
+// Remove makes a manifest or blob unreadable in repo.
+func (r *Registry) Remove(repo string, d digest.Digest) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.repo(repo).blobs, d)
+	delete(r.repo(repo).manifests, d)
+}
+
+// find returns what a reference names in repo, and all that refers to it.
+func (r *Registry) find(repo, reference string, blob bool) (Content, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p, ok := r.repos[repo]
+	if !ok {
+		return Content{}, false
+	}
+	d := digest.Digest(reference)
+	if t, ok := p.tags[reference]; ok && !blob {
+		d = t
+	}
+	if blob {
+		c, ok := p.blobs[d]
+		return c, ok
+	}
+	c, ok := p.manifests[d]
+	return c, ok
+}
+
+func (r *Registry) tags(repo string) ([]string, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p, ok := r.repos[repo]
+	if !ok {
+		return nil, false
+	}
+	list := []string{}
+	for t := range p.tags {
+		list = append(list, t)
+	}
+	slices.Sort(list)
+	return list, true
+}
+
+func (r *Registry) referrers(repo string, d digest.Digest) []ocispec.Descriptor {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	list := []ocispec.Descriptor{}
+	p, ok := r.repos[repo]
+	if !ok {
+		return list
+	}
+	for _, m := range p.manifests {
+		if subject, artifactType := subjectOf(m.Bytes); subject == d {
+			entry := m.Descriptor
+			entry.ArtifactType = artifactType
+			list = append(list, entry)
+		}
+	}
+	slices.SortFunc(list, func(a, b ocispec.Descriptor) int { return strings.Compare(string(a.Digest), string(b.Digest)) })
+	return list
+}

@@ -1,0 +1,115 @@
+package upstreamtest
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+)
+
+// issued is a token the token server gave out.
+type issued struct {
+	value, service string
+	scopes         []string
+}
+
+// Tokens are the tokens given out so far, oldest first.
+func (r *Registry) Tokens() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var list []string
+	for _, t := range r.issued {
+		list = append(list, t.value)
+	}
+	return list
+}
+
+// RevokeTokens makes all tokens given out so far worthless.
+func (r *Registry) RevokeTokens() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.revoked = len(r.issued)
+}
+
+// SetCredential changes the username and password that are asked for.
+func (r *Registry) SetCredential(username, password string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.options.Username, r.options.Password = username, password
+}
+
+// credential checks Basic authentication. required: nobody is served without.
+func (r *Registry) credential(h http.Header) (sent, right, required bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	user, password, sent := (&http.Request{Header: h}).BasicAuth()
+	return sent, sent && user == r.options.Username && password == r.options.Password,
+		r.options.Username != "" && !r.options.AnonymousToo
+}
+
+// SetChallenge changes the token realm and the service that the registry asks
+// for; tokens of another service are no longer good. "" keeps a value.
+func (r *Registry) SetChallenge(realm, service string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if realm != "" {
+		r.realm = realm
+	}
+	if service != "" {
+		r.service = service
+	}
+}
+
+// authorized checks a request to /v2/; if it must be refused, challenge is
+// what to ask for.
+func (r *Registry) authorized(q *Request) (challenge string, ok bool) {
+	header := q.Header.Get("Authorization")
+	switch r.options.Auth {
+	case Basic:
+		_, right, _ := r.credential(q.Header)
+		return `Basic realm="upstreamtest"`, right
+	case Bearer:
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		scope := r.options.Scope
+		if scope == "" && q.Repo != "" {
+			scope = "repository:" + q.Repo + ":pull"
+		}
+		challenge = fmt.Sprintf(`Bearer realm=%q,service=%q`, r.realm, r.service)
+		if scope != "" {
+			challenge += fmt.Sprintf(`,scope=%q`, scope)
+		}
+		value, isBearer := strings.CutPrefix(header, "Bearer ")
+		for _, t := range r.issued[r.revoked:] {
+			if isBearer && t.value == value && t.service == r.service && (scope == "" || slices.Contains(t.scopes, scope)) {
+				return challenge, true
+			}
+		}
+		return challenge, false
+	}
+	return "", true
+}
+
+// answerToken is the token server (distribution's Token Authentication
+// Specification).
+func (r *Registry) answerToken(x *exchange) {
+	if sent, right, required := r.credential(x.record.Header); sent && !right || !sent && required {
+		x.fail(http.StatusUnauthorized, "UNAUTHORIZED", "incorrect username or password")
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	t := issued{
+		value:   fmt.Sprintf("canary-token-%d", len(r.issued)+1),
+		service: x.record.Query.Get("service"), scopes: x.record.Query["scope"],
+	}
+	r.issued = append(r.issued, t)
+	answer := map[string]any{"token": t.value}
+	if r.options.AccessToken {
+		answer = map[string]any{"access_token": t.value}
+	}
+	if r.options.ExpiresIn != 0 {
+		answer["expires_in"] = r.options.ExpiresIn
+	}
+	x.ok("application/json", encode(answer))
+}

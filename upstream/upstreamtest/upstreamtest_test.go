@@ -1,0 +1,115 @@
+package upstreamtest
+
+import (
+	"bytes"
+	"io"
+	"net/http"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, IgnoreDistribution()) }
+
+// TestImage: the same arguments make the same bytes, for ever.
+func TestImage(t *testing.T) {
+	t.Parallel()
+	one, two := NewImage(7, 10, 0, 100), NewImage(7, 10, 0, 100)
+	if one.Index.Digest != two.Index.Digest || !bytes.Equal(one.Layers[2].Bytes, two.Layers[2].Bytes) {
+		t.Error("not reproducible")
+	}
+	if other := NewImage(8, 10, 0, 100); other.Layers[0].Digest == one.Layers[0].Digest || other.Config.Digest == one.Config.Digest {
+		t.Error("another seed, the same bytes")
+	}
+	if d := NewImageBy(digest.SHA512, 7, 10).Index.Digest; d.Algorithm() != digest.SHA512 {
+		t.Errorf("digest %s", d)
+	}
+}
+
+func get(t *testing.T, url string) (int, []byte, error) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Do(req)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, b, err
+}
+
+// TestCounts: requests and bytes are counted exactly, and before the client
+// can know of them.
+func TestCounts(t *testing.T) {
+	t.Parallel()
+	r := New(t, Options{CDN: true})
+	img := r.AddImage("a/b", "latest", NewImage(1, 200_000))
+	layer := img.Layers[0]
+	url := r.URL + "/v2/a/b/blobs/" + layer.Digest.String()
+	for i := range 3 {
+		status, b, err := get(t, url)
+		if err != nil || status != 200 || !bytes.Equal(b, layer.Bytes) {
+			t.Fatalf("status %d, %d bytes, %v", status, len(b), err)
+		}
+		if got, want := r.Sent(layer.Digest), int64(i+1)*layer.Size; got != want {
+			t.Fatalf("%d bytes sent, want %d", got, want)
+		}
+		if r.Count(GetBlob) != i+1 || r.Count(CDN) != i+1 || r.Count() != 2*(i+1) {
+			t.Fatalf("counts %v", r.Counts())
+		}
+	}
+	if _, sent := r.Wire(); sent <= 3*layer.Size || sent > 3*layer.Size+4096 {
+		t.Errorf("%d bytes on the wire", sent)
+	}
+	r.Forget()
+	r.ExpireCDN()
+	s := r.Fault(Match{Op: GetBlob, Times: 1}, Status(503))
+	if status, _, err := get(t, url); status != 503 || err != nil || r.SentAll() != 0 || s.Applied() != 1 {
+		t.Errorf("status %d, %v, %d bytes, applied %d", status, err, r.SentAll(), s.Applied())
+	}
+	r.Fault(Match{Op: CDN}, CutAfter(1000))
+	if _, b, err := get(t, url); err == nil || len(b) != 1000 || r.Sent(layer.Digest) != 1000 {
+		t.Errorf("%d bytes, %v, %d counted", len(b), err, r.Sent(layer.Digest))
+	}
+}
+
+func TestDownAndUp(t *testing.T) {
+	t.Parallel()
+	r := New(t, Options{})
+	d := NewDistribution(t, DistributionOptions{})
+	for _, up := range []interface {
+		Down()
+		Up()
+	}{r, d} {
+		up.Down()
+		up.Down()
+		for _, url := range []string{r.URL, d.URL} {
+			if _, _, err := get(t, url+"/v2/"); (err != nil) != (up == any(r) && url == r.URL || up == any(d) && url == d.URL) {
+				t.Errorf("%s: %v", url, err)
+			}
+		}
+		up.Up()
+	}
+	if status, _, err := get(t, r.URL+"/v2/"); status != 200 || err != nil {
+		t.Errorf("status %d, %v", status, err)
+	}
+}
+
+// TestPush: what is pushed to distribution can be pulled, and pushes are not recorded.
+func TestPush(t *testing.T) {
+	t.Parallel()
+	d := NewDistribution(t, DistributionOptions{})
+	img := d.PushImage("a/b", "latest", NewImage(1, 1000, 0))
+	if d.Count() != 0 {
+		t.Errorf("recorded %v", d.Counts())
+	}
+	status, b, err := get(t, d.URL+"/v2/a/b/manifests/latest")
+	if err != nil || status != 200 || !bytes.Equal(b, img.Index.Bytes) || d.Sent(img.Index.Digest) != img.Index.Size {
+		t.Errorf("status %d, %q, %v, %d counted", status, b, err, d.Sent(img.Index.Digest))
+	}
+}

@@ -1,0 +1,129 @@
+package upstream
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"sync/atomic"
+	"time"
+
+	"github.com/sony/gobreaker/v2"
+	"golang.org/x/net/http/httpproxy"
+)
+
+const (
+	userAgent = "cachalot/1"
+
+	// A breaker opens after breakerFailures in a row and lets one request try
+	// again after breakerPause: short, for what waits on it is a person's build.
+	breakerFailures = 5
+	breakerPause    = 5 * time.Second
+	// maxOrigins bounds the breakers kept; redirects can name any number of hosts.
+	maxOrigins = 256
+)
+
+// newTransport speaks HTTP/1.1 only: over HTTP/2 all downloads from a host
+// would share one connection, its window and its losses.
+func newTransport(cfg Config, policy *egress) (*http.Transport, error) {
+	roots, err := cfg.roots()
+	if err != nil {
+		return nil, err
+	}
+	proxy := httpproxy.FromEnvironment().ProxyFunc()
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	return &http.Transport{
+		Proxy:                  func(req *http.Request) (*url.URL, error) { return proxy(req.URL) },
+		DialContext:            policy.dial,
+		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots},
+		TLSHandshakeTimeout:    cfg.Timeouts.TLSHandshake,
+		ResponseHeaderTimeout:  cfg.Timeouts.ResponseHeader,
+		MaxConnsPerHost:        cfg.MaxConnections,
+		MaxIdleConnsPerHost:    cfg.MaxConnections,
+		MaxIdleConns:           2 * cfg.MaxConnections, // redirects can name any number of hosts
+		IdleConnTimeout:        60 * time.Second,
+		MaxResponseHeaderBytes: 256 << 10,
+		DisableCompression:     true, // the bytes are hashed as they come
+		Protocols:              protocols,
+	}, nil
+}
+
+// errNotAsked: the breaker of the origin is open.
+var errNotAsked = fmt.Errorf("%w: not asked, for it failed %d times in a row", ErrUnavailable, breakerFailures)
+
+// errIgnored tells the breaker that an outcome says nothing of the origin.
+var errIgnored = errors.New("the origin had no part in it")
+
+func (r *Registry) breaker(origin string) *gobreaker.TwoStepCircuitBreaker[struct{}] {
+	if b, ok := r.breakers.Get(origin); ok {
+		return b
+	}
+	b := gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
+		Name:        origin,
+		Timeout:     breakerPause,
+		ReadyToTrip: func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= breakerFailures },
+		IsExcluded:  func(err error) bool { return errors.Is(err, errIgnored) },
+		OnStateChange: func(origin string, from, to gobreaker.State) {
+			r.log.Info("upstream circuit breaker", "upstream", r.cfg.Name, "origin", origin, "from", from.String(), "to", to.String())
+		},
+	})
+	if before, ok, _ := r.breakers.PeekOrAdd(origin, b); ok {
+		return before
+	}
+	return b
+}
+
+// roundTrip sends one request and waits for the head of the answer; it follows
+// nothing. The body returned fails after a silence of Timeouts.Progress and
+// must be closed. Errors are ErrUnavailable, ErrTimeout, the context's,
+// or ErrInvalid where the egress policy refuses.
+func (r *Registry) roundTrip(ctx context.Context, op string, req *http.Request) (*http.Response, error) {
+	done, err := r.breaker(origin(req.URL)).Allow()
+	if err != nil {
+		return nil, r.fail(op, errNotAsked, "%s", req.URL.Host)
+	}
+	var sent atomic.Bool // false while waiting for one of our own connections
+	reqCtx, cancel := context.WithCancelCause(ctx)
+	reqCtx = httptrace.WithClientTrace(reqCtx, &httptrace.ClientTrace{
+		DNSStart:     func(httptrace.DNSStartInfo) { sent.Store(true) },
+		ConnectStart: func(_, _ string) { sent.Store(true) },
+		GotConn:      func(httptrace.GotConnInfo) { sent.Store(true) },
+	})
+	req.Header.Set("User-Agent", userAgent)
+	start := time.Now()
+	var resp *http.Response
+	if reqCtx, err = r.egress.route(reqCtx, req, r.transport.Proxy); err == nil {
+		resp, err = r.transport.RoundTrip(req.WithContext(reqCtx))
+	}
+	took := time.Since(start)
+	if err != nil {
+		cancel(nil)
+		refused, ok := errors.AsType[*refusal](err)
+		switch {
+		case ok: // nobody was asked
+			done(errIgnored)
+			if op != opPing { // the question itself will say it
+				r.log.Warn("egress refused", "upstream", r.cfg.Name, "op", op, "host", req.URL.Host, "reason", refused.Error())
+			}
+			return nil, r.fail(op, ErrInvalid, "%s", r.egress.told(refused))
+		case errors.Is(ctx.Err(), context.Canceled), ctx.Err() != nil && !sent.Load():
+			done(errIgnored)
+		default:
+			done(err)
+			r.metrics.answered(r.cfg.label(), op, "error", took)
+		}
+		return nil, r.networkError(ctx, op, "asking "+req.URL.Host, err)
+	}
+	r.metrics.answered(r.cfg.label(), op, codeLabel(resp.StatusCode), took)
+	if resp.StatusCode >= 500 && resp.StatusCode != http.StatusNotImplemented {
+		done(fmt.Errorf("status %d", resp.StatusCode))
+	} else {
+		done(nil)
+	}
+	resp.Body = newBody(ctx, reqCtx, cancel, r, op, resp)
+	return resp, nil
+}
