@@ -1,0 +1,167 @@
+package storage
+
+import (
+	"crypto"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+)
+
+// disk is the storage folder. Its paths are built from parsed digests only.
+type disk struct{ root string }
+
+// algorithms that blobs may be named by (OCI image-spec, descriptor.md).
+func algorithms() []digest.Algorithm { return []digest.Algorithm{digest.SHA256, digest.SHA512} }
+
+// ParseDigest accepts what this package can keep: sha256 and sha512.
+func ParseDigest(s string) (digest.Digest, error) {
+	d, err := digest.Parse(s)
+	if err != nil {
+		return "", err
+	}
+	if !slices.Contains(algorithms(), d.Algorithm()) {
+		return "", digest.ErrDigestUnsupported
+	}
+	return d, nil
+}
+
+// openDisk makes the folders and takes the lock, which the process holds until
+// the returned file is closed.
+func openDisk(root string) (disk, *os.File, error) {
+	k := disk{root: root}
+	for _, dir := range []string{root, k.fills()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return k, nil, fmt.Errorf("create storage folder: %w", err)
+		}
+	}
+	for _, a := range algorithms() {
+		if err := os.MkdirAll(filepath.Join(root, "blobs", a.String()), 0o700); err != nil {
+			return k, nil, fmt.Errorf("create storage folder: %w", err)
+		}
+	}
+	lock, err := os.OpenFile(filepath.Join(root, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return k, nil, fmt.Errorf("open lock file: %w", err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = lock.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return k, nil, fmt.Errorf("%w: %s", ErrLocked, root)
+		}
+		return k, nil, fmt.Errorf("lock storage folder: %w", err)
+	}
+	return k, lock, nil
+}
+
+func (k disk) fills() string { return filepath.Join(k.root, "fills") }
+func (k disk) index() string { return filepath.Join(k.root, "index") }
+
+func (k disk) blob(d digest.Digest) string {
+	hex := d.Encoded()
+	return filepath.Join(k.root, "blobs", d.Algorithm().String(), hex[:2], hex)
+}
+
+func (k disk) partial(d digest.Digest) string {
+	return filepath.Join(k.fills(), d.Algorithm().String()+"-"+d.Encoded())
+}
+
+// commit makes a verified partial a blob (I2): fsync(file), mkdir and fsync of
+// a new shard's parent, rename, fsync of the folder it is renamed into.
+func (k disk) commit(f *os.File, d digest.Digest) error {
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("sync blob: %w", err)
+	}
+	final := k.blob(d)
+	dir := filepath.Dir(final)
+	if err := os.Mkdir(dir, 0o700); err == nil {
+		if err := syncDir(filepath.Dir(dir)); err != nil {
+			return err
+		}
+	} else if !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("create blob folder: %w", err)
+	}
+	if err := os.Rename(k.partial(d), final); err != nil {
+		return fmt.Errorf("name blob: %w", err)
+	}
+	if err := syncDir(dir); err != nil {
+		return errors.Join(err, os.Remove(final)) // its name may not last
+	}
+	return nil
+}
+
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("sync folder: %w", err)
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("sync folder: %w", err)
+	}
+	return nil
+}
+
+// partials calls visit for every file in fills/ that is named as a digest.
+func (k disk) partials(visit func(digest.Digest, fs.FileInfo)) error {
+	entries, err := os.ReadDir(k.fills())
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		algorithm, hex, _ := strings.Cut(e.Name(), "-")
+		d, err := ParseDigest(algorithm + ":" + hex)
+		if err != nil {
+			continue
+		}
+		if info, err := e.Info(); err == nil {
+			visit(d, info)
+		}
+	}
+	return nil
+}
+
+// blobs calls visit for every file in blobs/ that is named as a digest in the
+// right place, until it returns false. Folders it cannot read are passed over.
+func (k disk) blobs(visit func(digest.Digest, fs.FileInfo) bool) {
+	for _, a := range algorithms() {
+		for shard := range 256 {
+			dir := filepath.Join(k.root, "blobs", a.String(), fmt.Sprintf("%02x", shard))
+			entries, err := os.ReadDir(dir)
+			if err != nil {
+				continue
+			}
+			for _, e := range entries {
+				d, err := ParseDigest(a.String() + ":" + e.Name())
+				if err != nil || filepath.Dir(k.blob(d)) != dir {
+					continue
+				}
+				if info, err := e.Info(); err == nil && info.Mode().IsRegular() && !visit(d, info) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// space returns the file system's free and total bytes.
+func (k disk) space() (free, total int64, err error) {
+	var s unix.Statfs_t
+	if err := unix.Statfs(k.root, &s); err != nil {
+		return 0, 0, fmt.Errorf("read free space: %w", err)
+	}
+	return int64(s.Bavail) * s.Bsize, int64(s.Blocks) * s.Bsize, nil
+}
+
+// newHash is the digest's own hash function.
+func newHash(d digest.Digest) crypto.Hash {
+	if d.Algorithm() == digest.SHA512 {
+		return crypto.SHA512
+	}
+	return crypto.SHA256
+}

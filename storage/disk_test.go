@@ -1,0 +1,456 @@
+package storage
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"golang.org/x/sys/unix"
+)
+
+// TestResumeAfterRestart closes the store in the middle of a fill; the next one
+// fetches only what is missing.
+func TestResumeAfterRestart(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	o := &origin{content: content(20, 1<<20), hold: make(chan struct{})}
+	s := openStore(t, dir)
+	b, err := s.Get(t.Context(), scope(), o.digest(), o.source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.CopyN(io.Discard, b.Content, 1<<19); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadAll(b.Content); !errors.Is(err, ErrClosed) {
+		t.Errorf("reader of a closed store: %v, want ErrClosed", err)
+	}
+	b.Close()
+	close(o.hold)
+
+	s = openStore(t, dir)
+	if got := s.filling.Load(); got != 1<<19 {
+		t.Errorf("%d bytes in fills/ after restart", got)
+	}
+	mustFetch(t, s, o, Miss)
+	settle(t, s)
+	if o.sent.Load() != 1<<20 {
+		t.Errorf("%d bytes from upstream in all, want each once", o.sent.Load())
+	}
+	if s.filling.Load() != 0 || s.reserved.Load() != 0 {
+		t.Errorf("%d filling, %d reserved at rest", s.filling.Load(), s.reserved.Load())
+	}
+	checkDisk(t, s)
+}
+
+// TestDamagedPartial: bytes of a partial that a power cut spoilt cost one
+// failed pull, no more.
+func TestDamagedPartial(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	o := &origin{content: content(21, 1<<20)}
+	if err := openStore(t, dir).Close(); err != nil {
+		t.Fatal(err)
+	}
+	partial := disk{root: dir}.partial(o.digest())
+	if err := os.WriteFile(partial, make([]byte, 1000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := openStore(t, dir)
+	if got, _, err := fetch(t, s, o.digest(), o.source); !errors.Is(err, ErrDigest) || len(got) == len(o.content) {
+		t.Fatalf("%d bytes, error %v, want ErrDigest before the end", len(got), err)
+	}
+	settle(t, s)
+	mustFetch(t, s, o, Miss)
+	settle(t, s)
+
+	// One longer than the blob is begun anew at once.
+	o2 := &origin{content: content(22, 1000)}
+	if err := os.WriteFile(disk{root: dir}.partial(o2.digest()), make([]byte, 2000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.filling.Add(2000)
+	mustFetch(t, s, o2, Miss)
+	settle(t, s)
+	if s.filling.Load() != 0 {
+		t.Errorf("%d bytes counted in fills/ at rest", s.filling.Load())
+	}
+	checkDisk(t, s)
+}
+
+// TestWholePartial: a download that was complete when the process died is not
+// asked for again, and still belongs to no repository until confirmed.
+func TestWholePartial(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	o := &origin{content: content(23, 1000)}
+	if err := openStore(t, dir).Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(disk{root: dir}.partial(o.digest()), o.content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := openStore(t, dir)
+	if _, _, err := fetch(t, s, o.digest(), o.source); !errors.Is(err, ErrUnlinked) {
+		t.Fatalf("error %v, want ErrUnlinked", err)
+	}
+	if err := s.PutLink(scope(), o.digest(), ""); err != nil {
+		t.Fatal(err)
+	}
+	mustFetch(t, s, o, Hit)
+	if o.opens.Load() != 0 {
+		t.Errorf("%d opens", o.opens.Load())
+	}
+	checkDisk(t, s)
+}
+
+// TestIndexLost holds I8, for an index that is gone and for one that is damaged.
+func TestIndexLost(t *testing.T) {
+	t.Parallel()
+	for name, damage := range map[string]func(t *testing.T, dir string){
+		"removed": func(t *testing.T, dir string) {
+			t.Helper()
+			if err := os.RemoveAll(dir); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"garbage": func(t *testing.T, dir string) {
+			t.Helper()
+			files, err := filepath.Glob(filepath.Join(dir, "*"))
+			if err != nil || len(files) == 0 {
+				t.Fatal(files, err)
+			}
+			for _, f := range files {
+				if err := os.WriteFile(f, content(1, 4096), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+		},
+		"a file": func(t *testing.T, dir string) {
+			t.Helper()
+			if err := os.RemoveAll(dir); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(dir, []byte("x"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			o := &origin{content: content(24, 100_000)}
+			s := openStore(t, dir)
+			mustFetch(t, s, o, Miss)
+			settle(t, s)
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			damage(t, filepath.Join(dir, "index"))
+			s = openStore(t, dir)
+			if _, _, err := fetch(t, s, o.digest(), o.source); !errors.Is(err, ErrUnlinked) {
+				t.Fatalf("error %v, want ErrUnlinked", err)
+			}
+			if err := s.PutLink(scope(), o.digest(), ""); err != nil {
+				t.Fatal(err)
+			}
+			mustFetch(t, s, o, Hit)
+			s.reconcile()
+			checkDisk(t, s)
+			if o.opens.Load() != 1 {
+				t.Errorf("%d downloads", o.opens.Load())
+			}
+		})
+	}
+}
+
+// TestFilesGone: records of files that somebody deleted are dropped.
+func TestFilesGone(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir())
+	o := &origin{content: content(25, 1000)}
+	mustFetch(t, s, o, Miss)
+	settle(t, s)
+	if err := os.Remove(s.disk.blob(o.digest())); err != nil {
+		t.Fatal(err)
+	}
+	s.reconcile()
+	checkDisk(t, s)
+	mustFetch(t, s, o, Miss)
+	settle(t, s)
+	checkDisk(t, s)
+}
+
+func TestSecondProcess(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	openStore(t, dir)
+	if _, err := Open(Config{Path: dir, MaxFills: 1}, NewMetrics(), slog.New(slog.DiscardHandler)); !errors.Is(err, ErrLocked) {
+		t.Errorf("error %v, want ErrLocked", err)
+	}
+}
+
+// put keeps a blob of the given size, last used at the given second.
+func put(t *testing.T, s *Store, seed uint64, size int, accessed int64, manifest bool) digest.Digest {
+	t.Helper()
+	b := content(seed, size)
+	d := digest.FromBytes(b)
+	blob, err := s.Get(t.Context(), Scope{Upstream: "u", Repository: "r", Manifest: manifest}, d, Bytes("", b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer blob.Close()
+	if err := blob.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	settle(t, s)
+	if err := s.ledger.touch(map[digest.Digest]int64{d: accessed}); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func TestEviction(t *testing.T) {
+	t.Parallel()
+	const mib = 1 << 20
+	for name, tc := range map[string]struct {
+		setup func(t *testing.T, s *Store) (kept, gone []digest.Digest)
+	}{
+		"least recently used first": {setup: func(t *testing.T, s *Store) (kept, gone []digest.Digest) {
+			t.Helper()
+			a, b, c := put(t, s, 1, 3*mib, 300, false), put(t, s, 2, 3*mib, 100, false), put(t, s, 3, 3*mib, 200, false)
+			return []digest.Digest{a, c}, []digest.Digest{b}
+		}},
+		"a hit renews": {setup: func(t *testing.T, s *Store) (kept, gone []digest.Digest) {
+			t.Helper()
+			a, b, c := put(t, s, 1, 3*mib, 1, false), put(t, s, 2, 3*mib, 2, false), put(t, s, 3, 3*mib, 3, false)
+			blob, err := s.Get(t.Context(), Scope{Upstream: "u", Repository: "r"}, a, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			blob.Close()
+			return []digest.Digest{a, c}, []digest.Digest{b}
+		}},
+		"not what is being read": {setup: func(t *testing.T, s *Store) (kept, gone []digest.Digest) {
+			t.Helper()
+			a, b, c := put(t, s, 1, 3*mib, 1, false), put(t, s, 2, 3*mib, 2, false), put(t, s, 3, 3*mib, 3, false)
+			blob, err := s.Get(t.Context(), Scope{Upstream: "u", Repository: "r"}, a, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(blob.Close)
+			if err := s.flushTouched(); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.ledger.touch(map[digest.Digest]int64{a: 1}); err != nil {
+				t.Fatal(err)
+			}
+			return []digest.Digest{a, c}, []digest.Digest{b}
+		}},
+		"manifests and small blobs last": {setup: func(t *testing.T, s *Store) (kept, gone []digest.Digest) {
+			t.Helper()
+			a, b := put(t, s, 1, mib, 1, true), put(t, s, 2, smallBlob-1, 1, false)
+			c, d := put(t, s, 3, 4*mib, 100, false), put(t, s, 4, 4*mib, 200, false)
+			return []digest.Digest{a, b, d}, []digest.Digest{c}
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := openStore(t, t.TempDir(), func(c *Config) { c.MaxSize = Size{Bytes: 10 * mib} })
+			kept, gone := tc.setup(t, s)
+			kept = append(kept, put(t, s, 99, 2*mib, 1000, false))
+			for _, d := range kept {
+				if !s.exists(d) {
+					t.Errorf("%s is gone", d)
+				}
+			}
+			for _, d := range gone {
+				if s.exists(d) {
+					t.Errorf("%s is still here", d)
+				}
+				if _, ok := s.link(Scope{Upstream: "u", Repository: "r"}, d); ok {
+					t.Errorf("link of %s is still here", d)
+				}
+			}
+			checkDisk(t, s)
+			if got := testutil.ToFloat64(s.metrics.evictedBytes); got == 0 {
+				t.Error("evicted_bytes_total is 0")
+			}
+		})
+	}
+}
+
+// TestTooBig: a blob that can never fit is passed on to every client, evicts
+// nothing, and is verified all the same.
+func TestTooBig(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir(), func(c *Config) { c.MaxSize = Size{Bytes: 1 << 20} })
+	d := put(t, s, 1, 1<<19, 1, false)
+	for _, o := range []*origin{
+		{content: content(2, 2<<20)},
+		{content: content(3, 2<<20), cuts: []int64{0, 77, 1 << 20}},
+		{content: content(4, 2<<20), noSize: true},
+		{content: content(5, 2<<20), noRange: true},
+	} {
+		mustFetch(t, s, o, Miss)
+	}
+	truth := &origin{content: content(6, 2<<20)}
+	lie := &origin{content: content(7, 2<<20)}
+	if got, _, err := fetch(t, s, truth.digest(), lie.source); !errors.Is(err, ErrDigest) || len(got) >= 2<<20 {
+		t.Errorf("%d wrong bytes, error %v", len(got), err)
+	}
+	blob, err := s.Get(t.Context(), scope(), truth.digest(), truth.source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer blob.Close()
+	blob.Hold(1999)
+	if _, err := blob.Content.Seek(1000, io.SeekStart); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 1000)
+	if _, err := io.ReadFull(blob.Content, got); err != nil || !bytes.Equal(got, truth.content[1000:2000]) {
+		t.Errorf("range of a blob not kept: %v", err)
+	}
+	if err := blob.Wait(t.Context()); !errors.Is(err, ErrNotKept) {
+		t.Errorf("wait: %v, want ErrNotKept", err)
+	}
+	if !s.exists(d) {
+		t.Error("another blob was evicted in vain")
+	}
+	if s.reserved.Load() != 0 || s.filling.Load() != 0 {
+		t.Errorf("%d reserved, %d filling at rest", s.reserved.Load(), s.filling.Load())
+	}
+	checkDisk(t, s)
+}
+
+// TestDiskFull fills a small file system for real, in the middle of a fill with
+// many readers. Each gets the whole blob.
+func TestDiskFull(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=128m"); err != nil {
+		t.Skipf("a full disk needs a file system of its own, and so root: mount: %v", err)
+	}
+	s := openStore(t, dir)
+	t.Cleanup(func() {
+		if err := errors.Join(s.Close(), unix.Unmount(dir, 0)); err != nil {
+			t.Error(err)
+		}
+	})
+	o := &origin{content: content(30, 16<<20), hold: make(chan struct{})}
+	var wg sync.WaitGroup
+	for range 5 {
+		b, err := s.Get(t.Context(), scope(), o.digest(), o.source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wg.Go(func() {
+			defer b.Close()
+			got, err := io.ReadAll(b.Content)
+			if err != nil || !bytes.Equal(got, o.content) {
+				t.Errorf("%d bytes, %v", len(got), err)
+			}
+		})
+	}
+	if _, err := s.fills[o.digest()].await(t.Context(), func(st state) bool { return st.written == 8<<20 }); err != nil {
+		t.Fatal(err)
+	}
+	// Somebody else's file takes all but a little.
+	free, _, err := s.disk.space()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := filepath.Join(dir, "other")
+	if err := os.WriteFile(other, make([]byte, free-(1<<20)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	close(o.hold)
+	wg.Wait()
+	if got := testutil.ToFloat64(s.metrics.spills); got != 1 {
+		t.Errorf("%v fills spilled, want 1", got)
+	}
+	if err := os.Remove(other); err != nil {
+		t.Fatal(err)
+	}
+	settle(t, s)
+	mustFetch(t, s, o, Miss)
+	settle(t, s)
+	checkDisk(t, s)
+}
+
+func TestOldPartials(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	k := disk{root: dir}
+	if err := openStore(t, dir).Close(); err != nil {
+		t.Fatal(err)
+	}
+	old, young := digest.FromString("old"), digest.FromString("young")
+	for d, age := range map[digest.Digest]time.Duration{old: partialAge + time.Hour, young: time.Hour} {
+		if err := os.WriteFile(k.partial(d), make([]byte, 10), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		at := time.Now().Add(-age)
+		if err := os.Chtimes(k.partial(d), at, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := openStore(t, dir)
+	s.dropPartials(partialAge)
+	if _, err := os.Stat(k.partial(old)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("old partial: %v", err)
+	}
+	if _, err := os.Stat(k.partial(young)); err != nil || s.filling.Load() != 10 {
+		t.Errorf("young partial: %v; %d bytes counted", err, s.filling.Load())
+	}
+}
+
+// TestEvictionUnderLoad fetches far more than fits from many goroutines; the
+// books stay right and no reader breaks.
+func TestEvictionUnderLoad(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir(), func(c *Config) { c.MaxSize = Size{Bytes: 4 << 20} })
+	origins := make([]*origin, 40)
+	for i := range origins {
+		origins[i] = &origin{content: content(uint64(100+i), 200<<10)}
+	}
+	var wg sync.WaitGroup
+	for g := range 8 {
+		wg.Go(func() {
+			for i := range 60 {
+				o := origins[(g*7+i*13)%len(origins)]
+				b, err := s.Get(context.WithoutCancel(t.Context()), scope(), o.digest(), o.source)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				got, err := io.ReadAll(b.Content)
+				b.Close()
+				if err != nil || !bytes.Equal(got, o.content) {
+					t.Errorf("%d bytes, %v", len(got), err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	settle(t, s)
+	s.makeRoom(0)
+	checkDisk(t, s)
+	if got := s.ledger.total(); got > 4<<20 {
+		t.Errorf("%d bytes kept, limit %d", got, 4<<20)
+	}
+}

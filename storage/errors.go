@@ -1,0 +1,23 @@
+package storage
+
+import "errors"
+
+var (
+	// ErrNotFound: the blob is not here.
+	ErrNotFound = errors.New("blob not found")
+	// ErrUnlinked: the blob is here, or is being filled, but was never seen in
+	// this upstream and repository. Confirm it there, then [Store.PutLink].
+	ErrUnlinked = errors.New("blob not seen in this repository")
+	// ErrDigest: the bytes that came are not the digest's.
+	ErrDigest = errors.New("content does not match its digest")
+	// ErrChanged: the upstream announced another length than before.
+	ErrChanged = errors.New("upstream changed the blob's length")
+	// ErrRefused marks a Source's error as final.
+	ErrRefused = errors.New("refused by upstream")
+	// ErrNotKept: the blob is passed on without being kept, for want of space.
+	ErrNotKept = errors.New("blob is not kept")
+	// ErrClosed: the store is closing.
+	ErrClosed = errors.New("storage is closed")
+	// ErrLocked: another process has the folder.
+	ErrLocked = errors.New("another process uses this folder")
+)

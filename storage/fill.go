@@ -1,0 +1,294 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// phase of a fill; see doc.go.
+type phase int
+
+const (
+	opening phase = iota
+	streaming
+	verified
+	spilled
+	failed
+)
+
+// chunk is what is read, written, hashed and published at a time.
+const chunk = 128 << 10
+
+// fill is one download. run writes; readers follow.
+type fill struct {
+	store  *Store
+	scope  Scope // that started it; others need a link to join
+	digest digest.Digest
+	src    Source
+
+	// Owned by run until the phase is final, then read by readers.
+	file     *os.File
+	hash     hash.Hash // of the first `written` bytes
+	promised int64     // bytes reserved and not yet written
+
+	mu        sync.Mutex // guards the fields below
+	phase     phase
+	err       error // of failed
+	size      int64 // -1 while unknown
+	written   int64
+	mediaType string
+	changed   chan struct{} // closed and replaced whenever one of these changes
+	users     int           // run and readers; the last one closes file
+}
+
+func newFill(s *Store, sc Scope, d digest.Digest, src Source) *fill {
+	return &fill{
+		store: s, scope: sc, digest: d, src: src,
+		hash: newHash(d).New(), size: -1, changed: make(chan struct{}), users: 1,
+	}
+}
+
+// publish changes the guarded fields and wakes every reader.
+func (f *fill) publish(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+func (f *fill) retain() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.users++
+}
+
+func (f *fill) release() {
+	f.mu.Lock()
+	f.users--
+	last := f.users == 0
+	f.mu.Unlock()
+	if last && f.file != nil {
+		_ = f.file.Close() // synced by commit, or not worth keeping
+	}
+}
+
+// errSpill: the disk cannot take the blob, the clients can.
+var errSpill = errors.New("not kept")
+
+// run downloads the blob and makes it durable. Whatever happens to it, the
+// fill ends in a final phase and leaves the store's table.
+func (f *fill) run() {
+	s := f.store
+	s.metrics.fills.Inc()
+	defer s.metrics.fills.Dec()
+	defer f.release()
+	defer s.ended(f)
+	err := f.fetch(s.ctx)
+	s.reserved.Add(-f.promised)
+	switch {
+	case err == nil:
+		f.keep()
+	case errors.Is(err, errAgain):
+		f.publish(func() { f.phase, f.err = failed, err })
+	case errors.Is(err, errSpill):
+		s.metrics.spills.Inc()
+		s.log.Warn("blob passed on without being kept", "digest", f.digest, "error", err)
+		f.discard()
+		f.publish(func() { f.phase = spilled })
+	default:
+		reason := reasonUpstream
+		switch {
+		case errors.Is(err, ErrDigest), errors.Is(err, ErrChanged):
+			reason = reasonDigest
+			f.discard()
+			s.log.Error("upstream sent wrong content", "upstream", f.scope.Upstream, "repository", f.scope.Repository, "digest", f.digest, "error", err)
+		case s.ctx.Err() != nil:
+			reason, err = reasonClosed, ErrClosed
+		}
+		if f.written == 0 {
+			f.discard()
+		}
+		s.metrics.failures.WithLabelValues(reason).Inc()
+		f.publish(func() { f.phase, f.err = failed, err })
+	}
+}
+
+// fetch brings the whole blob into the file and verifies it.
+func (f *fill) fetch(ctx context.Context) error {
+	if err := f.openPartial(); err != nil {
+		return fmt.Errorf("%w: %w", errSpill, err)
+	}
+	if f.written > 0 && f.sum() == f.digest {
+		// Whole since before a restart; whether this scope may have it is not
+		// known, so it becomes a blob and the caller looks again.
+		if err := f.commit(); err != nil {
+			f.store.log.Error("cannot keep blob", "digest", f.digest, "error", err)
+			f.discard()
+		}
+		return errAgain
+	}
+	st, err := f.openStream(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = st.Close() }()
+	if err := f.store.PutLink(f.scope, f.digest, st.mediaType); err != nil {
+		f.store.log.Warn("cannot record link", "digest", f.digest, "error", err)
+	}
+	if err := f.reserve(max(st.size, 0)); err != nil {
+		// Readers need size and type before they go on alone.
+		f.publish(func() { f.size, f.mediaType = st.size, st.mediaType })
+		return err
+	}
+	f.publish(func() { f.phase, f.size, f.mediaType = streaming, st.size, st.mediaType })
+	if err := f.copy(st); err != nil {
+		return err
+	}
+	if sum := f.sum(); sum != f.digest {
+		return fmt.Errorf("%w: got %s", ErrDigest, sum)
+	}
+	return nil
+}
+
+// openPartial opens the file and hashes what an earlier fill left in it.
+func (f *fill) openPartial() error {
+	file, err := os.OpenFile(f.store.disk.partial(f.digest), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("create partial: %w", err)
+	}
+	f.file = file
+	n, err := io.Copy(f.hash, file)
+	if err != nil {
+		f.hash.Reset()
+		return fmt.Errorf("read partial: %w", err)
+	}
+	f.publish(func() { f.written = n })
+	return nil
+}
+
+// openStream asks the Source for what the partial lacks. Where the upstream
+// knows no ranges, or the partial cannot be the blob's, it begins anew: no
+// reader has seen anything yet.
+func (f *fill) openStream(ctx context.Context) (*stream, error) {
+	resumed := func(offset int64, cause error) {
+		f.store.metrics.resumes.Inc()
+		f.store.log.Info("download broke and goes on", "upstream", f.scope.Upstream, "repository", f.scope.Repository,
+			"digest", f.digest, "offset", offset, "error", cause)
+	}
+	st, err := openStream(ctx, f.src, f.written, resumed)
+	if err == nil && st.pos > 0 && st.size >= 0 && st.size <= st.pos {
+		if err := st.Close(); err != nil {
+			return nil, err
+		}
+		st, err = openStream(ctx, f.src, 0, resumed)
+	}
+	switch {
+	case err != nil:
+		return nil, err
+	case st.pos == f.written && st.pos > 0:
+		f.store.metrics.resumes.Inc()
+	case st.pos == 0 && f.written > 0:
+		if err := f.file.Truncate(0); err != nil {
+			return nil, errors.Join(errSpill, err, st.Close())
+		}
+		f.store.filling.Add(-f.written)
+		f.hash.Reset()
+		f.publish(func() { f.written = 0 })
+	}
+	return st, nil
+}
+
+// reserve promises disk space for the blob to be size bytes long.
+func (f *fill) reserve(size int64) error {
+	need := size - f.written - f.promised
+	if need <= 0 {
+		return nil
+	}
+	if !f.store.makeRoom(need) {
+		return fmt.Errorf("%w: no room for %d bytes", errSpill, need)
+	}
+	f.promised += need
+	return nil
+}
+
+// copy moves the stream into the file, a chunk at a time.
+func (f *fill) copy(st *stream) error {
+	const step = 64 << 20 // reserved at a time while the size is not known
+	buf := make([]byte, chunk)
+	for {
+		n, err := st.Read(buf)
+		if n > 0 {
+			if f.promised < int64(n) {
+				if err := f.reserve(f.written + step); err != nil {
+					return err
+				}
+			}
+			if _, werr := f.file.WriteAt(buf[:n], f.written); werr != nil {
+				// The chunk is lost; readers ask for it again from where the file ends.
+				return fmt.Errorf("%w: write: %w", errSpill, werr)
+			}
+			_, _ = f.hash.Write(buf[:n]) // a hash never fails
+			f.promised -= int64(n)
+			f.store.reserved.Add(-int64(n))
+			f.store.filling.Add(int64(n))
+			f.publish(func() { f.written += int64(n) })
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			f.publish(func() { f.size = f.written })
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}
+
+func (f *fill) sum() digest.Digest {
+	return digest.NewDigest(f.digest.Algorithm(), f.hash)
+}
+
+// keep lets the readers have the last byte, then makes the blob durable. A
+// disk that fails now costs the blob, not the readers.
+func (f *fill) keep() {
+	f.publish(func() { f.phase = verified })
+	if err := f.commit(); err != nil {
+		f.store.metrics.failures.WithLabelValues(reasonDisk).Inc()
+		f.store.log.Error("cannot keep blob", "digest", f.digest, "error", err)
+		f.discard()
+	}
+}
+
+// commit moves the verified file under its final name and into the books.
+func (f *fill) commit() error {
+	s := f.store
+	if err := s.disk.commit(f.file, f.digest); err != nil {
+		return err
+	}
+	s.filling.Add(-f.written)
+	r := record{size: f.written, accessed: time.Now().Unix(), manifest: f.scope.Manifest}
+	if err := s.ledger.add(f.digest, r, true, func() bool { return true }); err != nil {
+		s.log.Warn("cannot record blob", "digest", f.digest, "error", err)
+	}
+	return nil
+}
+
+// discard removes the partial. Readers that have the file open keep it.
+func (f *fill) discard() {
+	if f.file == nil {
+		return
+	}
+	if err := os.Remove(f.store.disk.partial(f.digest)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		f.store.log.Warn("cannot remove partial", "digest", f.digest, "error", err)
+		return
+	}
+	f.store.filling.Add(-f.written)
+}

@@ -1,0 +1,268 @@
+package storage
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+)
+
+// Scope is a place in which a digest was seen. With the digest it names a Link.
+type Scope struct {
+	Upstream   string
+	Repository string
+	// Manifest tells a digest seen under /manifests/ from one seen under
+	// /blobs/, so that a layer can never be read as a manifest.
+	Manifest bool
+}
+
+// TagKey names the only mutable thing: a tag, or a list kept like one (its Name
+// then has a slash, which no tag has).
+type TagKey struct {
+	Upstream   string
+	Repository string
+	Name       string
+}
+
+// Tag points to a digest, as an upstream last said at Checked.
+type Tag struct {
+	Digest  digest.Digest
+	Checked time.Time
+}
+
+// record is what the index knows of a blob on disk.
+type record struct {
+	size     int64
+	accessed int64 // Unix seconds
+	manifest bool
+}
+
+// index is the badger database. Its keys are
+//
+//	b <digest>                                   record
+//	l <digest> 00 <m|b> <upstream> 00 <repository>  media type
+//	t <upstream> 00 <repository> 00 <name>       Tag
+//
+// No part has a NUL in it: digests, names and tags are parsed before they come here.
+type index struct{ db *badger.DB }
+
+const (
+	// indexFloor is the free space below which badger is kept in memory: it
+	// writes through memory maps, and a full disk would kill the process.
+	indexFloor = 64 << 20
+	memtable   = 8 << 20
+)
+
+// openIndex opens the database in dir. One that cannot be read is thrown away,
+// and where that does not help either an empty one in memory takes its place:
+// the index is disposable, the mirror is not.
+func openIndex(dir string, log *slog.Logger) (*index, error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(filepath.Dir(dir), &fs); err == nil && int64(fs.Bavail)*fs.Bsize < indexFloor {
+		log.Warn("disk nearly full: index kept in memory", "dir", dir, "free_bytes", int64(fs.Bavail)*fs.Bsize)
+		return openBadger("", log)
+	}
+	idx, err := openBadger(dir, log)
+	if err == nil {
+		return idx, nil
+	}
+	log.Error("index unreadable: starting an empty one", "dir", dir, "error", err)
+	if err := os.RemoveAll(dir); err != nil {
+		return nil, fmt.Errorf("remove damaged index: %w", err)
+	}
+	if idx, err = openBadger(dir, log); err == nil {
+		return idx, nil
+	}
+	log.Error("index cannot be created: kept in memory", "dir", dir, "error", err)
+	return openBadger("", log)
+}
+
+func openBadger(dir string, log *slog.Logger) (*index, error) {
+	o := badger.DefaultOptions(dir).
+		WithInMemory(dir == "").
+		WithMemTableSize(memtable).WithNumMemtables(2).
+		WithBlockCacheSize(16 << 20).WithIndexCacheSize(8 << 20).
+		WithNumCompactors(2).WithNumGoroutines(1).
+		WithDetectConflicts(false).
+		WithMetricsEnabled(false).
+		WithLogger(badgerLog{log})
+	if dir != "" {
+		o = o.WithValueLogFileSize(16 << 20)
+	}
+	db, err := badger.Open(o)
+	if err != nil {
+		return nil, fmt.Errorf("open index: %w", err)
+	}
+	return &index{db: db}, nil
+}
+
+// badgerLog passes badger's warnings and errors on; the rest is its own business.
+type badgerLog struct{ log *slog.Logger }
+
+func (b badgerLog) Errorf(f string, a ...any) {
+	b.log.Error("index", "detail", strings.TrimSpace(fmt.Sprintf(f, a...)))
+}
+
+func (b badgerLog) Warningf(f string, a ...any) {
+	b.log.Warn("index", "detail", strings.TrimSpace(fmt.Sprintf(f, a...)))
+}
+func (badgerLog) Infof(string, ...any)  {}
+func (badgerLog) Debugf(string, ...any) {}
+
+func blobKey(d digest.Digest) []byte { return append([]byte{'b'}, d...) }
+
+func linkPrefix(d digest.Digest) []byte { return append(append([]byte{'l'}, d...), 0) }
+
+func linkKey(s Scope, d digest.Digest) []byte {
+	kind := byte('b')
+	if s.Manifest {
+		kind = 'm'
+	}
+	k := append(linkPrefix(d), kind)
+	k = append(append(k, s.Upstream...), 0)
+	return append(k, s.Repository...)
+}
+
+func tagKey(k TagKey) []byte {
+	b := append([]byte{'t'}, k.Upstream...)
+	b = append(append(b, 0), k.Repository...)
+	return append(append(b, 0), k.Name...)
+}
+
+func (r record) encode() []byte {
+	b := binary.BigEndian.AppendUint64(nil, uint64(r.size))
+	b = binary.BigEndian.AppendUint64(b, uint64(r.accessed))
+	if r.manifest {
+		return append(b, 1)
+	}
+	return append(b, 0)
+}
+
+func decodeRecord(b []byte) (record, error) {
+	if len(b) != 17 || b[0] > 127 {
+		return record{}, fmt.Errorf("blob record of %d bytes is malformed", len(b))
+	}
+	return record{
+		size:     int64(binary.BigEndian.Uint64(b)),
+		accessed: int64(binary.BigEndian.Uint64(b[8:])),
+		manifest: b[16] == 1,
+	}, nil
+}
+
+func (t Tag) encode() []byte {
+	return append(binary.BigEndian.AppendUint64(nil, uint64(t.Checked.UnixNano())), t.Digest...)
+}
+
+func decodeTag(b []byte) (Tag, error) {
+	if len(b) < 8 {
+		return Tag{}, fmt.Errorf("tag record of %d bytes is malformed", len(b))
+	}
+	d, err := digest.Parse(string(b[8:]))
+	if err != nil {
+		return Tag{}, fmt.Errorf("decode tag record: %w", err)
+	}
+	return Tag{Digest: d, Checked: time.Unix(0, int64(binary.BigEndian.Uint64(b)))}, nil
+}
+
+// get reads one key; a missing key is (false, nil).
+func (x *index) get(key []byte, read func([]byte) error) (bool, error) {
+	err := x.db.View(func(txn *badger.Txn) error {
+		item, err := txn.Get(key)
+		if err != nil {
+			return err
+		}
+		return item.Value(read)
+	})
+	if errors.Is(err, badger.ErrKeyNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// put writes one key; keep > 0 forgets it after so long.
+func (x *index) put(key, value []byte, keep time.Duration) error {
+	return x.db.Update(func(txn *badger.Txn) error {
+		e := badger.NewEntry(key, value)
+		if keep > 0 {
+			e = e.WithTTL(keep)
+		}
+		return txn.SetEntry(e)
+	})
+}
+
+func (x *index) record(d digest.Digest) (r record, ok bool, err error) {
+	ok, err = x.get(blobKey(d), func(b []byte) (err error) { r, err = decodeRecord(b); return err })
+	return r, ok, err
+}
+
+// putRecords writes the records of many blobs at once.
+func (x *index) putRecords(records map[digest.Digest]record) error {
+	wb := x.db.NewWriteBatch()
+	defer wb.Cancel()
+	for d, r := range records {
+		if err := wb.Set(blobKey(d), r.encode()); err != nil {
+			return err
+		}
+	}
+	return wb.Flush()
+}
+
+// records calls visit for every blob until it returns false. Records that
+// cannot be read are passed over: the walk of the disk writes them anew.
+func (x *index) records(visit func(digest.Digest, record) bool) error {
+	return x.db.View(func(txn *badger.Txn) error {
+		o := badger.DefaultIteratorOptions
+		o.Prefix = []byte{'b'}
+		it := txn.NewIterator(o)
+		defer it.Close()
+		for it.Rewind(); it.Valid(); it.Next() {
+			more := true
+			if err := it.Item().Value(func(b []byte) error {
+				d, derr := digest.Parse(string(it.Item().Key()[1:]))
+				r, rerr := decodeRecord(b)
+				if derr == nil && rerr == nil {
+					more = visit(d, r)
+				}
+				return nil
+			}); err != nil {
+				return err
+			}
+			if !more {
+				return nil
+			}
+		}
+		return nil
+	})
+}
+
+// forget removes a blob's record and its links.
+func (x *index) forget(d digest.Digest) error {
+	wb := x.db.NewWriteBatch()
+	defer wb.Cancel()
+	if err := wb.Delete(blobKey(d)); err != nil {
+		return err
+	}
+	if err := x.db.View(func(txn *badger.Txn) error {
+		it := txn.NewIterator(badger.IteratorOptions{Prefix: linkPrefix(d)})
+		defer it.Close()
+		for it.Rewind(); it.Valid(); it.Next() {
+			if err := wb.Delete(it.Item().KeyCopy(nil)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	return wb.Flush()
+}
+
+func (x *index) close() error { return x.db.Close() }

@@ -1,0 +1,250 @@
+package storage
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"math"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// state is what a reader sees of a fill at one moment.
+type state struct {
+	phase     phase
+	err       error
+	size      int64
+	written   int64
+	mediaType string
+	changed   <-chan struct{}
+}
+
+func (f *fill) state() state {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return state{f.phase, f.err, f.size, f.written, f.mediaType, f.changed}
+}
+
+// await returns the fill's first state for which ok holds.
+func (f *fill) await(ctx context.Context, ok func(state) bool) (state, error) {
+	for {
+		st := f.state()
+		if ok(st) {
+			return st, nil
+		}
+		select {
+		case <-st.changed:
+		case <-ctx.Done():
+			return st, fmt.Errorf("wait for fill: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// blob waits until the Source has opened and returns a reader of the fill. It
+// takes over one use of the fill, whatever it returns.
+func (f *fill) blob(ctx context.Context, o Outcome) (*Blob, error) {
+	st, err := f.await(ctx, func(st state) bool {
+		// An empty blob is complete with its header: that waits for the digest.
+		return st.phase > streaming || st.phase == streaming && st.size != 0
+	})
+	if err == nil && st.phase == failed {
+		err = st.err
+	}
+	r := &fillReader{ctx: ctx, fill: f, last: math.MaxInt64}
+	if err == nil && st.phase == spilled {
+		if err = r.goAlone(st); err == nil {
+			st.size, st.mediaType = r.alone.size, r.alone.mediaType
+		}
+	}
+	if err != nil {
+		f.release()
+		return nil, err
+	}
+	var once sync.Once
+	return &Blob{
+		Digest: f.digest, Size: st.size, MediaType: st.mediaType, Outcome: o, Stored: st.phase != spilled, Content: r,
+		wait: func(ctx context.Context) error {
+			st, err := f.await(ctx, func(st state) bool { return st.phase > streaming })
+			switch {
+			case err != nil:
+				return err
+			case st.phase == spilled:
+				return ErrNotKept
+			}
+			return st.err
+		},
+		hold: func(last int64) { r.last = last },
+		close: func() {
+			once.Do(func() {
+				r.close()
+				f.release()
+			})
+		},
+	}, nil
+}
+
+// fillReader follows a fill. When the fill is spilled it goes on alone.
+type fillReader struct {
+	ctx  context.Context
+	fill *fill
+	off  int64
+	last int64 // held back, with all after it, until the blob has verified
+
+	alone    *stream // what the file of a spilled fill lacks
+	ahead    *bufio.Reader
+	hash     hash.Hash // of all bytes before aloneAt
+	aloneAt  int64
+	verified bool // alone
+}
+
+// Seek knows the end only where the fill knows its size.
+func (r *fillReader) Seek(offset int64, whence int) (int64, error) {
+	switch whence {
+	case io.SeekCurrent:
+		offset += r.off
+	case io.SeekEnd:
+		size := r.fill.state().size
+		if r.alone != nil {
+			size = r.alone.size
+		}
+		if size < 0 {
+			return 0, errors.New("seek: size not known yet")
+		}
+		offset += size
+	}
+	if offset < 0 {
+		return 0, errors.New("seek: before the start")
+	}
+	r.off = offset
+	return offset, nil
+}
+
+// Read waits for bytes to be published. It fails with the fill's error, and
+// then the response must break off.
+func (r *fillReader) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	st, err := r.fill.await(r.ctx, func(st state) bool {
+		return st.phase > streaming || r.off < r.visible(st)
+	})
+	switch {
+	case err != nil:
+		return 0, err
+	case st.phase == failed && (r.off >= r.visible(st) || errors.Is(st.err, ErrDigest) || errors.Is(st.err, ErrChanged)):
+		return 0, st.err
+	case r.off < r.visible(st):
+		n := min(int64(len(p)), r.visible(st)-r.off)
+		m, err := r.fill.file.ReadAt(p[:n], r.off)
+		r.off += int64(m)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return m, fmt.Errorf("read fill: %w", err)
+		}
+		if m == 0 {
+			return 0, fmt.Errorf("read fill at %d: %w", r.off, io.ErrUnexpectedEOF)
+		}
+		return m, nil
+	case st.phase == verified:
+		return 0, io.EOF
+	}
+	return r.readAlone(p, st)
+}
+
+// visible is how far the file may be read.
+func (r *fillReader) visible(st state) int64 {
+	if st.phase == verified || r.verified {
+		return st.written
+	}
+	last := st.written - 1 // it may be the blob's last byte
+	if st.size >= 0 {
+		last = st.size - 1
+	}
+	return min(st.written, last, r.last)
+}
+
+// goAlone opens what the file of a spilled fill lacks.
+func (r *fillReader) goAlone(st state) error {
+	clone, ok := r.fill.hash.(hash.Cloner)
+	if !ok {
+		return fmt.Errorf("%w: hash cannot be copied", ErrNotKept)
+	}
+	h, err := clone.Clone()
+	if err != nil {
+		return fmt.Errorf("copy hash: %w", err)
+	}
+	s, err := openStream(r.ctx, r.fill.src, st.written, func(int64, error) { r.fill.store.metrics.resumes.Inc() })
+	if err != nil {
+		return err
+	}
+	if _, err := io.CopyN(io.Discard, s, st.written-s.pos); err != nil {
+		return errors.Join(err, s.Close())
+	}
+	r.alone, r.ahead, r.hash, r.aloneAt = s, bufio.NewReaderSize(s, 32<<10), h, st.written
+	return nil
+}
+
+// readAlone reads a spilled fill's rest. The bytes in hand when the end, or the
+// range's last byte, comes up are given only once everything has verified.
+func (r *fillReader) readAlone(p []byte, st state) (int, error) {
+	if r.verified {
+		return 0, io.EOF
+	}
+	if r.alone == nil {
+		if err := r.goAlone(st); err != nil {
+			return 0, err
+		}
+	}
+	if r.off < r.aloneAt { // held back in the file
+		if err := r.verifyRest(); err != nil {
+			return 0, err
+		}
+		return r.Read(p)
+	}
+	tee := io.TeeReader(r.ahead, r.hash)
+	if _, err := io.CopyN(io.Discard, tee, r.off-r.aloneAt); err != nil {
+		return 0, err
+	}
+	r.aloneAt = r.off
+	n, err := tee.Read(p)
+	r.aloneAt += int64(n)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return 0, err
+	}
+	end := errors.Is(err, io.EOF) || r.aloneAt > r.last || r.aloneAt == r.alone.size
+	if !end && r.alone.size < 0 {
+		_, err := r.ahead.Peek(1)
+		end = errors.Is(err, io.EOF)
+	}
+	if end {
+		if err := r.verifyRest(); err != nil {
+			return 0, err
+		}
+	}
+	r.off += int64(n)
+	if n == 0 {
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+// verifyRest reads on to the blob's end and compares the digest.
+func (r *fillReader) verifyRest() error {
+	if _, err := io.Copy(r.hash, r.ahead); err != nil {
+		return err
+	}
+	if sum := digest.NewDigest(r.fill.digest.Algorithm(), r.hash); sum != r.fill.digest {
+		return fmt.Errorf("%w: got %s", ErrDigest, sum)
+	}
+	r.verified = true
+	return nil
+}
+
+func (r *fillReader) close() {
+	if r.alone != nil {
+		_ = r.alone.Close() // given up or at its end
+	}
+}

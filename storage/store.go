@@ -1,0 +1,282 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Config of a [Store].
+type Config struct {
+	Path     string // folder; created if missing
+	MaxSize  Size   // of all blobs and partial downloads; zero: no limit but MinFree
+	MinFree  Size   // free space that is left to others
+	MaxFills int    // downloads at once; further ones wait
+}
+
+// Store is a folder of blobs. All methods may be called at any time from any
+// goroutine, until Close.
+type Store struct {
+	disk     disk
+	lock     *os.File
+	index    *index
+	ledger   *ledger
+	metrics  *Metrics
+	log      *slog.Logger
+	maxSize  int64
+	minFree  int64
+	slots    chan struct{} // one is held by each running fill
+	ctx      context.Context
+	stop     context.CancelCauseFunc
+	running  sync.WaitGroup // fills and maintenance
+	filling  atomic.Int64   // bytes in fills/
+	reserved atomic.Int64   // bytes that running fills have yet to write
+	evicting sync.Mutex     // held by the one eviction at a time
+
+	mu      sync.Mutex // guards the fields below
+	closed  bool
+	fills   map[digest.Digest]*fill
+	open    map[digest.Digest]int           // readers of blobs on disk
+	going   map[digest.Digest]chan struct{} // being removed; closed when done
+	touched map[digest.Digest]int64         // access times not yet in the index
+}
+
+// Open opens or creates the folder in cfg.Path. It returns as soon as blobs can
+// be served; a walk of the disk then brings the index up to date. It fails with
+// [ErrLocked] when another process uses the folder.
+func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
+	if cfg.MaxFills < 1 {
+		return nil, fmt.Errorf("storage: %d fills at once; at least 1 is needed", cfg.MaxFills)
+	}
+	k, lock, err := openDisk(cfg.Path)
+	if err != nil {
+		return nil, err
+	}
+	free, total, err := k.space()
+	if err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	idx, err := openIndex(k.index(), log)
+	if err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	ctx, stop := context.WithCancelCause(context.Background())
+	s := &Store{
+		disk: k, lock: lock, index: idx, metrics: m, log: log,
+		ledger:  &ledger{index: idx, metrics: m},
+		maxSize: cfg.MaxSize.of(total), minFree: cfg.MinFree.of(total),
+		slots: make(chan struct{}, cfg.MaxFills),
+		ctx:   ctx, stop: stop,
+		fills:   map[digest.Digest]*fill{},
+		open:    map[digest.Digest]int{},
+		going:   map[digest.Digest]chan struct{}{},
+		touched: map[digest.Digest]int64{},
+	}
+	m.limit.Set(float64(s.maxSize))
+	if err := s.ledger.load(); err != nil {
+		log.Error("cannot read index", "error", err)
+	}
+	if err := k.partials(func(_ digest.Digest, info fs.FileInfo) { s.filling.Add(info.Size()) }); err != nil {
+		log.Warn("cannot list partial downloads", "error", err)
+	}
+	log.Info("storage open", "path", cfg.Path, "bytes", s.ledger.total(), "max_bytes", s.maxSize,
+		"free_bytes", free, "min_free_bytes", s.minFree)
+	s.running.Go(s.maintain)
+	return s, nil
+}
+
+// Close breaks off what is being filled (it is resumed later) and closes the
+// index. Blobs that are open stay readable.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.stop(ErrClosed)
+	s.running.Wait()
+	return errors.Join(s.flushTouched(), s.index.close(), s.lock.Close())
+}
+
+// Outcome says where a [Blob] came from.
+type Outcome int
+
+// Outcomes of [Store.Get].
+const (
+	Hit       Outcome = iota // from disk, or from a fill that has verified
+	Miss                     // this call started the fill
+	Collapsed                // joined a fill in progress
+)
+
+// Blob is an open blob. Close it.
+type Blob struct {
+	Digest    digest.Digest
+	Size      int64 // -1 while a fill does not know it
+	MediaType string
+	Outcome   Outcome
+	Stored    bool // on disk, or about to be as far as is known
+	// Content is the *os.File of a blob on disk, so that sendfile can be used,
+	// or a reader that follows a fill. It belongs to one goroutine.
+	Content io.ReadSeeker
+
+	wait  func(context.Context) error
+	hold  func(int64)
+	close func()
+}
+
+// Wait returns when the whole blob has verified, or the error of its fill.
+func (b *Blob) Wait(ctx context.Context) error { return b.wait(ctx) }
+
+// Hold keeps the byte at offset last, and all after it, from the reader until
+// the whole blob has verified: a range that ends there must not complete before.
+// Without it that is the blob's last byte.
+func (b *Blob) Hold(last int64) { b.hold(last) }
+
+// Close lets the blob go. The fill it came from goes on.
+func (b *Blob) Close() { b.close() }
+
+// Get opens a blob, joins its fill, or starts one with src. With a nil src it
+// starts none and fails with [ErrNotFound]. It waits, as long as ctx, for a
+// fill's Source to have opened, and returns its error if that failed.
+//
+// [ErrUnlinked] means that the content came through another scope; src was not
+// called. A fill started here links the digest to its scope.
+func (s *Store) Get(ctx context.Context, sc Scope, d digest.Digest, src Source) (*Blob, error) {
+	for range 10 {
+		b, err := s.get(ctx, sc, d, src)
+		if !errors.Is(err, errAgain) {
+			return b, err
+		}
+	}
+	return nil, fmt.Errorf("open blob %s: it came and went too often", d)
+}
+
+// errAgain: what was found has changed meanwhile; look again.
+var errAgain = errors.New("look again")
+
+func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) (*Blob, error) {
+	mediaType, linked := s.link(sc, d)
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil, ErrClosed
+	}
+	if f := s.fills[d]; f != nil {
+		if !linked && f.scope != sc {
+			s.mu.Unlock()
+			return nil, ErrUnlinked
+		}
+		f.retain()
+		s.mu.Unlock()
+		if f.state().phase == verified {
+			return f.blob(ctx, Hit)
+		}
+		return f.blob(ctx, Collapsed)
+	}
+	s.open[d]++ // keeps an eviction away while the file is opened
+	s.mu.Unlock()
+
+	file, err := os.Open(s.disk.blob(d))
+	switch {
+	case err == nil && linked:
+		return s.hit(file, d, mediaType)
+	case err == nil:
+		_ = file.Close()
+		s.leave(d)
+		// A fill of this scope may have ended since its link was looked up.
+		if _, linked = s.link(sc, d); linked {
+			return nil, errAgain
+		}
+		return nil, ErrUnlinked
+	case !errors.Is(err, fs.ErrNotExist):
+		s.leave(d)
+		return nil, fmt.Errorf("open blob: %w", err)
+	}
+	s.leave(d)
+	if src == nil {
+		return nil, ErrNotFound
+	}
+	return s.start(ctx, sc, d, src)
+}
+
+// hit returns a blob on disk; its place in s.open is the caller's.
+func (s *Store) hit(file *os.File, d digest.Digest, mediaType string) (*Blob, error) {
+	info, err := file.Stat()
+	if err != nil {
+		s.leave(d)
+		return nil, errors.Join(fmt.Errorf("stat blob: %w", err), file.Close())
+	}
+	s.mu.Lock()
+	s.touched[d] = time.Now().Unix()
+	s.mu.Unlock()
+	var once sync.Once
+	return &Blob{
+		Digest: d, Size: info.Size(), MediaType: mediaType, Outcome: Hit, Stored: true, Content: file,
+		wait: func(context.Context) error { return nil },
+		hold: func(int64) {},
+		close: func() {
+			once.Do(func() {
+				_ = file.Close() // only read
+				s.leave(d)
+			})
+		},
+	}, nil
+}
+
+// leave ends what s.open[d]++ began.
+func (s *Store) leave(d digest.Digest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open[d]--; s.open[d] == 0 {
+		delete(s.open, d)
+	}
+}
+
+// start starts a fill, unless another caller was quicker.
+func (s *Store) start(ctx context.Context, sc Scope, d digest.Digest, src Source) (*Blob, error) {
+	select {
+	case s.slots <- struct{}{}:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("wait for a fill slot: %w", context.Cause(ctx))
+	case <-s.ctx.Done():
+		return nil, ErrClosed
+	}
+	s.mu.Lock()
+	again := s.closed || s.fills[d] != nil
+	going := s.going[d]
+	if !again && going == nil {
+		// The file may have come since it was looked for: a fill that ended.
+		if _, err := os.Stat(s.disk.blob(d)); err == nil {
+			again = true
+		}
+	}
+	if again || going != nil {
+		s.mu.Unlock()
+		<-s.slots
+		if going != nil {
+			<-going
+		}
+		return nil, errAgain
+	}
+	f := newFill(s, sc, d, src)
+	s.fills[d] = f
+	f.retain()
+	s.running.Go(f.run)
+	s.mu.Unlock()
+	return f.blob(ctx, Miss)
+}
+
+// ended takes a fill out of the table.
+func (s *Store) ended(f *fill) {
+	s.mu.Lock()
+	delete(s.fills, f.digest)
+	s.mu.Unlock()
+	<-s.slots
+}

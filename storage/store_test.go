@@ -1,0 +1,493 @@
+package storage
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m)
+}
+
+func content(seed uint64, size int) []byte {
+	b := make([]byte, size)
+	r := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)})
+	_, _ = r.Read(b)
+	return b
+}
+
+func openStore(t *testing.T, dir string, change ...func(*Config)) *Store {
+	t.Helper()
+	cfg := Config{Path: dir, MaxFills: 16}
+	for _, c := range change {
+		c(&cfg)
+	}
+	s, err := Open(cfg, NewMetrics(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+// origin is a scripted upstream for one blob. It counts what it gives.
+type origin struct {
+	content []byte
+	cuts    []int64         // each open breaks once it reaches the next of these offsets
+	noRange bool            // answers 200 to a range
+	noSize  bool            // announces no length
+	size    func(int) int64 // announced at the nth open (from 0); nil: the truth
+	refuse  func(int) error // fails the nth open
+	gate    chan struct{}   // every open waits for one value, when set
+	hold    chan struct{}   // the body waits here before its second half
+	mu      sync.Mutex      // guards cuts
+	opens   atomic.Int64
+	sent    atomic.Int64
+	offsets []int64
+}
+
+func (o *origin) digest() digest.Digest { return digest.FromBytes(o.content) }
+
+func (o *origin) source(ctx context.Context, offset int64) (*Part, error) {
+	n := int(o.opens.Add(1)) - 1
+	if o.gate != nil {
+		select {
+		case <-o.gate:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	if o.refuse != nil {
+		if err := o.refuse(n); err != nil {
+			return nil, err
+		}
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.offsets = append(o.offsets, offset)
+	if o.noRange || offset > int64(len(o.content)) { // 416, then asked whole
+		offset = 0
+	}
+	size := int64(len(o.content))
+	if o.size != nil {
+		size = o.size(n)
+	}
+	if o.noSize {
+		size = -1
+	}
+	end, broken := int64(len(o.content)), false
+	for len(o.cuts) > 0 {
+		cut := o.cuts[0]
+		o.cuts = o.cuts[1:]
+		if cut >= offset {
+			end, broken = cut, true
+			break
+		}
+	}
+	body := &originBody{origin: o, ctx: ctx, Reader: bytes.NewReader(o.content[offset:end]), broken: broken, half: int64(len(o.content)) / 2, at: offset}
+	return &Part{Body: body, Offset: offset, Size: size, MediaType: "application/x-test"}, nil
+}
+
+type originBody struct {
+	*bytes.Reader
+	origin   *origin
+	ctx      context.Context
+	broken   bool
+	at, half int64
+}
+
+func (b *originBody) Read(p []byte) (int, error) {
+	if h := b.origin.hold; h != nil {
+		if b.at < b.half {
+			p = p[:min(int64(len(p)), b.half-b.at)]
+		} else {
+			select {
+			case <-h:
+			case <-b.ctx.Done():
+				return 0, b.ctx.Err()
+			}
+		}
+	}
+	n, err := b.Reader.Read(p)
+	b.at += int64(n)
+	b.origin.sent.Add(int64(n))
+	if errors.Is(err, io.EOF) && b.broken {
+		err = errors.New("connection reset by test")
+	}
+	return n, err
+}
+
+func (b *originBody) Close() error { return nil }
+
+func scope() Scope { return Scope{Upstream: "docker.io", Repository: "library/a"} }
+
+// fetch gets the whole blob through s.
+func fetch(t *testing.T, s *Store, d digest.Digest, src Source) ([]byte, Outcome, error) {
+	t.Helper()
+	b, err := s.Get(t.Context(), scope(), d, src)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer b.Close()
+	got, err := io.ReadAll(b.Content)
+	return got, b.Outcome, err
+}
+
+func mustFetch(t *testing.T, s *Store, o *origin, want Outcome) {
+	t.Helper()
+	got, outcome, err := fetch(t, s, o.digest(), o.source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, o.content) {
+		t.Fatalf("got %d bytes, not the blob's %d", len(got), len(o.content))
+	}
+	if outcome != want {
+		t.Errorf("outcome %d, want %d", outcome, want)
+	}
+}
+
+// settle waits until no fill is in progress.
+func settle(t *testing.T, s *Store) {
+	t.Helper()
+	for {
+		s.mu.Lock()
+		var f *fill
+		for _, f = range s.fills {
+			break
+		}
+		s.mu.Unlock()
+		if f == nil {
+			return
+		}
+		if _, err := f.await(t.Context(), func(st state) bool { return st.phase > streaming }); err != nil {
+			t.Fatal(err)
+		}
+		runtime.Gosched() // it is leaving the table
+	}
+}
+
+// checkDisk holds I2 and the books: every file is named as its digest and the
+// counters are what the disk says.
+func checkDisk(t *testing.T, s *Store) {
+	t.Helper()
+	settle(t, s)
+	var total, files int64
+	s.disk.blobs(func(d digest.Digest, info os.FileInfo) bool {
+		b, err := os.ReadFile(s.disk.blob(d))
+		if err != nil {
+			t.Error(err)
+		}
+		if got := d.Algorithm().FromBytes(b); got != d {
+			t.Errorf("file of %s has the content of %s", d, got)
+		}
+		total += info.Size()
+		files++
+		return true
+	})
+	s.ledger.mu.Lock()
+	defer s.ledger.mu.Unlock()
+	if s.ledger.bytes != total || s.ledger.count != files {
+		t.Errorf("books say %d bytes in %d blobs, the disk %d in %d", s.ledger.bytes, s.ledger.count, total, files)
+	}
+}
+
+func TestColdThenWarm(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir())
+	for _, size := range []int{0, 1, 17, chunk, chunk + 1, 1 << 20} {
+		o := &origin{content: content(uint64(size), size)}
+		mustFetch(t, s, o, Miss)
+		settle(t, s)
+		mustFetch(t, s, o, Hit)
+		if o.opens.Load() != 1 || o.sent.Load() != int64(size) {
+			t.Errorf("size %d: %d opens, %d bytes from upstream", size, o.opens.Load(), o.sent.Load())
+		}
+	}
+	checkDisk(t, s)
+}
+
+func TestSHA512(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir())
+	b := content(1, 1000)
+	d := digest.SHA512.FromBytes(b)
+	got, _, err := fetch(t, s, d, Bytes("", b))
+	if err != nil || !bytes.Equal(got, b) {
+		t.Fatalf("got %d bytes, %v", len(got), err)
+	}
+	settle(t, s)
+	if _, err := os.Stat(filepath.Join(s.disk.root, "blobs", "sha512", d.Encoded()[:2], d.Encoded())); err != nil {
+		t.Error(err)
+	}
+	checkDisk(t, s)
+}
+
+// TestBreaks cuts the upstream at every byte: readers see nothing of it, and
+// no byte is fetched twice where the upstream knows ranges.
+func TestBreaks(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir())
+	for cut := range int64(64) {
+		o := &origin{content: content(uint64(1000+cut), 64), cuts: []int64{cut}}
+		mustFetch(t, s, o, Miss)
+		if o.sent.Load() != 64 {
+			t.Errorf("cut at %d: %d bytes from upstream", cut, o.sent.Load())
+		}
+		noRange := &origin{content: content(uint64(2000+cut), 64), cuts: []int64{cut}, noRange: true}
+		mustFetch(t, s, noRange, Miss)
+		noSize := &origin{content: content(uint64(3000+cut), 64), cuts: []int64{cut}, noSize: true}
+		mustFetch(t, s, noSize, Miss)
+	}
+}
+
+func TestManyReadersOneFill(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir())
+	o := &origin{content: content(7, 8<<20), cuts: []int64{1 << 20, 3 << 20, 7<<20 + 1}}
+	var wg sync.WaitGroup
+	var misses atomic.Int64
+	for i := range 50 {
+		wg.Go(func() {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			b, err := s.Get(ctx, scope(), o.digest(), o.source)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer b.Close()
+			if b.Outcome == Miss {
+				misses.Add(1)
+			}
+			switch i % 3 {
+			case 0: // leaves half-way
+				if _, err := io.CopyN(io.Discard, b.Content, int64(len(o.content)/2)); err != nil {
+					t.Error(err)
+				}
+				return
+			case 1: // a range
+				if _, err := b.Content.Seek(5<<20, io.SeekStart); err != nil {
+					t.Error(err)
+				}
+				got, err := io.ReadAll(b.Content)
+				if err != nil || !bytes.Equal(got, o.content[5<<20:]) {
+					t.Errorf("range: %d bytes, %v", len(got), err)
+				}
+			default:
+				got, err := io.ReadAll(b.Content)
+				if err != nil || !bytes.Equal(got, o.content) {
+					t.Errorf("%d bytes, %v", len(got), err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if misses.Load() != 1 || o.sent.Load() != int64(len(o.content)) {
+		t.Errorf("%d misses, %d bytes from upstream for a blob of %d", misses.Load(), o.sent.Load(), len(o.content))
+	}
+	settle(t, s)
+	checkDisk(t, s)
+}
+
+// TestEverybodyLeaves holds the second half of I7.
+func TestEverybodyLeaves(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir())
+	o := &origin{content: content(8, 1<<20), hold: make(chan struct{})}
+	ctx, cancel := context.WithCancel(t.Context())
+	b, err := s.Get(ctx, scope(), o.digest(), o.source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.CopyN(io.Discard, b.Content, 1000); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	b.Close()
+	close(o.hold)
+	settle(t, s)
+	mustFetch(t, s, o, Hit)
+	if o.opens.Load() != 1 {
+		t.Errorf("%d opens", o.opens.Load())
+	}
+}
+
+// TestWrongBytes holds I1: nobody gets the last byte, nothing is kept, and the
+// next fill is right.
+func TestWrongBytes(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int{0, 1, 100, 3 * chunk} {
+		for _, noSize := range []bool{false, true} {
+			t.Run(fmt.Sprintf("size %d unknown %v", size, noSize), func(t *testing.T) {
+				t.Parallel()
+				s := openStore(t, t.TempDir())
+				d := digest.FromBytes(content(42, size+1))
+				lie := &origin{content: content(43, size), noSize: noSize}
+				got, _, err := fetch(t, s, d, lie.source)
+				if !errors.Is(err, ErrDigest) {
+					t.Fatalf("error %v, want ErrDigest", err)
+				}
+				if len(got) >= size && size > 0 {
+					t.Errorf("reader got %d of %d wrong bytes", len(got), size)
+				}
+				settle(t, s)
+				if left, _ := os.ReadDir(s.disk.fills()); len(left) > 0 {
+					t.Errorf("%d files left in fills/", len(left))
+				}
+				truth := &origin{content: content(42, size+1)}
+				mustFetch(t, s, truth, Miss)
+				checkDisk(t, s)
+			})
+		}
+	}
+}
+
+// TestHold: a range inside a blob that has not verified does not complete.
+func TestHold(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir())
+	o := &origin{content: content(9, 1<<20), hold: make(chan struct{})}
+	b, err := s.Get(t.Context(), scope(), o.digest(), o.source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	b.Hold(99)
+	first := make([]byte, 200)
+	n, err := io.ReadAtLeast(b.Content, first, 99)
+	if err != nil || n != 99 {
+		t.Fatalf("read %d bytes before the digest is known, want 99 (%v)", n, err)
+	}
+	close(o.hold)
+	if _, err := io.ReadFull(b.Content, first[99:]); err != nil || !bytes.Equal(first, o.content[:200]) {
+		t.Errorf("after: %v", err)
+	}
+}
+
+func TestSourceErrors(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir())
+	boom := errors.New("boom")
+	o := &origin{content: content(10, 1000), refuse: func(n int) error {
+		if n == 0 {
+			return boom
+		}
+		return nil
+	}}
+	if _, _, err := fetch(t, s, o.digest(), o.source); !errors.Is(err, boom) {
+		t.Fatalf("error %v, want the source's", err)
+	}
+	mustFetch(t, s, o, Miss)
+
+	reading := make(chan struct{})
+	refused := &origin{content: content(11, 1000), cuts: []int64{500}, refuse: func(n int) error {
+		if n > 0 {
+			<-reading
+			return fmt.Errorf("%w: gone", ErrRefused)
+		}
+		return nil
+	}}
+	b, err := s.Get(t.Context(), scope(), refused.digest(), refused.source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	close(reading)
+	if got, err := io.ReadAll(b.Content); !errors.Is(err, ErrRefused) || len(got) != 500 {
+		t.Errorf("%d bytes, error %v", len(got), err)
+	}
+	changed := &origin{content: content(12, 1000), cuts: []int64{500}, size: func(n int) int64 { return int64(1000 + n) }}
+	if _, _, err := fetch(t, s, changed.digest(), changed.source); !errors.Is(err, ErrChanged) {
+		t.Errorf("error %v, want ErrChanged", err)
+	}
+}
+
+func TestGetWithoutSource(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir())
+	if _, err := s.Get(t.Context(), scope(), digest.FromString("x"), nil); !errors.Is(err, ErrNotFound) {
+		t.Errorf("error %v, want ErrNotFound", err)
+	}
+}
+
+// TestLinks: content that came through one repository is not given through
+// another until that one is confirmed, in flight and on disk.
+func TestLinks(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir())
+	o := &origin{content: content(13, 1<<20), hold: make(chan struct{})}
+	d := o.digest()
+	b, err := s.Get(t.Context(), scope(), d, o.source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	others := []Scope{
+		{Upstream: "quay.io", Repository: scope().Repository},
+		{Upstream: scope().Upstream, Repository: "library/b"},
+		{Upstream: scope().Upstream, Repository: scope().Repository, Manifest: true},
+	}
+	never := func(context.Context, int64) (*Part, error) {
+		t.Error("source called for content that is here")
+		return nil, io.ErrUnexpectedEOF
+	}
+	for _, when := range []string{"in flight", "on disk"} {
+		for _, sc := range others {
+			if _, err := s.Get(t.Context(), sc, d, never); !errors.Is(err, ErrUnlinked) {
+				t.Errorf("%s, %v: error %v, want ErrUnlinked", when, sc, err)
+			}
+		}
+		if when == "in flight" {
+			close(o.hold)
+			settle(t, s)
+		}
+	}
+	if err := s.PutLink(others[1], d, "x/y"); err != nil {
+		t.Fatal(err)
+	}
+	linked, err := s.Get(t.Context(), others[1], d, never)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer linked.Close()
+	if linked.MediaType != "x/y" || linked.Outcome != Hit {
+		t.Errorf("media type %q, outcome %d", linked.MediaType, linked.Outcome)
+	}
+}
+
+func TestFillSlots(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir(), func(c *Config) { c.MaxFills = 1 })
+	first := &origin{content: content(14, 1000), hold: make(chan struct{})}
+	b, err := s.Get(t.Context(), scope(), first.digest(), first.source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	second := &origin{content: content(15, 1000)}
+	if _, err := s.Get(ctx, scope(), second.digest(), second.source); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v, want to wait for a slot", err)
+	}
+	if second.opens.Load() != 0 {
+		t.Error("second fill started beside the first")
+	}
+	close(first.hold)
+	mustFetch(t, s, second, Miss)
+}

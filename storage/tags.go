@@ -1,0 +1,44 @@
+package storage
+
+import (
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/opencontainers/go-digest"
+)
+
+// Tag returns what is known of a tag. An index that cannot be read knows nothing.
+func (s *Store) Tag(k TagKey) (t Tag, ok bool) {
+	ok, err := s.index.get(tagKey(k), func(b []byte) (err error) { t, err = decodeTag(b); return err })
+	if err != nil {
+		s.log.Warn("cannot read tag", "upstream", k.Upstream, "repository", k.Repository, "tag", k.Name, "error", err)
+		return Tag{}, false
+	}
+	return t, ok
+}
+
+// PutTag moves a tag. It is forgotten when nobody has moved or checked it for keep.
+func (s *Store) PutTag(k TagKey, t Tag, keep time.Duration) error {
+	return s.index.put(tagKey(k), t.encode(), keep)
+}
+
+// DeleteTag forgets a tag.
+func (s *Store) DeleteTag(k TagKey) error {
+	return s.index.db.Update(func(txn *badger.Txn) error { return txn.Delete(tagKey(k)) })
+}
+
+// link returns the media type that the upstream gave the digest in this scope.
+func (s *Store) link(sc Scope, d digest.Digest) (mediaType string, ok bool) {
+	ok, err := s.index.get(linkKey(sc, d), func(b []byte) error { mediaType = string(b); return nil })
+	if err != nil {
+		s.log.Warn("cannot read link", "upstream", sc.Upstream, "repository", sc.Repository, "digest", d, "error", err)
+		return "", false
+	}
+	return mediaType, ok
+}
+
+// PutLink records that the upstream has the digest in this scope, and with
+// which media type (manifests; "" for blobs).
+func (s *Store) PutLink(sc Scope, d digest.Digest, mediaType string) error {
+	return s.index.put(linkKey(sc, d), []byte(mediaType), 0)
+}
