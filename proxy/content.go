@@ -1,0 +1,229 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/upstream"
+)
+
+// blob serves a layer, a config or any other content by digest.
+func (p *Proxy) blob(w *response, r *http.Request, t target) error {
+	return p.serve(w, r, t, t.digest, resultHit)
+}
+
+// open returns content by digest: from disk, or by a fill from the upstream. What
+// came through another repository needs a HEAD to the upstream first.
+func (p *Proxy) open(ctx context.Context, t target, d digest.Digest) (*storage.Blob, error) {
+	name := digestName(t, d)
+	src := p.source(t, d)
+	b, err := p.store.Get(ctx, t.scope(), d, src)
+	if errors.Is(err, storage.ErrUnlinked) {
+		if err := p.link(ctx, t, d); err != nil {
+			return nil, err
+		}
+		b, err = p.store.Get(ctx, t.scope(), d, src)
+	}
+	if err != nil {
+		return nil, p.note(name, err)
+	}
+	return b, nil
+}
+
+func digestName(t target, d digest.Digest) string {
+	return t.registry.Name() + "\x00" + t.repo + "\x00" + string(t.kind) + "\x00" + string(d)
+}
+
+// source fetches content by digest for the fill engine. What was refused a
+// moment ago is not asked for.
+func (p *Proxy) source(t target, d digest.Digest) storage.Source {
+	name := digestName(t, d)
+	return func(ctx context.Context, offset int64) (*storage.Part, error) {
+		if err := p.recall(name); err != nil {
+			return nil, fmt.Errorf("%w: %w", storage.ErrRefused, err)
+		}
+		c, err := t.registry.Open(ctx, t.kind, t.repo, d, offset)
+		if err != nil {
+			return nil, final(err)
+		}
+		c.Body = finalBody{c.Body}
+		return (*storage.Part)(c), nil
+	}
+}
+
+// final marks errors that asking again does not mend.
+func final(err error) error {
+	if saysNo(err) || errors.Is(err, upstream.ErrInvalid) {
+		return fmt.Errorf("%w: %w", storage.ErrRefused, err)
+	}
+	return err
+}
+
+// finalBody is a body whose errors are marked so.
+type finalBody struct{ io.ReadCloser }
+
+func (b finalBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = final(err)
+	}
+	return n, err
+}
+
+// sighting is what a HEAD said of a digest.
+type sighting struct {
+	desc ocispec.Descriptor
+	at   time.Time
+}
+
+// sight records a HEAD's answer.
+func (p *Proxy) sight(t target, d digest.Digest, desc ocispec.Descriptor) {
+	p.seen.Add(digestName(t, d), sighting{desc, time.Now()})
+}
+
+// confirm asks the upstream whether the target's repository has the digest, one
+// HEAD for all who ask within fresh_for.
+func (p *Proxy) confirm(ctx context.Context, t target, d digest.Digest) (ocispec.Descriptor, error) {
+	name := digestName(t, d)
+	if s, ok := p.seen.Get(name); ok && time.Since(s.at) < p.cfg.FreshFor {
+		return s.desc, nil
+	}
+	if err := p.recall(name); err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	return once(ctx, p, "confirm\x00"+name, func(ctx context.Context) (ocispec.Descriptor, error) {
+		desc, err := t.registry.Head(ctx, t.kind, t.repo, string(d))
+		if errors.Is(err, upstream.ErrUnsupported) {
+			desc, err = p.peek(ctx, t, d)
+		}
+		if err != nil {
+			return desc, p.note(name, err)
+		}
+		if desc.Digest != "" && desc.Digest != d {
+			return desc, fmt.Errorf("%w: asked for %s, upstream speaks of %s", upstream.ErrInvalid, d, desc.Digest)
+		}
+		p.sight(t, d, desc)
+		return desc, nil
+	})
+}
+
+// peek asks an upstream that knows no HEAD, and reads no content.
+func (p *Proxy) peek(ctx context.Context, t target, d digest.Digest) (ocispec.Descriptor, error) {
+	c, err := t.registry.Open(ctx, t.kind, t.repo, d, 0)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	return ocispec.Descriptor{MediaType: c.MediaType, Digest: d, Size: c.Size}, c.Body.Close()
+}
+
+// link lets the target's repository have content that is here already.
+func (p *Proxy) link(ctx context.Context, t target, d digest.Digest) error {
+	desc, err := p.confirm(ctx, t, d)
+	if err != nil {
+		return err
+	}
+	return p.store.PutLink(t.scope(), d, desc.MediaType)
+}
+
+// serve answers with content by digest. looked is how the digest was found.
+func (p *Proxy) serve(w *response, r *http.Request, t target, d digest.Digest, looked result) error {
+	if r.Method == http.MethodHead {
+		return p.serveHead(w, r, t, d, looked)
+	}
+	b, err := p.open(r.Context(), t, d)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	return p.send(w, r, t, b, looked)
+}
+
+// serveHead answers without downloading anything.
+func (p *Proxy) serveHead(w *response, r *http.Request, t target, d digest.Digest, looked result) error {
+	b, err := p.store.Get(r.Context(), t.scope(), d, nil)
+	if errors.Is(err, storage.ErrUnlinked) {
+		if err := p.link(r.Context(), t, d); err != nil {
+			return err
+		}
+		b, err = p.store.Get(r.Context(), t.scope(), d, nil)
+	}
+	if err == nil {
+		defer b.Close()
+		return p.send(w, r, t, b, looked)
+	}
+	if !errors.Is(err, storage.ErrNotFound) {
+		return err
+	}
+	desc, err := p.confirm(r.Context(), t, d)
+	if err != nil {
+		return err
+	}
+	w.result = resultMiss
+	setContentHeaders(w, t, d, desc.MediaType)
+	if desc.Size >= 0 {
+		w.Header().Set("Content-Length", strconv.FormatInt(desc.Size, 10))
+	}
+	w.WriteHeader(http.StatusOK)
+	return nil
+}
+
+// send writes an open blob. The standard library does ranges, conditions and
+// HEAD; what has not verified yet is held back by the blob itself.
+func (p *Proxy) send(w *response, r *http.Request, t target, b *storage.Blob, looked result) error {
+	w.kept = b.Stored
+	switch b.Outcome {
+	case storage.Miss:
+		w.result = resultMiss
+	case storage.Collapsed:
+		w.result = resultCollapsed
+	case storage.Hit:
+		w.result = looked
+	}
+	if t.kind == upstream.KindManifest && b.Outcome != storage.Hit && r.Method == http.MethodGet {
+		// Small: a clean error is worth more than an early first byte.
+		if err := b.Wait(r.Context()); err != nil && !errors.Is(err, storage.ErrNotKept) {
+			return err
+		}
+	}
+	setContentHeaders(w, t, b.Digest, b.MediaType)
+	if err := limitRange(w, r, b); err != nil {
+		return err
+	}
+	if b.Size < 0 { // the upstream did not say, so chunked
+		w.WriteHeader(http.StatusOK)
+		if r.Method == http.MethodGet {
+			_, err := io.Copy(w, b.Content)
+			return err
+		}
+		return nil
+	}
+	body := &noteError{ReadSeeker: b.Content}
+	if b.Outcome == storage.Hit {
+		http.ServeContent(w, r, "", time.Time{}, b.Content) // the *os.File itself, for sendfile
+	} else {
+		http.ServeContent(w, r, "", time.Time{}, body)
+	}
+	return body.err
+}
+
+// setContentHeaders sets what GET and HEAD say of content.
+func setContentHeaders(w *response, t target, d digest.Digest, mediaType string) {
+	if t.kind != upstream.KindManifest || mediaType == "" {
+		mediaType = "application/octet-stream"
+	}
+	h := w.Header()
+	h.Set("Content-Type", mediaType)
+	h.Set("Docker-Content-Digest", string(d))
+	h.Set("Etag", `"`+string(d)+`"`)
+	h.Set("X-Content-Type-Options", "nosniff")
+	w.setCacheStatus()
+}

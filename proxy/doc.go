@@ -1,0 +1,22 @@
+// Package proxy answers OCI distribution requests (distribution-spec 1.1, pull
+// and discovery) from a [storage.Store], which it fills from upstream registries.
+//
+//	request ─► target ─► tag or list? ─► resolve ─────────► digest ─► open ─► serve
+//	                         │            │  fresh: the index says           (ServeContent:
+//	                         │            │  else: one check for all waiters  Range, HEAD,
+//	                         │            │        no longer than             sendfile)
+//	                         │            │        revalidate_timeout
+//	                         │            └► upstream fails: what is kept
+//	                         └ digest ──────────────────────────────►
+//
+// A tag, a tag list and a referrers list are the same thing here: a pointer
+// ([storage.Tag]) from a mutable name to content kept by digest. resolve keeps
+// the pointer as fresh as the configuration asks, open gets the content.
+//
+// Checks run under the Proxy's own context, so that they survive the clients
+// that wait for them. When a check fails or takes too long while something is
+// kept, its upstream is suspect: clients are answered at once with what is kept,
+// and one check at a time goes on in the background until one succeeds.
+//
+// Handlers return errors; writeError alone writes them.
+package proxy

@@ -1,0 +1,115 @@
+package proxy
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"math"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/distribution/distribution/v3/registry/api/errcode"
+
+	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/upstream"
+)
+
+// statusClientGone is logged where the client left before its answer (nginx's
+// 499); nothing is sent.
+const statusClientGone = 499
+
+// defaultRetryAfter is asked of clients where the upstream did not say.
+const defaultRetryAfter = time.Minute
+
+// answer is what an error becomes on the wire.
+type answer struct {
+	status     int
+	code       errcode.ErrorCode
+	detail     string
+	result     result
+	retryAfter time.Duration
+}
+
+// unknown is the code for content that is not there, by kind.
+func unknown(kind upstream.Kind) errcode.ErrorCode {
+	switch kind {
+	case upstream.KindManifest:
+		return errcode.ErrorCodeManifestUnknown
+	case upstream.KindBlob:
+		return errcode.ErrorCodeBlobUnknown
+	default:
+		return errcode.ErrorCodeNameUnknown
+	}
+}
+
+// answerTo maps an error to the table in DESIGN: a client that can fall back
+// must do so at once, and none may be asked for credentials.
+func answerTo(err error, kind upstream.Kind) answer {
+	var refused *refusal
+	var asked *upstream.Error
+	errors.As(err, &asked)
+	a := answer{status: http.StatusBadGateway, code: errcode.ErrorCodeUnavailable, detail: err.Error(), result: resultError}
+	switch {
+	case errors.As(err, &refused):
+		return answer{status: refused.status, code: refused.code, detail: refused.detail, result: resultError}
+	case errors.Is(err, upstream.ErrNotFound):
+		a.status, a.code, a.result = http.StatusNotFound, unknown(kind), resultMiss
+	case errors.Is(err, upstream.ErrDenied):
+		// Not 401 or 403: the client would send us its credentials.
+		a.status, a.code, a.result = http.StatusNotFound, unknown(kind), resultDenied
+	case errors.Is(err, upstream.ErrRateLimited):
+		// Not 429: containerd would ask fifteen times.
+		a.status, a.code, a.retryAfter = http.StatusServiceUnavailable, errcode.ErrorCodeTooManyRequests, defaultRetryAfter
+		if asked != nil && asked.RetryAfter > 0 {
+			a.retryAfter = asked.RetryAfter
+		}
+	case errors.Is(err, upstream.ErrTimeout):
+		a.status = http.StatusGatewayTimeout
+	case errors.Is(err, upstream.ErrUnavailable), errors.Is(err, upstream.ErrInvalid),
+		errors.Is(err, upstream.ErrUnsupported), errors.Is(err, storage.ErrDigest), errors.Is(err, storage.ErrChanged):
+	case errors.Is(err, storage.ErrClosed):
+		a.status = http.StatusServiceUnavailable
+	case errors.Is(err, context.Canceled):
+		a.status = statusClientGone
+	default:
+		a.status, a.code = http.StatusInternalServerError, errcode.ErrorCodeUnknown
+	}
+	var negative *remembered
+	if errors.As(err, &negative) && a.result == resultMiss {
+		a.result = resultNegative
+	}
+	return a
+}
+
+// writeError is the one place that writes an error to a client.
+func (p *Proxy) writeError(w *response, r *http.Request, err error) {
+	a := answerTo(err, w.target.kind)
+	w.result, w.err = a.result, err
+	if w.wrote || a.status == statusClientGone {
+		// The body has begun, or nobody listens: all that is left is to break off.
+		if !w.wrote {
+			w.status = statusClientGone
+		}
+		panic(http.ErrAbortHandler)
+	}
+	body, merr := json.Marshal(errcode.Errors{a.code.WithDetail(a.detail)})
+	if merr != nil { // strings always marshal
+		body = []byte(`{"errors":[]}`)
+	}
+	h := w.Header()
+	for _, k := range []string{"Content-Length", "Docker-Content-Digest", "Etag", "Accept-Ranges"} {
+		h.Del(k)
+	}
+	h.Set("Content-Type", "application/json; charset=utf-8")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	w.setCacheStatus()
+	if a.retryAfter > 0 {
+		h.Set("Retry-After", strconv.Itoa(int(math.Ceil(a.retryAfter.Seconds()))))
+	}
+	w.WriteHeader(a.status)
+	if r.Method != http.MethodHead {
+		_, _ = w.Write(body) // a client that has left is no news
+	}
+}

@@ -1,0 +1,281 @@
+package proxy
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cachalot-registry/cachalot/storage"
+	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+)
+
+func TestJudge(t *testing.T) {
+	t.Parallel()
+	c := Config{FreshFor: time.Minute, MaxStale: time.Hour}
+	now := time.Unix(1_000_000, 0)
+	for name, tc := range map[string]struct {
+		checked time.Time
+		known   bool
+		want    verdict
+	}{
+		"unknown":           {time.Time{}, false, tooOld},
+		"just now":          {now, true, fresh},
+		"at fresh_for":      {now.Add(-time.Minute), true, toCheck},
+		"before fresh_for":  {now.Add(-time.Minute + 1), true, fresh},
+		"before max_stale":  {now.Add(-time.Hour + 1), true, toCheck},
+		"at max_stale":      {now.Add(-time.Hour), true, tooOld},
+		"clock set back":    {now.Add(365 * 24 * time.Hour), true, toCheck},
+		"clock set forward": {now.Add(-365 * 24 * time.Hour), true, tooOld},
+	} {
+		if got := c.judge(storage.Tag{Checked: tc.checked}, tc.known, now); got != tc.want {
+			t.Errorf("%s: %d, want %d", name, got, tc.want)
+		}
+	}
+}
+
+// due makes every tag due for a check.
+func due(c *Config) { c.FreshFor = 0 }
+
+// impatient is due, and waits for a check no longer than it must.
+func impatient(c *Config) { c.FreshFor, c.RevalidateTimeout = 0, 20*time.Millisecond }
+
+func tagPath(tag string) string { return "/v2/library/app/manifests/" + tag }
+
+// TestOneCheckForAll: many waiters, one HEAD.
+func TestOneCheckForAll(t *testing.T) {
+	t.Parallel()
+	up := ut.New(t, ut.Options{})
+	img := up.AddImage("library/app", "1", ut.NewImage(1, 10))
+	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
+	m.want(m.get(tagPath("1")), img.Index)
+	m.restart(func(c *Config) { c.FreshFor = time.Nanosecond }, registry(t, "docker.io", up.URL))
+	up.Forget()
+	release, arrived := make(chan struct{}), make(chan struct{}, 100)
+	up.Fault(ut.Match{Op: ut.HeadManifest}, ut.Arrived(arrived), ut.Pause(release))
+	const clients = 30
+	var wg sync.WaitGroup
+	for range clients {
+		wg.Go(func() {
+			a := m.get(tagPath("1"))
+			m.want(a, img.Index)
+			if a.cache() != "cachalot; fwd=stale; fwd-status=304" {
+				t.Errorf("Cache-Status %q", a.cache())
+			}
+		})
+	}
+	<-arrived
+	waitFor(t, func() bool { return m.inside.Load() == clients })
+	close(release)
+	wg.Wait()
+	counts(t, up, map[ut.Op]int{ut.HeadManifest: 1})
+}
+
+// TestUpstreamFails: what is kept is served, whatever way the upstream fails,
+// and the answer says so.
+func TestUpstreamFails(t *testing.T) {
+	t.Parallel()
+	for name, fault := range map[string]ut.Fault{
+		"500":       ut.Status(http.StatusInternalServerError),
+		"503":       ut.Status(http.StatusServiceUnavailable),
+		"429":       ut.Status(http.StatusTooManyRequests, "Retry-After", "600"),
+		"reset":     ut.CutAfter(0),
+		"blackhole": ut.BlackHole(),
+		"loop":      ut.RedirectLoop(),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			up := ut.New(t, ut.Options{})
+			img := up.AddImage("library/app", "1", ut.NewImage(1, 10))
+			m := newMirror(t, nil, registry(t, "docker.io", up.URL))
+			m.want(m.get(tagPath("1")), img.Index)
+			m.restart(impatient, registry(t, "docker.io", up.URL))
+			up.Fault(ut.Match{Op: ut.HeadManifest}, fault)
+			if name == "reset" {
+				up.Down()
+			}
+			for range 5 {
+				a := m.get(tagPath("1"))
+				m.want(a, img.Index)
+				if a.cache() != "cachalot; hit; detail=stale-if-error" {
+					t.Errorf("Cache-Status %q", a.cache())
+				}
+			}
+			if name != "429" {
+				return
+			}
+			if a := m.get(tagPath("2")); a.status != http.StatusServiceUnavailable || a.code() != "TOOMANYREQUESTS" || a.header.Get("Retry-After") != "600" {
+				t.Errorf("nothing kept: %d %s %v", a.status, a.code(), a.header)
+			}
+		})
+	}
+}
+
+// TestBlackHole: only the first client waits for revalidate_timeout; then the
+// upstream is suspect, asked by one probe at a time, until it answers.
+func TestBlackHole(t *testing.T) {
+	t.Parallel()
+	up := ut.New(t, ut.Options{})
+	img := up.AddImage("library/app", "1", ut.NewImage(1, 10))
+	for i := range 20 {
+		up.Tag("library/app", fmt.Sprint("t", i), img.Index.Digest)
+	}
+	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
+	m.want(m.get(tagPath("1")), img.Index)
+	for i := range 20 {
+		m.want(m.get(tagPath(fmt.Sprint("t", i))), img.Index)
+	}
+	m.restart(impatient, registry(t, "docker.io", up.URL))
+	up.Forget()
+	release := make(chan struct{})
+	hole := up.Fault(ut.Match{Op: ut.HeadManifest}, ut.Pause(release))
+	m.want(m.get(tagPath("1")), img.Index)
+	if !m.proxy.isSuspect("docker.io") {
+		t.Fatal("upstream not suspect after a check that took too long")
+	}
+	for i := range 20 {
+		a := m.get(tagPath(fmt.Sprint("t", i)))
+		m.want(a, img.Index)
+		if a.cache() != "cachalot; hit; detail=stale-if-error" {
+			t.Errorf("Cache-Status %q", a.cache())
+		}
+	}
+	if n := up.Count(ut.HeadManifest); n > 2 {
+		t.Errorf("%d requests to a black hole, want the first and one probe", n)
+	}
+	hole.Remove()
+	close(release)
+	waitFor(t, func() bool { return !m.proxy.isSuspect("docker.io") })
+}
+
+// TestDeadAtStart: the mirror starts and serves with its upstream gone.
+func TestDeadAtStart(t *testing.T) {
+	t.Parallel()
+	up := ut.New(t, ut.Options{})
+	img := up.AddImage("library/app", "1", ut.NewImage(1, 10))
+	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
+	m.pull("library/app", "1", img)
+	up.Down()
+	m.restart(due, registry(t, "docker.io", up.URL))
+	m.pull("library/app", "1", img)
+	a := m.get(tagPath("unknown"))
+	m.wantError(a, http.StatusBadGateway, "UNAVAILABLE")
+}
+
+// TestTagMoves: the new content is fetched before the tag moves, and a tag
+// whose new content cannot be had stays what it was.
+func TestTagMoves(t *testing.T) {
+	t.Parallel()
+	up := ut.New(t, ut.Options{})
+	first := up.AddImage("library/app", "1", ut.NewImage(1, 10))
+	m := newMirror(t, due, registry(t, "docker.io", up.URL))
+	m.pull("library/app", "1", first)
+	up.Forget()
+
+	second := up.AddImage("library/app", "1", ut.NewImage(2, 10))
+	broken := up.Fault(ut.Match{Op: ut.GetManifest, Reference: second.Index.Digest.String()}, ut.Status(http.StatusTooManyRequests))
+	for range 2 {
+		m.want(m.get(tagPath("1")), first.Index)
+	}
+	waitFor(t, func() bool { return !m.proxy.isProbing("docker.io") })
+	m.restart(due, registry(t, "docker.io", up.URL))
+	broken.Remove()
+	up.Forget()
+	a := m.get(tagPath("1"))
+	m.want(a, second.Index)
+	if a.cache() != "cachalot; fwd=miss; stored" && a.cache() != "cachalot; fwd=miss" {
+		t.Errorf("Cache-Status %q", a.cache())
+	}
+	counts(t, up, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 1})
+}
+
+// TestUpstreamSaysNo: a tag deleted upstream goes at the next check, and the
+// no is remembered.
+func TestUpstreamSaysNo(t *testing.T) {
+	t.Parallel()
+	for name, fault := range map[string]ut.Fault{
+		"404": ut.Status(http.StatusNotFound),
+		"403": ut.Status(http.StatusForbidden),
+		"401": ut.Status(http.StatusUnauthorized, "WWW-Authenticate", `Basic realm="x"`),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			up := ut.New(t, ut.Options{})
+			img := up.AddImage("library/app", "1", ut.NewImage(1, 10))
+			m := newMirror(t, due, registry(t, "docker.io", up.URL))
+			m.want(m.get(tagPath("1")), img.Index)
+			up.Fault(ut.Match{}, fault)
+			up.Forget()
+			a := m.get(tagPath("1"))
+			m.wantError(a, http.StatusNotFound, "MANIFEST_UNKNOWN")
+			n := up.Count()
+			for range 5 {
+				m.wantError(m.get(tagPath("1")), http.StatusNotFound, "MANIFEST_UNKNOWN")
+			}
+			if up.Count() != n {
+				t.Errorf("asked %d times more", up.Count()-n)
+			}
+			if a := m.get(tagPath("1")); name == "404" && a.cache() != "cachalot; hit; detail=negative" {
+				t.Errorf("Cache-Status %q", a.cache())
+			}
+			// What is kept by digest was confirmed for this repository, and stays.
+			m.want(m.get(tagPath(img.Index.Digest.String())), img.Index)
+		})
+	}
+}
+
+// TestNoDigestHeader: an upstream that tells no digest, or knows no HEAD, is
+// asked by GET and hashed.
+func TestNoDigestHeader(t *testing.T) {
+	t.Parallel()
+	for name, fault := range map[string]ut.Fault{
+		"no header": ut.NoDigest(), "sha384": ut.Header("Docker-Content-Digest", "sha384:"+strings.Repeat("a", 96)),
+		"no HEAD": ut.Status(http.StatusMethodNotAllowed),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			up := ut.New(t, ut.Options{})
+			img := up.AddImage("library/app", "1", ut.NewImage(1, 10))
+			up.Fault(ut.Match{Op: ut.HeadManifest}, fault)
+			if name != "sha384" {
+				up.Fault(ut.Match{Op: ut.HeadBlob}, fault)
+			}
+			m := newMirror(t, nil, registry(t, "docker.io", up.URL))
+			m.want(m.get(tagPath("1")), img.Index)
+			m.want(m.get(tagPath("1")), img.Index)
+			counts(t, up, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 1})
+			layer := img.Layers[0]
+			up.AddBlob("library/other", layer)
+			m.want(m.get("/v2/library/app/blobs/"+layer.Digest.String()), layer)
+			m.want(m.get("/v2/library/other/blobs/"+layer.Digest.String()), layer)
+		})
+	}
+}
+
+// TestLyingDigest: a HEAD that names another digest leads to that content or
+// to an error, never to other bytes under the name.
+func TestLyingDigest(t *testing.T) {
+	t.Parallel()
+	up := ut.New(t, ut.Options{})
+	up.AddImage("library/app", "1", ut.NewImage(1, 10))
+	lie := ut.NewImage(9, 10).Index.Digest
+	up.Fault(ut.Match{Op: ut.HeadManifest}, ut.LyingDigest(lie))
+	up.Fault(ut.Match{Op: ut.GetManifest}, ut.Body("application/vnd.oci.image.index.v1+json", []byte("{}")), ut.LyingDigest(lie))
+	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
+	m.wantError(m.get(tagPath("1")), http.StatusBadGateway, "UNAVAILABLE")
+	kept(t, m)
+}
+
+// TestTooOld: beyond max_stale only the upstream's word counts.
+func TestTooOld(t *testing.T) {
+	t.Parallel()
+	up := ut.New(t, ut.Options{})
+	img := up.AddImage("library/app", "1", ut.NewImage(1, 10))
+	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
+	m.want(m.get(tagPath("1")), img.Index)
+	up.Down()
+	m.restart(func(c *Config) { c.FreshFor, c.MaxStale = 0, time.Nanosecond }, registry(t, "docker.io", up.URL))
+	m.wantError(m.get(tagPath("1")), http.StatusBadGateway, "UNAVAILABLE")
+}

@@ -1,0 +1,285 @@
+package proxy
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"go.uber.org/goleak"
+
+	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/upstream"
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, upstreamtest.IgnoreDistribution())
+}
+
+// mirror is a Proxy on a listener, over a store and its upstreams.
+type mirror struct {
+	t       *testing.T
+	dir     string
+	store   *storage.Store
+	proxy   *Proxy
+	metrics *Metrics
+	server  *httptest.Server
+	client  *http.Client
+	inside  atomic.Int64 // requests being served
+
+	aliases, hosts map[string][]string // of registries by name, from the next start on
+}
+
+func testConfig() Config {
+	return Config{
+		DefaultUpstream: "docker.io", FreshFor: time.Hour, MaxStale: 24 * time.Hour,
+		RevalidateTimeout: time.Minute, NegativeFor: time.Hour,
+	}
+}
+
+// registry makes an upstream called name out of a test registry.
+func registry(t *testing.T, name, url string, change ...func(*upstream.Config)) *upstream.Registry {
+	t.Helper()
+	cfg := upstream.Config{
+		Name: name, URLs: []string{url}, MaxConnections: 64,
+		Timeouts: upstream.Timeouts{Dial: 5 * time.Second, TLSHandshake: 5 * time.Second, ResponseHeader: 20 * time.Second, Progress: 20 * time.Second},
+	}
+	for _, c := range change {
+		c(&cfg)
+	}
+	r, err := upstream.New(cfg, upstream.NewMetrics(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Close)
+	return r
+}
+
+// newMirror starts a mirror with a new folder. change may be nil.
+func newMirror(t *testing.T, change func(*Config), registries ...*upstream.Registry) *mirror {
+	t.Helper()
+	m := &mirror{t: t, dir: t.TempDir()}
+	m.start(change, registries...)
+	t.Cleanup(func() { m.stop() })
+	return m
+}
+
+func (m *mirror) start(change func(*Config), registries ...*upstream.Registry) {
+	m.t.Helper()
+	cfg := testConfig()
+	if change != nil {
+		change(&cfg)
+	}
+	var err error
+	m.store, err = storage.Open(storage.Config{Path: m.dir, MaxFills: 64}, storage.NewMetrics(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.metrics = NewMetrics()
+	upstreams := make([]Upstream, len(registries))
+	for i, r := range registries {
+		upstreams[i] = Upstream{Registry: r, Aliases: m.aliases[r.Name()], Hosts: m.hosts[r.Name()]}
+	}
+	m.proxy, err = New(cfg, m.store, upstreams, m.metrics, slog.New(slog.DiscardHandler))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		m.inside.Add(1)
+		defer m.inside.Add(-1)
+		m.proxy.ServeHTTP(w, r)
+	}))
+	m.client = m.server.Client()
+}
+
+func (m *mirror) stop() {
+	if m.server == nil {
+		return
+	}
+	m.server.Close()
+	m.server = nil
+	m.proxy.Close()
+	if err := m.store.Close(); err != nil {
+		m.t.Error(err)
+	}
+}
+
+// restart opens the same folder again.
+func (m *mirror) restart(change func(*Config), registries ...*upstream.Registry) {
+	m.t.Helper()
+	m.stop()
+	m.start(change, registries...)
+}
+
+// reply is an answer read to its end.
+type reply struct {
+	status int
+	header http.Header
+	body   []byte
+	err    error // of reading the body
+}
+
+func (a reply) cache() string { return a.header.Get("Cache-Status") }
+
+// code is the OCI error code of the answer.
+func (a reply) code() string {
+	var e struct {
+		Errors []struct {
+			Code    string `json:"code"`
+			Message string `json:"message"`
+		} `json:"errors"`
+	}
+	if json.Unmarshal(a.body, &e) != nil || len(e.Errors) == 0 {
+		return ""
+	}
+	return e.Errors[0].Code
+}
+
+func (m *mirror) do(method, path string, header ...string) reply {
+	m.t.Helper()
+	req, err := http.NewRequestWithContext(m.t.Context(), method, m.server.URL+path, http.NoBody)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	for i := 0; i+1 < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	resp, err := m.client.Do(req)
+	if err != nil {
+		return reply{err: err}
+	}
+	defer func() { _ = resp.Body.Close() }()
+	a := reply{status: resp.StatusCode, header: resp.Header}
+	a.body, a.err = io.ReadAll(resp.Body)
+	return a
+}
+
+func (m *mirror) get(path string, header ...string) reply {
+	m.t.Helper()
+	return m.do(http.MethodGet, path, header...)
+}
+
+func (m *mirror) head(path string) reply {
+	m.t.Helper()
+	return m.do(http.MethodHead, path)
+}
+
+// want fails the test unless the answer is content, whole and under its digest.
+func (m *mirror) want(a reply, c upstreamtest.Content) {
+	m.t.Helper()
+	switch {
+	case a.err != nil || a.status != http.StatusOK:
+		m.t.Errorf("status %d, %v: %.300s", a.status, a.err, a.body)
+	case !bytes.Equal(a.body, c.Bytes):
+		m.t.Errorf("%d bytes of %s, want %d of %s", len(a.body), digest.FromBytes(a.body), c.Size, c.Digest)
+	case a.header.Get("Docker-Content-Digest") != c.Digest.String():
+		m.t.Errorf("Docker-Content-Digest %q", a.header.Get("Docker-Content-Digest"))
+	case a.header.Get("Docker-Distribution-Api-Version") != "registry/2.0":
+		m.t.Error("no API version")
+	}
+}
+
+// wantError fails the test unless the answer is this OCI error.
+func (m *mirror) wantError(a reply, status int, code string) {
+	m.t.Helper()
+	if a.err != nil || a.status != status || a.code() != code {
+		m.t.Errorf("status %d %s (%v), want %d %s: %.300s", a.status, a.code(), a.err, status, code, a.body)
+	}
+	if a.header.Get("WWW-Authenticate") != "" {
+		m.t.Error("challenges the client")
+	}
+	if a.cache() == "" || a.header.Get("Docker-Distribution-Api-Version") == "" {
+		m.t.Errorf("headers missing: %v", a.header)
+	}
+}
+
+// pull does what dockerd does for an image: HEAD by tag, then everything by
+// digest.
+func (m *mirror) pull(repo, tag string, img upstreamtest.Image) {
+	m.t.Helper()
+	a := m.head("/v2/" + repo + "/manifests/" + tag)
+	if a.status != http.StatusOK || a.header.Get("Docker-Content-Digest") != img.Index.Digest.String() ||
+		a.header.Get("Content-Length") != fmt.Sprint(img.Index.Size) || a.header.Get("Content-Type") != img.Index.MediaType {
+		m.t.Errorf("HEAD %s:%s: %d %v %v", repo, tag, a.status, a.header, a.err)
+	}
+	for _, c := range []upstreamtest.Content{img.Index, img.Manifest} {
+		a := m.get("/v2/" + repo + "/manifests/" + c.Digest.String())
+		m.want(a, c)
+		if got := a.header.Get("Content-Type"); got != c.MediaType {
+			m.t.Errorf("media type %q, want %q", got, c.MediaType)
+		}
+	}
+	for _, c := range img.Blobs() {
+		m.want(m.get("/v2/"+repo+"/blobs/"+c.Digest.String()), c)
+	}
+}
+
+// counts fails the test unless exactly these requests crossed the upstream's
+// wire since the last time, besides the one that each start of the mirror asks
+// for the registry's challenge.
+func counts(t *testing.T, up *upstreamtest.Registry, want map[upstreamtest.Op]int) {
+	t.Helper()
+	got := up.Counts()
+	if got[upstreamtest.Ping] > 1 {
+		t.Errorf("%d pings upstream", got[upstreamtest.Ping])
+	}
+	delete(got, upstreamtest.Ping)
+	for op, n := range got {
+		if want[op] != n {
+			t.Errorf("%d x %s upstream, want %d", n, op, want[op])
+		}
+	}
+	for op, n := range want {
+		if _, ok := got[op]; !ok && n > 0 {
+			t.Errorf("no %s upstream, want %d", op, n)
+		}
+	}
+	up.Forget()
+}
+
+func withPassword(username, password string) func(*upstream.Config) {
+	return func(c *upstream.Config) { c.Username, c.Password = username, password }
+}
+
+// waitFor waits for what goes on in the background.
+func waitFor(t *testing.T, ok func() bool) {
+	t.Helper()
+	for !ok() {
+		if t.Context().Err() != nil {
+			t.Fatal("test ended before what it waits for")
+		}
+		runtime.Gosched()
+	}
+}
+
+func (p *Proxy) isProbing(name string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, ok := p.probing[name]
+	return ok
+}
+
+// removeBlobs empties blobs/ behind the mirror's back.
+func removeBlobs(t *testing.T, m *mirror) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(m.dir, "blobs", "*", "*", "*"))
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, f := range files {
+		if err := os.Remove(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

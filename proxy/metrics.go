@@ -1,0 +1,48 @@
+package proxy
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// Metrics of a [Proxy]. The caller registers them and adds the prefix.
+type Metrics struct {
+	requests  *prometheus.CounterVec
+	served    *prometheus.CounterVec
+	firstByte *prometheus.HistogramVec
+}
+
+// NewMetrics returns metrics at zero.
+func NewMetrics() *Metrics {
+	return &Metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "requests_total",
+			Help: "Requests for content, by upstream, kind (manifest, blob, tags, referrers) and result (hit, revalidated, miss, collapsed, stale, negative, denied, error).",
+		}, []string{"upstream", "kind", "result"}),
+		served: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "served_bytes_total",
+			Help: "Body bytes sent to clients, by upstream and kind.",
+		}, []string{"upstream", "kind"}),
+		firstByte: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "first_byte_seconds",
+			Help:    "Time from a request's arrival to the first byte of its answer, by result.",
+			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
+		}, []string{"result"}),
+	}
+}
+
+// Collectors are what the caller registers.
+func (m *Metrics) Collectors() []prometheus.Collector {
+	return []prometheus.Collector{m.requests, m.served, m.firstByte}
+}
+
+// result of a request, as in requests_total.
+type result string
+
+const (
+	resultHit         result = "hit"
+	resultRevalidated result = "revalidated"
+	resultMiss        result = "miss"
+	resultCollapsed   result = "collapsed"
+	resultStale       result = "stale"
+	resultNegative    result = "negative"
+	resultDenied      result = "denied"
+	resultError       result = "error"
+)

@@ -1,0 +1,109 @@
+package proxy
+
+import (
+	"crypto/sha256"
+	_ "embed"
+	"encoding/base64"
+	"html/template"
+	"net"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+var (
+	//go:embed page.html.tmpl
+	pageTemplate string
+	//go:embed page.css
+	pageStyle string
+)
+
+// section is a client on the page.
+type section struct {
+	Client
+
+	Files  []File
+	Reason string // why there are none
+}
+
+// page tells a person with a browser how to use the mirror.
+func (p *Proxy) page() http.HandlerFunc {
+	html := template.Must(template.New("page").Parse(pageTemplate))
+	clients := Clients()
+	registries := p.names()
+	digest := sha256.Sum256([]byte(pageStyle))
+	policy := "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(digest[:]) +
+		"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+	return func(w http.ResponseWriter, r *http.Request) {
+		s := Settings{Mirror: mirrorURL(r), Registries: registries, All: true, Default: p.cfg.DefaultUpstream}
+		var sections []section
+		for _, c := range clients {
+			files, err := c.Config(s)
+			one := section{Client: c, Files: files}
+			if err != nil {
+				one.Reason = err.Error()
+			}
+			sections = append(sections, one)
+		}
+		var b strings.Builder
+		err := html.Execute(&b, map[string]any{
+			"Style": template.CSS(pageStyle), "Mirror": s.Mirror, "Registries": registries, "Clients": sections, //nolint:gosec // our own, embedded
+		})
+		if err != nil {
+			p.writeError(w.(*response), r, err)
+			return
+		}
+		h := w.Header()
+		h.Set("Content-Type", "text/html; charset=utf-8")
+		h.Set("Content-Length", strconv.Itoa(b.Len()))
+		h.Set("Content-Security-Policy", policy)
+		h.Set("Cache-Control", "no-store") // it depends on Host and X-Forwarded-Proto
+		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("X-Content-Type-Options", "nosniff")
+		if r.Method == http.MethodHead {
+			w.WriteHeader(http.StatusOK)
+			return
+		}
+		_, _ = w.Write([]byte(b.String())) // a client that has left is no news
+	}
+}
+
+// names are those of the registries, Docker Hub first.
+func (p *Proxy) names() []string {
+	var names []string
+	for name, r := range p.registries {
+		if name == r.Name() && registryRegexp.MatchString(name) {
+			names = append(names, name)
+		}
+	}
+	slices.SortFunc(names, func(a, b string) int {
+		if (a == dockerHub) != (b == dockerHub) {
+			if a == dockerHub {
+				return -1
+			}
+			return 1
+		}
+		return strings.Compare(a, b)
+	})
+	return names
+}
+
+// mirrorURL is how the request's client reached the mirror, as far as it can be
+// believed: it is only ever shown to that client.
+func mirrorURL(r *http.Request) string {
+	scheme := "http"
+	switch forwarded := r.Header.Get("X-Forwarded-Proto"); {
+	case forwarded == "http" || forwarded == "https":
+		scheme = forwarded
+	case r.TLS != nil:
+		scheme = "https"
+	}
+	if validHost(r.Host) {
+		return scheme + "://" + r.Host
+	}
+	if local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok && validHost(local.String()) {
+		return scheme + "://" + local.String()
+	}
+	return scheme + "://localhost"
+}

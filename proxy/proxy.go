@@ -1,0 +1,216 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/distribution/distribution/v3/registry/api/errcode"
+	"github.com/gorilla/mux"
+	lru "github.com/hashicorp/golang-lru/v2"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/upstream"
+)
+
+// Config of a [Proxy].
+type Config struct {
+	DefaultUpstream   string        // asked where a request names no registry
+	FreshFor          time.Duration // a tag is served unchecked so long after a check
+	MaxStale          time.Duration // and so long while its upstream fails
+	RevalidateTimeout time.Duration // a client waits no longer for a check while something is kept
+	NegativeFor       time.Duration // a 404 is remembered so long
+	// Unlisted makes a registry that is not configured, by the name a client
+	// used. Nil: there are none. The Proxy closes what it made.
+	Unlisted func(name string) (*upstream.Registry, error)
+}
+
+// remember bounds the in-memory records of what upstreams said a moment ago.
+const remember = 8192
+
+// Proxy serves the OCI distribution API, for pulls.
+type Proxy struct {
+	cfg        Config
+	store      *storage.Store
+	registries map[string]*upstream.Registry // by name and alias
+	hosts      map[string]*upstream.Registry // by virtual host
+	metrics    *Metrics
+	log        *slog.Logger
+	routes     *mux.Router
+
+	ctx     context.Context // of checks; they outlive the requests that need them
+	stop    context.CancelFunc
+	running sync.WaitGroup
+	flights singleflight.Group
+	refused *lru.Cache[string, remembered] // what upstreams do not have
+	seen    *lru.Cache[string, sighting]   // what upstreams have, by HEAD
+
+	mu        sync.Mutex                             // guards the fields below
+	strangers *lru.Cache[string, *upstream.Registry] // unlisted ones, by name
+	suspect   map[string]struct{}                    // upstreams whose last check failed while something was kept
+	probing   map[string]struct{}                    // those of them that are being checked in the background
+}
+
+// New returns a Proxy over store for the given upstreams. No two may have the
+// same name, alias or virtual host.
+func New(cfg Config, store *storage.Store, upstreams []Upstream, m *Metrics, log *slog.Logger) (*Proxy, error) {
+	byName, byHost := map[string]*upstream.Registry{}, map[string]*upstream.Registry{}
+	for _, u := range upstreams {
+		for _, name := range append([]string{u.Registry.Name()}, u.Aliases...) {
+			if byName[name] != nil {
+				return nil, fmt.Errorf("%q names both upstream %s and upstream %s", name, byName[name].Name(), u.Registry.Name())
+			}
+			byName[name] = u.Registry
+		}
+		for _, host := range u.Hosts {
+			host = strings.ToLower(host)
+			if byHost[host] != nil {
+				return nil, fmt.Errorf("host %q belongs to both upstream %s and upstream %s", host, byHost[host].Name(), u.Registry.Name())
+			}
+			byHost[host] = u.Registry
+		}
+	}
+	if byName[cfg.DefaultUpstream] == nil {
+		return nil, fmt.Errorf("default_upstream %q is not among the upstreams", cfg.DefaultUpstream)
+	}
+	refused, err := lru.New[string, remembered](remember)
+	if err != nil {
+		return nil, err
+	}
+	seen, err := lru.New[string, sighting](remember)
+	if err != nil {
+		return nil, err
+	}
+	strangers, err := lru.NewWithEvict(maxUnlisted, func(_ string, r *upstream.Registry) { r.Close() })
+	if err != nil {
+		return nil, err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	p := &Proxy{
+		cfg: cfg, store: store, registries: byName, hosts: byHost, metrics: m, log: log,
+		ctx: ctx, stop: stop, refused: refused, seen: seen, strangers: strangers,
+		suspect: map[string]struct{}{}, probing: map[string]struct{}{},
+	}
+	p.routes = p.newRoutes()
+	return p, nil
+}
+
+// Close breaks off checks in the background. Call it when no request is served
+// any more.
+func (p *Proxy) Close() {
+	p.stop()
+	p.running.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.strangers.Purge()
+}
+
+// ServeHTTP answers one request.
+func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	rec := &response{ResponseWriter: w, started: time.Now(), result: resultError}
+	defer p.finish(rec, r) // also when the handler breaks the connection off
+	apiVersion(rec)
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		rec.Header().Set("Allow", "GET, HEAD")
+		p.writeError(rec, r, refuse(errcode.ErrorCodeUnsupported, http.StatusMethodNotAllowed, "this is a read-only mirror; push to the registry itself"))
+		return
+	}
+	p.routes.ServeHTTP(rec, r)
+}
+
+// handler answers a parsed request, or returns why it cannot.
+type handler func(w *response, r *http.Request, t target) error
+
+func (p *Proxy) newRoutes() *mux.Router {
+	// The path is matched as it was sent: cleaning it would answer `..` with a
+	// redirect, and decoding it would let %2f make names.
+	m := mux.NewRouter().SkipClean(true).UseEncodedPath()
+	m.NotFoundHandler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p.writeError(w.(*response), r, refuse(errcode.ErrorCodeUnsupported, http.StatusNotFound, "no such endpoint"))
+	})
+	m.HandleFunc("/", p.page())
+	for _, path := range []string{"/v2/", "/v2", "/{registry}/v2/", "/{registry}/v2"} {
+		m.HandleFunc(path, p.version)
+	}
+	for _, route := range []struct {
+		path   string
+		kind   upstream.Kind
+		handle handler
+	}{
+		{"/manifests/{reference:[^/]+}", upstream.KindManifest, p.manifest},
+		{"/blobs/{reference:[^/]+}", upstream.KindBlob, p.blob},
+		{"/tags/list", upstream.KindTags, p.tags},
+		{"/referrers/{reference:[^/]+}", upstream.KindReferrers, p.referrers},
+	} {
+		for _, prefix := range []string{"/v2/{name:.+}", "/{registry}/v2/{name:.+}"} {
+			m.Handle(prefix+route.path, p.handle(route.kind, route.handle))
+		}
+	}
+	return m
+}
+
+// version is the API's version check, at the root and below a registry's name.
+// It never asks for credentials: clients would give them.
+func (p *Proxy) version(hw http.ResponseWriter, r *http.Request) {
+	w := hw.(*response)
+	if name := mux.Vars(r)["registry"]; name != "" && p.registries[name] == nil {
+		if _, err := p.unlisted(name); err != nil {
+			p.writeError(w, r, err)
+			return
+		}
+	}
+	w.result = resultHit
+	w.setCacheStatus()
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write([]byte("{}")) // a client that has left is no news
+}
+
+// apiVersion: older daemons ask for it before they speak v2.
+func apiVersion(w http.ResponseWriter) {
+	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
+}
+
+func (p *Proxy) handle(kind upstream.Kind, h handler) http.Handler {
+	return http.HandlerFunc(func(hw http.ResponseWriter, r *http.Request) {
+		w := hw.(*response)
+		t, err := p.parse(r, kind)
+		w.target = t
+		w.target.kind = kind
+		if err == nil {
+			if ns := namespace(r); ns != "" {
+				w.Header().Set("OCI-Namespace", ns)
+			}
+			err = h(w, r, t)
+		}
+		if err != nil {
+			p.writeError(w, r, err)
+		}
+	})
+}
+
+// once runs f for all callers with the same key, under the Proxy's context, and
+// waits for it as long as ctx.
+func once[T any](ctx context.Context, p *Proxy, key string, f func(context.Context) (T, error)) (T, error) {
+	type reply struct {
+		value T
+		err   error
+	}
+	ch := make(chan reply, 1)
+	p.running.Go(func() {
+		v, err, _ := p.flights.Do(key, func() (any, error) { return f(p.ctx) })
+		value, _ := v.(T)
+		ch <- reply{value, err}
+	})
+	select {
+	case got := <-ch:
+		return got.value, got.err
+	case <-ctx.Done():
+		var none T
+		return none, context.Cause(ctx)
+	}
+}

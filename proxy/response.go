@@ -1,0 +1,132 @@
+package proxy
+
+import (
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/cachalot-registry/cachalot/upstream"
+)
+
+// response records what a request came to, for the log and the metrics. It
+// keeps ReadFrom, so that files reach sendfile.
+type response struct {
+	http.ResponseWriter
+	target  target
+	started time.Time
+
+	wrote     bool // the header
+	status    int
+	bytes     int64
+	firstByte time.Duration
+	result    result
+	kept      bool
+	err       error
+}
+
+var _ io.ReaderFrom = (*response)(nil)
+
+// Unwrap serves http.ResponseController.
+func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *response) WriteHeader(status int) {
+	if !w.wrote {
+		w.wrote, w.status, w.firstByte = true, status, time.Since(w.started)
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *response) Write(p []byte) (int, error) {
+	if !w.wrote {
+		w.WriteHeader(http.StatusOK)
+	}
+	n, err := w.ResponseWriter.Write(p)
+	w.bytes += int64(n)
+	return n, err
+}
+
+func (w *response) ReadFrom(src io.Reader) (int64, error) {
+	if !w.wrote {
+		w.WriteHeader(http.StatusOK)
+	}
+	n, err := io.Copy(w.ResponseWriter, src)
+	w.bytes += n
+	return n, err
+}
+
+// setCacheStatus says what the cache did (RFC 9211).
+func (w *response) setCacheStatus() {
+	var s string
+	switch w.result {
+	case resultHit:
+		s = "cachalot; hit"
+	case resultRevalidated:
+		s = "cachalot; fwd=stale; fwd-status=304"
+	case resultMiss:
+		s = "cachalot; fwd=miss"
+		if w.kept {
+			s += "; stored"
+		}
+	case resultCollapsed:
+		s = "cachalot; fwd=miss; collapsed"
+	case resultStale:
+		s = "cachalot; hit; detail=stale-if-error"
+	case resultNegative:
+		s = "cachalot; hit; detail=negative"
+	case resultDenied:
+		s = "cachalot; fwd=miss; detail=denied"
+	default:
+		s = "cachalot; detail=error"
+	}
+	w.Header().Set("Cache-Status", s)
+}
+
+// finish counts and logs the request.
+func (p *Proxy) finish(w *response, r *http.Request) {
+	took := time.Since(w.started)
+	kind, label := w.target.kind, p.label(w.target.registry)
+	if kind != "" {
+		p.metrics.requests.WithLabelValues(label, string(kind), string(w.result)).Inc()
+		p.metrics.served.WithLabelValues(label, string(kind)).Add(float64(w.bytes))
+		if w.wrote {
+			p.metrics.firstByte.WithLabelValues(string(w.result)).Observe(w.firstByte.Seconds())
+		}
+	}
+	attrs := []any{
+		"method", r.Method, "client", r.RemoteAddr, "status", w.status, "bytes", w.bytes,
+		"first_byte_seconds", w.firstByte.Seconds(), "seconds", took.Seconds(),
+	}
+	if w.target.registry != nil {
+		attrs = append(attrs, "upstream", w.target.registry.Name(), "repository", w.target.repo, "kind", kind,
+			"reference", w.target.reference(), "result", w.result)
+	} else {
+		attrs = append(attrs, "path", bounded(r.URL.EscapedPath()))
+	}
+	if w.err != nil {
+		attrs = append(attrs, "error", w.err)
+	}
+	p.log.Info("request", attrs...)
+}
+
+// label is the registry in the metrics, where clients must not make new values.
+func (p *Proxy) label(r *upstream.Registry) string {
+	switch {
+	case r == nil:
+		return "unknown"
+	case p.registries[r.Name()] == nil:
+		return upstream.UnlistedLabel
+	default:
+		return r.Name()
+	}
+}
+
+func (t target) reference() string {
+	switch {
+	case t.tag != "":
+		return t.tag
+	case t.kind == upstream.KindTags:
+		return ""
+	default:
+		return t.digest.String()
+	}
+}

@@ -1,0 +1,228 @@
+package proxy
+
+import (
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/gorilla/mux"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/cachalot-registry/cachalot/upstream"
+	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+)
+
+// router is a Proxy without a store, for parsing alone.
+func router(tb testing.TB, defaultUpstream string) *Proxy {
+	tb.Helper()
+	p := &Proxy{cfg: Config{DefaultUpstream: defaultUpstream}, registries: map[string]*upstream.Registry{}, hosts: map[string]*upstream.Registry{}}
+	for name, also := range map[string][]string{
+		"docker.io": {"dockerhub", "index.docker.io"}, "quay.io": nil, "registry.example:5000": {"ours"}, "localhost": nil,
+	} {
+		r, err := upstream.New(upstream.Config{Name: name, URLs: []string{"https://registry.example"}}, upstream.NewMetrics(), nil)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		tb.Cleanup(r.Close)
+		for _, n := range append(also, name) {
+			p.registries[n] = r
+		}
+		if name == "quay.io" {
+			p.hosts["quay.mirror.example"] = r
+		}
+	}
+	return p
+}
+
+// TestRoute: every way to name a registry, alone and together.
+func TestRoute(t *testing.T) {
+	t.Parallel()
+	const none = ""
+	for _, tc := range []struct {
+		byDefault, host, path string
+		registry, repo        string // "" where it is refused
+	}{
+		// Nothing names a registry.
+		{"docker.io", none, "/v2/alpine/manifests/1", "docker.io", "library/alpine"},
+		{"docker.io", none, "/v2/library/alpine/manifests/1", "docker.io", "library/alpine"},
+		{"docker.io", none, "/v2/grafana/grafana/manifests/1", "docker.io", "grafana/grafana"},
+		{"quay.io", none, "/v2/alpine/manifests/1", "quay.io", "alpine"},
+		{"quay.io", none, "/v2/my.group/app/manifests/1", "quay.io", "my.group/app"},
+		// ?ns=
+		{"docker.io", none, "/v2/team/app/manifests/1?ns=quay.io", "quay.io", "team/app"},
+		{"docker.io", none, "/v2/app/manifests/1?ns=registry.example:5000", "registry.example:5000", "app"},
+		{"docker.io", none, "/v2/app/manifests/1?ns=ours", "registry.example:5000", "app"},
+		{"quay.io", none, "/v2/alpine/manifests/1?ns=docker.io", "docker.io", "library/alpine"},
+		{"quay.io", none, "/v2/library/alpine/manifests/1?ns=index.docker.io", "docker.io", "library/alpine"},
+		{"docker.io", none, "/v2/my.group/app/manifests/1?ns=quay.io", "quay.io", "my.group/app"},
+		{"docker.io", none, "/v2/app/manifests/1?ns=ghcr.io", "", ""},
+		{"docker.io", none, "/v2/app/manifests/1?ns=169.254.169.254", "", ""},
+		// After /v2.
+		{"docker.io", none, "/v2/quay.io/team/app/manifests/1", "quay.io", "team/app"},
+		{"docker.io", none, "/v2/docker.io/library/alpine/manifests/1", "docker.io", "library/alpine"},
+		{"docker.io", none, "/v2/docker.io/alpine/manifests/1", "docker.io", "library/alpine"},
+		{"docker.io", none, "/v2/registry.example:5000/a/b/c/manifests/1", "registry.example:5000", "a/b/c"},
+		{"docker.io", none, "/v2/localhost/app/manifests/1", "localhost", "app"},
+		{"docker.io", none, "/v2/dockerhub/library/alpine/manifests/1", "docker.io", "library/alpine"},
+		{"docker.io", none, "/v2/dockerhub/app/manifests/1", "docker.io", "dockerhub/app"}, // an account's
+		{"docker.io", none, "/v2/ghcr.io/a/b/manifests/1", "", ""},
+		{"docker.io", none, "/v2/169.254.169.254/a/manifests/1", "", ""},
+		{"docker.io", none, "/v2/quay.io/manifests/1", "docker.io", "library/quay.io"}, // no repository follows
+		// After /v2 and ?ns=.
+		{"docker.io", none, "/v2/quay.io/team/app/manifests/1?ns=quay.io", "quay.io", "team/app"},
+		{"docker.io", none, "/v2/docker.io/library/alpine/manifests/1?ns=docker.io", "docker.io", "library/alpine"},
+		{"docker.io", none, "/v2/index.docker.io/library/alpine/manifests/1?ns=docker.io", "docker.io", "library/alpine"},
+		{"docker.io", none, "/v2/quay.io/team/app/manifests/1?ns=docker.io", "quay.io", "team/app"},
+		{"docker.io", none, "/v2/dockerhub/a/b/manifests/1?ns=quay.io", "quay.io", "dockerhub/a/b"}, // named otherwise
+		// Before /v2.
+		{"docker.io", none, "/quay.io/v2/team/app/manifests/1", "quay.io", "team/app"},
+		{"docker.io", none, "/dockerhub/v2/alpine/manifests/1", "docker.io", "library/alpine"},
+		{"docker.io", none, "/docker.io/v2/library/alpine/manifests/1?ns=docker.io", "docker.io", "library/alpine"},
+		{"docker.io", none, "/quay.io/v2/quay.io/team/app/manifests/1?ns=quay.io", "quay.io", "team/app"},
+		{"docker.io", none, "/quay.io/v2/team/app/manifests/1?ns=docker.io", "quay.io", "team/app"},
+		{"docker.io", none, "/quay.io/v2/docker.io/app/manifests/1", "quay.io", "docker.io/app"},
+		{"docker.io", none, "/ghcr.io/v2/a/b/manifests/1", "", ""},
+		{"docker.io", none, "/ghcr.io/v2/a/b/manifests/1?ns=quay.io", "", ""},
+		// A virtual host.
+		{"docker.io", "quay.mirror.example", "/v2/team/app/manifests/1", "quay.io", "team/app"},
+		{"docker.io", "QUAY.mirror.example.:5000", "/v2/team/app/manifests/1", "quay.io", "team/app"},
+		{"docker.io", "quay.mirror.example", "/v2/alpine/manifests/1?ns=docker.io", "docker.io", "library/alpine"},
+		{"docker.io", "quay.mirror.example", "/v2/quay.io/team/app/manifests/1", "quay.io", "team/app"},
+		{"docker.io", "quay.mirror.example", "/v2/my.group/app/manifests/1", "quay.io", "my.group/app"},
+		{"docker.io", "[::1]:5000", "/v2/alpine/manifests/1", "docker.io", "library/alpine"},
+	} {
+		got, err := parseRequest(t, router(t, tc.byDefault), tc.host, tc.path)
+		name := ""
+		if err == nil {
+			name = got.registry.Name()
+		}
+		if name != tc.registry || got.repo != tc.repo {
+			t.Errorf("%s %s: %s %s (%v), want %s %s", tc.host, tc.path, name, got.repo, err, tc.registry, tc.repo)
+		}
+	}
+}
+
+// parseRequest routes a request through mux as the Proxy does.
+func parseRequest(tb testing.TB, p *Proxy, host, path string) (got target, err error) {
+	tb.Helper()
+	m := mux.NewRouter().SkipClean(true).UseEncodedPath()
+	err = http.ErrNoLocation // no route
+	for _, prefix := range []string{"/v2/{name:.+}", "/{registry}/v2/{name:.+}"} {
+		m.HandleFunc(prefix+"/manifests/{reference:[^/]+}", func(_ http.ResponseWriter, r *http.Request) {
+			got, err = p.parse(r, upstream.KindManifest)
+		})
+	}
+	r := httptest.NewRequestWithContext(tb.Context(), http.MethodGet, "/", http.NoBody)
+	r.Host = host
+	r.URL, err = r.URL.Parse(path)
+	if err != nil {
+		return got, err
+	}
+	err = http.ErrNoLocation
+	m.ServeHTTP(httptest.NewRecorder(), r)
+	return got, err
+}
+
+// FuzzRoute holds that whatever a path, a host and ns are, a request that is
+// accepted goes to a configured registry, for a valid name.
+func FuzzRoute(f *testing.F) {
+	for _, s := range []string{"alpine", "quay.io/a/b", "a/../b", "a%2fb", "dockerhub/x/y", "localhost/x", "registry.example:5000/x", "//", "quay.io/quay.io/x"} {
+		f.Add("", s, "", "")
+		f.Add("quay.io", s, "docker.io", "quay.mirror.example")
+	}
+	p := router(f, "docker.io")
+	f.Fuzz(func(t *testing.T, prefix, name, ns, host string) {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", http.NoBody)
+		r.Host = host
+		q := r.URL.Query()
+		q.Set("ns", ns)
+		r.URL.RawQuery = q.Encode()
+		r = mux.SetURLVars(r, map[string]string{"registry": prefix, "name": name, "reference": "1"})
+		got, err := p.parse(r, upstream.KindManifest)
+		if err != nil {
+			return
+		}
+		if !nameRegexp.MatchString(got.repo) || strings.Contains(got.repo, "..") || got.registry == nil {
+			t.Errorf("%q %q %q %q: %+v", prefix, name, ns, host, got)
+		}
+		if prefix != "" && got.registry != p.registries[prefix] {
+			t.Errorf("%q before /v2 led to %s", prefix, got.registry.Name())
+		}
+	})
+}
+
+// TestNames: an image has one place in the cache, however its registry is named.
+func TestNames(t *testing.T) {
+	t.Parallel()
+	hub, quay := ut.New(t, ut.Options{}), ut.New(t, ut.Options{})
+	img := quay.AddImage("team/app", "1", ut.NewImage(50, 1000))
+	m := newMirror(t, nil, registry(t, "docker.io", hub.URL), registry(t, "quay.io", quay.URL))
+	m.aliases = map[string][]string{"quay.io": {"redhat"}}
+	m.restart(nil, registry(t, "docker.io", hub.URL), registry(t, "quay.io", quay.URL))
+	for _, form := range []string{
+		"/v2/team/app%s?ns=quay.io", "/v2/quay.io/team/app%s", "/quay.io/v2/team/app%s", "/redhat/v2/team/app%s",
+		"/v2/redhat/team/app%s", "/v2/quay.io/team/app%s?ns=quay.io",
+	} {
+		at := func(rest string) string { return strings.Replace(form, "%s", rest, 1) }
+		a := m.get(at("/manifests/1"))
+		m.want(a, img.Index)
+		if used := strings.Contains(form, "ns="); (a.header.Get("OCI-Namespace") == "quay.io") != used {
+			t.Errorf("%s: OCI-Namespace %q", form, a.header.Get("OCI-Namespace"))
+		}
+		m.want(m.get(at("/blobs/"+img.Layers[0].Digest.String())), img.Layers[0])
+		if a := m.get(at("/tags/list")); a.status != http.StatusOK {
+			t.Errorf("%s: tags: %d", form, a.status)
+		}
+	}
+	counts(t, quay, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 1, ut.GetBlob: 1, ut.Tags: 1})
+	counts(t, hub, nil)
+	for path, status := range map[string]int{"/quay.io/v2/": 200, "/redhat/v2/": 200, "/quay.io/v2": 200, "/ghcr.io/v2/": 404, "/%2e%2e/v2/": 404} {
+		if a := m.get(path); a.status != status || a.header.Get("Docker-Distribution-Api-Version") == "" {
+			t.Errorf("%s: %d, want %d", path, a.status, status)
+		}
+	}
+}
+
+// TestUnlisted: a registry that is not configured is reached where that is
+// allowed, by whatever way it is named, and its images have a place of their own.
+func TestUnlisted(t *testing.T) {
+	t.Parallel()
+	hub, other := ut.New(t, ut.Options{}), ut.New(t, ut.Options{})
+	img := other.AddImage("team/app", "1", ut.NewImage(51, 1000))
+	var asked []string
+	var mu sync.Mutex // guards asked
+	allow := func(c *Config) {
+		c.Unlisted = func(name string) (*upstream.Registry, error) {
+			mu.Lock()
+			asked = append(asked, name)
+			mu.Unlock()
+			if name != "other.example" {
+				return nil, errors.New("not this one")
+			}
+			return registry(t, name, other.URL), nil
+		}
+	}
+	m := newMirror(t, allow, registry(t, "docker.io", hub.URL))
+	for _, form := range []string{
+		"/v2/team/app%s?ns=other.example", "/v2/other.example/team/app%s", "/other.example/v2/team/app%s", "/v2/other.example/team/app%s?ns=other.example",
+	} {
+		m.want(m.get(strings.Replace(form, "%s", "/manifests/1", 1)), img.Index)
+		m.want(m.get(strings.Replace(form, "%s", "/blobs/"+img.Layers[0].Digest.String(), 1)), img.Layers[0])
+	}
+	counts(t, other, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 1, ut.GetBlob: 1})
+	for _, path := range []string{"/v2/a/b/manifests/1?ns=evil.example", "/v2/evil.example/a/manifests/1", "/v2/a/manifests/1?ns=word", "/v2/a/manifests/1?ns=" + strings.Repeat("a.", 200) + "b"} {
+		m.wantError(m.get(path), http.StatusNotFound, "NAME_UNKNOWN")
+	}
+	counts(t, hub, nil)
+	mu.Lock()
+	defer mu.Unlock()
+	if got := strings.Join(asked, " "); got != "other.example evil.example evil.example" {
+		t.Errorf("made: %s", got)
+	}
+	if got := testutil.ToFloat64(m.metrics.requests.WithLabelValues(upstream.UnlistedLabel, "blob", "hit")); got != 3 {
+		t.Errorf("%v hits under %q", got, upstream.UnlistedLabel)
+	}
+}

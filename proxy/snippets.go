@@ -1,0 +1,196 @@
+package proxy
+
+import (
+	"bytes"
+	"embed"
+	"encoding/base64"
+	"encoding/json"
+	"net/netip"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"text/template"
+)
+
+// Settings are what a client's configuration is made of.
+type Settings struct {
+	Mirror     string   // the mirror's URL, http or https, without /v2
+	CAFile     string   // on the client, certificates (PEM) for an https mirror; "": the system's
+	CA         []byte   // what is in CAFile, for the client that has no files
+	Registries []string // by the names that images have
+	All        bool     // whatever registry else a client asks for is the mirror's too
+	Default    string   // the registry of requests that name none; "" is docker.io
+}
+
+// SettingError says what is wrong in [Settings].
+type SettingError struct {
+	Setting string // mirror, ca or registry, as the command's flags
+	Reason  string // and what to write
+}
+
+func (e *SettingError) Error() string { return e.Setting + ": " + e.Reason }
+
+// view is Settings checked, in the words of the templates. Nothing in it has
+// quotes, line breaks or other control characters.
+type view struct {
+	Settings
+
+	URL       string // the mirror's, without a slash at its end
+	Host      string // of URL, with its port
+	Path      string // of URL
+	Dir       string // for ca.sh
+	Plain     bool   // http
+	Referrers bool   // whether hosts.toml is for a client that knows the word
+}
+
+var (
+	// Names of services in Compose may have an underscore.
+	mirrorHostRegexp = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9._-]*[a-zA-Z0-9])?$`)
+	mirrorPathRegexp = regexp.MustCompile(`^(/[a-zA-Z0-9._~-]+)*$`)
+	registryRegexp   = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?$`)
+	caFileRegexp     = regexp.MustCompile(`^/[a-zA-Z0-9._/@+ -]+$`)
+)
+
+func (s Settings) view() (view, error) {
+	u, err := url.Parse(s.Mirror)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || !validHost(u.Host) {
+		return view{}, &SettingError{"mirror", "write the mirror's URL, such as http://cachalot.example:5000"}
+	}
+	v := view{Settings: s, Host: u.Host, Path: strings.TrimRight(u.Path, "/"), Plain: u.Scheme == "http"}
+	v.URL = u.Scheme + "://" + v.Host + v.Path
+	switch {
+	case u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" || !mirrorPathRegexp.MatchString(v.Path):
+		return view{}, &SettingError{"mirror", "write the URL with nothing after host, port and path, such as http://cachalot.example:5000"}
+	case v.Path == "/v2" || strings.HasSuffix(v.Path, "/v2"):
+		return view{}, &SettingError{"mirror", "clients add /v2 themselves; leave it out"}
+	case s.CAFile != "" && v.Plain:
+		return view{}, &SettingError{"ca", "an http:// mirror has no certificate; leave it out, or write https://"}
+	case s.CAFile != "" && !caFileRegexp.MatchString(s.CAFile):
+		return view{}, &SettingError{"ca", "write the full path of a PEM file on the client, in letters, digits, spaces and . _ / @ + -"}
+	}
+	v.Registries = nil
+	for _, name := range s.Registries {
+		switch {
+		case len(name) > maxName || !registryRegexp.MatchString(name):
+			return view{}, &SettingError{"registry", strconv.Quote(bounded(name)) + " is no registry's name; write one such as quay.io"}
+		case name != v.Host && !slices.Contains(v.Registries, name): // a mirror cannot be its own
+			v.Registries = append(v.Registries, name)
+		}
+	}
+	if len(v.Registries) == 0 {
+		return view{}, &SettingError{"registry", "write the name of a registry other than the mirror, such as docker.io"}
+	}
+	return v, nil
+}
+
+// validHost is for a host with or without a port, as URLs and Host have it.
+func validHost(s string) bool {
+	host, port := s, ""
+	if i := strings.LastIndexByte(s, ':'); i > strings.LastIndexByte(s, ']') {
+		host, port = s[:i], s[i+1:]
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+			return false
+		}
+	}
+	if literal, ok := strings.CutPrefix(host, "["); ok {
+		literal, ok = strings.CutSuffix(literal, "]")
+		ip, err := netip.ParseAddr(literal)
+		return ok && err == nil && ip.Is6() && ip.Zone() == ""
+	}
+	return len(host) <= maxName && mirrorHostRegexp.MatchString(host)
+}
+
+// Hub is the mirror's URL for clients that mirror Docker Hub only. It has a path
+// where it must: dockerd 20.10 refuses one.
+func (v view) Hub() string {
+	if v.Default == "" || v.Default == dockerHub {
+		return v.URL
+	}
+	return v.URL + "/" + dockerHub
+}
+
+// V2 is the mirror's API.
+func (v view) V2() string { return v.URL + "/v2" }
+
+// Below names a registry for clients that put a mirror's path after /v2.
+func (v view) Below(registry string) string { return v.Host + "/" + registry }
+
+// Map is kaniko's, which knows Docker Hub by another name.
+func (v view) Map() string {
+	var pairs []string
+	for _, name := range v.Registries {
+		from := name
+		if name == dockerHub {
+			from = "index.docker.io"
+		}
+		pairs = append(pairs, from+"="+v.Below(name))
+	}
+	return strings.Join(pairs, ";")
+}
+
+// atRoot is for clients that put a mirror's path after /v2, where no mirror is.
+func (v view) atRoot(program string) error {
+	if v.Path != "" {
+		return &SettingError{"mirror", program + " puts a path after /v2; write a URL without one"}
+	}
+	return nil
+}
+
+// snippets are the parts of clients' configurations.
+type snippets struct{ templates *template.Template }
+
+//go:embed clients/*.tmpl
+var clientTemplates embed.FS
+
+func newSnippets() snippets {
+	t := snippets{template.New("")}
+	t.templates.Funcs(template.FuncMap{
+		"quote":   quote,
+		"shell":   shellQuote,
+		"base64":  base64.StdEncoding.EncodeToString,
+		"indent":  indent,
+		"include": t.render,
+	})
+	template.Must(t.templates.ParseFS(clientTemplates, "clients/*.tmpl"))
+	return t
+}
+
+func (t snippets) file(name string, v view, path, use string) File {
+	content, err := t.render(name, v)
+	if err != nil {
+		panic(err) // a template names what a view has not; the tests render all of them
+	}
+	return File{Path: path, Use: use, Content: content}
+}
+
+func (t snippets) render(name string, v view) (string, error) {
+	var b strings.Builder
+	err := t.templates.ExecuteTemplate(&b, name, v)
+	return b.String(), err
+}
+
+// quote writes a string as JSON has it. TOML's basic strings and YAML's
+// double-quoted ones are the same for what a view can have.
+func quote(s string) (string, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	err := enc.Encode(s)
+	return strings.TrimSuffix(b.String(), "\n"), err
+}
+
+func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// indent is for text inside a YAML block.
+func indent(n int, s string) string {
+	margin := strings.Repeat(" ", n)
+	lines := strings.Split(strings.TrimSuffix(s, "\n"), "\n")
+	for i, line := range lines {
+		if line != "" {
+			lines[i] = margin + line
+		}
+	}
+	return strings.Join(lines, "\n")
+}

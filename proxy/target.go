@@ -1,0 +1,101 @@
+package proxy
+
+import (
+	"fmt"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strings"
+
+	"github.com/distribution/distribution/v3/registry/api/errcode"
+	"github.com/gorilla/mux"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/upstream"
+)
+
+// target is a request, parsed once. Nothing else reads the URL.
+type target struct {
+	kind     upstream.Kind
+	registry *upstream.Registry
+	name     string // as the client wrote it, without the registry
+	repo     string // as the upstream has it
+
+	tag    string        // manifests by tag
+	digest digest.Digest // manifests by digest, blobs and referrers
+}
+
+// Names of the OCI distribution-spec, "Pulling manifests", and a bound for what
+// it leaves open: registries refuse longer names.
+var (
+	nameRegexp = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
+	tagRegexp  = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
+)
+
+const maxName = 255
+
+// dockerHub's official images live below library/, which clients leave out.
+const dockerHub = "docker.io"
+
+// parse reads the request's registry, repository and reference. It never asks
+// an upstream.
+func (p *Proxy) parse(r *http.Request, kind upstream.Kind) (target, error) {
+	vars := mux.Vars(r)
+	t := target{kind: kind}
+	var err error
+	if t.registry, t.repo, err = p.route(r, vars["registry"], vars["name"]); err != nil {
+		return target{}, err
+	}
+	if len(t.repo) > maxName || !nameRegexp.MatchString(t.repo) {
+		return target{}, refuse(errcode.ErrorCodeNameInvalid, http.StatusBadRequest, "repository names are lower-case letters, digits and . _ - between slashes, %d characters at most", maxName)
+	}
+	t.name = t.repo
+	if t.registry.Name() == dockerHub && !strings.Contains(t.repo, "/") {
+		t.repo = "library/" + t.repo
+	}
+
+	reference, err := url.PathUnescape(vars["reference"])
+	switch {
+	case kind == upstream.KindTags:
+		return t, nil
+	case err == nil && kind == upstream.KindManifest && tagRegexp.MatchString(reference):
+		t.tag = reference
+		return t, nil
+	case err == nil && kind == upstream.KindManifest && !strings.Contains(reference, ":"):
+		return target{}, refuse(errcode.ErrorCodeTagInvalid, http.StatusBadRequest, "tags are letters, digits and . _ -, 128 characters at most")
+	}
+	if err == nil {
+		t.digest, err = storage.ParseDigest(reference)
+	}
+	if err != nil {
+		return target{}, refuse(errcode.ErrorCodeDigestInvalid, http.StatusBadRequest, "%v; digests are sha256: or sha512: and lower-case hexadecimal", err)
+	}
+	return t, nil
+}
+
+// scope is where the target's content is linked.
+func (t target) scope() storage.Scope {
+	return storage.Scope{Upstream: t.registry.Name(), Repository: t.repo, Manifest: t.kind == upstream.KindManifest}
+}
+
+// bounded keeps a client's words short enough to repeat.
+func bounded(s string) string {
+	if len(s) > 100 {
+		return s[:100] + "..."
+	}
+	return s
+}
+
+// refusal is an answer that needs no upstream: the request itself is at fault.
+type refusal struct {
+	code   errcode.ErrorCode
+	status int
+	detail string
+}
+
+func refuse(code errcode.ErrorCode, status int, format string, args ...any) error {
+	return &refusal{code: code, status: status, detail: fmt.Sprintf(format, args...)}
+}
+
+func (e *refusal) Error() string { return e.detail }
