@@ -1,0 +1,47 @@
+# Builds with BuildKit and with the classic builder alike.
+#
+#   docker build --target cachalot -t cachalot .
+#
+# Where no registry is reachable, name local images:
+#   --build-arg GO_IMAGE=...   any with Go and a shell
+#   --build-arg BASE=...       scratch needs none; a distroless static image works too
+# Where no Go module proxy is, name yours with --build-arg GOPROXY=..., or run
+# "go mod vendor" first: a vendor folder is used without asking anybody.
+
+ARG GO_IMAGE=golang:1.26
+ARG BASE=scratch
+
+FROM ${GO_IMAGE} AS build
+ARG GOPROXY
+ARG GOSUMDB
+ARG TARGETOS
+ARG TARGETARCH
+ARG VERSION
+WORKDIR /src
+COPY . .
+RUN CGO_ENABLED=0 GOTOOLCHAIN=local GOOS=${TARGETOS} GOARCH=${TARGETARCH} \
+    go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=${VERSION}" -o /out/cachalot ./cmd/cachalot
+# The roots to trust, and the data folder with its owner: scratch has neither.
+RUN mkdir -p /out/certs /out/data && \
+    if [ -f /etc/ssl/certs/ca-certificates.crt ]; then cp /etc/ssl/certs/ca-certificates.crt /out/certs/; \
+    else echo "no CA certificates in GO_IMAGE: set ca_file, or mount /etc/ssl/certs"; fi
+
+FROM ${BASE} AS cachalot
+ARG VERSION
+ARG REVISION
+LABEL org.opencontainers.image.title="cachalot" \
+      org.opencontainers.image.description="A pull-through mirror of OCI registries" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.source="https://github.com/cachalot-registry/cachalot" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+COPY --from=build /out/certs/ /etc/ssl/certs/
+COPY --from=build --chown=65532:65532 /out/data /var/lib/cachalot
+COPY --from=build /out/cachalot /cachalot
+USER 65532:65532
+VOLUME /var/lib/cachalot
+# 5000 for clients. 5001 for probes and metrics, once admin.listen is ":5001".
+EXPOSE 5000 5001
+HEALTHCHECK --interval=30s --timeout=5s --start-period=10s CMD ["/cachalot", "healthcheck"]
+ENTRYPOINT ["/cachalot"]
+CMD ["serve"]

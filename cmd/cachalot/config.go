@@ -1,0 +1,258 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/upstream"
+	"golang.org/x/sys/unix"
+)
+
+// config is the configuration file. config.yml at the root of the repository
+// shows every key with its default.
+type config struct {
+	// Listen is where clients reach the mirror: "host:port" or ":port".
+	Listen string `yaml:"listen"`
+	// MaxConnections bounds the clients' open connections; more wait to be accepted.
+	MaxConnections int `yaml:"max_connections"`
+	// ShutdownTimeout is how long running responses may take to end after SIGTERM.
+	ShutdownTimeout time.Duration `yaml:"shutdown_timeout"`
+	// DefaultUpstream serves the requests that name no registry.
+	DefaultUpstream string `yaml:"default_upstream"`
+	// UnlistedUpstreams says what becomes of a registry that is not among
+	// Upstreams: "deny" or "allow".
+	UnlistedUpstreams string `yaml:"unlisted_upstreams"`
+
+	Admin    adminConfig    `yaml:"admin"`
+	Log      logConfig      `yaml:"log"`
+	Storage  storageConfig  `yaml:"storage"`
+	Tags     tagsConfig     `yaml:"tags"`
+	Timeouts timeoutsConfig `yaml:"timeouts"`
+
+	// Upstreams are the registries to mirror, by the name clients use. Absent:
+	// the well-known public ones.
+	Upstreams map[string]upstreamConfig `yaml:"upstreams"`
+}
+
+type adminConfig struct {
+	// Listen is where metrics, health checks and profiles are.
+	Listen string `yaml:"listen"`
+}
+
+type logConfig struct {
+	Level  string `yaml:"level"`  // debug, info, warn or error
+	Format string `yaml:"format"` // text or json
+}
+
+type storageConfig struct {
+	// Path is the cache's folder. Empty: see defaultStoragePath.
+	Path string `yaml:"path"`
+	// MaxSize bounds the blobs on disk; 0: only MinFree does.
+	MaxSize storage.Size `yaml:"max_size"`
+	// MinFree is the free space left to others on the file system.
+	MinFree storage.Size `yaml:"min_free"`
+	// MaxFills bounds the downloads in progress.
+	MaxFills int `yaml:"max_fills"`
+}
+
+type tagsConfig struct {
+	// FreshFor is how long a tag is served without asking its registry.
+	FreshFor time.Duration `yaml:"fresh_for"`
+	// MaxStale is how long a tag is served while its registry fails.
+	MaxStale time.Duration `yaml:"max_stale"`
+	// RevalidateTimeout is how long a client waits for a tag to be checked.
+	RevalidateTimeout time.Duration `yaml:"revalidate_timeout"`
+	// NegativeFor is how long a registry's "not found" is remembered.
+	NegativeFor time.Duration `yaml:"negative_for"`
+}
+
+type timeoutsConfig struct {
+	Dial           time.Duration `yaml:"dial"`
+	TLSHandshake   time.Duration `yaml:"tls_handshake"`
+	ResponseHeader time.Duration `yaml:"response_header"`
+	// Progress is the longest silence inside a download; a whole download has no limit.
+	Progress time.Duration `yaml:"progress"`
+}
+
+type upstreamConfig struct {
+	// URL is the registry's base URL. Absent for a well-known name: its public one.
+	URL string `yaml:"url"`
+	// URLs are tried in order, in place of URL.
+	URLs []string `yaml:"urls"`
+	// Aliases are other names that clients may use for the registry.
+	Aliases []string `yaml:"aliases"`
+	// Hosts are the names of this mirror under which it is this registry alone.
+	Hosts    []string `yaml:"hosts"`
+	Username string   `yaml:"username"`
+	Password string   `yaml:"password"`
+	// PasswordFile is read again for each token, so that a secret can be rotated.
+	PasswordFile string `yaml:"password_file"`
+	// CAFile holds PEM certificates trusted besides the system's.
+	CAFile string `yaml:"ca_file"`
+	// TokenRealms are the hosts besides the registry's own that may get the credential.
+	TokenRealms []string `yaml:"token_realms"`
+	// AllowAddresses are ranges that the registry's hosts may be in although they
+	// are private or the like: "10.0.0.0/8", or one address.
+	AllowAddresses []string `yaml:"allow_addresses"`
+	// MaxConnections bounds the connections to each of the registry's hosts.
+	MaxConnections int `yaml:"max_connections"`
+}
+
+const defaultUpstreamConnections = 64
+
+func defaults() config {
+	return config{
+		Listen:            ":5000",
+		MaxConnections:    10_000,
+		ShutdownTimeout:   30 * time.Second,
+		DefaultUpstream:   "docker.io",
+		UnlistedUpstreams: "deny",
+		Admin:             adminConfig{Listen: "127.0.0.1:5001"},
+		Log:               logConfig{Level: "info", Format: "text"},
+		Storage: storageConfig{
+			MaxSize:  storage.Size{Bytes: 50 << 30},
+			MinFree:  storage.Size{Percent: 5},
+			MaxFills: 256,
+		},
+		Tags: tagsConfig{
+			FreshFor:          time.Minute,
+			MaxStale:          30 * 24 * time.Hour,
+			RevalidateTimeout: 2 * time.Second,
+			NegativeFor:       10 * time.Second,
+		},
+		Timeouts: timeoutsConfig{
+			Dial:           5 * time.Second,
+			TLSHandshake:   10 * time.Second,
+			ResponseHeader: 20 * time.Second,
+			Progress:       30 * time.Second,
+		},
+		Upstreams: wellKnown(),
+	}
+}
+
+// wellKnown returns the public registries that need no configuration.
+func wellKnown() map[string]upstreamConfig {
+	known := map[string]upstreamConfig{}
+	for _, w := range upstream.WellKnown() {
+		u := upstreamConfig{Aliases: aliases(w.Name), TokenRealms: w.TokenRealms, MaxConnections: defaultUpstreamConnections}
+		if len(w.URLs) == 1 {
+			u.URL = w.URLs[0]
+		} else {
+			u.URLs = w.URLs
+		}
+		known[w.Name] = u
+	}
+	return known
+}
+
+// aliases are the names that people and tools use for a well-known registry.
+func aliases(name string) []string {
+	if name == "docker.io" {
+		return []string{"dockerhub", "index.docker.io", "registry-1.docker.io"}
+	}
+	return nil
+}
+
+// completed returns u with what its well-known namesake k says where u does
+// not. The realms belong to the public address: another one gets them only by
+// configuration, for they may be sent the password.
+func (u upstreamConfig) completed(k upstreamConfig) upstreamConfig {
+	if len(u.addresses()) == 0 {
+		u.URL, u.URLs = k.URL, k.URLs
+	}
+	if u.Aliases == nil { // an empty list is somebody's wish
+		u.Aliases = k.Aliases
+	}
+	if len(u.TokenRealms) == 0 && slices.Equal(u.addresses(), k.addresses()) {
+		u.TokenRealms = k.TokenRealms
+	}
+	return u
+}
+
+func (u upstreamConfig) addresses() []string {
+	if u.URL != "" {
+		return []string{u.URL}
+	}
+	return u.URLs
+}
+
+func (c config) upstream(name string) upstream.Config {
+	u := c.Upstreams[name]
+	var allowed []netip.Prefix
+	for _, s := range u.AllowAddresses {
+		if p, err := addressRange(s); err == nil { // or else validate says so
+			allowed = append(allowed, p)
+		}
+	}
+	return upstream.Config{
+		Name:           name,
+		URLs:           u.addresses(),
+		Username:       u.Username,
+		Password:       u.Password,
+		PasswordFile:   u.PasswordFile,
+		CAFile:         u.CAFile,
+		TokenRealms:    u.TokenRealms,
+		AllowAddresses: allowed,
+		Private:        !slices.Equal(u.addresses(), wellKnown()[name].addresses()),
+		MaxConnections: u.MaxConnections,
+		Timeouts: upstream.Timeouts{
+			Dial:           c.Timeouts.Dial,
+			TLSHandshake:   c.Timeouts.TLSHandshake,
+			ResponseHeader: c.Timeouts.ResponseHeader,
+			Progress:       c.Timeouts.Progress,
+		},
+	}
+}
+
+// unlisted is a registry that only a client has named.
+func (c config) unlisted(name string) upstream.Config {
+	u := c.upstream(name)
+	u.URLs, u.Unlisted, u.Private = []string{"https://" + name}, true, false
+	return u
+}
+
+func (c config) proxy() proxy.Config {
+	return proxy.Config{
+		DefaultUpstream:   c.DefaultUpstream,
+		FreshFor:          c.Tags.FreshFor,
+		MaxStale:          c.Tags.MaxStale,
+		RevalidateTimeout: c.Tags.RevalidateTimeout,
+		NegativeFor:       c.Tags.NegativeFor,
+	}
+}
+
+func (c config) storage() (storage.Config, error) {
+	s := storage.Config{
+		Path:     c.Storage.Path,
+		MaxSize:  c.Storage.MaxSize,
+		MinFree:  c.Storage.MinFree,
+		MaxFills: c.Storage.MaxFills,
+	}
+	if s.Path != "" {
+		return s, nil
+	}
+	var err error
+	s.Path, err = defaultStoragePath()
+	return s, err
+}
+
+const systemStoragePath = "/var/lib/cachalot"
+
+// defaultStoragePath is the system's folder for a service, and the user's own
+// cache for somebody who only tries cachalot.
+func defaultStoragePath() (string, error) {
+	if os.Geteuid() == 0 || unix.Access(systemStoragePath, unix.W_OK) == nil {
+		return systemStoragePath, nil
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("no folder for the cache: %s is not writable and the user has no home; set storage.path", systemStoragePath)
+	}
+	return filepath.Join(cache, "cachalot"), nil
+}

@@ -1,0 +1,372 @@
+package main
+
+import (
+	"bytes"
+	"encoding"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
+	"github.com/goccy/go-yaml/token"
+)
+
+// maxConfigSize is far above any real file, and keeps a wrong path (a log, a
+// device) from being read to its end.
+const maxConfigSize = 1 << 20
+
+// loadConfig reads the file over the defaults, and checks the whole. No file
+// ("") is the defaults. What is wrong in the file is a [configError].
+func loadConfig(file string, lookup func(string) (string, bool)) (config, error) {
+	if file == "" {
+		return defaults(), nil
+	}
+	data, err := readConfig(file)
+	if err != nil {
+		return config{}, &configError{file: file, problems: []problem{{message: err.Error()}}}
+	}
+	return parseConfig(file, data, lookup)
+}
+
+func readConfig(file string) ([]byte, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		if path, ok := errors.AsType[*os.PathError](err); ok {
+			err = path.Err // the file is named in front of the message already
+		}
+		return nil, fmt.Errorf("open the configuration: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	data, err := io.ReadAll(io.LimitReader(f, maxConfigSize+1))
+	if err != nil {
+		return nil, fmt.Errorf("read the configuration: %w", err)
+	}
+	if len(data) > maxConfigSize {
+		return nil, errors.New("larger than 1 MiB; this is not a configuration of cachalot")
+	}
+	return data, nil
+}
+
+// parseConfig is [loadConfig] for the bytes of a file.
+func parseConfig(file string, data []byte, lookup func(string) (string, bool)) (config, error) {
+	d := &decoder{lookup: lookup, at: positions{}, all: keysOf(reflect.TypeFor[config](), "")}
+	c := defaults()
+	if d.document(data, &c) {
+		c.complete()
+		d.problems = append(d.problems, c.validate(d.at, d.problems)...)
+	}
+	if len(d.problems) > 0 {
+		return config{}, (&configError{file: file, problems: d.problems}).sorted()
+	}
+	return c, nil
+}
+
+// decoder fills a config from YAML. It walks the syntax tree itself: so every
+// problem is found in one go, has its line, and says what to write instead.
+type decoder struct {
+	lookup   func(string) (string, bool)
+	at       positions
+	all      []string // every key there is
+	problems []problem
+}
+
+// document reads the file into c, and reports whether it could be parsed.
+func (d *decoder) document(data []byte, c *config) bool {
+	data = bytes.TrimPrefix(data, []byte("\uFEFF"))
+	if !utf8.Valid(data) {
+		d.problems = append(d.problems, problem{message: "not UTF-8 text; save the file as UTF-8"})
+		return false
+	}
+	// Duplicate keys are reported by mapping, with the others.
+	file, err := parser.ParseBytes(data, 0, parser.AllowDuplicateMapKey())
+	if err != nil {
+		d.syntax(err)
+		return false
+	}
+	for i, doc := range file.Docs {
+		switch {
+		case doc.Body == nil:
+		case i > 0:
+			d.fail("", firstToken(doc.Body), "a second document; keep one, without a --- line")
+		default:
+			d.value("", doc.Body, reflect.ValueOf(c).Elem())
+		}
+	}
+	return true
+}
+
+// syntax reports what the YAML parser says, without the excerpt of the file
+// that it adds: there could be a password in it.
+func (d *decoder) syntax(err error) {
+	y, ok := errors.AsType[yaml.Error](err)
+	if !ok {
+		d.problems = append(d.problems, problem{message: "not YAML"})
+		return
+	}
+	d.fail("", y.GetToken(), "not YAML: "+y.GetMessage())
+}
+
+func (d *decoder) fail(key string, at *token.Token, message string) {
+	p := problem{key: key, message: message}
+	if at != nil && at.Position != nil {
+		p.line, p.column = at.Position.Line, at.Position.Column
+	}
+	d.problems = append(d.problems, p)
+}
+
+// value reads node, the value of key, into v, which holds the default.
+func (d *decoder) value(key string, node ast.Node, v reflect.Value) {
+	switch into := v.Addr().Interface().(type) {
+	case *string:
+		if text, ok := d.scalar(key, node, "a text, in quotes if need be"); ok {
+			*into = text
+		}
+	case *int:
+		want := fmt.Sprintf("a whole number such as %d", *into)
+		if text, ok := d.scalar(key, node, want); ok {
+			n, err := strconv.Atoi(text)
+			if err != nil {
+				d.failValue(key, node, fmt.Sprintf("%q is not a whole number; write one such as %d", text, *into))
+				return
+			}
+			*into = n
+		}
+	case *time.Duration:
+		want := "a duration such as " + brief(*into)
+		if text, ok := d.scalar(key, node, want); ok {
+			t, err := time.ParseDuration(text)
+			if err != nil {
+				d.failValue(key, node, notDuration(text, *into))
+				return
+			}
+			*into = t
+		}
+	case encoding.TextUnmarshaler:
+		if text, ok := d.scalar(key, node, "a single value"); ok {
+			if err := into.UnmarshalText([]byte(text)); err != nil {
+				d.failValue(key, node, err.Error())
+			}
+		}
+	case *[]string:
+		d.list(key, node, into)
+	case *map[string]upstreamConfig:
+		d.upstreams(key, node, into)
+	default:
+		d.section(key, node, v)
+	}
+}
+
+// scalar returns the text of a single value with its variables expanded.
+// Numbers and the like come as they were written: a password 0123 stays that.
+func (d *decoder) scalar(key string, node ast.Node, want string) (string, bool) {
+	var text string
+	switch n := node.(type) {
+	case *ast.StringNode:
+		text = n.Value
+	case *ast.LiteralNode:
+		text = n.Value.Value
+	case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode, *ast.InfinityNode, *ast.NanNode:
+		text = n.GetToken().Value
+	case *ast.NullNode:
+		d.failValue(key, node, "no value; write "+want+", or remove the line for the default")
+		return "", false
+	default:
+		d.failValue(key, node, describe(node)+"; write "+want)
+		return "", false
+	}
+	text, err := expand(text, d.lookup)
+	if err != nil {
+		d.failValue(key, node, err.Error())
+		return "", false
+	}
+	return text, true
+}
+
+func (d *decoder) list(key string, node ast.Node, into *[]string) {
+	seq, ok := node.(*ast.SequenceNode)
+	if !ok {
+		d.failValue(key, node, describe(node)+"; write a list such as [one, two]")
+		return
+	}
+	*into = []string{} // given, if empty
+	for i, n := range seq.Values {
+		item := fmt.Sprintf("%s[%d]", key, i)
+		d.at[item] = firstToken(n).Position
+		if text, ok := d.scalar(item, n, "a text, in quotes if need be"); ok {
+			*into = append(*into, text)
+		}
+	}
+}
+
+// upstreams replaces the registries there by default: who names some wants
+// those. With nothing below it the key is as good as absent.
+func (d *decoder) upstreams(key string, node ast.Node, into *map[string]upstreamConfig) {
+	if isNull(node) {
+		return
+	}
+	given := map[string]upstreamConfig{}
+	ok := d.mapping(key, node, func(name string, value *ast.MappingValueNode) {
+		u := upstreamConfig{MaxConnections: defaultUpstreamConnections}
+		d.value(join(key, name), value.Value, reflect.ValueOf(&u).Elem())
+		given[name] = u
+	})
+	if ok {
+		*into = given
+	}
+}
+
+// section reads a mapping into the struct v.
+func (d *decoder) section(key string, node ast.Node, v reflect.Value) {
+	if isNull(node) {
+		return // a section whose keys are all commented out
+	}
+	fields, names := map[string]reflect.Value{}, []string{}
+	for f, field := range v.Fields() {
+		name := f.Tag.Get("yaml")
+		fields[name], names = field, append(names, name)
+	}
+	d.mapping(key, node, func(name string, value *ast.MappingValueNode) {
+		if field, ok := fields[name]; ok {
+			d.value(join(key, name), value.Value, field)
+			return
+		}
+		message := "unknown key; the keys here are " + strings.Join(names, ", ")
+		if s := suggestion(name, names, d.all); s != "" {
+			message = "unknown key; did you mean " + s + "?"
+		}
+		d.fail(join(key, name), value.Key.GetToken(), message)
+	})
+}
+
+// mapping calls each for the keys of node, and notes where they stand. It
+// reports whether node is a mapping at all.
+func (d *decoder) mapping(key string, node ast.Node, each func(name string, value *ast.MappingValueNode)) bool {
+	var values []*ast.MappingValueNode
+	switch n := node.(type) {
+	case *ast.MappingNode:
+		values = n.Values
+	case *ast.MappingValueNode:
+		values = []*ast.MappingValueNode{n}
+	default:
+		d.failValue(key, node, describe(node)+"; write keys, each on a line of its own, as in config.yml")
+		return false
+	}
+	for _, value := range values {
+		name, ok := keyName(value.Key)
+		if !ok {
+			d.fail(key, value.Key.GetToken(), "not a plain key; write the keys of config.yml, each with its value")
+			continue
+		}
+		full := join(key, name)
+		if first := d.at[full]; first != nil {
+			d.fail(full, value.Key.GetToken(), fmt.Sprintf("given twice, first on line %d; keep one of them", first.Line))
+			continue
+		}
+		d.at[full] = value.Key.GetToken().Position
+		each(name, value)
+	}
+	return true
+}
+
+func (d *decoder) failValue(key string, node ast.Node, message string) {
+	if p := d.at[key]; p != nil {
+		d.problems = append(d.problems, problem{line: p.Line, column: p.Column, key: key, message: message})
+		return
+	}
+	d.fail(key, firstToken(node), message)
+}
+
+// firstToken is where node begins; a mapping's own token is its first colon.
+func firstToken(node ast.Node) *token.Token {
+	if m, ok := node.(*ast.MappingNode); ok && len(m.Values) > 0 {
+		return m.Values[0].Key.GetToken()
+	}
+	return node.GetToken()
+}
+
+func keyName(key ast.MapKeyNode) (string, bool) {
+	switch k := key.(type) {
+	case *ast.StringNode:
+		return k.Value, true
+	case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode, *ast.NullNode:
+		return k.GetToken().Value, true
+	}
+	return "", false
+}
+
+func join(key, name string) string {
+	if key == "" {
+		return name
+	}
+	return key + "." + name
+}
+
+func isNull(node ast.Node) bool {
+	_, ok := node.(*ast.NullNode)
+	return ok
+}
+
+// describe says what stands where something else belongs.
+func describe(node ast.Node) string {
+	switch node.(type) {
+	case *ast.NullNode:
+		return "found no value"
+	case *ast.MappingNode, *ast.MappingValueNode:
+		return "found keys"
+	case *ast.SequenceNode:
+		return "found a list"
+	case *ast.AnchorNode, *ast.AliasNode:
+		return "YAML anchors and aliases are not supported"
+	case *ast.TagNode:
+		return "YAML tags are not supported"
+	}
+	return "found a single value"
+}
+
+// notDuration guesses what was meant by a number without a unit, or in days.
+func notDuration(text string, example time.Duration) string {
+	meant := "one such as " + brief(example)
+	if n, err := strconv.Atoi(text); err == nil {
+		meant = fmt.Sprintf("%ds", n)
+	} else if n, err := strconv.Atoi(strings.TrimSuffix(text, "d")); err == nil {
+		meant = fmt.Sprintf("%dh", 24*n)
+	}
+	return fmt.Sprintf("%q is not a duration; write %s", text, meant)
+}
+
+// brief writes 1m0s as 1m.
+func brief(t time.Duration) string {
+	s := t.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
+// keysOf lists the dotted keys of a config struct; an upstream's stand below NAME.
+func keysOf(t reflect.Type, prefix string) []string {
+	var keys []string
+	for f := range t.Fields() {
+		key := join(prefix, f.Tag.Get("yaml"))
+		switch {
+		case f.Type == reflect.TypeFor[map[string]upstreamConfig]():
+			keys = append(keys, keysOf(f.Type.Elem(), key+".NAME")...)
+		case f.Type.Kind() == reflect.Struct && !f.Type.Implements(reflect.TypeFor[encoding.TextMarshaler]()):
+			keys = append(keys, keysOf(f.Type, key)...)
+		default:
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}

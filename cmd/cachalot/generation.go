@@ -1,0 +1,99 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/http"
+	"slices"
+	"sync"
+
+	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/upstream"
+)
+
+// generation is what one reading of the configuration made. A reload makes the
+// next one, around the same store and metrics.
+type generation struct {
+	proxy      *proxy.Proxy
+	registries []*upstream.Registry
+	requests   sync.WaitGroup // those that this generation answers
+}
+
+// foundation is what outlives generations.
+type foundation struct {
+	store           *storage.Store
+	proxyMetrics    *proxy.Metrics
+	upstreamMetrics *upstream.Metrics
+	log             *slog.Logger
+}
+
+func (f foundation) newGeneration(c config) (*generation, error) {
+	g := &generation{}
+	var upstreams []proxy.Upstream
+	for _, name := range slices.Sorted(maps.Keys(c.Upstreams)) {
+		r, err := upstream.New(c.upstream(name), f.upstreamMetrics, f.log)
+		if err != nil {
+			g.closeRegistries()
+			return nil, fmt.Errorf("set up upstream %s: %w", name, err)
+		}
+		g.registries = append(g.registries, r)
+		upstreams = append(upstreams, proxy.Upstream{Registry: r, Aliases: c.Upstreams[name].Aliases, Hosts: c.Upstreams[name].Hosts})
+	}
+	settings := c.proxy()
+	if c.UnlistedUpstreams == "allow" {
+		settings.Unlisted = func(name string) (*upstream.Registry, error) {
+			return upstream.New(c.unlisted(name), f.upstreamMetrics, f.log)
+		}
+	}
+	var err error
+	if g.proxy, err = proxy.New(settings, f.store, upstreams, f.proxyMetrics, f.log); err != nil {
+		g.closeRegistries()
+		return nil, fmt.Errorf("set up the proxy: %w", err)
+	}
+	return g, nil
+}
+
+// close waits for the requests to end. There must come no new ones.
+func (g *generation) close() {
+	g.requests.Wait()
+	g.proxy.Close()
+	g.closeRegistries()
+}
+
+func (g *generation) closeRegistries() {
+	for _, r := range g.registries {
+		r.Close()
+	}
+}
+
+// current is the generation that answers requests. It is an http.Handler.
+type current struct {
+	mu  sync.RWMutex // guards gen, and that a request is counted before its generation is replaced
+	gen *generation  // nil once the process ends
+}
+
+func (c *current) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	c.mu.RLock()
+	g := c.gen
+	if g == nil {
+		c.mu.RUnlock()
+		http.Error(w, "shutting down", http.StatusServiceUnavailable)
+		return
+	}
+	g.requests.Add(1)
+	c.mu.RUnlock()
+	defer g.requests.Done()
+	g.proxy.ServeHTTP(w, r)
+}
+
+// swap makes next the one that answers, and returns the one before, which gets
+// no new requests.
+func (c *current) swap(next *generation) *generation {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	old := c.gen
+	c.gen = next
+	return old
+}

@@ -1,0 +1,53 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+func newHealthcheck() *cobra.Command {
+	var url string
+	cmd := &cobra.Command{
+		Use:   "healthcheck",
+		Short: "Ask a running cachalot whether it is ready",
+		Long: `healthcheck asks a running cachalot whether it can serve, and exits with 0 if
+so and with 1 if not. It is meant for a container's health check.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkHealth(cmd, url); err != nil {
+				return err
+			}
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), "ready")
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&url, "url", "http://127.0.0.1:5001/readyz", "the readiness check, on the address of admin.listen")
+	return cmd
+}
+
+func checkHealth(cmd *cobra.Command, url string) error {
+	// No proxy, whatever the environment says: this is about a process next door.
+	client := &http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	req, err := http.NewRequestWithContext(cmd.Context(), http.MethodGet, url, http.NoBody)
+	if err != nil {
+		return fmt.Errorf("not healthy: %w", err)
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return fmt.Errorf("not healthy: %w; does cachalot run, with this admin.listen?", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusOK {
+		return nil
+	}
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+	if err != nil {
+		return fmt.Errorf("not healthy: read the answer: %w", err)
+	}
+	return fmt.Errorf("not ready: %s: %s", resp.Status, strings.TrimSpace(string(answer)))
+}

@@ -1,0 +1,109 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/cachalot-registry/cachalot"
+
+// onlyIn says which package alone may import a module, or a part of one.
+func onlyIn() map[string]string {
+	return map[string]string{
+		"github.com/gorilla/mux":     module + "/proxy",
+		"github.com/dgraph-io/":      module + "/storage",
+		"github.com/spf13/":          module + "/cmd/cachalot",
+		"github.com/goccy/go-yaml":   module + "/cmd/cachalot",
+		"go.yaml.in/":                module + "/cmd/cachalot",
+		module + "/proxy":            module + "/cmd/cachalot",
+		"net/http/pprof":             module + "/proxy",
+		"github.com/sony/gobreaker/": module + "/upstream",
+	}
+}
+
+// never says what a package must not import.
+func never() map[string][]string {
+	return map[string][]string{
+		module + "/storage":  {"net/http", module + "/proxy", module + "/upstream", module + "/cmd"},
+		module + "/upstream": {module + "/proxy", module + "/storage", module + "/cmd"},
+		module + "/proxy":    {module + "/cmd"},
+	}
+}
+
+// listed is a package as the go command lists it.
+type listed struct {
+	ImportPath string
+	Name       string
+	Imports    []string
+}
+
+func list(t *testing.T, args ...string) []listed {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", append([]string{"list", "-json=ImportPath,Name,Imports"}, args...)...)
+	cmd.Dir = "../.."
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, stderr.String())
+	}
+	var packages []listed
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p listed
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			return packages
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		packages = append(packages, p)
+	}
+}
+
+// The import table of the design: who may know what.
+func TestImports(t *testing.T) {
+	t.Parallel()
+	for _, p := range list(t, "./...") {
+		for _, imported := range p.Imports {
+			for part, owner := range onlyIn() {
+				if within(imported, part) && p.ImportPath != owner && !within(p.ImportPath, part) {
+					t.Errorf("%s imports %s, which only %s may", p.ImportPath, imported, owner)
+				}
+			}
+			for _, part := range never()[p.ImportPath] {
+				if within(imported, part) {
+					t.Errorf("%s imports %s, which it must not know", p.ImportPath, imported)
+				}
+			}
+		}
+		if slices.Contains([]string{"util", "utils", "common", "pkg", "helper", "helpers"}, p.Name) {
+			t.Errorf("%s: a package is named for its subject", p.ImportPath)
+		}
+	}
+}
+
+// within says whether path is part, or lies below it. A part that ends in a
+// slash is a prefix.
+func within(path, part string) bool {
+	return path == part || strings.HasPrefix(path, strings.TrimSuffix(part, "/")+"/")
+}
+
+// Distribution's storage drivers would bring some 280 packages along.
+func TestBinaryLeavesOut(t *testing.T) {
+	t.Parallel()
+	for _, p := range list(t, "-deps", "./cmd/cachalot") {
+		for _, part := range []string{
+			"github.com/distribution/distribution/v3/registry/storage",
+			"github.com/distribution/distribution/v3/registry/handlers",
+			"testing", "net/http/httptest", module + "/upstream/upstreamtest",
+		} {
+			if within(p.ImportPath, part) {
+				t.Errorf("the binary contains %s", p.ImportPath)
+			}
+		}
+	}
+}

@@ -1,0 +1,96 @@
+// Command cachalot is a pull-through mirror of OCI registries.
+//
+//	main ── cobra ─┬─ serve ───────── config ─► storage, upstream, proxy ─► two http.Servers
+//	               ├─ client ──────── config ─► proxy.Clients
+//	               ├─ config check ── config
+//	               ├─ version
+//	               └─ healthcheck ─── GET /readyz
+//
+// It exits with 0 when all went well, 1 when it failed, and 2 when the command
+// line or the configuration is wrong.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+const (
+	exitOK     = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+func main() { os.Exit(execute(context.Background(), os.Args[1:], os.Stdout, os.Stderr)) }
+
+// execute runs one command line and returns its exit code. Whatever goes wrong
+// is printed here, once.
+func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	running := false // until then, errors are about the command line
+	root.PersistentPreRun = func(*cobra.Command, []string) { running = true }
+
+	cmd, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return exitOK
+	}
+	if invalid, ok := errors.AsType[*configError](err); ok {
+		root.PrintErrln(invalid)
+		return exitUsage
+	}
+	root.PrintErrf("cachalot: %s\n", strings.TrimSpace(err.Error()))
+	if running {
+		return exitFailed
+	}
+	root.PrintErrf("See %q.\n", cmd.CommandPath()+" --help")
+	return exitUsage
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "cachalot",
+		Short: "A pull-through mirror of OCI registries",
+		Long: `cachalot is a pull-through mirror of OCI registries. Docker daemons, container
+runtimes and build tools ask it for images; it answers from local disk, or
+fetches once from Docker Hub or another registry and keeps what it fetched.`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.AddCommand(newServe(), newClient(), newConfig(), newVersion(), newHealthcheck())
+	return root
+}
+
+func newConfig() *cobra.Command {
+	config := &cobra.Command{
+		Use:   "config",
+		Short: "Work with configuration files",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	config.AddCommand(&cobra.Command{
+		Use:   "check FILE",
+		Short: "Check a configuration file",
+		Long: `check reads a configuration file as serve would, with this environment's
+variables. It prints "FILE: ok", or every problem with its line and what to
+write instead, and then exits with 2. It contacts nobody and writes nothing.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if _, err := loadConfig(args[0], os.LookupEnv); err != nil {
+				return err
+			}
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s: ok\n", args[0])
+			return err
+		},
+	})
+	return config
+}

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"fmt"
+	"runtime"
+
+	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/upstream"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+)
+
+// metrics holds every package's, and those of the process itself.
+type metrics struct {
+	registry *prometheus.Registry
+	storage  *storage.Metrics
+	upstream *upstream.Metrics
+	proxy    *proxy.Metrics
+	reloaded prometheus.Gauge // 1 or 0: did the last reload succeed
+}
+
+// newMetrics registers all metrics; open counts the clients' connections.
+func newMetrics(b build, open func() float64) (*metrics, error) {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		storage:  storage.NewMetrics(),
+		upstream: upstream.NewMetrics(),
+		proxy:    proxy.NewMetrics(),
+		reloaded: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "config_last_reload_successful",
+			Help: "Whether the last reading of the configuration file succeeded.",
+		}),
+	}
+	m.reloaded.Set(1)
+	buildInfo := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name:        "build_info",
+		Help:        "Which cachalot this is; always 1.",
+		ConstLabels: prometheus.Labels{"version": b.version, "revision": b.revision, "go_version": runtime.Version()},
+	})
+	buildInfo.Set(1)
+	own := []prometheus.Collector{m.reloaded, buildInfo, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "connections",
+		Help: "Open connections of clients; max_connections is the limit.",
+	}, open)}
+
+	prefixed := prometheus.WrapRegistererWithPrefix("cachalot_", m.registry)
+	for _, part := range [][]prometheus.Collector{own, m.storage.Collectors(), m.upstream.Collectors(), m.proxy.Collectors()} {
+		for _, c := range part {
+			if err := prefixed.Register(c); err != nil {
+				return nil, fmt.Errorf("register metrics: %w", err)
+			}
+		}
+	}
+	for _, c := range []prometheus.Collector{
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	} {
+		if err := m.registry.Register(c); err != nil {
+			return nil, fmt.Errorf("register metrics: %w", err)
+		}
+	}
+	return m, nil
+}

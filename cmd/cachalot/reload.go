@@ -1,0 +1,85 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"strings"
+)
+
+// reload reads the configuration again and puts into effect what can be: the
+// log level, shutdown_timeout, and all that a generation is made of. A file
+// with a mistake changes nothing.
+func (m *mirror) reload() {
+	if m.file == "" {
+		m.log.Warn("no configuration file to reload; start with --config FILE to have one")
+		return
+	}
+	if err := m.tryReload(); err != nil {
+		m.metrics.reloaded.Set(0)
+		if invalid, ok := errors.AsType[*configError](err); ok {
+			for line := range strings.SplitSeq(invalid.Error(), "\n") {
+				m.log.Error("configuration not reloaded; the old one stays in effect", "problem", line)
+			}
+			return
+		}
+		m.log.Error("configuration not reloaded; the old one stays in effect", "error", err)
+		return
+	}
+	m.metrics.reloaded.Set(1)
+	m.log.Info("configuration reloaded", "file", m.file, "default_upstream", m.cfg.DefaultUpstream, "upstreams", len(m.cfg.Upstreams))
+}
+
+func (m *mirror) tryReload() error {
+	next, err := loadConfig(m.file, os.LookupEnv)
+	if err != nil {
+		return err
+	}
+	m.keepFixed(&next)
+	g, err := m.newGeneration(next)
+	if err != nil {
+		return err
+	}
+	if err := setLevel(m.level, next.Log.Level); err != nil {
+		g.close()
+		return err
+	}
+	old := m.current.swap(g)
+	m.retiring.Go(old.close)
+	m.cfg = next
+	return nil
+}
+
+// keepFixed names the keys of next that only a restart can put into effect, and
+// sets them back to what is in effect.
+func (m *mirror) keepFixed(next *config) {
+	var changed []string
+	if next.Listen != m.cfg.Listen {
+		changed = append(changed, "listen")
+	}
+	if next.MaxConnections != m.cfg.MaxConnections {
+		changed = append(changed, "max_connections")
+	}
+	if next.Admin != m.cfg.Admin {
+		changed = append(changed, "admin.listen")
+	}
+	if next.Log.Format != m.cfg.Log.Format {
+		changed = append(changed, "log.format")
+	}
+	if next.Storage.Path != m.cfg.Storage.Path {
+		changed = append(changed, "storage.path")
+	}
+	if next.Storage.MaxSize != m.cfg.Storage.MaxSize {
+		changed = append(changed, "storage.max_size")
+	}
+	if next.Storage.MinFree != m.cfg.Storage.MinFree {
+		changed = append(changed, "storage.min_free")
+	}
+	if next.Storage.MaxFills != m.cfg.Storage.MaxFills {
+		changed = append(changed, "storage.max_fills")
+	}
+	if len(changed) > 0 {
+		m.log.Warn("changed keys need a restart", "keys", strings.Join(changed, ", "))
+	}
+	next.Listen, next.MaxConnections = m.cfg.Listen, m.cfg.MaxConnections
+	next.Admin, next.Storage, next.Log.Format = m.cfg.Admin, m.cfg.Storage, m.cfg.Log.Format
+}

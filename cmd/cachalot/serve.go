@@ -1,0 +1,239 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+)
+
+// errStoppedAtOnce: a second signal came before running responses had ended.
+var errStoppedAtOnce = errors.New("stopped at once by a second signal")
+
+// maxAdminConnections is plenty for probes, a scraper or two and a profile.
+const maxAdminConnections = 64
+
+func newServe() *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the mirror",
+		Long: `serve runs the mirror in the foreground. Without a configuration file it mirrors
+the well-known public registries and keeps its cache in /var/lib/cachalot, or in
+your own cache folder where it may not write there.
+
+SIGTERM and SIGINT let running responses end, for as long as shutdown_timeout
+says; a second one stops at once. SIGHUP reads the configuration again.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			signals := make(chan os.Signal, 4)
+			signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+			defer signal.Stop(signals)
+			return serve(cmd.Context(), file, signals, cmd.ErrOrStderr())
+		},
+	}
+	cmd.Flags().StringVar(&file, "config", "", "configuration `FILE`; none means the defaults, as in config.yml")
+	return cmd
+}
+
+// mirror is a running cachalot.
+type mirror struct {
+	foundation
+
+	file     string // of the configuration; may be empty
+	cfg      config // in effect; belongs to the goroutine of run
+	level    *slog.LevelVar
+	metrics  *metrics
+	main     *http.Server
+	admin    *http.Server
+	current  current
+	draining atomic.Bool
+	retiring sync.WaitGroup // generations that were replaced
+}
+
+// serve runs until ctx ends, a signal says so, or a listener fails. It returns
+// nil after an orderly end.
+func serve(ctx context.Context, file string, signals <-chan os.Signal, stderr io.Writer) error {
+	cfg, err := loadConfig(file, os.LookupEnv)
+	if err != nil {
+		return err
+	}
+	m := &mirror{file: file, cfg: cfg, level: new(slog.LevelVar)}
+	if err := setLevel(m.level, cfg.Log.Level); err != nil {
+		return err
+	}
+	m.log = newLogger(stderr, cfg.Log.Format, m.level)
+	m.warnOfFewDescriptors()
+
+	// The addresses first: a second cachalot must not get as far as the cache.
+	l, err := listen(ctx, cfg.Listen, "listen")
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	adminListener, err := listen(ctx, cfg.Admin.Listen, "admin.listen")
+	if err != nil {
+		return err
+	}
+	defer adminListener.Close()
+	return m.run(ctx, l, adminListener, signals)
+}
+
+func (m *mirror) run(ctx context.Context, l, adminListener net.Listener, signals <-chan os.Signal) error {
+	clients := newBoundedListener(l, m.cfg.MaxConnections, m.warnOfFullListener())
+	probes := newBoundedListener(adminListener, maxAdminConnections, func() {})
+
+	b := currentBuild()
+	var err error
+	m.metrics, err = newMetrics(b, func() float64 { return float64(clients.open.Load()) })
+	if err != nil {
+		return err
+	}
+	m.proxyMetrics, m.upstreamMetrics = m.metrics.proxy, m.metrics.upstream
+
+	folder, err := m.openStore()
+	if err != nil {
+		return err
+	}
+	first, err := m.newGeneration(m.cfg)
+	if err != nil {
+		return errors.Join(err, m.store.Close())
+	}
+	m.current.swap(first)
+
+	m.main = newServer(&m.current, clients, m.log)
+	m.admin = newServer(proxy.NewAdmin(m.metrics.registry, m.ready), probes, m.log)
+	failed := make(chan error, 2)
+	go func() { failed <- m.main.Serve(clients) }()
+	go func() { failed <- m.admin.Serve(probes) }()
+
+	m.log.Info("serving; give this to dockerd", append(mirrorURLs(l.Addr()),
+		"admin", "http://"+adminListener.Addr().String(), "storage", folder,
+		"default_upstream", m.cfg.DefaultUpstream, "upstreams", len(m.cfg.Upstreams), "version", b.version)...)
+
+	for {
+		select {
+		case err := <-failed:
+			return errors.Join(fmt.Errorf("serve: %w", err), m.stop(signals))
+		case <-ctx.Done():
+			return m.stop(signals)
+		case s := <-signals:
+			if s != syscall.SIGHUP {
+				m.draining.Store(true)
+				m.log.Info("stopping; running responses may end", "signal", s.String(), "shutdown_timeout", m.cfg.ShutdownTimeout)
+				return m.stop(signals)
+			}
+			m.reload()
+		}
+	}
+}
+
+func (m *mirror) openStore() (folder string, err error) {
+	cfg, err := m.cfg.storage()
+	if err != nil {
+		return "", err
+	}
+	m.store, err = storage.Open(cfg, m.metrics.storage, m.log)
+	switch {
+	case errors.Is(err, storage.ErrLocked):
+		err = fmt.Errorf("open the cache: %w; stop that process, or set storage.path to another folder", err)
+	case errors.Is(err, os.ErrPermission), errors.Is(err, syscall.EROFS):
+		wanted := m.cfg.Storage.Path
+		if wanted == "" {
+			wanted = systemStoragePath // what was tried is where it fell back to
+		}
+		err = fmt.Errorf("open the cache: %w; give this user the folder %s, or set storage.path to another one", err, wanted)
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		err = fmt.Errorf("open the cache: %w; make room there, or set storage.path to a folder on another disk", err)
+	case err != nil:
+		err = fmt.Errorf("open the cache: %w; or set storage.path to another folder", err)
+	}
+	return cfg.Path, err
+}
+
+// ready is what /readyz asks.
+func (m *mirror) ready() error {
+	if m.draining.Load() {
+		return errors.New("shutting down")
+	}
+	return nil
+}
+
+// stop ends everything in order, unless a second signal comes.
+func (m *mirror) stop(signals <-chan os.Signal) error {
+	done := make(chan error, 1)
+	go func() { done <- m.drain() }()
+	for {
+		select {
+		case err := <-done:
+			return err
+		case s := <-signals:
+			if s != syscall.SIGHUP {
+				return errStoppedAtOnce // what is on disk is whole at any moment
+			}
+		}
+	}
+}
+
+func (m *mirror) drain() error {
+	m.draining.Store(true)
+	ctx, cancel := context.WithTimeout(context.Background(), m.cfg.ShutdownTimeout)
+	defer cancel()
+	if err := m.main.Shutdown(ctx); err != nil {
+		m.log.Warn("responses still running after shutdown_timeout are cut off", "error", err)
+		_ = m.main.Close() // the listener is closed already, and a connection has nothing to say
+	}
+	m.current.swap(nil).close()
+	m.retiring.Wait()
+	err := m.store.Close()
+	_ = m.admin.Close()
+	if err != nil {
+		return fmt.Errorf("close the cache: %w", err)
+	}
+	m.log.Info("stopped")
+	return nil
+}
+
+// warnOfFullListener returns a function that logs, at most once a minute, that
+// max_connections is reached.
+func (m *mirror) warnOfFullListener() func() {
+	var last time.Time // accepting is one goroutine's work
+	limit := m.cfg.MaxConnections
+	return func() {
+		if time.Since(last) < time.Minute {
+			return
+		}
+		last = time.Now()
+		m.log.Warn("max_connections reached; further clients wait", "max_connections", limit)
+	}
+}
+
+// warnOfFewDescriptors compares the limit on open files, which the runtime has
+// raised as far as it may, with what the configuration allows.
+func (m *mirror) warnOfFewDescriptors() {
+	const others = 512 // the index, connections to upstreams, listeners
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return
+	}
+	// A client's connection and its blob; a download's file and connection.
+	wanted := uint64(2*m.cfg.MaxConnections + 2*m.cfg.Storage.MaxFills + others)
+	if limit.Cur < wanted {
+		m.log.Warn("the limit on open files is low for max_connections; raise it (ulimit -n), or lower max_connections",
+			"limit", limit.Cur, "wanted", wanted)
+	}
+}

@@ -1,0 +1,223 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"os"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+	"github.com/opencontainers/go-digest"
+)
+
+func upstreams(url string) string {
+	return "upstreams:\n  docker.io:\n    url: " + url + "\n"
+}
+
+// pull is one in progress.
+type pull struct {
+	*running
+	body    io.Reader // less its first byte
+	rest    int       // bytes that body should have
+	release chan struct{}
+}
+
+// stalled starts a mirror and a pull that has its first bytes, and gets the
+// rest once release is closed.
+func stalled(t *testing.T, cfg string) pull {
+	t.Helper()
+	up := upstreamtest.New(t, upstreamtest.Options{})
+	layer := up.AddImage("library/app", "latest", upstreamtest.NewImage(1, 1<<20)).Layers[0]
+	p := pull{release: make(chan struct{}), rest: len(layer.Bytes) - 1}
+	up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob}, upstreamtest.StallAfter(100_000, p.release))
+	p.running = start(t, cfg+upstreams(up.URL))
+	status, body := p.get(t, p.url+"/v2/library/app/blobs/"+layer.Digest.String())
+	if status != http.StatusOK {
+		t.Fatal(status)
+	}
+	if _, err := io.ReadFull(body, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	p.body = body
+	return p
+}
+
+// finish lets the upstream go on, and checks that the client gets everything.
+func (p pull) finish(t *testing.T) {
+	t.Helper()
+	close(p.release)
+	rest, err := io.ReadAll(p.body)
+	if err != nil || len(rest) != p.rest {
+		t.Errorf("of a running response came %d bytes, want %d; %v", len(rest), p.rest, err)
+	}
+}
+
+func TestServe(t *testing.T) {
+	t.Parallel()
+	up := upstreamtest.New(t, upstreamtest.Options{Auth: upstreamtest.Bearer})
+	img := up.AddImage("library/app", "latest", upstreamtest.NewImage(1, 100_000))
+	r := start(t, upstreams(up.URL))
+
+	for _, path := range []string{"/healthz", "/readyz", "/debug/pprof/cmdline"} {
+		if status, body := r.read(t, r.admin+path); status != http.StatusOK {
+			t.Errorf("%s: %d %s", path, status, body)
+		}
+	}
+	for range 2 {
+		status, body := r.read(t, r.url+"/v2/library/app/manifests/latest")
+		if got := digest.FromString(body); status != http.StatusOK || got != img.Index.Digest {
+			t.Errorf("manifest: %d, %s", status, got)
+		}
+		status, body = r.read(t, r.url+"/v2/library/app/blobs/"+img.Layers[0].Digest.String())
+		if got := digest.FromString(body); status != http.StatusOK || got != img.Layers[0].Digest {
+			t.Errorf("layer: %d, %s", status, got)
+		}
+	}
+	if n := up.Count(upstreamtest.GetBlob); n != 1 {
+		t.Errorf("%d blob downloads, want 1", n)
+	}
+	r.read(t, r.url+"/v2/") // on the same connection: the ones before have been counted by now
+	_, text := r.read(t, r.admin+"/metrics")
+	for _, want := range []string{
+		"cachalot_build_info{", "\ncachalot_connections ", "\ncachalot_config_last_reload_successful 1\n",
+		"\ngo_goroutines ", "\nprocess_open_fds ", "\ncachalot_storage_bytes ",
+		`cachalot_requests_total{kind="manifest",result="hit",upstream="docker.io"} 1`,
+		`cachalot_served_bytes_total{kind="blob",upstream="docker.io"} 200000`,
+		`cachalot_fetched_bytes_total{kind="blob",upstream="docker.io"} 100000`,
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("/metrics has no %q", want)
+		}
+	}
+}
+
+func TestShutdownLetsResponsesEnd(t *testing.T) {
+	t.Parallel()
+	r := stalled(t, "")
+	r.signals <- syscall.SIGTERM
+	r.log.wait(t, `msg="stopping; running responses may end" signal=terminated`)
+	if status, body := r.read(t, r.admin+"/readyz"); status != http.StatusServiceUnavailable {
+		t.Errorf("/readyz while stopping: %d %s", status, body)
+	}
+	if status, _ := r.read(t, r.admin+"/healthz"); status != http.StatusOK {
+		t.Errorf("/healthz while stopping: %d", status)
+	}
+	r.refuses(t)
+	r.signals <- syscall.SIGHUP // means nothing now
+
+	r.finish(t)
+	if err := r.end(t); err != nil {
+		t.Error(err)
+	}
+	r.log.wait(t, "msg=stopped")
+}
+
+func TestShutdownTimeout(t *testing.T) {
+	t.Parallel()
+	r := stalled(t, "shutdown_timeout: 1ms\n")
+	r.signals <- os.Interrupt
+	if err := r.end(t); err != nil {
+		t.Error(err)
+	}
+	r.log.wait(t, "responses still running after shutdown_timeout are cut off")
+	if _, err := io.ReadAll(r.body); err == nil {
+		t.Error("the response ended as if it were whole")
+	}
+}
+
+func TestSecondSignalStopsAtOnce(t *testing.T) {
+	t.Parallel()
+	r := stalled(t, "")
+	r.signals <- syscall.SIGTERM
+	r.signals <- syscall.SIGTERM
+	if err := r.end(t); !errors.Is(err, errStoppedAtOnce) {
+		t.Errorf("got %v, want errStoppedAtOnce", err)
+	}
+	close(r.release) // in a process of its own, all would be over by now
+	r.log.wait(t, "msg=stopped")
+}
+
+func TestReload(t *testing.T) {
+	t.Parallel()
+	before := upstreamtest.New(t, upstreamtest.Options{})
+	before.AddImage("library/app", "latest", upstreamtest.NewImage(1, 1000))
+	after := upstreamtest.New(t, upstreamtest.Options{})
+	img := after.AddImage("library/new", "latest", upstreamtest.NewImage(2, 1000))
+	r := start(t, upstreams(before.URL))
+	if status, body := r.read(t, r.url+"/v2/library/app/manifests/latest"); status != http.StatusOK {
+		t.Fatalf("%d %s", status, body)
+	}
+
+	r.configure(t, "log: {level: debug, format: json}\nmax_connections: 7\n"+upstreams(after.URL))
+	r.signals <- syscall.SIGHUP
+	r.log.wait(t, `msg="changed keys need a restart" keys="max_connections, log\.format"`)
+	r.log.wait(t, `msg="configuration reloaded"`)
+
+	before.Forget()
+	status, body := r.read(t, r.url+"/v2/library/new/manifests/latest")
+	if got := digest.FromString(body); status != http.StatusOK || got != img.Index.Digest {
+		t.Errorf("from the new upstream: %d, %s", status, got)
+	}
+	if status, _ := r.read(t, r.url+"/v2/library/app/manifests/latest"); status != http.StatusOK {
+		t.Errorf("what was cached before: %d", status)
+	}
+	if n := len(before.Requests()); n != 0 {
+		t.Errorf("the old upstream got %d requests after the reload", n)
+	}
+}
+
+// A reload must not touch the responses that run.
+func TestReloadKeepsRunningResponses(t *testing.T) {
+	t.Parallel()
+	r := stalled(t, "")
+	other := upstreamtest.New(t, upstreamtest.Options{})
+	r.configure(t, upstreams(other.URL))
+	r.signals <- syscall.SIGHUP
+	r.log.wait(t, `msg="configuration reloaded"`)
+	r.finish(t)
+}
+
+func TestReloadOfBadFileChangesNothing(t *testing.T) {
+	t.Parallel()
+	up := upstreamtest.New(t, upstreamtest.Options{})
+	up.AddImage("library/app", "latest", upstreamtest.NewImage(1, 1000))
+	r := start(t, upstreams(up.URL))
+	r.configure(t, "tags: {fresh_for: 60}\nlog: {level: loud}\n")
+	r.signals <- syscall.SIGHUP
+	r.log.wait(t, `level=ERROR msg="configuration not reloaded; the old one stays in effect" problem=".*tags.fresh_for`)
+	r.log.wait(t, `level=ERROR msg="configuration not reloaded; the old one stays in effect" problem=".*log.level`)
+
+	if status, body := r.read(t, r.url+"/v2/library/app/manifests/latest"); status != http.StatusOK {
+		t.Errorf("%d %s", status, body)
+	}
+	if _, text := r.read(t, r.admin+"/metrics"); !strings.Contains(text, "\ncachalot_config_last_reload_successful 0\n") {
+		t.Error("the metrics do not show the failed reload")
+	}
+}
+
+// A client may name any registry, if the configuration says so, but none that
+// is not a public one: nothing is dialled, and the log says why.
+func TestUnlistedUpstreams(t *testing.T) {
+	t.Parallel()
+	up, within := upstreamtest.New(t, upstreamtest.Options{}), upstreamtest.New(t, upstreamtest.Options{})
+	r := start(t, "unlisted_upstreams: allow\n"+upstreams(up.URL))
+	for _, name := range []string{"169.254.169.254", "127.0.0.1:" + strings.TrimPrefix(within.Host(), "127.0.0.1:"), "localhost"} {
+		status, body := r.get(t, r.url+"/v2/team/app/manifests/1?ns="+name)
+		text, err := io.ReadAll(body)
+		if status != http.StatusBadGateway || err != nil || !strings.Contains(string(text), "is not at a public address") {
+			t.Errorf("%s: %d %s %v", name, status, text, err)
+		}
+		r.log.wait(t, `msg="egress refused" upstream="?`+regexp.QuoteMeta(name))
+	}
+	if received, _ := within.Wire(); received > 0 || up.Count() > 0 {
+		t.Errorf("%d bytes reached a private address", received)
+	}
+	r = start(t, upstreams(up.URL))
+	if status, _ := r.get(t, r.url+"/v2/team/app/manifests/1?ns=quay.io"); status != http.StatusNotFound {
+		t.Errorf("denied by default: %d", status)
+	}
+}

@@ -1,0 +1,339 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/upstream"
+	"github.com/distribution/reference"
+)
+
+// complete fills in what the file need not say about well-known registries.
+func (c *config) complete() {
+	known := wellKnown()
+	for name, u := range c.Upstreams {
+		if k, ok := known[name]; ok {
+			u = u.completed(k)
+		}
+		for _, list := range []*[]string{&u.URLs, &u.Aliases, &u.Hosts, &u.TokenRealms, &u.AllowAddresses} {
+			if len(*list) == 0 {
+				*list = nil
+			}
+		}
+		c.Upstreams[name] = u
+	}
+}
+
+// validate returns what is wrong with the values, but for keys that have a
+// problem already.
+func (c *config) validate(at positions, already []problem) []problem {
+	v := validator{at: at, done: map[string]bool{}}
+	for _, p := range already {
+		v.done[p.key] = true
+	}
+
+	v.listen(c.Listen, ":5000", "listen")
+	v.listen(c.Admin.Listen, "127.0.0.1:5001", "admin.listen")
+	if _, port, err := net.SplitHostPort(c.Listen); err == nil && c.Listen == c.Admin.Listen && port != "0" {
+		v.fail("the same address as listen; write another one", "admin.listen", "listen")
+	}
+	v.atLeastOne(c.MaxConnections, "max_connections")
+	v.oneOf(c.UnlistedUpstreams, "unlisted_upstreams", "deny", "allow")
+	v.oneOf(c.Log.Level, "log.level", "debug", "info", "warn", "error")
+	v.oneOf(c.Log.Format, "log.format", "text", "json")
+	v.storage(c.Storage)
+	v.durations(c)
+	v.upstreams(c)
+	return v.problems
+}
+
+type validator struct {
+	at       positions
+	done     map[string]bool // keys with a problem; one a key is enough
+	problems []problem
+}
+
+// fail reports a problem of the first key. The others are concerned too: the
+// first one that the file has tells the line.
+func (v *validator) fail(message string, keys ...string) {
+	if v.done[keys[0]] {
+		return
+	}
+	v.done[keys[0]] = true
+	line, column := v.at.of(keys...)
+	v.problems = append(v.problems, problem{line: line, column: column, key: keys[0], message: message})
+}
+
+func (v *validator) listen(address, example, key string) {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		message := fmt.Sprintf("%q is not an address; write host:port or :port, such as %s", address, example)
+		if isPort(address) {
+			message = fmt.Sprintf("%q has no colon; write :%s", address, address)
+		}
+		v.fail(message, key)
+		return
+	}
+	if !isPort(port) {
+		v.fail(fmt.Sprintf("%q is not a port; write a number up to 65535, such as %s", port, example), key)
+		return
+	}
+	if strings.ContainsAny(host, " /@") {
+		v.fail(fmt.Sprintf("%q is not a host; write a name or an IP address, or nothing for every address", host), key)
+	}
+}
+
+func isPort(s string) bool {
+	_, err := strconv.ParseUint(s, 10, 16)
+	return err == nil
+}
+
+func (v *validator) atLeastOne(n int, key string) {
+	if n < 1 {
+		v.fail(fmt.Sprintf("%d is too small; write 1 or more", n), key)
+	}
+}
+
+func (v *validator) oneOf(value, key string, allowed ...string) {
+	if !slices.Contains(allowed, value) {
+		v.fail(fmt.Sprintf("%q is not known; write one of %s", value, strings.Join(allowed, ", ")), key)
+	}
+}
+
+func (v *validator) storage(s storageConfig) {
+	if s.MaxSize == (storage.Size{}) && s.MinFree == (storage.Size{}) {
+		v.fail("no limit, with min_free 0 as well; write a size such as 50GiB, or a share of the disk such as 80%", "storage.max_size", "storage.min_free")
+	}
+	if s.MinFree.Percent >= 100 {
+		v.fail("the whole disk; write how much of it to leave free, such as 5%", "storage.min_free")
+	}
+	v.atLeastOne(s.MaxFills, "storage.max_fills")
+}
+
+func (v *validator) durations(c *config) {
+	for _, d := range []struct {
+		key   string
+		value time.Duration
+		zero  bool // 0 has a meaning
+	}{
+		{"shutdown_timeout", c.ShutdownTimeout, false},
+		{"tags.fresh_for", c.Tags.FreshFor, true},
+		{"tags.max_stale", c.Tags.MaxStale, true},
+		{"tags.revalidate_timeout", c.Tags.RevalidateTimeout, false},
+		{"tags.negative_for", c.Tags.NegativeFor, true},
+		{"timeouts.dial", c.Timeouts.Dial, false},
+		{"timeouts.tls_handshake", c.Timeouts.TLSHandshake, false},
+		{"timeouts.response_header", c.Timeouts.ResponseHeader, false},
+		{"timeouts.progress", c.Timeouts.Progress, false},
+	} {
+		switch {
+		case d.value < 0:
+			v.fail(brief(d.value)+" is negative; write a duration such as 10s", d.key)
+		case d.value == 0 && !d.zero:
+			v.fail("0 is not a time to wait; write a duration such as 10s", d.key)
+		}
+	}
+	if c.Tags.FreshFor > c.Tags.MaxStale {
+		v.fail(fmt.Sprintf("%s is longer than tags.max_stale, %s; write a shorter one", brief(c.Tags.FreshFor), brief(c.Tags.MaxStale)),
+			"tags.fresh_for", "tags.max_stale")
+	}
+}
+
+func (v *validator) upstreams(c *config) {
+	names := slices.Sorted(maps.Keys(c.Upstreams))
+	if len(names) == 0 {
+		v.fail("no registry; name at least one, or remove the key for the well-known ones", "upstreams")
+		return
+	}
+	for _, name := range names {
+		v.upstream(name, c.Upstreams[name])
+		v.registry(c.upstream(name))
+	}
+	v.names(c, names)
+	if _, ok := c.Upstreams[c.DefaultUpstream]; !ok {
+		message := fmt.Sprintf("%q is not among the upstreams; write one of %s", c.DefaultUpstream, strings.Join(names, ", "))
+		v.fail(message, "default_upstream", "upstreams")
+	}
+}
+
+func (v *validator) upstream(name string, u upstreamConfig) {
+	key := join("upstreams", name)
+	if message := registryName(name); message != "" {
+		v.fail(message, key)
+		return
+	}
+	switch {
+	case u.URL != "" && len(u.URLs) > 0:
+		v.fail("given along with url; keep one of the two", key+".urls")
+	case len(u.addresses()) == 0:
+		v.fail(fmt.Sprintf("missing, and %s is not a well-known registry; write its address, such as https://%s", name, name), key+".url", key)
+	}
+	if u.URL != "" {
+		v.url(u.URL, key+".url")
+	}
+	for i, s := range u.URLs {
+		v.url(s, fmt.Sprintf("%s.urls[%d]", key, i))
+	}
+
+	switch secret := u.Password != "" || u.PasswordFile != ""; {
+	case u.Password != "" && u.PasswordFile != "":
+		v.fail("given along with password; keep one of the two", key+".password_file")
+	case u.Username != "" && !secret && !v.done[key+".password"] && !v.done[key+".password_file"]:
+		v.fail("given without a password; add password or password_file, or remove it", key+".username")
+	case u.Username == "" && secret:
+		v.fail("missing beside the password; write the user it belongs to, or remove the password", key+".username", key+".password", key+".password_file")
+	}
+	if strings.Contains(u.Username, ":") {
+		v.fail("a colon in it; write the user name alone (RFC 7617 allows no colon there)", key+".username")
+	}
+	for i, realm := range u.TokenRealms {
+		if host := strings.TrimPrefix(strings.TrimPrefix(realm, "https://"), "http://"); host != realm {
+			v.fail("a URL; write the host alone, such as auth.docker.io", fmt.Sprintf("%s.token_realms[%d]", key, i))
+		} else if !isHost(realm) {
+			v.fail(fmt.Sprintf("%q is not a host; write one such as auth.docker.io", realm), fmt.Sprintf("%s.token_realms[%d]", key, i))
+		}
+	}
+	for i, s := range u.AllowAddresses {
+		if _, err := addressRange(s); err != nil {
+			v.fail(err.Error(), fmt.Sprintf("%s.allow_addresses[%d]", key, i))
+		}
+	}
+	v.atLeastOne(u.MaxConnections, key+".max_connections")
+}
+
+// addressRange reads 10.0.0.0/8, or a single address. It insists on the one
+// form that cannot be taken for another.
+func addressRange(s string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(s)
+	if a, e := netip.ParseAddr(s); e == nil {
+		if a.Zone() != "" {
+			return netip.Prefix{}, fmt.Errorf("%q has a zone; write %s", s, a.WithZone(""))
+		}
+		p, err = netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	const mapped = 128 - 32 // bits in front of the IPv4 address (RFC 4291 section 2.5.5.2)
+	switch {
+	case err != nil:
+		return netip.Prefix{}, fmt.Errorf("%q is not a range of addresses; write one such as 10.0.0.0/8, or an address such as 10.1.2.3", s)
+	case p.Addr().Is4In6() && p.Bits() >= mapped:
+		return netip.Prefix{}, fmt.Errorf("%q is IPv4 written as IPv6; write %s", s, netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-mapped).Masked())
+	case p != p.Masked():
+		return netip.Prefix{}, fmt.Errorf("%q begins inside a range; write %s, or %s for that one address", s, p.Masked(), p.Addr())
+	}
+	return p, nil
+}
+
+// names checks what clients may call the registries: each name, alias and host
+// is one registry's.
+func (v *validator) names(c *config, names []string) {
+	alias, host := map[string]string{}, map[string]string{}
+	for _, name := range names {
+		alias[name] = name
+	}
+	for _, name := range names {
+		for i, a := range c.Upstreams[name].Aliases {
+			key := fmt.Sprintf("upstreams.%s.aliases[%d]", name, i)
+			switch owner, taken := alias[a]; {
+			case !isHost(a) && !isWord(a):
+				v.fail(fmt.Sprintf("%q is not a name for a registry; write a host or a word in small letters, such as dockerhub", a), key)
+			case taken && !v.done[join("upstreams", owner)]:
+				v.fail(fmt.Sprintf("%s is a name of %s already; write another one", a, owner), key)
+			}
+			alias[a] = name
+		}
+		for i, h := range c.Upstreams[name].Hosts {
+			key := fmt.Sprintf("upstreams.%s.hosts[%d]", name, i)
+			switch owner, taken := host[strings.ToLower(h)]; {
+			case !isHost(h) || strings.Contains(h, ":"):
+				v.fail(fmt.Sprintf("%q is not the name of a host; write one without a port, such as hub.mirror.example", h), key)
+			case taken:
+				v.fail(fmt.Sprintf("%s leads to %s already; write another one", h, owner), key)
+			}
+			host[strings.ToLower(h)] = name
+		}
+	}
+}
+
+// isWord says whether s could be the first part of a repository's name.
+func isWord(s string) bool {
+	return s != "" && s != "v2" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == "" && !strings.HasPrefix(s, "-") && !strings.HasSuffix(s, "-")
+}
+
+// registry makes the registry, as serve will, for what only that finds out,
+// such as a file that cannot be read. Its errors begin with the key.
+func (v *validator) registry(cfg upstream.Config) {
+	r, err := upstream.New(cfg, upstream.NewMetrics(), slog.New(slog.DiscardHandler))
+	if err == nil {
+		r.Close()
+		return
+	}
+	name := join("upstreams", cfg.Name)
+	for key := range v.done {
+		if key == name || strings.HasPrefix(key, name+".") {
+			return // said better already
+		}
+	}
+	key, message, ok := strings.Cut(err.Error(), ": ")
+	if !ok || !strings.HasPrefix(key, name) {
+		key, message = name, err.Error()
+	}
+	if _, unreadable := errors.AsType[*os.PathError](err); unreadable {
+		message += "; write the path of a file that cachalot can read"
+	}
+	v.fail(message, key)
+}
+
+// registryName says what is wrong with the name of a registry, or nothing.
+func registryName(name string) string {
+	if lower := strings.ToLower(name); lower != name {
+		return "a registry's name has no capital letters; write " + lower
+	}
+	if !isHost(name) {
+		return fmt.Sprintf("%q is not the name of a registry; write the host that images are named with, such as docker.io", name)
+	}
+	// Image names with any of Docker Hub's hosts mean docker.io.
+	if named, err := reference.ParseNormalizedNamed(name + "/a/b"); err == nil && reference.Domain(named) != name {
+		return fmt.Sprintf("images of this registry are named with %s; write that", reference.Domain(named))
+	}
+	return ""
+}
+
+// isHost says whether s could be the host or host:port part of an image name.
+func isHost(s string) bool {
+	ref, err := reference.Parse(s + "/a/b")
+	if err != nil || (!strings.ContainsAny(s, ".:") && s != "localhost") {
+		return false
+	}
+	named, ok := ref.(reference.Named)
+	return ok && reference.Domain(named) == s
+}
+
+// url never repeats the address: somebody may have put a password into it.
+func (v *validator) url(address, key string) {
+	u, err := url.Parse(address)
+	switch {
+	case err != nil:
+		v.fail("not a URL; write one such as https://registry-1.docker.io", key)
+	case u.User != nil:
+		v.fail("a credential in the URL; write it as username and password", key)
+	case u.Scheme != "http" && u.Scheme != "https":
+		v.fail("not an http or https URL; write one such as https://registry-1.docker.io", key)
+	case u.Hostname() == "":
+		v.fail("no host in the URL; write one such as https://registry-1.docker.io", key)
+	case slices.Contains(strings.Split(u.Path, "/"), "v2"):
+		v.fail("/v2 in the URL; write what stands before it, for /v2 is added", key)
+	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
+		v.fail("a URL with ? or #; write the address alone, such as https://"+u.Host, key)
+	}
+}
