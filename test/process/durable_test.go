@@ -1,0 +1,88 @@
+package process
+
+import (
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+)
+
+func straceOrSkip(t *testing.T) string {
+	t.Helper()
+	strace, err := exec.LookPath("strace")
+	if err != nil {
+		t.Skip("strace watches and injects system calls, and is not installed: ", err)
+	}
+	return strace
+}
+
+// TestDurable watches the system calls that make a blob: the file is synced
+// before it gets its name, and its folder after (I2).
+func TestDurable(t *testing.T) {
+	t.Parallel()
+	strace := straceOrSkip(t)
+	up := upstreamtest.New(t, upstreamtest.Options{})
+	blob := upstreamtest.NewContent("", upstreamtest.Random(3, 300_000))
+	up.AddBlob("library/app", blob)
+	folder, trace := t.TempDir(), filepath.Join(t.TempDir(), "trace")
+	s := start(t, folder, up.URL, strace, "-f", "-qq", "-y", "-e", "trace=fsync,fdatasync,rename,renameat,renameat2", "-o", trace)
+	if err := s.fetch(http.DefaultClient, blob.Digest); err != nil {
+		t.Fatal(err)
+	}
+	// It is in blobs/ before the process ends: an orderly end waits for commits.
+	s.interrupt(t)
+	b, err := os.ReadFile(trace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hex := blob.Digest.Encoded()
+	var order []string
+	for line := range strings.Lines(string(b)) {
+		switch {
+		case regexp.MustCompile(`fsync\(\d+<\S*/fills/sha256-` + hex).MatchString(line):
+			order = append(order, "sync file")
+		case strings.Contains(line, "rename") && strings.Contains(line, hex):
+			order = append(order, "rename")
+		case regexp.MustCompile(`fsync\(\d+<\S*/blobs/sha256/` + hex[:2] + `>`).MatchString(line):
+			order = append(order, "sync folder")
+		case regexp.MustCompile(`fsync\(\d+<\S*/blobs/sha256>`).MatchString(line):
+			order = append(order, "sync parent")
+		}
+	}
+	if got := strings.Join(order, ", "); got != "sync file, sync parent, rename, sync folder" {
+		t.Errorf("%s\n%s", got, b)
+	}
+}
+
+// TestSyncFails: where the disk cannot promise to keep a blob, clients get it
+// and the disk does not.
+func TestSyncFails(t *testing.T) {
+	t.Parallel()
+	strace := straceOrSkip(t)
+	up := upstreamtest.New(t, upstreamtest.Options{})
+	blob := upstreamtest.NewContent("", upstreamtest.Random(4, 300_000))
+	up.AddBlob("library/app", blob)
+	folder := t.TempDir()
+	s := start(t, folder, up.URL, strace, "-f", "-qq", "-e", "trace=fsync", "-e", "inject=fsync:error=EIO", "-o", "/dev/null")
+	for range 3 {
+		if err := s.fetch(http.DefaultClient, blob.Digest); err != nil {
+			t.Error(err)
+		}
+	}
+	s.interrupt(t)
+	files, err := filepath.Glob(filepath.Join(folder, "*", "sha256*", "*", "*"))
+	if err != nil || len(files) > 0 {
+		t.Errorf("kept: %v, %v", files, err)
+	}
+	if left, err := os.ReadDir(filepath.Join(folder, "fills")); err != nil || len(left) > 0 {
+		t.Errorf("left in fills/: %v, %v", left, err)
+	}
+	if !strings.Contains(s.log.String(), "cannot keep blob") {
+		t.Error("the log does not say so")
+	}
+}

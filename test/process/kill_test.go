@@ -1,0 +1,113 @@
+package process
+
+import (
+	"errors"
+	"io/fs"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+)
+
+// TestKill kills the mirror at a random moment of a storm, 50 times. After each
+// restart every file in blobs/ is what its name says, and what was broken off
+// is resumed, not fetched again (I2).
+func TestKill(t *testing.T) {
+	t.Parallel()
+	up := upstreamtest.New(t, upstreamtest.Options{})
+	folder := t.TempDir()
+	checked := map[string]bool{}
+	var all []upstreamtest.Content
+	random := rand.New(rand.NewPCG(1, 2))
+	resumable := 0
+	for round := range 50 {
+		s := start(t, folder, up.URL)
+		checkBlobs(t, folder, checked)
+		release := make(chan struct{})
+		var blobs []upstreamtest.Content
+		for i := range 6 {
+			b := upstreamtest.NewContent("", upstreamtest.Random(uint64(round*100+i), 1000+random.IntN(2<<20)))
+			up.AddBlob("library/app", b)
+			blobs = append(blobs, b)
+		}
+		// One of them cannot end before the kill.
+		stuck := up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob, Reference: blobs[0].Digest.String()},
+			upstreamtest.StallAfter(len(blobs[0].Bytes)/2, release))
+		all = append(all, blobs...)
+
+		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+		var wg sync.WaitGroup
+		for range 4 {
+			for _, i := range random.Perm(len(blobs)) {
+				wg.Go(func() {
+					if err := s.fetch(client, blobs[i].Digest); errors.Is(err, errWrongBytes) {
+						t.Error(err)
+					}
+				})
+			}
+		}
+		wait := time.NewTimer(time.Duration(random.IntN(int(150 * time.Millisecond))))
+		<-wait.C // the random moment
+		s.kill()
+		close(release)
+		stuck.Remove()
+		wg.Wait()
+		if info, err := os.Stat(filepath.Join(folder, "fills", "sha256-"+blobs[0].Digest.Encoded())); err == nil && info.Size() > 0 {
+			resumable++
+		}
+	}
+	s := start(t, folder, up.URL)
+	checkBlobs(t, folder, checked)
+	up.Forget()
+	for _, b := range all {
+		if err := s.fetch(http.DefaultClient, b.Digest); err != nil {
+			t.Errorf("%s: %v", b.Digest, err)
+		}
+	}
+	resumed := 0
+	for _, q := range up.Requests() {
+		if q.Header.Get("Range") != "" && q.Status == http.StatusPartialContent {
+			resumed++
+		}
+	}
+	if resumable == 0 || resumed < resumable {
+		t.Errorf("%d partial downloads were left, %d were resumed", resumable, resumed)
+	}
+	t.Logf("%d blobs, %d partial downloads left by kills, %d resumed", len(all), resumable, resumed)
+	checkBlobs(t, folder, checked)
+	s.kill()
+}
+
+// checkBlobs hashes the files it has not seen yet.
+func checkBlobs(t *testing.T, folder string, checked map[string]bool) {
+	t.Helper()
+	err := filepath.WalkDir(filepath.Join(folder, "blobs"), func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() || checked[path] {
+			return err
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = f.Close() }()
+		d, err := digest.FromReader(f)
+		if err != nil {
+			return err
+		}
+		if d.Encoded() != e.Name() {
+			t.Errorf("%s holds %s", path, d)
+		}
+		checked[path] = true
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,95 @@
+package process
+
+import (
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+)
+
+// TestSendfile counts the system calls that move the body of a warm 64 MiB
+// blob: sendfile does, and nothing is copied through the process.
+func TestSendfile(t *testing.T) {
+	t.Parallel()
+	strace := straceOrSkip(t)
+	up := upstreamtest.New(t, upstreamtest.Options{})
+	blob := upstreamtest.NewContent("", upstreamtest.Random(1, 64<<20))
+	up.AddBlob("library/app", blob)
+	folder := t.TempDir()
+	s := start(t, folder, up.URL)
+	if err := s.fetch(http.DefaultClient, blob.Digest); err != nil {
+		t.Fatal(err)
+	}
+	s.interrupt(t)
+
+	trace := filepath.Join(t.TempDir(), "trace")
+	s = start(t, folder, up.URL, strace, "-f", "-qq", "-e", "trace=sendfile,splice,write,writev,sendto,sendmsg,read,pread64", "-o", trace)
+	if n := drain(t, s.url, "/v2/library/app/blobs/"+blob.Digest.String()); n < blob.Size {
+		t.Fatalf("the client got %d bytes", n)
+	}
+	s.kill()
+	b, err := os.ReadFile(trace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sent, other []string
+	big := regexp.MustCompile(`\b(write|writev|sendto|sendmsg|read|pread64|splice)\(.* = (\d{4,})$`)
+	for line := range strings.Lines(string(b)) {
+		line = strings.TrimSpace(line)
+		switch {
+		case strings.Contains(line, "sendfile") && !strings.Contains(line, "EAGAIN") && !strings.Contains(line, "unfinished"):
+			sent = append(sent, line)
+		case big.MatchString(line):
+			other = append(other, line)
+		}
+	}
+	if len(sent) == 0 || len(sent) > 40 {
+		t.Errorf("%d sendfile calls for 64 MiB, want 1 to 40", len(sent))
+	}
+	if len(other) > 40 {
+		t.Errorf("%d reads and writes of more than 1000 bytes: the body does not go by sendfile\n%s", len(other), strings.Join(other[:10], "\n"))
+	}
+	t.Logf("%d sendfile calls, %d other large ones", len(sent), len(other))
+}
+
+// drain reads an answer to its end as fast as the kernel can: it throws the
+// bytes away in the socket (recv(2), MSG_TRUNC). How many pieces a file is
+// sent in depends on how fast the receiver takes them.
+func drain(t *testing.T, url, path string) (n int64) {
+	t.Helper()
+	conn, err := net.Dial("tcp", strings.TrimPrefix(url, "http://")) //nolint:noctx // loopback
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	if _, err := conn.Write([]byte("GET " + path + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := conn.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 16<<20)
+	for {
+		var got int
+		var rerr error
+		err := raw.Read(func(fd uintptr) bool {
+			got, _, rerr = unix.Recvfrom(int(fd), buf, unix.MSG_TRUNC)
+			return rerr != unix.EAGAIN
+		})
+		if err != nil || rerr != nil {
+			t.Fatal(err, rerr)
+		}
+		if got == 0 {
+			return n
+		}
+		n += int64(got)
+	}
+}
