@@ -1,0 +1,150 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+)
+
+// engine is a dockerd that mirrors Docker Hub, and a docker command that speaks
+// to it.
+type engine struct {
+	daemon *process
+	docker []string
+	env    []string
+	id     func(upstreamtest.Image) digest.Digest
+}
+
+func engines() map[string]func(*testing.T, *mirror) *engine {
+	return map[string]func(*testing.T, *mirror) *engine{"docker20": docker20, "docker29": docker29}
+}
+
+// docker20 is Debian's dockerd: the classic pull path, graph driver and builder.
+// It names an image by its config.
+func docker20(t *testing.T, m *mirror) *engine {
+	t.Helper()
+	return classic(t, "{}", flag(m)...)
+}
+
+// classic is docker20 with a daemon.json.
+func classic(t *testing.T, config string, args ...string) *engine {
+	t.Helper()
+	e := newEngine(t, config, nil, append([]string{"/usr/sbin/dockerd", "--storage-driver", "overlay2"}, args...)...)
+	e.wants(t, "20.10.")
+	e.env = append(e.env, "DOCKER_BUILDKIT=0")
+	e.id = func(i upstreamtest.Image) digest.Digest { return i.Config.Digest }
+	return e
+}
+
+// docker29 is the newest dockerd, with the newest containerd, which keeps the
+// images, and with BuildKit. It names an image by its index.
+func docker29(t *testing.T, m *mirror) *engine {
+	t.Helper()
+	return modern(t, nil, flag(m)...)
+}
+
+// modern is docker29, started by another command.
+func modern(t *testing.T, starter []string, args ...string) *engine {
+	t.Helper()
+	dockerd := installed(t, "dockerd")
+	path := "PATH=" + filepath.Dir(dockerd) + ":" + os.Getenv("PATH") // containerd, its shim and runc
+	e := newEngine(t, "{}", []string{path}, slices.Concat(starter, []string{dockerd}, args)...)
+	e.wants(t, "library-import") // as a binary built from its module calls itself
+	e.env = append(e.env, "DOCKER_BUILDKIT=1")
+	e.id = func(i upstreamtest.Image) digest.Digest { return i.Index.Digest }
+	return e
+}
+
+// flag is dockerd's, to use a mirror; without m it has none.
+func flag(m *mirror) []string {
+	if m == nil {
+		return nil
+	}
+	return []string{"--registry-mirror", m.url()}
+}
+
+// newEngine starts a dockerd that shares nothing with another, and touches no
+// interface and no firewall of the machine. json is its daemon.json.
+func newEngine(t *testing.T, json string, env []string, dockerd ...string) *engine {
+	t.Helper()
+	dir := t.TempDir()
+	socket := "unix://" + filepath.Join(dir, "sock")
+	config := filepath.Join(dir, "daemon.json")
+	check(t, os.WriteFile(config, []byte(json), 0o600))
+	t.Cleanup(func() { leave(t, dir) })
+	e := &engine{
+		docker: []string{"/usr/bin/docker", "--host", socket},
+		env:    []string{"DOCKER_CONFIG=" + dir},
+	}
+	e.daemon = start(t, "dockerd", env, append(dockerd,
+		"--config-file", config,
+		"--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "exec"),
+		"--pidfile", filepath.Join(dir, "pid"), "--host", socket,
+		"--bridge", "none", "--iptables=false", "--ip6tables=false",
+	)...)
+	e.daemon.until(t, "ready", func() error {
+		_, err := e.try(t, "version")
+		return err
+	})
+	return e
+}
+
+// wants ends the test if the daemon is another version than it is for.
+func (e *engine) wants(t *testing.T, version string) {
+	t.Helper()
+	if got := e.must(t, "version", "--format", "{{.Server.Version}}"); !strings.HasPrefix(got, version) {
+		t.Fatalf("dockerd is version %s, want %s", got, version)
+	}
+}
+
+func (e *engine) try(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	return try(t, e.env, append(e.docker, args...)...)
+}
+
+func (e *engine) must(t *testing.T, args ...string) string {
+	t.Helper()
+	return must(t, e.env, append(e.docker, args...)...)
+}
+
+func (e *engine) pull(t *testing.T, image string) error {
+	t.Helper()
+	_, err := e.try(t, "pull", "--quiet", image)
+	return err
+}
+
+func (e *engine) remove(t *testing.T, image string) { t.Helper(); e.must(t, "rmi", "--force", image) }
+
+func (e *engine) run(t *testing.T, image string, command ...string) string {
+	t.Helper()
+	return e.must(t, append([]string{"run", "--rm", "--network", "none", image}, command...)...)
+}
+
+func (e *engine) build(t *testing.T, args ...string) {
+	t.Helper()
+	e.must(t, append([]string{"build", "--quiet", "--network", "none"}, args...)...)
+}
+
+// logs is what a container has said.
+func (e *engine) logs(t *testing.T, container string) string {
+	t.Helper()
+	return must(t, e.env, "sh", "-c", `exec "$@" 2>&1`, "logs", e.docker[0], e.docker[1], e.docker[2], "logs", container)
+}
+
+func (e *engine) holds(t *testing.T, image string, want upstreamtest.Image) {
+	t.Helper()
+	if got := e.must(t, "image", "inspect", "--format", "{{.Id}}", image); got != e.id(want).String() {
+		t.Errorf("the image's id is %s, want %s", got, e.id(want))
+	}
+	if got := e.must(t, "image", "inspect", "--format", "{{.RepoDigests}}", image); !strings.Contains(got, want.Index.Digest.String()) {
+		t.Errorf("the image's digests are %s, want %s", got, want.Index.Digest)
+	}
+}

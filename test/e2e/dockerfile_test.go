@@ -1,0 +1,137 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+)
+
+const (
+	built    = "cachalot-built-here"
+	folder   = "/var/lib/cachalot" // the image's volume
+	imageUID = "65532"
+)
+
+// TestDockerfile builds the image where no registry can be reached, with the
+// classic builder and with BuildKit, and runs it.
+func TestDockerfile(t *testing.T) {
+	t.Parallel()
+	context := buildContext(t)
+	builder := builderRoot(t)
+	for name, start := range engines() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := start(t, nil)
+			e.must(t, "import", "--change", "ENV PATH=/usr/local/go/bin:/bin GOCACHE=/tmp/cache", builder, "cachalot-e2e-go")
+			e.build(t, "--target", "cachalot", "--tag", built,
+				"--build-arg", "GO_IMAGE=cachalot-e2e-go", "--build-arg", "VERSION=1.2.3", context)
+			t.Run("defaults", func(t *testing.T) { byDefault(t, e) })
+			t.Run("serves", func(t *testing.T) { serves(t, e) })
+		})
+	}
+}
+
+// buildContext is the source with the modules it needs: none can be downloaded
+// in the build.
+func buildContext(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	root := must(t, nil, "go", "list", "-m", "-f", "{{.Dir}}")
+	for _, name := range []string{"Dockerfile", ".dockerignore", "go.mod", "go.sum", "cmd", "proxy", "storage", "upstream"} {
+		must(t, nil, "cp", "-R", filepath.Join(root, name), dir)
+	}
+	must(t, nil, "go", "-C", dir, "mod", "vendor")
+	return dir
+}
+
+// builderRoot is the archive of an image with a shell and this machine's Go.
+func builderRoot(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	root := filepath.Join(dir, "root")
+	for _, d := range []string{"bin", "tmp", "etc/ssl/certs"} {
+		check(t, os.MkdirAll(filepath.Join(root, d), 0o755))
+	}
+	must(t, nil, "cp", "/bin/busybox", filepath.Join(root, "bin"))
+	for _, applet := range []string{"sh", "mkdir", "cp"} {
+		check(t, os.Symlink("busybox", filepath.Join(root, "bin", applet)))
+	}
+	check(t, os.WriteFile(filepath.Join(root, "etc/ssl/certs/ca-certificates.crt"), nil, 0o600))
+	archive := filepath.Join(dir, "go.tar")
+	must(t, nil, "tar", "-C", root, "-cf", archive, ".")
+	must(t, nil, "tar", "-C", must(t, nil, "go", "env", "GOROOT"), "-rf", archive,
+		"--transform", `s,^\.,./usr/local/go,`, "--exclude", "./test", ".")
+	return archive
+}
+
+// background runs a container of the built image until the end of the test.
+func background(t *testing.T, e *engine, args ...string) (id string) {
+	t.Helper()
+	id = e.must(t, append([]string{"run", "--detach"}, args...)...)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the container's log:\n%s", e.logs(t, id))
+		}
+	})
+	return id
+}
+
+// byDefault: without any configuration the container is healthy; it runs as
+// nobody, and has no shell.
+func byDefault(t *testing.T, e *engine) {
+	t.Helper()
+	id := background(t, e, "--network", "none", "--health-interval", "1s", built)
+	e.daemon.until(t, "running a healthy container", func() error {
+		if health := e.must(t, "inspect", "--format", "{{.State.Health.Status}}", id); health != "healthy" {
+			return errors.New(health)
+		}
+		return nil
+	})
+	pid := e.must(t, "inspect", "--format", "{{.State.Pid}}", id)
+	status, err := os.ReadFile("/proc/" + pid + "/status")
+	check(t, err)
+	if !regexp.MustCompile(`(?m)^Uid:\s+` + imageUID + `\s`).Match(status) {
+		t.Errorf("it does not run as %s:\n%s", imageUID, status)
+	}
+	if out := e.must(t, "exec", id, "/cachalot", "version"); !strings.Contains(out, "1.2.3") {
+		t.Errorf("its version is %q", out)
+	}
+	if out, err := e.try(t, "exec", id, "/bin/sh", "-c", "true"); err == nil {
+		t.Errorf("it has a shell: %s", out)
+	}
+}
+
+// serves: what one container has cached, the next one serves from the volume,
+// with the upstream gone.
+func serves(t *testing.T, e *engine) {
+	t.Helper()
+	up := hub(t)
+	img := up.PushImage(repository, "latest", upstreamtest.NewImage(1, 1<<20, 1<<10))
+	config := filepath.Join(t.TempDir(), "config.yml")
+	check(t, os.WriteFile(config, fmt.Appendf(nil,
+		"listen: 127.0.0.1:0\nadmin: {listen: 127.0.0.1:0}\nupstreams: {docker.io: {url: %s}}\n", up.URL), 0o644))
+	for range 2 { // at first, and from the volume with the upstream gone
+		id := background(t, e, "--network", "host", "--volume", "cache:"+folder,
+			"--volume", config+":/config.yml:ro", built, "serve", "--config", "/config.yml")
+		m := &mirror{process: e.daemon}
+		m.await(t, func() string { return e.logs(t, id) })
+		wants(t, m, repository, "manifests/latest", img.Index)
+		for _, b := range img.Blobs() {
+			wants(t, m, repository, "blobs/"+b.Digest.String(), b)
+		}
+		e.must(t, "exec", id, "/cachalot", "healthcheck", "--url", "http://"+m.admin+"/readyz")
+		e.must(t, "stop", id)
+		if code := e.must(t, "inspect", "--format", "{{.State.ExitCode}}", id); code != "0" {
+			t.Errorf("stopped, it exits with %s", code)
+		}
+		up.Down()
+	}
+}

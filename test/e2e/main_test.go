@@ -1,0 +1,35 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"testing"
+)
+
+// TestMain sees to it that no daemon has left an interface. What is left mounted
+// fails the test that finds it in its folder.
+func TestMain(m *testing.M) {
+	before := interfaces()
+	code := m.Run()
+	if after := interfaces(); !slices.Equal(before, after) {
+		fmt.Fprintf(os.Stderr, "network interfaces were %q, are %q\n", before, after)
+		code = max(code, 1)
+	}
+	os.Exit(code)
+}
+
+func interfaces() []string {
+	list, err := net.Interfaces()
+	if err != nil {
+		return []string{err.Error()}
+	}
+	var names []string
+	for _, i := range list {
+		names = append(names, i.Name)
+	}
+	return names
+}

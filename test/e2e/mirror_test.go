@@ -1,0 +1,162 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// mirror is a cachalot process and its cache, which outlives the process.
+type mirror struct {
+	*process
+	dir       string
+	upstreams map[string]string // YAML by the registry's name
+	listen    string            // host:port; the first start finds a free one
+	admin     string
+	front     string // URL of a TLS server before it, or ""
+	ca        string // file with that one's CA
+}
+
+// newMirror starts a cachalot with an empty cache that serves tags unchecked for
+// freshFor.
+func newMirror(t *testing.T, freshFor time.Duration, upstreams map[string]string) *mirror {
+	t.Helper()
+	m := &mirror{dir: t.TempDir(), upstreams: upstreams, listen: "127.0.0.1:0", admin: "127.0.0.1:0"}
+	m.configure(t, freshFor)
+	m.start(t)
+	m.configure(t, freshFor) // with the addresses it has got
+	return m
+}
+
+func (m *mirror) file() string { return filepath.Join(m.dir, "config.yml") }
+func (m *mirror) url() string  { return "http://" + m.listen }
+
+func (m *mirror) configure(t *testing.T, freshFor time.Duration) {
+	t.Helper()
+	var b strings.Builder
+	fmt.Fprintf(&b, "listen: %s\nadmin: {listen: %s}\nlog: {level: debug}\n", m.listen, m.admin)
+	fmt.Fprintf(&b, "storage: {path: %s, min_free: 0}\n", filepath.Join(m.dir, "cache"))
+	fmt.Fprintf(&b, "tags: {fresh_for: %s}\nupstreams:\n", freshFor)
+	for name, settings := range m.upstreams {
+		fmt.Fprintf(&b, "  %s: %s\n", name, settings)
+	}
+	if err := os.WriteFile(m.file(), []byte(b.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// start starts the process, at the addresses it had before if it ran before.
+func (m *mirror) start(t *testing.T) {
+	t.Helper()
+	m.process = start(t, "cachalot", nil, installed(t, "cachalot"), "serve", "--config", m.file())
+	m.await(t, m.said)
+}
+
+// await reads from its log where the process listens, and waits until it is ready.
+func (m *mirror) await(t *testing.T, log func() string) {
+	t.Helper()
+	line := regexp.MustCompile(`registry_mirror=http://(\S+) admin=http://(\S+)`)
+	m.until(t, "ready", func() error {
+		addresses := line.FindStringSubmatch(log())
+		if addresses == nil {
+			return fmt.Errorf("no %q in its log", line)
+		}
+		m.listen, m.admin = addresses[1], addresses[2]
+		if status, body := get(t, "http://"+m.admin+"/readyz"); status != http.StatusOK {
+			return fmt.Errorf("status %d: %s", status, body)
+		}
+		return nil
+	})
+}
+
+// reload gives the running process another fresh_for.
+func (m *mirror) reload(t *testing.T, freshFor time.Duration) {
+	t.Helper()
+	const line = `msg="configuration reloaded"`
+	before := strings.Count(m.said(), line)
+	m.configure(t, freshFor)
+	m.signal(syscall.SIGHUP)
+	m.until(t, "reloaded", func() error {
+		if strings.Count(m.said(), line) == before {
+			return errors.New("not in its log")
+		}
+		return nil
+	})
+}
+
+// figures are samples of /metrics by their names and labels, as they are written.
+type figures map[string]float64
+
+// since is how much they went up.
+func (f figures) since(before figures) figures {
+	d := figures{}
+	for name, v := range f {
+		d[name] = v - before[name]
+	}
+	return d
+}
+
+// metrics reads what the process has counted.
+func (m *mirror) metrics(t *testing.T) figures {
+	t.Helper()
+	status, body := get(t, "http://"+m.admin+"/metrics")
+	if status != http.StatusOK {
+		t.Fatalf("metrics: status %d", status)
+	}
+	f := figures{}
+	for lines := bufio.NewScanner(strings.NewReader(body)); lines.Scan(); {
+		name, value, ok := strings.Cut(lines.Text(), "} ")
+		if !ok || strings.HasPrefix(name, "#") {
+			continue
+		}
+		v, err := strconv.ParseFloat(value, 64)
+		if err != nil {
+			t.Fatalf("metrics: %q: %v", lines.Text(), err)
+		}
+		f[name+"}"] = v
+	}
+	return f
+}
+
+// sum adds up the samples of a metric, by the value of one of its labels.
+func (f figures) sum(metric, label string) map[string]int64 {
+	sums := map[string]int64{}
+	for name, v := range f {
+		labels, ok := strings.CutPrefix(name, metric+"{")
+		_, rest, has := strings.Cut(labels, label+`="`)
+		if value, _, _ := strings.Cut(rest, `"`); ok && has && v != 0 {
+			sums[value] += int64(v)
+		}
+	}
+	return sums
+}
+
+func get(t *testing.T, url string) (status int, body string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return 0, err.Error()
+	}
+	return resp.StatusCode, string(b)
+}

@@ -1,0 +1,59 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+)
+
+// wire is what crossed the sockets of the upstream.
+type wire struct {
+	Tokens    int // requests to the token server
+	Refused   int // answered 401
+	Heads     int // of manifests
+	Manifests int // sent whole
+	Blobs     int // sent whole or in part
+	Referrers int // by the API, and by the tag that stands in for it
+	Others    int
+	Bytes     int64 // of manifests and blobs
+}
+
+// crossed counts what crossed since it was last asked.
+func crossed(up *upstreamtest.Recorder) (wire, []upstreamtest.Request) {
+	requests := up.Requests()
+	w := wire{Bytes: up.SentAll()}
+	for _, q := range requests {
+		switch {
+		case q.Op == upstreamtest.Token:
+			w.Tokens++
+		case q.Status == 401:
+			w.Refused++
+		case q.Op == upstreamtest.Referrers, strings.HasPrefix(q.Reference, "sha256-"):
+			w.Referrers++
+		case q.Op == upstreamtest.HeadManifest:
+			w.Heads++
+		case q.Op == upstreamtest.GetManifest:
+			w.Manifests++
+		case q.Op == upstreamtest.GetBlob:
+			w.Blobs++
+		default:
+			w.Others++
+		}
+	}
+	up.Forget()
+	return w, requests
+}
+
+// report lists requests for a test that fails.
+func report(t *testing.T, requests []upstreamtest.Request) {
+	t.Helper()
+	var b strings.Builder
+	for _, q := range requests {
+		fmt.Fprintf(&b, "\t%s %s: %d, %d bytes\n", q.Method, q.Path, q.Status, q.Sent)
+	}
+	t.Logf("the upstream's wire:\n%s", b.String())
+}
