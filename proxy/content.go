@@ -125,13 +125,42 @@ func (p *Proxy) peek(ctx context.Context, t target, d digest.Digest) (ocispec.De
 	return ocispec.Descriptor{MediaType: c.MediaType, Digest: d, Size: c.Size}, c.Body.Close()
 }
 
-// link lets the target's repository have content that is here already.
+// link lets the target's repository have content that is here already. A
+// registry of the configuration is believed when it says that it has it; one
+// that a client named must send it, for it may be that client's own.
 func (p *Proxy) link(ctx context.Context, t target, d digest.Digest) error {
-	desc, err := p.confirm(ctx, t, d)
+	ask := p.confirm
+	if p.isStranger(t.registry) {
+		ask = p.prove
+	}
+	desc, err := ask(ctx, t, d)
 	if err != nil {
 		return err
 	}
 	return p.store.PutLink(t.scope(), d, desc.MediaType)
+}
+
+// prove downloads content that is here already, and compares it.
+func (p *Proxy) prove(ctx context.Context, t target, d digest.Digest) (ocispec.Descriptor, error) {
+	name := digestName(t, d)
+	if err := p.recall(name); err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	return once(ctx, p, "prove\x00"+name, func(ctx context.Context) (ocispec.Descriptor, error) {
+		c, err := t.registry.Open(ctx, t.kind, t.repo, d, 0)
+		if err != nil {
+			return ocispec.Descriptor{}, p.note(name, err)
+		}
+		defer c.Body.Close()
+		verifier := d.Verifier()
+		if _, err := io.Copy(verifier, c.Body); err != nil {
+			return ocispec.Descriptor{}, err
+		}
+		if !verifier.Verified() {
+			return ocispec.Descriptor{}, storage.ErrDigest
+		}
+		return ocispec.Descriptor{MediaType: c.MediaType, Digest: d, Size: c.Size}, nil
+	})
 }
 
 // serve answers with content by digest. looked is how the digest was found.

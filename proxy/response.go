@@ -113,7 +113,7 @@ func (p *Proxy) label(r *upstream.Registry) string {
 	switch {
 	case r == nil:
 		return "unknown"
-	case p.registries[r.Name()] == nil:
+	case p.isStranger(r):
 		return upstream.UnlistedLabel
 	default:
 		return r.Name()

@@ -108,6 +108,9 @@ func (p *Proxy) unlisted(name string) (*upstream.Registry, error) {
 	return r, nil
 }
 
+// isStranger reports whether r is unlisted.
+func (p *Proxy) isStranger(r *upstream.Registry) bool { return p.registries[r.Name()] == nil }
+
 // namespace is the registry a client names by ?ns=.
 func namespace(r *http.Request) string {
 	if r.URL.RawQuery == "" {

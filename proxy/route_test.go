@@ -226,3 +226,35 @@ func TestUnlisted(t *testing.T) {
 		t.Errorf("%v hits under %q", got, upstream.UnlistedLabel)
 	}
 }
+
+// TestStrangerLies: a registry that a client named, and may run, does not open
+// what came through another by saying that it has it; sending it does.
+func TestStrangerLies(t *testing.T) {
+	t.Parallel()
+	private, stranger := ut.New(t, ut.Options{}), ut.New(t, ut.Options{})
+	img := private.AddImage("team/secret", "1", ut.NewImage(52, 1000))
+	allow := func(c *Config) {
+		c.Unlisted = func(name string) (*upstream.Registry, error) { return registry(t, name, stranger.URL), nil }
+	}
+	m := newMirror(t, allow, registry(t, "docker.io", private.URL))
+	m.pull("team/secret", "1", img)
+	layer := img.Layers[0]
+	lies := []*ut.Scripted{
+		stranger.Fault(ut.Match{Op: ut.HeadBlob}, ut.Body("", layer.Bytes)),
+		stranger.Fault(ut.Match{Op: ut.HeadManifest}, ut.Body(img.Index.MediaType, img.Index.Bytes), ut.LyingDigest(img.Index.Digest)),
+	}
+	paths := []string{"/blobs/" + layer.Digest.String(), "/manifests/" + img.Index.Digest.String(), "/manifests/latest"}
+	for _, path := range paths {
+		if a := m.get("/v2/evil.example/a/b" + path); a.status != http.StatusNotFound {
+			t.Errorf("%s: %d, %d bytes", path, a.status, len(a.body))
+		}
+		if a := m.head("/v2/evil.example/a/c" + path); a.status != http.StatusNotFound {
+			t.Errorf("HEAD %s: %d", path, a.status)
+		}
+	}
+	for _, l := range lies {
+		l.Remove()
+	}
+	stranger.AddImage("x/y", "latest", img)
+	m.pull("stranger.example/x/y", "latest", img)
+}
