@@ -48,7 +48,7 @@ func (p *Proxy) page() http.HandlerFunc {
 		}
 		var b strings.Builder
 		err := html.Execute(&b, map[string]any{
-			"Style": template.CSS(pageStyle), "Mirror": s.Mirror, "Registries": registries, "Clients": sections, //nolint:gosec // our own, embedded
+			"Style": template.CSS(pageStyle), "Mirror": s.Mirror, "Registries": registries, "Clients": sections, // the style is our own, embedded
 		})
 		if err != nil {
 			p.writeError(w.(*response), r, err)
