@@ -15,11 +15,13 @@ import (
 type verdict int
 
 const (
-	tooOld    verdict = iota // or unknown: only the upstream's answer may be served
-	toCheck                  // ask the upstream; serve it if that fails
-	fresh                    // serve it
-	keptTimes = 2            // a pointer is remembered for so many times max_stale since its last check
+	tooOld  verdict = iota // or unknown: only the upstream's answer may be served
+	toCheck                // ask the upstream; serve it if that fails
+	fresh                  // serve it
 )
+
+// keptTimes max_stale after its last check, a pointer is forgotten.
+const keptTimes = 2
 
 // judge decides by the time since the pointer was checked. A clock that was set
 // back makes a pointer look checked in the future: it is checked again.

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -146,16 +147,21 @@ func (a reply) code() string {
 	return e.Errors[0].Code
 }
 
-func (m *mirror) do(method, path string, header ...string) reply {
-	m.t.Helper()
-	req, err := http.NewRequestWithContext(m.t.Context(), method, m.server.URL+path, http.NoBody)
+// begin sends a request and leaves its answer to be read.
+func (m *mirror) begin(ctx context.Context, method, path string, header ...string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, m.server.URL+path, http.NoBody)
 	if err != nil {
-		m.t.Fatal(err)
+		return nil, err
 	}
 	for i := 0; i+1 < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
-	resp, err := m.client.Do(req)
+	return m.client.Do(req)
+}
+
+func (m *mirror) do(method, path string, header ...string) reply {
+	m.t.Helper()
+	resp, err := m.begin(m.t.Context(), method, path, header...)
 	if err != nil {
 		return reply{err: err}
 	}

@@ -78,12 +78,7 @@ func TestStorm(t *testing.T) {
 			m.want(m.get("/v2/library/app/manifests/"+img.Manifest.Digest.String()), img.Manifest)
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			req, err := http.NewRequestWithContext(ctx, http.MethodGet, m.server.URL+"/v2/library/app/blobs/"+layer.Digest.String(), http.NoBody)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			resp, err := m.client.Do(req)
+			resp, err := m.begin(ctx, http.MethodGet, "/v2/library/app/blobs/"+layer.Digest.String())
 			if err != nil {
 				t.Error(err)
 				return
@@ -340,11 +335,7 @@ func TestClientLeaves(t *testing.T) {
 	up.Fault(ut.Match{Op: ut.GetBlob}, ut.StallAfter(500_000, release))
 	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
 	ctx, cancel := context.WithCancel(t.Context())
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, m.server.URL+"/v2/library/app/blobs/"+layer.Digest.String(), http.NoBody)
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp, err := m.client.Do(req)
+	resp, err := m.begin(ctx, http.MethodGet, "/v2/library/app/blobs/"+layer.Digest.String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -366,7 +357,7 @@ func TestSlowReader(t *testing.T) {
 	up.AddBlob("library/app", layer)
 	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
 	path := "/v2/library/app/blobs/" + layer.Digest.String()
-	slow, err := m.client.Get(m.server.URL + path) //nolint:noctx // ends with the test
+	slow, err := m.begin(t.Context(), http.MethodGet, path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"io"
 	"math"
@@ -165,12 +164,7 @@ func TestRangeInFlight(t *testing.T) {
 	release := make(chan struct{})
 	up.Fault(ut.Match{Op: ut.GetBlob}, ut.StallAfter(500_000, release))
 	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
-	req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, m.server.URL+"/v2/library/app/blobs/"+layer.Digest.String(), http.NoBody)
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("Range", "bytes=100000-399999")
-	resp, err := m.client.Do(req)
+	resp, err := m.begin(t.Context(), http.MethodGet, "/v2/library/app/blobs/"+layer.Digest.String(), "Range", "bytes=100000-399999")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,7 +1,6 @@
 package storage
 
 import (
-	"crypto"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -156,12 +155,4 @@ func (k disk) space() (free, total int64, err error) {
 		return 0, 0, fmt.Errorf("read free space: %w", err)
 	}
 	return int64(s.Bavail) * s.Bsize, int64(s.Blocks) * s.Bsize, nil
-}
-
-// newHash is the digest's own hash function.
-func newHash(d digest.Digest) crypto.Hash {
-	if d.Algorithm() == digest.SHA512 {
-		return crypto.SHA512
-	}
-	return crypto.SHA256
 }

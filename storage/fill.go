@@ -52,7 +52,7 @@ type fill struct {
 func newFill(s *Store, sc Scope, d digest.Digest, src Source) *fill {
 	return &fill{
 		store: s, scope: sc, digest: d, src: src,
-		hash: newHash(d).New(), size: -1, changed: make(chan struct{}), users: 1,
+		hash: d.Algorithm().Hash(), size: -1, changed: make(chan struct{}), users: 1,
 	}
 }
 
