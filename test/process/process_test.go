@@ -1,16 +1,15 @@
 package process
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -46,9 +45,21 @@ func TestMain(m *testing.M) {
 
 // server is a running cachalot.
 type server struct {
-	cmd *exec.Cmd
-	url string
-	log *bytes.Buffer
+	cmd   *exec.Cmd
+	url   string
+	log   logFile
+	ended chan struct{} // closed once the process has been waited for
+}
+
+// logFile is the path of what a process says.
+type logFile string
+
+func (f logFile) String() string {
+	b, err := os.ReadFile(string(f))
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
 }
 
 // start runs `wrap... cachalot serve` over the folder and waits until it is ready.
@@ -58,34 +69,51 @@ func start(t *testing.T, folder, upstream string, wrap ...string) *server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	listen, admin := freeAddress(t), freeAddress(t)
-	file := filepath.Join(t.TempDir(), "config.yml")
+	dir := t.TempDir()
+	file := filepath.Join(dir, "config.yml")
 	config := fmt.Sprintf(`
-listen: %s
-admin: {listen: %s}
+listen: 127.0.0.1:0
+admin: {listen: 127.0.0.1:0}
 storage: {path: %s, min_free: 0}
 upstreams: {docker.io: {url: %s}}
-`, listen, admin, folder, upstream)
+`, folder, upstream)
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	args := append(wrap, path, "serve", "--config", file)
-	s := &server{cmd: exec.Command(args[0], args[1:]...), url: "http://" + listen, log: new(bytes.Buffer)} //nolint:noctx // killed by the test
-	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
+	s := &server{cmd: exec.Command(args[0], args[1:]...), log: logFile(filepath.Join(dir, "log")), ended: make(chan struct{})} //nolint:noctx // killed by the test
+	out, err := os.Create(string(s.log))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = out.Close() }()
+	s.cmd.Stdout, s.cmd.Stderr = out, out
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := s.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { s.kill() })
-	for tick := time.NewTicker(5 * time.Millisecond); ; <-tick.C {
-		resp, err := http.Get("http://" + admin + "/readyz") //nolint:noctx // loopback
-		if err == nil {
-			_ = resp.Body.Close()
-			if resp.StatusCode == http.StatusOK {
-				return s
+	go func() {
+		defer close(s.ended)
+		_ = s.cmd.Wait() // how it ends is the test's business
+	}()
+	t.Cleanup(s.kill)
+	said := regexp.MustCompile(`registry_mirror=(\S+) admin=(\S+)`)
+	for tick := time.NewTicker(5 * time.Millisecond); ; {
+		if m := said.FindStringSubmatch(s.log.String()); m != nil {
+			resp, err := http.Get(m[2] + "/readyz") //nolint:noctx // loopback
+			if err == nil {
+				_ = resp.Body.Close()
+				if resp.StatusCode == http.StatusOK {
+					s.url = m[1]
+					return s
+				}
 			}
 		}
-		if t.Context().Err() != nil || s.cmd.Process.Signal(syscall.Signal(0)) != nil {
+		select {
+		case <-tick.C:
+		case <-s.ended:
+			t.Fatalf("cachalot ended before it was ready: %s", s.log)
+		case <-t.Context().Done():
 			t.Fatalf("cachalot did not become ready: %s", s.log)
 		}
 	}
@@ -94,7 +122,7 @@ upstreams: {docker.io: {url: %s}}
 // kill is kill -9, of what wraps it too.
 func (s *server) kill() {
 	_ = syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL) // it may have ended
-	_ = s.cmd.Wait()
+	<-s.ended
 }
 
 // interrupt ends the process in good order. What wraps it passes the signal on.
@@ -103,20 +131,10 @@ func (s *server) interrupt(t *testing.T) {
 	if err := syscall.Kill(-s.cmd.Process.Pid, syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
-	_ = s.cmd.Wait() // strace ends as it was signalled
+	<-s.ended
 	if !strings.Contains(s.log.String(), "msg=stopped") {
 		t.Errorf("no orderly end: %s", s.log)
 	}
-}
-
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed at once
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
 }
 
 // fetch gets a blob and checks it. Its error says nothing of a mirror that was
