@@ -72,7 +72,8 @@ func (k disk) partial(d digest.Digest) string {
 }
 
 // commit makes a verified partial a blob (I2): fsync(file), mkdir and fsync of
-// a new shard's parent, rename, fsync of the folder it is renamed into.
+// a new shard's parent, rename, fsync of the folder it is renamed into. Where
+// it fails the partial is still one.
 func (k disk) commit(f *os.File, d digest.Digest) error {
 	if err := f.Sync(); err != nil {
 		return fmt.Errorf("sync blob: %w", err)
@@ -90,7 +91,7 @@ func (k disk) commit(f *os.File, d digest.Digest) error {
 		return fmt.Errorf("name blob: %w", err)
 	}
 	if err := syncDir(dir); err != nil {
-		return errors.Join(err, os.Remove(final)) // its name may not last
+		return errors.Join(err, os.Rename(final, k.partial(d))) // its name may not last
 	}
 	return nil
 }

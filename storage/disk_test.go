@@ -203,26 +203,6 @@ func TestSecondProcess(t *testing.T) {
 	}
 }
 
-// put keeps a blob of the given size, last used at the given second.
-func put(t *testing.T, s *Store, seed uint64, size int, accessed int64, manifest bool) digest.Digest {
-	t.Helper()
-	b := content(seed, size)
-	d := digest.FromBytes(b)
-	blob, err := s.Get(t.Context(), Scope{Upstream: "u", Repository: "r", Manifest: manifest}, d, Bytes("", b))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer blob.Close()
-	if err := blob.Wait(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	settle(t, s)
-	if err := s.ledger.touch(map[digest.Digest]int64{d: accessed}); err != nil {
-		t.Fatal(err)
-	}
-	return d
-}
-
 func TestEviction(t *testing.T) {
 	t.Parallel()
 	const mib = 1 << 20
@@ -252,12 +232,7 @@ func TestEviction(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(blob.Close)
-			if err := s.flushTouched(); err != nil {
-				t.Fatal(err)
-			}
-			if err := s.ledger.touch(map[digest.Digest]int64{a: 1}); err != nil {
-				t.Fatal(err)
-			}
+			setRecord(t, s, a, func(r *record) { r.accessed = 1 })
 			return []digest.Digest{a, c}, []digest.Digest{b}
 		}},
 		"manifests and small blobs last": {setup: func(t *testing.T, s *Store) (kept, gone []digest.Digest) {
@@ -265,6 +240,16 @@ func TestEviction(t *testing.T) {
 			a, b := put(t, s, 1, mib, 1, true), put(t, s, 2, smallBlob-1, 1, false)
 			c, d := put(t, s, 3, 4*mib, 100, false), put(t, s, 4, 4*mib, 200, false)
 			return []digest.Digest{a, b, d}, []digest.Digest{c}
+		}},
+		"what nothing points to, then what has a limit": {setup: func(t *testing.T, s *Store) (kept, gone []digest.Digest) {
+			t.Helper()
+			a, b := put(t, s, 1, mib, 300, true), put(t, s, 2, mib, 300, false)
+			c, d := put(t, s, 3, 3*mib, 100, false), put(t, s, 4, 4*mib, 50, false)
+			setRecord(t, s, b, func(r *record) { r.until = 5000 })
+			if err := s.Expendable([]digest.Digest{a}); err != nil {
+				t.Fatal(err)
+			}
+			return []digest.Digest{c, d}, []digest.Digest{a, b}
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -369,13 +354,13 @@ func TestDiskFull(t *testing.T) {
 	if _, err := s.fills[o.digest()].await(t.Context(), func(st state) bool { return st.written == 8<<20 }); err != nil {
 		t.Fatal(err)
 	}
-	// Somebody else's file takes all but a little.
+	// Somebody else's file takes all but a little, which ends within a chunk.
 	free, _, err := s.disk.space()
 	if err != nil {
 		t.Fatal(err)
 	}
 	other := filepath.Join(dir, "other")
-	if err := os.WriteFile(other, make([]byte, free-(1<<20)), 0o600); err != nil {
+	if err := os.WriteFile(other, make([]byte, free-(1<<20)-chunk/2), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	close(o.hold)

@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	// maintenance is how often access times are written and the limits are
-	// checked against what other programs do to the disk.
+	// maintenance is how often hits are written, what has outlived its limit
+	// goes, and the disk is checked for what other programs do to it.
 	maintenance = time.Minute
 	// partialAge is how long a broken download may wait to be resumed.
 	partialAge = 24 * time.Hour
@@ -37,24 +37,11 @@ func (s *Store) maintain() {
 			return
 		case <-tick.C:
 		}
-		if err := s.flushTouched(); err != nil {
-			s.log.Warn("cannot record access times", "error", err)
-		}
+		s.flushTouched()
 		s.dropPartials(partialAge)
+		s.expire()
 		s.makeRoom(0)
 	}
-}
-
-// flushTouched writes the access times gathered since the last time.
-func (s *Store) flushTouched() error {
-	s.mu.Lock()
-	touched := s.touched
-	s.touched = make(map[digest.Digest]int64)
-	s.mu.Unlock()
-	if len(touched) == 0 {
-		return nil
-	}
-	return s.ledger.touch(touched)
 }
 
 // makeRoom reserves need bytes, and evicts until they fit below max_size and
@@ -63,13 +50,11 @@ func (s *Store) makeRoom(need int64) bool {
 	s.evicting.Lock()
 	defer s.evicting.Unlock()
 	if over := s.excess(need); over > 0 {
-		if err := s.flushTouched(); err != nil {
-			s.log.Warn("cannot record access times", "error", err)
-		}
+		s.flushTouched()
 		s.dropPartials(0)
 		over = s.excess(need)
 		if over > 0 && over <= s.ledger.total() { // else all blobs would go in vain
-			s.evict(over + max(s.maxSize, s.minFree)/slack)
+			s.free(over + max(s.maxSize, s.minFree)/slack)
 		}
 		if s.excess(need) > 0 {
 			return false
@@ -94,18 +79,15 @@ func (s *Store) excess(need int64) int64 {
 	return max(over, s.minFree+reserved+need-free)
 }
 
-// evict removes the least valuable blobs until so many bytes are gone.
-func (s *Store) evict(bytes int64) {
+// free removes the least valuable blobs until so many bytes are gone.
+func (s *Store) free(bytes int64) {
 	var blobs int
 	var gone int64
 	for _, v := range s.victims(bytes) {
-		if !s.remove(v.digest) {
-			continue
+		if s.evict(v) {
+			blobs++
+			gone += v.size
 		}
-		blobs++
-		gone += v.size
-		s.metrics.evictedBytes.Add(float64(v.size))
-		s.metrics.evictionAge.Observe(float64(max(0, time.Now().Unix()-v.accessed)))
 	}
 	s.log.Info("evicted", "blobs", blobs, "bytes", gone, "wanted_bytes", bytes)
 }
@@ -116,16 +98,23 @@ type victim struct {
 	record
 }
 
-// before orders victims: what is small or a manifest after all else, then the
-// least recently used first.
+// before orders victims: what nothing points to before what has a limit, and
+// small blobs and manifests after all else. Then the sooner limit goes first,
+// and the less recently used.
 func (v victim) before(w victim) bool {
 	class := func(v victim) int {
-		if v.manifest || v.size < smallBlob {
+		switch {
+		case v.expendable:
+			return 0
+		case v.until != 0:
 			return 1
+		case v.manifest || v.size < smallBlob:
+			return 3
 		}
-		return 0
+		return 2
 	}
-	return cmp.Or(cmp.Compare(class(v), class(w)), cmp.Compare(v.accessed, w.accessed), cmp.Compare(v.digest, w.digest)) < 0
+	return cmp.Or(cmp.Compare(class(v), class(w)), cmp.Compare(v.expires(), w.expires()),
+		cmp.Compare(v.accessed, w.accessed), cmp.Compare(v.digest, w.digest)) < 0
 }
 
 // victims picks the blobs to evict for so many bytes. It looks at every record
@@ -182,32 +171,72 @@ func (s *Store) whileIdle(d digest.Digest, f func()) bool {
 		s.mu.Unlock()
 		return false
 	}
-	done := make(chan struct{})
-	s.going[d] = done
+	s.goingLocked(d)
 	s.mu.Unlock()
 	defer func() {
 		s.mu.Lock()
-		delete(s.going, d)
-		s.mu.Unlock()
-		close(done)
+		defer s.mu.Unlock()
+		s.goneLocked(d)
 	}()
 	f()
 	return true
 }
 
-// remove deletes a blob that nobody uses, first the file, then its record.
-func (s *Store) remove(d digest.Digest) (removed bool) {
-	s.whileIdle(d, func() {
-		if err := os.Remove(s.disk.blob(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			s.log.Warn("cannot evict blob", "digest", d, "error", err)
+// goingLocked keeps everybody from the digest until goneLocked.
+func (s *Store) goingLocked(d digest.Digest) {
+	if s.going[d] == nil {
+		s.going[d] = make(chan struct{})
+	}
+}
+
+func (s *Store) goneLocked(d digest.Digest) {
+	close(s.going[d])
+	delete(s.going, d)
+}
+
+// evict removes a blob, first the file, then its record, unless somebody uses
+// it or has used it since it was picked.
+func (s *Store) evict(v victim) (evicted bool) {
+	s.whileIdle(v.digest, func() {
+		s.flushTouched()
+		if r, _, err := s.index.record(v.digest); err != nil || r != v.record {
 			return
 		}
-		removed = true
-		if err := s.ledger.drop(d, func() bool { return true }); err != nil {
-			s.log.Warn("cannot forget blob", "digest", d, "error", err)
+		if err := os.Remove(s.disk.blob(v.digest)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			s.log.Warn("cannot evict blob", "digest", v.digest, "error", err)
+			return
 		}
+		s.forget(v.digest)
+		s.metrics.evictedBytes.Add(float64(v.size))
+		s.metrics.evictionAge.Observe(float64(max(0, time.Now().Unix()-v.accessed)))
+		evicted = true
 	})
-	return removed
+	return evicted
+}
+
+// forget drops the record and the links of a blob that is not on disk.
+func (s *Store) forget(d digest.Digest) {
+	if err := s.ledger.drop(d, func() bool { return !s.exists(d) }); err != nil {
+		s.log.Warn("cannot forget blob", "digest", d, "error", err)
+	}
+}
+
+// removePartial removes a partial, and the links of those who waited for it.
+// Readers that have the file open keep it.
+func (s *Store) removePartial(d digest.Digest) {
+	name := s.disk.partial(d)
+	info, err := os.Stat(name)
+	if err == nil {
+		err = os.Remove(name)
+	}
+	switch {
+	case err == nil:
+		s.filling.Add(-info.Size())
+	case !errors.Is(err, fs.ErrNotExist):
+		s.log.Warn("cannot remove partial", "digest", d, "error", err)
+		return
+	}
+	s.forget(d)
 }
 
 // dropPartials removes broken downloads that nobody has resumed for age.
@@ -216,12 +245,7 @@ func (s *Store) dropPartials(age time.Duration) {
 		if time.Since(info.ModTime()) < age {
 			return
 		}
-		s.whileIdle(d, func() {
-			name := s.disk.partial(d)
-			if info, err := os.Stat(name); err == nil && os.Remove(name) == nil {
-				s.filling.Add(-info.Size())
-			}
-		})
+		s.whileIdle(d, func() { s.removePartial(d) })
 	})
 	if err != nil {
 		s.log.Warn("cannot list partial downloads", "error", err)
@@ -229,7 +253,8 @@ func (s *Store) dropPartials(age time.Duration) {
 }
 
 // reconcile walks the disk and makes the index agree with it: a blob that the
-// index lost is found again, a record whose file is gone is dropped.
+// index lost, or whose record cannot be decoded, is found again; a record whose
+// file is gone is dropped.
 func (s *Store) reconcile() {
 	start := time.Now()
 	var found, lost int
@@ -251,9 +276,7 @@ func (s *Store) reconcile() {
 		return s.ctx.Err() == nil
 	})
 	for _, d := range missing {
-		if err := s.ledger.drop(d, func() bool { return !s.exists(d) }); err != nil {
-			s.log.Warn("cannot forget blob", "digest", d, "error", err)
-		}
+		s.forget(d)
 		lost++
 	}
 	if err != nil {

@@ -30,7 +30,7 @@ const chunk = 128 << 10
 // fill is one download. run writes; readers follow.
 type fill struct {
 	store  *Store
-	scope  Scope // that started it; others need a link to join
+	scope  Scope // the place that started it; others need a link to join
 	digest digest.Digest
 	src    Source
 
@@ -47,11 +47,12 @@ type fill struct {
 	mediaType string
 	changed   chan struct{} // closed and replaced whenever one of these changes
 	users     int           // run and readers; the last one closes file
+	keep      Retention     // the most generous of those who joined
 }
 
 func newFill(s *Store, sc Scope, d digest.Digest, src Source) *fill {
 	return &fill{
-		store: s, scope: sc, digest: d, src: src,
+		store: s, scope: sc.place(), keep: sc.Keep, digest: d, src: src,
 		hash: d.Algorithm().Hash(), size: -1, changed: make(chan struct{}), users: 1,
 	}
 }
@@ -65,10 +66,12 @@ func (f *fill) publish(change func()) {
 	f.changed = make(chan struct{})
 }
 
-func (f *fill) retain() {
+// retain adds a reader, who wants the blob kept so. Store.mu is held: see unwanted.
+func (f *fill) retain(keep Retention) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.users++
+	f.keep = f.keep.or(keep)
 }
 
 func (f *fill) release() {
@@ -84,8 +87,8 @@ func (f *fill) release() {
 // errSpill: the disk cannot take the blob, the clients can.
 var errSpill = errors.New("not kept")
 
-// run downloads the blob and makes it durable. Whatever happens to it, the
-// fill ends in a final phase and leaves the store's table.
+// run downloads the blob and makes it durable if it is to be kept. Whatever
+// happens to it, the fill ends in a final phase and leaves the store's table.
 func (f *fill) run() {
 	s := f.store
 	s.metrics.fills.Inc()
@@ -96,8 +99,14 @@ func (f *fill) run() {
 	s.reserved.Add(-f.promised)
 	switch {
 	case err == nil:
-		f.keep()
+		f.publish(func() { f.phase = verified }) // readers get the last byte before it is durable
+		if f.settle() {
+			if err := s.PutLink(f.scope, f.digest, f.state().mediaType); err != nil {
+				s.log.Warn("cannot record link", "digest", f.digest, "error", err)
+			}
+		}
 	case errors.Is(err, errAgain):
+		f.shut()
 		f.publish(func() { f.phase, f.err = failed, err })
 	case errors.Is(err, errSpill):
 		s.metrics.spills.Inc()
@@ -106,15 +115,15 @@ func (f *fill) run() {
 		f.publish(func() { f.phase = spilled })
 	default:
 		reason := reasonUpstream
+		wrong := errors.Is(err, ErrDigest) || errors.Is(err, ErrChanged)
 		switch {
-		case errors.Is(err, ErrDigest), errors.Is(err, ErrChanged):
+		case wrong:
 			reason = reasonDigest
-			f.discard()
 			s.log.Error("upstream sent wrong content", "upstream", f.scope.Upstream, "repository", f.scope.Repository, "digest", f.digest, "error", err)
 		case s.ctx.Err() != nil:
 			reason, err = reasonClosed, ErrClosed
 		}
-		if f.written == 0 {
+		if wrong || f.written == 0 || f.unwanted() {
 			f.discard()
 		}
 		s.metrics.failures.WithLabelValues(reason).Inc()
@@ -129,11 +138,8 @@ func (f *fill) fetch(ctx context.Context) error {
 	}
 	if f.written > 0 && f.sum() == f.digest {
 		// Whole since before a restart; whether this scope may have it is not
-		// known, so it becomes a blob and the caller looks again.
-		if err := f.commit(); err != nil {
-			f.store.log.Error("cannot keep blob", "digest", f.digest, "error", err)
-			f.discard()
-		}
+		// known, so it becomes a blob, or goes, and the caller looks again.
+		f.settle()
 		return errAgain
 	}
 	st, err := f.openStream(ctx)
@@ -141,9 +147,6 @@ func (f *fill) fetch(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = st.Close() }()
-	if err := f.store.PutLink(f.scope, f.digest, st.mediaType); err != nil {
-		f.store.log.Warn("cannot record link", "digest", f.digest, "error", err)
-	}
 	if err := f.reserve(max(st.size, 0)); err != nil {
 		// Readers need size and type before they go on alone.
 		f.publish(func() { f.size, f.mediaType = st.size, st.mediaType })
@@ -234,7 +237,8 @@ func (f *fill) copy(st *stream) error {
 			}
 			if _, werr := f.file.WriteAt(buf[:n], f.written); werr != nil {
 				// The chunk is lost; readers ask for it again from where the file ends.
-				return fmt.Errorf("%w: write: %w", errSpill, werr)
+				// What came of it is in no books.
+				return errors.Join(fmt.Errorf("%w: write: %w", errSpill, werr), f.file.Truncate(f.written))
 			}
 			_, _ = f.hash.Write(buf[:n]) // a hash never fails
 			f.promised -= int64(n)
@@ -256,15 +260,32 @@ func (f *fill) sum() digest.Digest {
 	return digest.NewDigest(f.digest.Algorithm(), f.hash)
 }
 
-// keep lets the readers have the last byte, then makes the blob durable. A
-// disk that fails now costs the blob, not the readers.
-func (f *fill) keep() {
-	f.publish(func() { f.phase = verified })
+// settle makes the verified file a blob, or removes it where nobody wants it
+// kept. A disk that fails now costs the blob, not the readers.
+func (f *fill) settle() (kept bool) {
+	if f.unwanted() {
+		f.discard()
+		return false
+	}
 	if err := f.commit(); err != nil {
 		f.store.metrics.failures.WithLabelValues(reasonDisk).Inc()
 		f.store.log.Error("cannot keep blob", "digest", f.digest, "error", err)
 		f.discard()
+		return false
 	}
+	return true
+}
+
+// unwanted says that nobody who joined wants the blob kept. That is final: the
+// fill is shut then.
+func (f *fill) unwanted() bool {
+	f.store.mu.Lock()
+	defer f.store.mu.Unlock()
+	if !f.state().keep.NoStore {
+		return false
+	}
+	f.store.goingLocked(f.digest)
+	return true
 }
 
 // commit moves the verified file under its final name and into the books.
@@ -274,21 +295,24 @@ func (f *fill) commit() error {
 		return err
 	}
 	s.filling.Add(-f.written)
-	r := record{size: f.written, accessed: time.Now().Unix(), manifest: f.scope.Manifest}
+	now := time.Now()
+	r := record{size: f.written, accessed: now.Unix(), until: f.state().keep.until(now), manifest: f.scope.Manifest}
 	if err := s.ledger.add(f.digest, r, true, func() bool { return true }); err != nil {
 		s.log.Warn("cannot record blob", "digest", f.digest, "error", err)
 	}
 	return nil
 }
 
-// discard removes the partial. Readers that have the file open keep it.
+// discard removes the partial, and lets nobody join any more: a link made to do
+// so goes with it.
 func (f *fill) discard() {
-	if f.file == nil {
-		return
-	}
-	if err := os.Remove(f.store.disk.partial(f.digest)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		f.store.log.Warn("cannot remove partial", "digest", f.digest, "error", err)
-		return
-	}
-	f.store.filling.Add(-f.written)
+	f.shut()
+	f.store.removePartial(f.digest)
+}
+
+// shut makes who comes from now on wait until the fill has left.
+func (f *fill) shut() {
+	f.store.mu.Lock()
+	defer f.store.mu.Unlock()
+	f.store.goingLocked(f.digest)
 }

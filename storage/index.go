@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,6 +24,14 @@ type Scope struct {
 	// Manifest tells a digest seen under /manifests/ from one seen under
 	// /blobs/, so that a layer can never be read as a manifest.
 	Manifest bool
+	// Keep is how content that is asked for here is kept. It is no part of the place.
+	Keep Retention
+}
+
+// place is the scope less its Keep.
+func (s Scope) place() Scope {
+	s.Keep = Retention{}
+	return s
 }
 
 // TagKey names the only mutable thing: a tag, or a list kept like one (its Name
@@ -40,9 +50,19 @@ type Tag struct {
 
 // record is what the index knows of a blob on disk.
 type record struct {
-	size     int64
-	accessed int64 // Unix seconds
-	manifest bool
+	size       int64
+	accessed   int64 // Unix seconds
+	until      int64 // Unix seconds; 0: no limit
+	manifest   bool
+	expendable bool // nothing points to it any more
+}
+
+// expires is when the record's limit has passed, in Unix seconds.
+func (r record) expires() int64 {
+	if r.until == 0 {
+		return math.MaxInt64
+	}
+	return r.until
 }
 
 // index is the badger database. Its keys are
@@ -140,21 +160,45 @@ func tagKey(k TagKey) []byte {
 func (r record) encode() []byte {
 	b := binary.BigEndian.AppendUint64(nil, uint64(r.size))
 	b = binary.BigEndian.AppendUint64(b, uint64(r.accessed))
+	var marks byte
 	if r.manifest {
-		return append(b, 1)
+		marks |= markManifest
 	}
-	return append(b, 0)
+	if r.expendable {
+		marks |= markExpendable
+	}
+	return binary.BigEndian.AppendUint64(append(b, marks), uint64(r.until))
 }
 
+const (
+	markManifest = 1 << iota
+	markExpendable
+)
+
+// decodeRecord reads what encode writes, and what it wrote before records had
+// a limit: the same without the last 8 bytes.
 func decodeRecord(b []byte) (record, error) {
-	if len(b) != 17 || b[0] > 127 {
+	if len(b) == 17 {
+		b = append(slices.Clone(b), make([]byte, 8)...)
+	}
+	if len(b) != 25 || b[0] > 127 || b[17] > 127 {
 		return record{}, fmt.Errorf("blob record of %d bytes is malformed", len(b))
 	}
 	return record{
-		size:     int64(binary.BigEndian.Uint64(b)),
-		accessed: int64(binary.BigEndian.Uint64(b[8:])),
-		manifest: b[16] == 1,
+		size:       int64(binary.BigEndian.Uint64(b)),
+		accessed:   int64(binary.BigEndian.Uint64(b[8:])),
+		until:      int64(binary.BigEndian.Uint64(b[17:])),
+		manifest:   b[16]&markManifest != 0,
+		expendable: b[16]&markExpendable != 0,
 	}, nil
+}
+
+func decodeTagKey(b []byte) (TagKey, error) {
+	parts := strings.Split(string(b), "\x00")
+	if len(parts) != 3 || !strings.HasPrefix(parts[0], "t") {
+		return TagKey{}, fmt.Errorf("tag key of %d parts is malformed", len(parts))
+	}
+	return TagKey{Upstream: parts[0][1:], Repository: parts[1], Name: parts[2]}, nil
 }
 
 func (t Tag) encode() []byte {
@@ -198,8 +242,15 @@ func (x *index) put(key, value []byte, keep time.Duration) error {
 	})
 }
 
+// record returns what is known of a blob. One that cannot be decoded is as good
+// as none: the walk of the disk writes it anew.
 func (x *index) record(d digest.Digest) (r record, ok bool, err error) {
-	ok, err = x.get(blobKey(d), func(b []byte) (err error) { r, err = decodeRecord(b); return err })
+	_, err = x.get(blobKey(d), func(b []byte) error {
+		var derr error
+		r, derr = decodeRecord(b)
+		ok = derr == nil
+		return nil
+	})
 	return r, ok, err
 }
 
@@ -216,51 +267,48 @@ func (x *index) putRecords(records map[digest.Digest]record) error {
 }
 
 // records calls visit for every blob until it returns false. Records that
-// cannot be read are passed over: the walk of the disk writes them anew.
+// cannot be read are passed over.
 func (x *index) records(visit func(digest.Digest, record) bool) error {
+	return x.scan([]byte{'b'}, func(key, value []byte) bool {
+		d, err := digest.Parse(string(key[1:]))
+		r, rerr := decodeRecord(value)
+		return err != nil || rerr != nil || visit(d, r)
+	})
+}
+
+// scan calls visit for every key that begins with prefix until it returns
+// false. What it is given is its own only during the call.
+func (x *index) scan(prefix []byte, visit func(key, value []byte) bool) error {
 	return x.db.View(func(txn *badger.Txn) error {
 		o := badger.DefaultIteratorOptions
-		o.Prefix = []byte{'b'}
+		o.Prefix = prefix
 		it := txn.NewIterator(o)
 		defer it.Close()
-		for it.Rewind(); it.Valid(); it.Next() {
-			more := true
-			if err := it.Item().Value(func(b []byte) error {
-				d, derr := digest.Parse(string(it.Item().Key()[1:]))
-				r, rerr := decodeRecord(b)
-				if derr == nil && rerr == nil {
-					more = visit(d, r)
-				}
-				return nil
-			}); err != nil {
+		more := true
+		for it.Rewind(); it.Valid() && more; it.Next() {
+			item := it.Item()
+			if err := item.Value(func(b []byte) error { more = visit(item.Key(), b); return nil }); err != nil {
 				return err
-			}
-			if !more {
-				return nil
 			}
 		}
 		return nil
 	})
 }
 
-// forget removes a blob's record and its links.
+// forget removes a blob's record and its links. Where there are none it writes
+// nothing.
 func (x *index) forget(d digest.Digest) error {
-	wb := x.db.NewWriteBatch()
-	defer wb.Cancel()
-	if err := wb.Delete(blobKey(d)); err != nil {
+	var keys [][]byte
+	collect := func(key, _ []byte) bool { keys = append(keys, slices.Clone(key)); return true }
+	if err := errors.Join(x.scan(blobKey(d), collect), x.scan(linkPrefix(d), collect)); err != nil || len(keys) == 0 {
 		return err
 	}
-	if err := x.db.View(func(txn *badger.Txn) error {
-		it := txn.NewIterator(badger.IteratorOptions{Prefix: linkPrefix(d)})
-		defer it.Close()
-		for it.Rewind(); it.Valid(); it.Next() {
-			if err := wb.Delete(it.Item().KeyCopy(nil)); err != nil {
-				return err
-			}
+	wb := x.db.NewWriteBatch()
+	defer wb.Cancel()
+	for _, key := range keys {
+		if err := wb.Delete(key); err != nil {
+			return err
 		}
-		return nil
-	}); err != nil {
-		return err
 	}
 	return wb.Flush()
 }

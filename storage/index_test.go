@@ -1,7 +1,11 @@
 package storage
 
 import (
+	"bytes"
+	"errors"
+	"maps"
 	"math"
+	"os"
 	"testing"
 	"time"
 
@@ -45,6 +49,95 @@ func TestTags(t *testing.T) {
 	}
 }
 
+// TestAllTags: every pointer is visited once, and what is not one is passed over.
+func TestAllTags(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir())
+	want := map[TagKey]digest.Digest{
+		{"docker.io", "library/a", "latest"}:      digest.FromString("1"),
+		{"docker.io", "library/a", "tags/list"}:   digest.FromString("2"),
+		{"docker.io", "library/b", "latest"}:      digest.FromString("1"),
+		{"localhost:5000", "library/a", "latest"}: digest.FromString("3"),
+	}
+	for k, d := range want {
+		if err := s.PutTag(k, Tag{Digest: d, Checked: time.Unix(5, 6)}, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(t, s, 1, 100, 1, true)
+	for key, value := range map[string][]byte{
+		string(tagKey(TagKey{"u", "r", "short"})): {1},
+		string(tagKey(TagKey{"u", "r", "lie"})):   append(make([]byte, 8), "sha256:x"...),
+		"t":                                       Tag{Digest: digest.FromString("x")}.encode(),
+		"tu\x00r":                                 Tag{Digest: digest.FromString("x")}.encode(),
+		"tu\x00r\x00n\x00m":                       Tag{Digest: digest.FromString("x")}.encode(),
+	} {
+		if err := s.index.put([]byte(key), value, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := map[TagKey]digest.Digest{}
+	if err := s.Tags(func(k TagKey, tag Tag) bool {
+		if _, twice := got[k]; twice || !tag.Checked.Equal(time.Unix(5, 6)) {
+			t.Errorf("%v again, or not as put: %v", k, tag)
+		}
+		got[k] = tag.Digest
+		return true
+	}); err != nil || !maps.Equal(got, want) {
+		t.Errorf("got %v, %v, want %v", got, err, want)
+	}
+	visits := 0
+	if err := s.Tags(func(TagKey, Tag) bool { visits++; return visits < 2 }); err != nil || visits != 2 {
+		t.Errorf("%d visits after a stop at 2, %v", visits, err)
+	}
+}
+
+// TestOtherRecords: a record as it was written before limits is read and
+// counted, one that cannot be decoded is written anew from the disk.
+func TestOtherRecords(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := openStore(t, dir)
+	old, oldManifest := put(t, s, 1, 1000, 1, false), put(t, s, 2, 2000, 2, true)
+	spoilt, lost := put(t, s, 3, 4000, 3, false), put(t, s, 4, 8000, 3, false)
+	for d, value := range map[digest.Digest][]byte{
+		old:         {0, 0, 0, 0, 0, 0, 3, 232, 0, 0, 0, 0, 0, 0, 0, 7, 0},
+		oldManifest: {0, 0, 0, 0, 0, 0, 7, 208, 0, 0, 0, 0, 0, 0, 0, 8, 1},
+		spoilt:      []byte("no record"),
+		lost:        []byte("no record"),
+	} {
+		if err := s.index.put(blobKey(d), value, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(s.Close(), os.Remove(s.disk.blob(lost))); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, dir)
+	s.reconcile()
+	info, err := os.Stat(s.disk.blob(spoilt))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for d, want := range map[digest.Digest]record{
+		old:         {size: 1000, accessed: 7},
+		oldManifest: {size: 2000, accessed: 8, manifest: true},
+		spoilt:      {size: 4000, accessed: info.ModTime().Unix()},
+	} {
+		if r, ok, err := s.index.record(d); err != nil || !ok || r != want {
+			t.Errorf("record %+v %v %v, want %+v", r, ok, err, want)
+		}
+	}
+	checkDisk(t, s)
+
+	// One whose file is gone too was never counted.
+	s.forget(lost)
+	checkDisk(t, s)
+	if keys(t, s, blobKey(lost)) != 0 {
+		t.Error("record of a blob that is gone")
+	}
+}
+
 func TestParseSize(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]Size{
@@ -84,11 +177,18 @@ func FuzzParseSize(f *testing.F) {
 
 func FuzzRecords(f *testing.F) {
 	f.Add(record{size: 5, accessed: 7, manifest: true}.encode())
+	f.Add(record{size: 5, accessed: 7, until: 8, expendable: true}.encode()[:17])
+	f.Add(tagKey(TagKey{"u", "r", "n"}))
 	f.Add(Tag{Digest: digest.FromString("x"), Checked: time.Unix(1, 2)}.encode())
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if r, err := decodeRecord(b); err == nil && r.size < 0 {
-			t.Errorf("negative size %d", r.size)
+		if r, err := decodeRecord(b); err == nil {
+			if again, err := decodeRecord(r.encode()); err != nil || again != r || r.size < 0 || r.until < 0 {
+				t.Errorf("%+v became %+v, %v", r, again, err)
+			}
+		}
+		if k, err := decodeTagKey(b); err == nil && !bytes.Equal(tagKey(k), b) {
+			t.Errorf("%q was read as %+v", b, k)
 		}
 		if tag, err := decodeTag(b); err == nil {
 			if again, err := decodeTag(tag.encode()); err != nil || again.Digest != tag.Digest || !again.Checked.Equal(tag.Checked) {

@@ -1,6 +1,9 @@
 package storage
 
 import (
+	"errors"
+	"iter"
+	"math"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -12,19 +15,21 @@ type ledger struct {
 	index   *index
 	metrics *Metrics
 
-	mu    sync.Mutex // guards the fields below, and that they agree with the records
-	bytes int64
-	count int64
+	mu      sync.Mutex // guards the fields below, and that they agree with the records
+	bytes   int64
+	count   int64
+	soonest int64 // no record expires before; math.MaxInt64: none ever does
 }
 
 // load adds up the records.
 func (l *ledger) load() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.bytes, l.count = 0, 0
+	l.bytes, l.count, l.soonest = 0, 0, math.MaxInt64
 	err := l.index.records(func(_ digest.Digest, r record) bool {
 		l.bytes += r.size
 		l.count++
+		l.soonest = min(l.soonest, r.expires())
 		return true
 	})
 	l.publish()
@@ -59,33 +64,67 @@ func (l *ledger) add(d digest.Digest, r record, overwrite bool, exists func() bo
 	l.bytes += r.size
 	l.count++
 	l.publish()
-	return l.index.putRecords(map[digest.Digest]record{d: r})
+	return l.put(map[digest.Digest]record{d: r})
 }
 
-// drop forgets a blob whose file is gone.
+// put writes records; l.mu is held.
+func (l *ledger) put(records map[digest.Digest]record) error {
+	for _, r := range records {
+		l.soonest = min(l.soonest, r.expires())
+	}
+	return l.index.putRecords(records)
+}
+
+// drop forgets a blob whose file is gone, and its links.
 func (l *ledger) drop(d digest.Digest, gone func() bool) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r, ok, err := l.index.record(d)
-	if err != nil || !ok || !gone() {
+	if err != nil || !gone() {
 		return err
 	}
-	l.bytes -= r.size
-	l.count--
-	l.publish()
+	if ok {
+		l.bytes -= r.size
+		l.count--
+		l.publish()
+	}
 	return l.index.forget(d)
 }
 
-// touch sets the access times of blobs that are still recorded.
-func (l *ledger) touch(accessed map[digest.Digest]int64) error {
+// update changes the records of blobs that are still recorded. One that cannot
+// be read keeps none of the others from it.
+func (l *ledger) update(digests iter.Seq[digest.Digest], change func(digest.Digest, *record)) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	records := make(map[digest.Digest]record, len(accessed))
-	for d, at := range accessed {
-		if r, ok, err := l.index.record(d); err == nil && ok {
-			r.accessed = at
+	records := make(map[digest.Digest]record)
+	var failed error
+	for d := range digests {
+		r, ok, err := l.index.record(d)
+		if err != nil {
+			failed = err
+		} else if ok {
+			change(d, &r)
 			records[d] = r
 		}
 	}
-	return l.index.putRecords(records)
+	return errors.Join(failed, l.put(records))
+}
+
+// due says whether a limit can have passed by now. Whoever is told so looks at
+// all records, and then says by expect what is left.
+func (l *ledger) due(now int64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.soonest >= now {
+		return false
+	}
+	l.soonest = math.MaxInt64
+	return true
+}
+
+// expect says that a record expires at until, and none that due spoke of before.
+func (l *ledger) expect(until int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.soonest = min(l.soonest, until)
 }

@@ -40,10 +40,10 @@ func NewMetrics() *Metrics {
 			Name: "storage_blobs", Help: "Blobs on disk.",
 		}),
 		evictedBytes: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "evicted_bytes_total", Help: "Bytes of blobs removed to make room.",
+			Name: "evicted_bytes_total", Help: "Bytes of blobs removed to make room, or because their time was over.",
 		}),
 		evictionAge: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "eviction_age_seconds", Help: "Time since last use of blobs removed to make room.",
+			Name: "eviction_age_seconds", Help: "Time since last use of blobs removed to make room, or because their time was over.",
 			Buckets: []float64{60, 600, 3600, 6 * 3600, 86400, 3 * 86400, 7 * 86400, 30 * 86400},
 		}),
 	}

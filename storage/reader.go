@@ -20,13 +20,14 @@ type state struct {
 	size      int64
 	written   int64
 	mediaType string
+	keep      Retention
 	changed   <-chan struct{}
 }
 
 func (f *fill) state() state {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return state{f.phase, f.err, f.size, f.written, f.mediaType, f.changed}
+	return state{f.phase, f.err, f.size, f.written, f.mediaType, f.keep, f.changed}
 }
 
 // await returns the fill's first state for which ok holds.
@@ -42,6 +43,14 @@ func (f *fill) await(ctx context.Context, ok func(state) bool) (state, error) {
 			return st, fmt.Errorf("wait for fill: %w", context.Cause(ctx))
 		}
 	}
+}
+
+// joined returns a reader of the fill to one who did not start it.
+func (f *fill) joined(ctx context.Context) (*Blob, error) {
+	if f.state().phase == verified {
+		return f.blob(ctx, Hit)
+	}
+	return f.blob(ctx, Collapsed)
 }
 
 // blob waits until the Source has opened and returns a reader of the fill. It
@@ -66,7 +75,8 @@ func (f *fill) blob(ctx context.Context, o Outcome) (*Blob, error) {
 	}
 	var once sync.Once
 	return &Blob{
-		Digest: f.digest, Size: st.size, MediaType: st.mediaType, Outcome: o, Stored: st.phase != spilled, Content: r,
+		Digest: f.digest, Size: st.size, MediaType: st.mediaType, Outcome: o, Content: r,
+		Stored: st.phase != spilled && !st.keep.NoStore,
 		wait: func(ctx context.Context) error {
 			st, err := f.await(ctx, func(st state) bool { return st.phase > streaming })
 			switch {

@@ -10,7 +10,6 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -40,14 +39,15 @@ type Store struct {
 	running  sync.WaitGroup // fills and maintenance
 	filling  atomic.Int64   // bytes in fills/
 	reserved atomic.Int64   // bytes that running fills have yet to write
-	evicting sync.Mutex     // held by the one eviction at a time
+	evicting sync.Mutex     // held by the one that makes room
+	flushing sync.Mutex     // held by the one that writes touched
 
 	mu      sync.Mutex // guards the fields below
 	closed  bool
 	fills   map[digest.Digest]*fill
 	open    map[digest.Digest]int           // readers of blobs on disk
-	going   map[digest.Digest]chan struct{} // being removed; closed when done
-	touched map[digest.Digest]int64         // access times not yet in the index
+	going   map[digest.Digest]chan struct{} // not to be opened or joined; closed when that is over
+	touched map[digest.Digest]use           // not yet in the index
 }
 
 // Open opens or creates the folder in cfg.Path. It returns as soon as blobs can
@@ -79,7 +79,7 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 		fills:   map[digest.Digest]*fill{},
 		open:    map[digest.Digest]int{},
 		going:   map[digest.Digest]chan struct{}{},
-		touched: map[digest.Digest]int64{},
+		touched: map[digest.Digest]use{},
 	}
 	m.limit.Set(float64(s.maxSize))
 	if err := s.ledger.load(); err != nil {
@@ -94,15 +94,16 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	return s, nil
 }
 
-// Close breaks off what is being filled (it is resumed later) and closes the
-// index. Blobs that are open stay readable.
+// Close breaks off what is being filled (what is to be kept is resumed later)
+// and closes the index. Blobs that are open stay readable.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
 	s.stop(ErrClosed)
 	s.running.Wait()
-	return errors.Join(s.flushTouched(), s.index.close(), s.lock.Close())
+	s.flushTouched()
+	return errors.Join(s.index.close(), s.lock.Close())
 }
 
 // Outcome says where a [Blob] came from.
@@ -121,7 +122,7 @@ type Blob struct {
 	Size      int64 // -1 while a fill does not know it
 	MediaType string
 	Outcome   Outcome
-	Stored    bool // on disk, or about to be as far as is known
+	Stored    bool // on disk, or about to be as far as is known; false where it is not to be kept
 	// Content is the *os.File of a blob on disk, so that sendfile can be used,
 	// or a reader that follows a fill. It belongs to one goroutine.
 	Content io.ReadSeeker
@@ -147,7 +148,10 @@ func (b *Blob) Close() { b.close() }
 // fill's Source to have opened, and returns its error if that failed.
 //
 // [ErrUnlinked] means that the content came through another scope; src was not
-// called. A fill started here links the digest to its scope.
+// called. A fill started here links the digest to its scope, once it is kept.
+//
+// The most generous Keep of those who wait for a fill decides whether, and how
+// long, its blob is kept. A hit renews a limit, but for one that is not to store.
 func (s *Store) Get(ctx context.Context, sc Scope, d digest.Digest, src Source) (*Blob, error) {
 	for range 10 {
 		b, err := s.get(ctx, sc, d, src)
@@ -164,29 +168,22 @@ var errAgain = errors.New("look again")
 func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) (*Blob, error) {
 	mediaType, linked := s.link(sc, d)
 	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		return nil, ErrClosed
+	f, err := s.joinLocked(sc, d, linked)
+	if f == nil && err == nil {
+		s.open[d]++ // keeps an eviction away while the file is opened
 	}
-	if f := s.fills[d]; f != nil {
-		if !linked && f.scope != sc {
-			s.mu.Unlock()
-			return nil, ErrUnlinked
-		}
-		f.retain()
-		s.mu.Unlock()
-		if f.state().phase == verified {
-			return f.blob(ctx, Hit)
-		}
-		return f.blob(ctx, Collapsed)
-	}
-	s.open[d]++ // keeps an eviction away while the file is opened
 	s.mu.Unlock()
+	switch {
+	case err != nil:
+		return nil, err
+	case f != nil:
+		return f.joined(ctx)
+	}
 
 	file, err := os.Open(s.disk.blob(d))
 	switch {
 	case err == nil && linked:
-		return s.hit(file, d, mediaType)
+		return s.hit(file, sc, d, mediaType)
 	case err == nil:
 		_ = file.Close()
 		s.leave(d)
@@ -203,18 +200,18 @@ func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) 
 	if src == nil {
 		return nil, ErrNotFound
 	}
-	return s.start(ctx, sc, d, src)
+	return s.start(ctx, sc, d, src, linked)
 }
 
 // hit returns a blob on disk; its place in s.open is the caller's.
-func (s *Store) hit(file *os.File, d digest.Digest, mediaType string) (*Blob, error) {
+func (s *Store) hit(file *os.File, sc Scope, d digest.Digest, mediaType string) (*Blob, error) {
 	info, err := file.Stat()
 	if err != nil {
 		s.leave(d)
 		return nil, errors.Join(fmt.Errorf("stat blob: %w", err), file.Close())
 	}
 	s.mu.Lock()
-	s.touched[d] = time.Now().Unix()
+	s.touchLocked(d, sc.Keep)
 	s.mu.Unlock()
 	var once sync.Once
 	return &Blob{
@@ -239,8 +236,29 @@ func (s *Store) leave(d digest.Digest) {
 	}
 }
 
-// start starts a fill, unless another caller was quicker.
-func (s *Store) start(ctx context.Context, sc Scope, d digest.Digest, src Source) (*Blob, error) {
+// joinLocked joins the fill of the digest; nil if there is none. It first waits
+// until nobody removes the digest: meanwhile s.mu is free.
+func (s *Store) joinLocked(sc Scope, d digest.Digest, linked bool) (*fill, error) {
+	for going := s.going[d]; going != nil; going = s.going[d] {
+		s.mu.Unlock()
+		<-going
+		s.mu.Lock()
+	}
+	f := s.fills[d]
+	switch {
+	case s.closed:
+		return nil, ErrClosed
+	case f == nil:
+		return nil, nil
+	case !linked && f.scope != sc.place():
+		return nil, ErrUnlinked
+	}
+	f.retain(sc.Keep)
+	return f, nil
+}
+
+// start starts a fill, or joins that of another caller who was quicker.
+func (s *Store) start(ctx context.Context, sc Scope, d digest.Digest, src Source, linked bool) (*Blob, error) {
 	select {
 	case s.slots <- struct{}{}:
 	case <-ctx.Done():
@@ -249,25 +267,21 @@ func (s *Store) start(ctx context.Context, sc Scope, d digest.Digest, src Source
 		return nil, ErrClosed
 	}
 	s.mu.Lock()
-	again := s.closed || s.fills[d] != nil
-	going := s.going[d]
-	if !again && going == nil {
-		// The file may have come since it was looked for: a fill that ended.
-		if _, err := os.Stat(s.disk.blob(d)); err == nil {
-			again = true
-		}
+	f, err := s.joinLocked(sc, d, linked)
+	if errors.Is(err, ErrUnlinked) || f == nil && err == nil && s.exists(d) {
+		err = errAgain // the link, or the file, may have come since it was looked for
 	}
-	if again || going != nil {
+	if f != nil || err != nil {
 		s.mu.Unlock()
 		<-s.slots
-		if going != nil {
-			<-going
+		if err != nil {
+			return nil, err
 		}
-		return nil, errAgain
+		return f.joined(ctx)
 	}
-	f := newFill(s, sc, d, src)
+	f = newFill(s, sc, d, src)
 	s.fills[d] = f
-	f.retain()
+	f.retain(sc.Keep)
 	s.running.Go(f.run)
 	s.mu.Unlock()
 	return f.blob(ctx, Miss)
@@ -277,6 +291,11 @@ func (s *Store) start(ctx context.Context, sc Scope, d digest.Digest, src Source
 func (s *Store) ended(f *fill) {
 	s.mu.Lock()
 	delete(s.fills, f.digest)
+	if s.going[f.digest] != nil {
+		s.goneLocked(f.digest)
+	} else if st := f.state(); st.phase == verified {
+		s.touchLocked(f.digest, st.keep) // some may have joined since the record was written
+	}
 	s.mu.Unlock()
 	<-s.slots
 }

@@ -27,6 +27,16 @@ func (s *Store) DeleteTag(k TagKey) error {
 	return s.index.db.Update(func(txn *badger.Txn) error { return txn.Delete(tagKey(k)) })
 }
 
+// Tags calls visit for every pointer, tags and lists kept like one, until it
+// returns false. What cannot be read is passed over.
+func (s *Store) Tags(visit func(TagKey, Tag) bool) error {
+	return s.index.scan([]byte{'t'}, func(key, value []byte) bool {
+		k, err := decodeTagKey(key)
+		t, terr := decodeTag(value)
+		return err != nil || terr != nil || visit(k, t)
+	})
+}
+
 // link returns the media type that the upstream gave the digest in this scope.
 func (s *Store) link(sc Scope, d digest.Digest) (mediaType string, ok bool) {
 	ok, err := s.index.get(linkKey(sc, d), func(b []byte) error { mediaType = string(b); return nil })

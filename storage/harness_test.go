@@ -1,0 +1,278 @@
+package storage
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m)
+}
+
+func content(seed uint64, size int) []byte {
+	b := make([]byte, size)
+	r := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)})
+	_, _ = r.Read(b)
+	return b
+}
+
+func openStore(t *testing.T, dir string, change ...func(*Config)) *Store {
+	t.Helper()
+	cfg := Config{Path: dir, MaxFills: 16}
+	for _, c := range change {
+		c(&cfg)
+	}
+	s, err := Open(cfg, NewMetrics(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+// origin is a scripted upstream for one blob. It counts what it gives.
+type origin struct {
+	content []byte
+	cuts    []int64         // each open breaks once it reaches the next of these offsets
+	noRange bool            // answers 200 to a range
+	noSize  bool            // announces no length
+	size    func(int) int64 // announced at the nth open (from 0); nil: the truth
+	refuse  func(int) error // fails the nth open
+	gate    chan struct{}   // every open waits for one value, when set
+	hold    chan struct{}   // the body waits here before its second half
+	mu      sync.Mutex      // guards cuts
+	opens   atomic.Int64
+	sent    atomic.Int64
+	offsets []int64
+}
+
+func (o *origin) digest() digest.Digest { return digest.FromBytes(o.content) }
+
+func (o *origin) source(ctx context.Context, offset int64) (*Part, error) {
+	n := int(o.opens.Add(1)) - 1
+	if o.gate != nil {
+		select {
+		case <-o.gate:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	if o.refuse != nil {
+		if err := o.refuse(n); err != nil {
+			return nil, err
+		}
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.offsets = append(o.offsets, offset)
+	if o.noRange || offset > int64(len(o.content)) { // 416, then asked whole
+		offset = 0
+	}
+	size := int64(len(o.content))
+	if o.size != nil {
+		size = o.size(n)
+	}
+	if o.noSize {
+		size = -1
+	}
+	end, broken := int64(len(o.content)), false
+	for len(o.cuts) > 0 {
+		cut := o.cuts[0]
+		o.cuts = o.cuts[1:]
+		if cut >= offset {
+			end, broken = cut, true
+			break
+		}
+	}
+	body := &originBody{origin: o, ctx: ctx, Reader: bytes.NewReader(o.content[offset:end]), broken: broken, half: int64(len(o.content)) / 2, at: offset}
+	return &Part{Body: body, Offset: offset, Size: size, MediaType: "application/x-test"}, nil
+}
+
+type originBody struct {
+	*bytes.Reader
+	origin   *origin
+	ctx      context.Context
+	broken   bool
+	at, half int64
+}
+
+func (b *originBody) Read(p []byte) (int, error) {
+	if h := b.origin.hold; h != nil {
+		if b.at < b.half {
+			p = p[:min(int64(len(p)), b.half-b.at)]
+		} else {
+			select {
+			case <-h:
+			case <-b.ctx.Done():
+				return 0, b.ctx.Err()
+			}
+		}
+	}
+	n, err := b.Reader.Read(p)
+	b.at += int64(n)
+	b.origin.sent.Add(int64(n))
+	if errors.Is(err, io.EOF) && b.broken {
+		err = errors.New("connection reset by test")
+	}
+	return n, err
+}
+
+func (b *originBody) Close() error { return nil }
+
+func scope() Scope { return Scope{Upstream: "docker.io", Repository: "library/a"} }
+
+// fetch gets the whole blob through s.
+func fetch(t *testing.T, s *Store, d digest.Digest, src Source) ([]byte, Outcome, error) {
+	t.Helper()
+	b, err := s.Get(t.Context(), scope(), d, src)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer b.Close()
+	got, err := io.ReadAll(b.Content)
+	return got, b.Outcome, err
+}
+
+func mustFetch(t *testing.T, s *Store, o *origin, want Outcome) {
+	t.Helper()
+	got, outcome, err := fetch(t, s, o.digest(), o.source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, o.content) {
+		t.Fatalf("got %d bytes, not the blob's %d", len(got), len(o.content))
+	}
+	if outcome != want {
+		t.Errorf("outcome %d, want %d", outcome, want)
+	}
+}
+
+// settle waits until no fill is in progress.
+func settle(t *testing.T, s *Store) {
+	t.Helper()
+	for {
+		s.mu.Lock()
+		var f *fill
+		for _, f = range s.fills {
+			break
+		}
+		s.mu.Unlock()
+		if f == nil {
+			return
+		}
+		if _, err := f.await(t.Context(), func(st state) bool { return st.phase > streaming }); err != nil {
+			t.Fatal(err)
+		}
+		runtime.Gosched() // it is leaving the table
+	}
+}
+
+// checkDisk holds I2 and the books: every file is named as its digest and the
+// counters are what the disk says.
+func checkDisk(t *testing.T, s *Store) {
+	t.Helper()
+	settle(t, s)
+	var total, files int64
+	s.disk.blobs(func(d digest.Digest, info os.FileInfo) bool {
+		b, err := os.ReadFile(s.disk.blob(d))
+		if err != nil {
+			t.Error(err)
+		}
+		if got := d.Algorithm().FromBytes(b); got != d {
+			t.Errorf("file of %s has the content of %s", d, got)
+		}
+		total += info.Size()
+		files++
+		return true
+	})
+	var partial int64
+	if err := s.disk.partials(func(_ digest.Digest, info os.FileInfo) { partial += info.Size() }); err != nil {
+		t.Error(err)
+	}
+	if got := s.filling.Load(); got != partial || s.reserved.Load() != 0 {
+		t.Errorf("books say %d bytes in fills/ and %d to come, the disk %d at rest", got, s.reserved.Load(), partial)
+	}
+	s.ledger.mu.Lock()
+	defer s.ledger.mu.Unlock()
+	if s.ledger.bytes != total || s.ledger.count != files {
+		t.Errorf("books say %d bytes in %d blobs, the disk %d in %d", s.ledger.bytes, s.ledger.count, total, files)
+	}
+}
+
+// put keeps a blob of the given size, last used at the given second.
+func put(t *testing.T, s *Store, seed uint64, size int, accessed int64, manifest bool) digest.Digest {
+	t.Helper()
+	b := content(seed, size)
+	d := digest.FromBytes(b)
+	blob, err := s.Get(t.Context(), Scope{Upstream: "u", Repository: "r", Manifest: manifest}, d, Bytes("", b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer blob.Close()
+	if err := blob.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	settle(t, s)
+	setRecord(t, s, d, func(r *record) { r.accessed = accessed })
+	return d
+}
+
+// setRecord changes what the index says of a blob, after all hits until now.
+func setRecord(t *testing.T, s *Store, d digest.Digest, change func(*record)) {
+	t.Helper()
+	s.flushTouched()
+	if err := s.ledger.update(slices.Values([]digest.Digest{d}), func(_ digest.Digest, r *record) { change(r) }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// keeping is scope() with a Retention.
+func keeping(r Retention) Scope {
+	sc := scope()
+	sc.Keep = r
+	return sc
+}
+
+func noStore() Scope { return keeping(Retention{NoStore: true}) }
+
+// keys counts the keys of the index that begin with prefix.
+func keys(t *testing.T, s *Store, prefix []byte) (n int) {
+	t.Helper()
+	if err := s.index.scan(prefix, func(_, _ []byte) bool { n++; return true }); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// checkNothing holds that nothing is on disk and nothing is in the books.
+func checkNothing(t *testing.T, s *Store) {
+	t.Helper()
+	checkDisk(t, s)
+	if bytes, filling, n := s.ledger.total(), s.filling.Load(), keys(t, s, []byte{'l'}); bytes != 0 || filling != 0 || n != 0 {
+		t.Errorf("%d bytes in blobs, %d in fills/, %d links; want nothing", bytes, filling, n)
+	}
+}
+
+// open gets a blob that must be there.
+func open(t *testing.T, s *Store, sc Scope, d digest.Digest, src Source) *Blob {
+	t.Helper()
+	b, err := s.Get(t.Context(), sc, d, src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	return b
+}

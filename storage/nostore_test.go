@@ -1,0 +1,473 @@
+package storage
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+)
+
+// TestNoStore: content that is not to be kept is downloaded once for all who
+// wait, whatever the upstream does; the file is gone while they still read it.
+func TestNoStore(t *testing.T) {
+	t.Parallel()
+	const size = 4 << 20
+	for name, o := range map[string]*origin{
+		"plain":     {content: content(200, size)},
+		"breaks":    {content: content(201, size), cuts: []int64{0, 100, 1 << 20, size - 1}},
+		"no length": {content: content(202, size), noSize: true},
+		"no ranges": {content: content(203, size), noRange: true},
+		"one byte":  {content: content(204, 1)},
+		"empty":     {content: []byte{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := openStore(t, t.TempDir())
+			size := int64(len(o.content))
+			blobs := make([]*Blob, 1)
+			if size > 1 { // has a first half after which it waits for all to join
+				o.hold, blobs = make(chan struct{}), make([]*Blob, 12)
+			}
+			for i := range blobs {
+				blobs[i] = open(t, s, noStore(), o.digest(), o.source)
+				if blobs[i].Stored {
+					t.Error("said to be stored")
+				}
+			}
+			if o.hold != nil {
+				close(o.hold)
+			}
+			settle(t, s)
+			checkNothing(t, s)
+			var wg sync.WaitGroup
+			for i, b := range blobs {
+				wg.Go(func() {
+					want := o.content
+					if i%2 == 1 {
+						want = want[size/3:]
+						if _, err := b.Content.Seek(size/3, io.SeekStart); err != nil {
+							t.Error(err)
+						}
+					}
+					if got, err := io.ReadAll(b.Content); err != nil || !bytes.Equal(got, want) {
+						t.Errorf("%d bytes of %d, %v", len(got), len(want), err)
+					}
+					if err := b.Wait(t.Context()); err != nil {
+						t.Errorf("wait: %v", err)
+					}
+				})
+			}
+			wg.Wait()
+			if o.sent.Load() != size || o.cuts == nil && o.opens.Load() != 1 {
+				t.Errorf("%d opens, %d bytes from upstream for %d", o.opens.Load(), o.sent.Load(), size)
+			}
+			if got := testutil.ToFloat64(s.metrics.evictedBytes); got != 0 {
+				t.Errorf("%v bytes evicted", got)
+			}
+		})
+	}
+}
+
+// TestNoStoreEnds: whatever ends a fill that nobody wants kept, its partial
+// goes with it, what an earlier fill had left of it and the links too.
+func TestNoStoreEnds(t *testing.T) {
+	t.Parallel()
+	refused := func(from int) func(int) error {
+		return func(n int) error {
+			if n >= from {
+				return fmt.Errorf("%w: gone", ErrRefused)
+			}
+			return nil
+		}
+	}
+	const size = 1 << 20
+	for name, tc := range map[string]struct {
+		origin  *origin       // but for its content
+		digest  digest.Digest // of something else
+		partial int           // bytes that an earlier fill left
+		maxSize int64
+		want    error
+		sent    int64
+	}{
+		"verified":            {sent: size},
+		"verified, resumed":   {partial: 1000, sent: size - 1000},
+		"partial was whole":   {partial: size, sent: size},
+		"refused":             {origin: &origin{refuse: refused(0)}, want: ErrRefused},
+		"refused, resumed":    {origin: &origin{refuse: refused(0)}, partial: 1000, want: ErrRefused},
+		"broken":              {origin: &origin{refuse: refused(1), cuts: []int64{size / 2}}, want: ErrRefused, sent: size / 2},
+		"wrong bytes":         {digest: digest.FromString("x"), want: ErrDigest, sent: size},
+		"wrong bytes before":  {digest: digest.FromString("x"), partial: 1000, want: ErrDigest, sent: size - 1000},
+		"too big":             {maxSize: size / 2, sent: size},
+		"too big, no length":  {maxSize: size / 2, origin: &origin{noSize: true}, sent: size + chunk},
+		"too big, and broken": {maxSize: size / 2, origin: &origin{cuts: []int64{10, size / 2}}, sent: size},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			if err := openStore(t, dir).Close(); err != nil {
+				t.Fatal(err)
+			}
+			o := cmp.Or(tc.origin, &origin{})
+			o.content = content(210, size)
+			d := o.digest()
+			if tc.digest != "" {
+				d = tc.digest
+			}
+			if tc.partial > 0 {
+				if err := os.WriteFile(disk{root: dir}.partial(d), o.content[:tc.partial], 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s := openStore(t, dir, func(c *Config) { c.MaxSize = Size{Bytes: tc.maxSize} })
+			for _, sc := range []Scope{noStore(), {Upstream: "quay.io", Repository: "b"}} {
+				if err := s.PutLink(sc, d, ""); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b, err := s.Get(t.Context(), noStore(), d, o.source)
+			var got []byte
+			if err == nil {
+				defer b.Close()
+				got, err = io.ReadAll(b.Content)
+			}
+			if !errors.Is(err, tc.want) {
+				t.Errorf("error %v, want %v", err, tc.want)
+			}
+			if tc.want == nil && !bytes.Equal(got, o.content) || tc.want != nil && len(got) >= size {
+				t.Errorf("got %d bytes", len(got))
+			}
+			if o.sent.Load() != tc.sent {
+				t.Errorf("%d bytes from upstream, want %d", o.sent.Load(), tc.sent)
+			}
+			settle(t, s)
+			checkNothing(t, s)
+		})
+	}
+}
+
+// TestNoStoreClose: what Close breaks off is kept to be resumed only if
+// somebody wants the blob kept.
+func TestNoStoreClose(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		scopes []Scope
+		want   int64
+	}{
+		"not to be kept":      {scopes: []Scope{noStore(), noStore()}},
+		"to be kept by one":   {scopes: []Scope{noStore(), scope(), noStore()}, want: 1 << 19},
+		"to be kept a while":  {scopes: []Scope{noStore(), keeping(Retention{For: 1})}, want: 1 << 19},
+		"to be kept at first": {scopes: []Scope{scope(), noStore()}, want: 1 << 19},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			s := openStore(t, dir)
+			o := &origin{content: content(220, 1<<20), hold: make(chan struct{})}
+			var b *Blob
+			for _, sc := range tc.scopes {
+				b = open(t, s, sc, o.digest(), o.source)
+			}
+			if _, err := io.CopyN(io.Discard, b.Content, 1<<19); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadAll(b.Content); !errors.Is(err, ErrClosed) {
+				t.Errorf("reader of a closed store: %v, want ErrClosed", err)
+			}
+			s = openStore(t, dir)
+			if got := s.filling.Load(); got != tc.want {
+				t.Errorf("%d bytes left in fills/, want %d", got, tc.want)
+			}
+			checkDisk(t, s)
+		})
+	}
+}
+
+// TestNoStoreJoined: one who wants the blob kept is enough.
+func TestNoStoreJoined(t *testing.T) {
+	t.Parallel()
+	hour := Retention{For: time.Hour}
+	other := Scope{Upstream: "docker.io", Repository: "library/b", Keep: hour}
+	for name, tc := range map[string]struct {
+		scopes []Scope
+		want   time.Duration
+	}{
+		"without limit": {scopes: []Scope{noStore(), scope()}},
+		"with a limit":  {scopes: []Scope{noStore(), keeping(hour), noStore()}, want: time.Hour},
+		"the longer":    {scopes: []Scope{keeping(hour), noStore(), keeping(Retention{For: 3 * time.Hour}), keeping(hour)}, want: 3 * time.Hour},
+		"none at all":   {scopes: []Scope{keeping(hour), scope(), keeping(hour)}},
+		"another place": {scopes: []Scope{noStore(), other}, want: time.Hour},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s := openStore(t, t.TempDir())
+				o := &origin{content: content(230, 1<<20), hold: make(chan struct{})}
+				for i, sc := range tc.scopes {
+					if i > 0 && sc.place() != scope() {
+						if _, err := s.Get(t.Context(), sc, o.digest(), nil); !errors.Is(err, ErrUnlinked) {
+							t.Errorf("error %v, want ErrUnlinked", err)
+						}
+						if err := s.PutLink(sc, o.digest(), ""); err != nil {
+							t.Fatal(err)
+						}
+					}
+					kept := i > 0 || !sc.Keep.NoStore
+					if b := open(t, s, sc, o.digest(), o.source); b.Stored != kept {
+						t.Errorf("joined by %v: stored %v", sc.Keep, b.Stored)
+					}
+				}
+				time.Sleep(10 * time.Minute) // it counts from the end
+				close(o.hold)
+				settle(t, s)
+				r, ok, err := s.index.record(o.digest())
+				if err != nil || !ok {
+					t.Fatal("not kept", err)
+				}
+				var want int64
+				if tc.want > 0 {
+					want = time.Now().Add(tc.want).Unix()
+				}
+				if r.until != want {
+					t.Errorf("limit %d, want %d", r.until, want)
+				}
+				for _, sc := range tc.scopes {
+					if b := open(t, s, sc, o.digest(), nil); !b.Stored || b.Outcome != Hit {
+						t.Errorf("afterwards: stored %v, outcome %d", b.Stored, b.Outcome)
+					}
+				}
+				if o.opens.Load() != 1 {
+					t.Errorf("%d downloads", o.opens.Load())
+				}
+				checkDisk(t, s)
+			})
+		})
+	}
+}
+
+// begin puts a fill in the table that the test itself runs, step by step.
+func begin(s *Store, sc Scope, o *origin) *fill {
+	s.slots <- struct{}{}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := newFill(s, sc, o.digest(), o.source)
+	s.fills[f.digest] = f
+	return f
+}
+
+// TestJoinWhileCommitting: the record is written already when somebody joins
+// who keeps the blob longer.
+func TestJoinWhileCommitting(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir())
+	f := begin(s, keeping(Retention{For: time.Hour}), &origin{content: content(240, 1000)})
+	if err := f.fetch(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.publish(func() { f.phase = verified })
+	if !f.settle() {
+		t.Fatal("not kept")
+	}
+	if b := open(t, s, scope(), f.digest, nil); b.Outcome != Hit {
+		t.Errorf("outcome %d", b.Outcome)
+	}
+	s.flushTouched()
+	s.ended(f)
+	s.flushTouched()
+	if r, ok, err := s.index.record(f.digest); err != nil || !ok || r.until != 0 {
+		t.Errorf("record %+v %v %v, want no limit", r, ok, err)
+	}
+	f.release()
+	checkDisk(t, s)
+}
+
+// TestJoinTooLate: once it is settled that a blob is not kept, one who wants it
+// kept waits for the fill to leave, and starts another.
+func TestJoinTooLate(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := openStore(t, t.TempDir())
+		o := &origin{content: content(250, 1000)}
+		f := begin(s, noStore(), o)
+		if err := f.fetch(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		f.publish(func() { f.phase = verified })
+		if !f.unwanted() {
+			t.Fatal("somebody wants it kept")
+		}
+		got := make(chan *Blob, 1)
+		go func() {
+			b, err := s.Get(t.Context(), scope(), o.digest(), o.source)
+			if err != nil {
+				t.Error(err)
+			}
+			got <- b
+		}()
+		synctest.Wait()
+		if len(got) > 0 {
+			t.Error("joined what is not kept")
+		}
+		f.discard()
+		s.ended(f)
+		f.release()
+		if b := <-got; b != nil {
+			if b.Outcome != Miss || !b.Stored {
+				t.Errorf("outcome %d, stored %v", b.Outcome, b.Stored)
+			}
+			b.Close()
+		}
+		settle(t, s)
+		if !s.exists(o.digest()) {
+			t.Error("not kept")
+		}
+		checkDisk(t, s)
+	})
+}
+
+// TestLinkGoesWhileWaiting: who had a link when it asked is not refused because
+// the content went, and its links too, while it waited; others ask as well.
+func TestLinkGoesWhileWaiting(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := openStore(t, t.TempDir())
+		o := &origin{content: content(260, 1000)}
+		other := Scope{Upstream: "quay.io", Repository: "b", Keep: Retention{NoStore: true}}
+		if err := s.PutLink(other, o.digest(), ""); err != nil {
+			t.Fatal(err)
+		}
+		s.mu.Lock()
+		s.goingLocked(o.digest())
+		s.mu.Unlock()
+		got := make(chan error)
+		go func() {
+			b, err := s.Get(context.WithoutCancel(t.Context()), other, o.digest(), nil)
+			if err == nil {
+				b.Close()
+			}
+			got <- err
+		}()
+		synctest.Wait()
+		s.forget(o.digest())
+		f := begin(s, noStore(), o)
+		s.mu.Lock()
+		s.goneLocked(f.digest)
+		s.mu.Unlock()
+		synctest.Wait()
+		f.run()
+		if err := <-got; err != nil {
+			t.Errorf("error %v", err)
+		}
+		checkNothing(t, s)
+	})
+}
+
+// TestLinkComesWhileWaiting: who had no link when it asked, and has one when a
+// slot is free, joins the fill that another place has begun meanwhile.
+func TestLinkComesWhileWaiting(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := openStore(t, t.TempDir(), func(c *Config) { c.MaxFills = 2 })
+		o := &origin{content: content(265, 1000)}
+		other := Scope{Upstream: "quay.io", Repository: "b"}
+		s.slots <- struct{}{}
+		s.slots <- struct{}{}
+		got := make(chan error)
+		go func() {
+			b, err := s.Get(t.Context(), other, o.digest(), o.source)
+			if err == nil {
+				b.Close()
+			}
+			got <- err
+		}()
+		synctest.Wait()
+		if err := s.PutLink(other, o.digest(), ""); err != nil {
+			t.Fatal(err)
+		}
+		f := newFill(s, scope(), o.digest(), o.source)
+		s.mu.Lock()
+		s.fills[f.digest] = f
+		s.mu.Unlock()
+		<-s.slots
+		synctest.Wait()
+		f.run()
+		if err := <-got; err != nil {
+			t.Errorf("error %v", err)
+		}
+		if o.opens.Load() != 1 {
+			t.Errorf("%d downloads", o.opens.Load())
+		}
+		checkDisk(t, s)
+	})
+}
+
+// TestNoStoreHit: what is on disk is served to one who would not keep it, and
+// is neither younger nor dearer for it.
+func TestNoStoreHit(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir())
+	o := &origin{content: content(270, 1000)}
+	d := o.digest()
+	open(t, s, keeping(Retention{For: time.Hour}), d, o.source)
+	settle(t, s)
+	setRecord(t, s, d, func(r *record) { r.accessed, r.until, r.expendable = 5, 10, true })
+	b := open(t, s, noStore(), d, o.source)
+	if got, err := io.ReadAll(b.Content); err != nil || !bytes.Equal(got, o.content) || b.Outcome != Hit || !b.Stored {
+		t.Errorf("%d bytes, %v, outcome %d, stored %v", len(got), err, b.Outcome, b.Stored)
+	}
+	s.flushTouched()
+	want := record{size: 1000, accessed: 5, until: 10, expendable: true}
+	if r, ok, err := s.index.record(d); err != nil || !ok || r != want {
+		t.Errorf("record %+v %v %v, want %+v", r, ok, err, want)
+	}
+	if o.opens.Load() != 1 {
+		t.Errorf("%d downloads", o.opens.Load())
+	}
+	checkDisk(t, s)
+}
+
+// TestNoStoreCrowd: many who ask for the same small content again and again
+// never find that it came and went too often.
+func TestNoStoreCrowd(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir(), func(c *Config) { c.MaxFills = 1 })
+	o := &origin{content: content(280, 100)}
+	var wg sync.WaitGroup
+	var misses atomic.Int64
+	for range 64 {
+		wg.Go(func() {
+			for range 100 {
+				b, err := s.Get(t.Context(), noStore(), o.digest(), o.source)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if got, err := io.ReadAll(b.Content); err != nil || !bytes.Equal(got, o.content) {
+					t.Errorf("%d bytes, %v", len(got), err)
+				}
+				if b.Outcome == Miss {
+					misses.Add(1)
+				}
+				b.Close()
+			}
+		})
+	}
+	wg.Wait()
+	if misses.Load() != o.opens.Load() {
+		t.Errorf("%d misses, %d downloads", misses.Load(), o.opens.Load())
+	}
+	checkNothing(t, s)
+}

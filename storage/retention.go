@@ -1,0 +1,126 @@
+package storage
+
+import (
+	"maps"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Retention says how long to keep content that is asked for through a [Scope].
+// The zero Retention keeps it as long as there is room.
+type Retention struct {
+	NoStore bool          // passed on, never kept
+	For     time.Duration // dropped so long after its last use; 0: no limit
+}
+
+// or returns the more generous of two.
+func (r Retention) or(o Retention) Retention {
+	switch {
+	case r.NoStore:
+		return o
+	case o.NoStore:
+		return r
+	}
+	return Retention{For: longer(r.For, o.For)}
+}
+
+// until is the limit of content last used at now, in Unix seconds; 0: none.
+func (r Retention) until(now time.Time) int64 {
+	if r.For == 0 {
+		return 0
+	}
+	return now.Add(r.For).Unix()
+}
+
+// longer returns the more generous of two limits, of which 0 is none.
+func longer[T int64 | time.Duration](a, b T) T {
+	if a == 0 || b == 0 {
+		return 0
+	}
+	return max(a, b)
+}
+
+// use is what the hits on a blob will change in its record.
+type use struct{ accessed, until int64 }
+
+func (r *record) apply(u use) {
+	r.accessed, r.until, r.expendable = u.accessed, longer(r.until, u.until), false
+}
+
+// touchLocked notes a hit. Nothing is written: see flushTouched.
+func (s *Store) touchLocked(d digest.Digest, keep Retention) {
+	if keep.NoStore {
+		return
+	}
+	now := time.Now()
+	u := use{now.Unix(), keep.until(now)}
+	if before, ok := s.touched[d]; ok {
+		u.until = longer(before.until, u.until)
+	}
+	s.touched[d] = u
+}
+
+// flushTouched writes the hits gathered since the last time. When it returns,
+// every hit before the call is in the index.
+func (s *Store) flushTouched() {
+	s.flushing.Lock()
+	defer s.flushing.Unlock()
+	s.mu.Lock()
+	touched := s.touched
+	s.touched = make(map[digest.Digest]use)
+	s.mu.Unlock()
+	if len(touched) == 0 {
+		return
+	}
+	if err := s.ledger.update(maps.Keys(touched), func(d digest.Digest, r *record) { r.apply(touched[d]) }); err != nil {
+		s.log.Warn("cannot record uses of blobs", "error", err)
+	}
+}
+
+// Expendable marks blobs that nothing points to any more: they are the first to
+// go when room is needed. A later hit takes the mark off. Digests that are not
+// on disk are passed over.
+func (s *Store) Expendable(digests []digest.Digest) error {
+	s.flushTouched() // hits until now are no later ones
+	return s.ledger.update(slices.Values(digests), func(_ digest.Digest, r *record) { r.expendable = true })
+}
+
+// expire removes the blobs whose limit has passed. It reads the index only when
+// there can be such.
+func (s *Store) expire() {
+	now := time.Now().Unix()
+	if !s.ledger.due(now) {
+		return
+	}
+	var passed []victim
+	soonest := int64(math.MaxInt64)
+	err := s.index.records(func(d digest.Digest, r record) bool {
+		if r.expires() < now {
+			passed = append(passed, victim{d, r})
+		} else {
+			soonest = min(soonest, r.expires())
+		}
+		return true
+	})
+	if err != nil {
+		s.log.Error("cannot read index for expiry", "error", err)
+		soonest = 0 // try again
+	}
+	var blobs int
+	var gone int64
+	for _, v := range passed {
+		if !s.evict(v) {
+			soonest = min(soonest, v.until)
+			continue
+		}
+		blobs++
+		gone += v.size
+	}
+	s.ledger.expect(soonest)
+	if blobs > 0 {
+		s.log.Info("expired", "blobs", blobs, "bytes", gone)
+	}
+}
