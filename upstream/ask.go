@@ -20,29 +20,14 @@ const (
 	maxRenewals  = 2 // of the authorisation, in one request
 )
 
-// endpoint is one of a registry's URLs.
-type endpoint struct {
-	base   *url.URL
-	origin string
-	auth   *auth
-	budget *budget
-}
-
 // query is one question, independent of the URL it is put to.
 type query struct {
 	op, method string
 	repo       string
 	path       string // after /v2/
+	raced      bool   // may be put to several URLs at once
 	rawQuery   string
 	header     http.Header
-}
-
-// url is where q is asked at e. The host is the configured one whatever q holds.
-func (e *endpoint) url(q query) *url.URL {
-	u := *e.base
-	u.Path += "/v2/" + q.path
-	u.RawQuery = q.rawQuery
-	return &u
 }
 
 // ask puts q to each URL in order, and again after a pause where all failed in
@@ -82,33 +67,37 @@ func jittered() backoff.BackOff {
 	return b
 }
 
-// askEach puts q to the URLs until one answers. The last URL's word is final:
-// of the others a 404 may only mean that a mirror is incomplete.
-func (r *Registry) askEach(ctx context.Context, q query) (*http.Response, error) {
+// askOne puts q to one URL, with one account after the other as long as the
+// account could be what is wrong.
+func (r *Registry) askOne(ctx context.Context, e *endpoint, q query) (*http.Response, error) {
+	if err := e.meet(ctx); err != nil {
+		return nil, err
+	}
 	var telling error
-	for i, e := range r.endpoints {
-		resp, err := r.askOne(ctx, e, q)
-		if err == nil {
-			return resp, nil
-		}
-		last := i == len(r.endpoints)-1
+	for _, a := range e.inTurn(q.repo) {
+		resp, err := r.askAs(ctx, a, q)
 		switch {
+		case err == nil:
+			e.took(q.repo, a)
+			return resp, nil
 		case ctx.Err() != nil:
 			return nil, err
-		case last && (errors.Is(err, ErrNotFound) || errors.Is(err, ErrDenied) || statusOf(err) == http.StatusRequestedRangeNotSatisfiable):
+		case !errors.Is(err, ErrRateLimited) && !errors.Is(err, ErrDenied) && !errors.Is(err, errNoCredential):
 			return nil, err
-		case telling == nil || rank(err) > rank(telling):
-			telling = err
 		}
+		if len(e.accounts) > 1 && !errors.Is(err, ErrRateLimited) { // of which the budget speaks
+			r.log.Warn("account refused", "upstream", r.cfg.Name, "account", a.key, "repository", q.repo, "error", err)
+		}
+		telling = moreTelling(telling, err)
 	}
 	return nil, telling
 }
 
-// askOne puts q to one URL. Redirect targets such as a CDN's signed URLs
+// askAs puts q to an account's URL. Redirect targets such as a CDN's signed URLs
 // expire: where one refuses, the registry is asked once more for a fresh one.
-func (r *Registry) askOne(ctx context.Context, e *endpoint, q query) (*http.Response, error) {
+func (r *Registry) askAs(ctx context.Context, a *account, q query) (*http.Response, error) {
 	for fresh := false; ; fresh = true {
-		resp, sent, away, err := r.follow(ctx, e, q)
+		resp, sent, away, err := r.follow(ctx, a, q)
 		if err != nil {
 			return nil, err
 		}
@@ -124,7 +113,7 @@ func (r *Registry) askOne(ctx context.Context, e *endpoint, q query) (*http.Resp
 			drain(resp)
 			continue
 		}
-		failed := r.statusError(q.op, resp, append(sent.secrets, r.cfg.Password)...)
+		failed := r.statusError(q.op, resp, a.shown(sent)...)
 		switch {
 		case away && q.method == http.MethodHead && status == http.StatusForbidden:
 			failed.Err = ErrUnsupported // a URL signed for GET
@@ -135,22 +124,25 @@ func (r *Registry) askOne(ctx context.Context, e *endpoint, q query) (*http.Resp
 	}
 }
 
-// follow sends q to e, authenticates and follows redirects. away reports that
-// the answer comes from another origin. sent is what the registry was shown.
-func (r *Registry) follow(ctx context.Context, e *endpoint, q query) (resp *http.Response, sent authorization, away bool, err error) {
-	if err := r.meet(ctx, e); err != nil {
-		return nil, sent, false, err
+// follow sends q to a's URL, authenticates and follows redirects. away reports
+// that the answer comes from another origin. sent is what the registry was shown.
+func (r *Registry) follow(ctx context.Context, a *account, q query) (resp *http.Response, sent authorization, away bool, err error) {
+	if left := a.budget.left(q.op); left > 0 {
+		resting := r.fail(q.op, ErrRateLimited, "not asked, for the rate limit is spent")
+		resting.RetryAfter = left
+		return nil, sent, false, resting
 	}
-	sent, err = e.auth.known(ctx, q)
+	sent, err = a.known(ctx, q)
 	if err != nil {
 		return nil, sent, false, err
 	}
 	for renewals := 0; ; renewals++ {
-		resp, away, err = r.chase(ctx, e, q, sent)
-		if err != nil || away || resp.StatusCode != http.StatusUnauthorized || renewals == maxRenewals {
+		resp, away, err = r.chase(ctx, a, q, sent)
+		if err != nil || away || renewals == maxRenewals ||
+			resp.StatusCode != http.StatusUnauthorized && resp.StatusCode != http.StatusForbidden {
 			return resp, sent, away, err
 		}
-		next, err := e.auth.renew(ctx, q, resp, sent)
+		next, err := a.renew(ctx, q, resp, sent)
 		if err != nil {
 			resp.Body.Close()
 			return nil, sent, false, err
@@ -166,14 +158,10 @@ func (r *Registry) follow(ctx context.Context, e *endpoint, q query) (resp *http
 	}
 }
 
-// chase sends q to e and follows redirects by hand. The authorisation stays at
-// e's origin; once another has been visited it is not sent again.
-func (r *Registry) chase(ctx context.Context, e *endpoint, q query, a authorization) (*http.Response, bool, error) {
-	if left := e.budget.left(q.op); left > 0 {
-		resting := r.fail(q.op, ErrRateLimited, "not asked, for the rate limit is spent")
-		resting.RetryAfter = left
-		return nil, false, resting
-	}
+// chase sends q to a's URL and follows redirects by hand. The authorisation stays
+// at its origin; once another has been visited it is not sent again.
+func (r *Registry) chase(ctx context.Context, a *account, q query, shown authorization) (*http.Response, bool, error) {
+	e := a.endpoint
 	u := e.url(q)
 	seen := map[string]bool{}
 	away := false
@@ -186,15 +174,16 @@ func (r *Registry) chase(ctx context.Context, e *endpoint, q query, a authorizat
 		if q.header != nil {
 			req.Header = q.header.Clone()
 		}
-		if !away && a.header != "" {
-			req.Header.Set("Authorization", a.header)
+		if !away && shown.header != "" {
+			req.Header.Set("Authorization", shown.header)
 		}
 		resp, err := r.roundTrip(ctx, q.op, req)
 		if err != nil {
 			return nil, away, err
 		}
 		if !away {
-			e.budget.note(q.op, resp.StatusCode, resp.Header)
+			a.budget.note(q.op, resp.StatusCode, resp.Header)
+			e.publish()
 		}
 		switch resp.StatusCode {
 		case 301, 302, 303, 307, 308:

@@ -85,7 +85,7 @@ func TestAuthentication(t *testing.T) {
 			up, _ := image(t, tt.options, "a/b", "c")
 			cfg := Config{URLs: []string{up.URL}}
 			if tt.account {
-				cfg.Username, cfg.Password = user, password
+				cfg.Accounts = []Account{{Username: user, Password: password}}
 			}
 			if tt.listed {
 				cfg.TokenRealms = []string{up.TokenHost()}
@@ -107,7 +107,7 @@ func TestOneToken(t *testing.T) {
 	r.transport.MaxConnsPerHost = askers
 	for _, state := range []string{"first contact", "token revoked", "token unknown"} {
 		if state == "token unknown" { // but the challenge is known
-			r.endpoints[0].auth.tokens.Purge()
+			r.endpoints[0].accounts[0].tokens.Purge()
 		}
 		up.Forget()
 		release, arrived := make(chan struct{}), make(chan struct{})
@@ -164,7 +164,7 @@ func TestTokenExpires(t *testing.T) {
 	up, _ := image(t, upstreamtest.Options{Auth: upstreamtest.Bearer, ExpiresIn: 300})
 	r := asking(t, up)
 	head(t, r, repo, repo)
-	a := r.endpoints[0].auth
+	a := r.endpoints[0].accounts[0]
 	for _, key := range a.tokens.Keys() {
 		old, _ := a.tokens.Get(key)
 		if left := time.Until(old.expires); left < 250*time.Second || left > 270*time.Second {
@@ -234,7 +234,7 @@ func TestPasswordFile(t *testing.T) {
 		}
 		write("one")
 		up, _ := image(t, upstreamtest.Options{Auth: auth, Username: "me", Password: "one"})
-		r := dialing(t, Config{URLs: []string{up.URL}, Username: "me", PasswordFile: file})
+		r := dialing(t, Config{URLs: []string{up.URL}, Accounts: []Account{{Username: "me", PasswordFile: file}}})
 		head(t, r, repo)
 		write("two")
 		up.SetCredential("me", "two")
@@ -342,7 +342,7 @@ func TestRealm(t *testing.T) {
 			up, _ := image(t, upstreamtest.Options{
 				Auth: upstreamtest.Bearer, Username: "me", Password: "canary", TokenElsewhere: tt.elsewhere, TLS: tt.tls,
 			})
-			cfg := Config{URLs: []string{up.URL}, Username: "me", Password: "canary", CAFile: up.CAFile}
+			cfg := Config{URLs: []string{up.URL}, Accounts: []Account{{Username: "me", Password: "canary"}}, CAFile: up.CAFile}
 			if tt.listed != nil {
 				cfg.TokenRealms = []string{tt.listed(up)}
 			}

@@ -31,9 +31,12 @@ type body struct {
 
 	fetched prometheus.Counter // nil until the answer is accepted
 	left    int64              // bytes that may still come; -1: any number
-	release func()             // called once, at the end
+	ends    []func()           // called once, at the end
 	once    sync.Once
 }
+
+// after has f called when the body is over. It is not for concurrent use.
+func (b *body) after(f func()) { b.ends = append(b.ends, f) }
 
 func newBody(ctx, reqCtx context.Context, cancel context.CancelCauseFunc, r *Registry, op string, resp *http.Response) *body {
 	b := &body{rc: resp.Body, ctx: ctx, reqCtx: reqCtx, cancel: cancel, registry: r, op: op, left: -1}
@@ -96,8 +99,8 @@ func (b *body) end() {
 			b.whole.Stop()
 		}
 		b.cancel(nil)
-		if b.release != nil {
-			b.release()
+		for _, f := range b.ends {
+			f()
 		}
 	})
 }

@@ -22,20 +22,25 @@ const (
 // lowMarks are the shares of a limit, in percent, at which the log warns.
 func lowMarks() []int64 { return []int64{5, 20} }
 
-// budget is what the rate limit of one URL leaves. While it is spent, requests
-// that count are refused here, at once and with the time left; others go on.
+// budget is what the rate limit leaves an account at one URL. While it is
+// spent, requests that count are refused here, at once and with the time left;
+// others go on.
 type budget struct {
-	upstream, label string
-	metrics         *Metrics
-	log             *slog.Logger
+	log *slog.Logger // names the upstream, and the account where there are several
 
-	mu     sync.Mutex           // guards the fields below
-	rests  map[string]time.Time // by op: not asked before
-	warned int64                // the lowest mark that was warned of; 0: none
+	mu               sync.Mutex           // guards the fields below
+	limit, remaining int64                // as last said; limit 0: never
+	rests            map[string]time.Time // by op: not asked before
+	warned           int64                // the lowest mark that was warned of; 0: none
 }
 
-func newBudget(r *Registry) *budget {
-	return &budget{upstream: r.cfg.Name, label: r.cfg.label(), metrics: r.metrics, log: r.log, rests: map[string]time.Time{}}
+func newBudget(log *slog.Logger) *budget { return &budget{log: log, rests: map[string]time.Time{}} }
+
+// said is what the upstream last said of the limit; 0 and 0: nothing.
+func (b *budget) said() (limit, remaining int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.limit, b.remaining
 }
 
 // left is how long op must rest; 0 when it may be asked.
@@ -48,17 +53,12 @@ func (b *budget) left(op string) time.Duration {
 // note reads what an answer says of the limit.
 func (b *budget) note(op string, status int, h http.Header) {
 	limit, known := parseRateLimit(h.Get("Ratelimit-Limit"))
-	if known {
-		b.metrics.limit.WithLabelValues(b.label).Set(float64(limit))
-	}
 	remaining, ok := parseRateLimit(h.Get("Ratelimit-Remaining"))
-	if ok {
-		b.metrics.remaining.WithLabelValues(b.label).Set(float64(remaining))
-	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if known && ok && limit > 0 {
-		b.warn(limit, remaining)
+		b.limit, b.remaining = limit, remaining
+		b.warn()
 	}
 	switch {
 	case status == http.StatusTooManyRequests:
@@ -79,21 +79,21 @@ func (b *budget) note(op string, status int, h http.Header) {
 // rest lets op rest from now on. The caller holds b.mu.
 func (b *budget) rest(op string, d time.Duration) {
 	if until := b.rests[op]; time.Now().After(until) {
-		b.log.Warn("rate limit spent; what is kept is served", "upstream", b.upstream, "op", op, "seconds", d.Seconds())
+		b.log.Warn("rate limit spent; what is kept is served", "op", op, "seconds", d.Seconds())
 	}
 	b.rests[op] = time.Now().Add(d)
 }
 
 // warn logs once for each mark that the limit falls below, and again after it
 // has recovered. The caller holds b.mu.
-func (b *budget) warn(limit, remaining int64) {
+func (b *budget) warn() {
 	for _, mark := range lowMarks() {
-		if remaining*100 > limit*mark {
+		if b.remaining*100 > b.limit*mark {
 			continue
 		}
 		if b.warned == 0 || mark < b.warned {
 			b.warned = mark
-			b.log.Warn("rate limit runs low", "upstream", b.upstream, "remaining", remaining, "limit", limit, "below_percent", mark)
+			b.log.Warn("rate limit runs low", "remaining", b.remaining, "limit", b.limit, "below_percent", mark)
 		}
 		return
 	}

@@ -19,10 +19,10 @@ type Config struct {
 	// URLs are the base URLs, asked in order: mirrors first, the registry
 	// itself last, for only the last one's 404 is final. A path is put before /v2.
 	URLs []string
-	// Username and Password, or PasswordFile, may be sent to the origin of each
-	// of the URLs and to the token realms below, and nowhere else.
-	// PasswordFile is read again whenever a token is fetched.
-	Username, Password, PasswordFile string
+	// Accounts are used in turn, and rested when their quota is spent. What they
+	// hold may be sent to the origin of each of the URLs and to the token realms
+	// below, and nowhere else. None: the registry is asked anonymously.
+	Accounts []Account
 	// CAFile holds PEM certificates, trusted besides the system's roots.
 	CAFile string
 	// TokenRealms are hosts (host, or host:port where the port is not the
@@ -38,10 +38,41 @@ type Config struct {
 	// Unlisted: the name is a client's, not the operator's. Its URL allows no
 	// address, errors tell none, and its metrics stand under UnlistedLabel.
 	Unlisted bool
+	// RaceAfter: content by digest is asked of another of the URLs too when one
+	// has not begun to answer for so long. Zero: never. Tags are never raced, for
+	// the URLs may differ on them.
+	RaceAfter time.Duration
 	// MaxConnections per upstream host. Blob downloads use at most 7/8 of them, so
 	// that a tag can be checked while they run.
 	MaxConnections int
 	Timeouts       Timeouts
+}
+
+// Account is one of: Username with Password or PasswordFile, DockerConfig, or Keychain.
+type Account struct {
+	Username, Password string
+	// PasswordFile is read again whenever a token is fetched.
+	PasswordFile string
+	// DockerConfig is the path of a docker config.json, in which the entry of
+	// the URL's host counts. It may name credential helpers, found in PATH.
+	DockerConfig string
+	// Keychain is "ecr", "google" or "azure": the account of the machine or
+	// workload that cachalot runs as.
+	Keychain string
+}
+
+// key is the one that says where the credential is.
+func (a Account) key() string {
+	switch {
+	case a.Keychain != "":
+		return "keychain"
+	case a.DockerConfig != "":
+		return "docker_config"
+	case a.PasswordFile != "":
+		return "password_file"
+	default:
+		return "username"
+	}
 }
 
 // Timeouts bound the steps of a request; nothing bounds a whole blob. Zero
@@ -89,7 +120,7 @@ func (c Config) validate() error {
 		return fmt.Errorf("upstreams: %q is not a registry name such as docker.io or registry.example:5000", c.Name)
 	}
 	bad := func(key, format string, args ...any) error {
-		return fmt.Errorf("upstreams.%s.%s: %w", c.Name, key, fmt.Errorf(format, args...))
+		return fmt.Errorf("%s: %w", c.key(key), fmt.Errorf(format, args...))
 	}
 	if len(c.URLs) == 0 {
 		return bad("url", "missing: write the registry's base URL, such as https://registry.example")
@@ -103,19 +134,9 @@ func (c Config) validate() error {
 			return bad(key, "%w", err)
 		}
 	}
-	switch {
-	case c.Password != "" && c.PasswordFile != "":
-		return bad("password_file", "password is set as well: keep one of the two")
-	case c.Username == "" && (c.Password != "" || c.PasswordFile != ""):
-		return bad("username", "missing, but there is a password")
-	case c.Username != "" && c.Password == "" && c.PasswordFile == "":
-		return bad("password", "missing, but there is a username: set password or password_file")
-	case strings.Contains(c.Username, ":"):
-		return bad("username", "must not contain a colon (RFC 7617)")
-	}
-	if c.PasswordFile != "" {
-		if _, err := readPassword(c.PasswordFile); err != nil {
-			return bad("password_file", "%w", err)
+	for i, a := range c.Accounts {
+		if key, err := a.validate(); err != nil {
+			return fmt.Errorf("%s: %w", c.accountKey(i, key), err)
 		}
 	}
 	for i, h := range c.TokenRealms {
@@ -131,6 +152,9 @@ func (c Config) validate() error {
 	if c.MaxConnections < 0 {
 		return bad("max_connections", "%d is negative: write a number such as %d", c.MaxConnections, defaultMaxConnections)
 	}
+	if c.RaceAfter < 0 {
+		return bad("race_after", "%s is negative: write a duration such as 1s, or 0 for never", c.RaceAfter)
+	}
 	for key, d := range map[string]time.Duration{
 		"dial": c.Timeouts.Dial, "tls_handshake": c.Timeouts.TLSHandshake,
 		"response_header": c.Timeouts.ResponseHeader, "progress": c.Timeouts.Progress,
@@ -142,13 +166,24 @@ func (c Config) validate() error {
 	return nil
 }
 
+// key names one of this registry's configuration keys.
+func (c Config) key(name string) string { return "upstreams." + c.Name + "." + name }
+
+// accountKey names a key of an account: the only one's stand beside the URL.
+func (c Config) accountKey(i int, name string) string {
+	if len(c.Accounts) > 1 {
+		name = fmt.Sprintf("accounts[%d].%s", i, name)
+	}
+	return c.key(name)
+}
+
 // roots are the system's certificates and those of CAFile; nil means the
 // system's alone.
 func (c Config) roots() (*x509.CertPool, error) {
 	if c.CAFile == "" {
 		return nil, nil
 	}
-	key := "upstreams." + c.Name + ".ca_file"
+	key := c.key("ca_file")
 	pem, err := os.ReadFile(c.CAFile)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", key, err)

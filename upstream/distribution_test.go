@@ -25,7 +25,7 @@ func TestDistribution(t *testing.T) {
 		{
 			name:    "basic",
 			options: upstreamtest.DistributionOptions{Auth: upstreamtest.Basic, Username: "me", Password: "canary"},
-			cfg:     Config{Username: "me", Password: "canary"}, refused: 1,
+			cfg:     Config{Accounts: []Account{{Username: "me", Password: "canary"}}}, refused: 1,
 		},
 		{
 			name:    "bearer, anonymous",
@@ -35,7 +35,7 @@ func TestDistribution(t *testing.T) {
 		{
 			name:    "bearer with a password",
 			options: upstreamtest.DistributionOptions{Auth: upstreamtest.Bearer, Username: "me", Password: "canary", Private: true},
-			cfg:     Config{Username: "me", Password: "canary"}, tokens: 1, refused: 1,
+			cfg:     Config{Accounts: []Account{{Username: "me", Password: "canary"}}}, tokens: 1, refused: 1,
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -34,6 +34,9 @@ var (
 	ErrInvalid = errors.New("invalid answer from upstream")
 )
 
+// errNoCredential: an account's file, program or cloud gave none.
+var errNoCredential = fmt.Errorf("no credential: %w", ErrUnavailable)
+
 // Error says what an upstream answered.
 type Error struct {
 	Upstream string // the registry's name

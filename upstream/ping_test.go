@@ -108,7 +108,7 @@ func TestPing(t *testing.T) {
 			t.Parallel()
 			cfg := Config{}
 			if tt.account {
-				cfg.Username, cfg.Password = "me", "canary"
+				cfg.Accounts = []Account{{Username: "me", Password: "canary"}}
 				tt.options.Username, tt.options.Password = "me", "canary"
 			}
 			up, _ := image(t, tt.options)
@@ -149,7 +149,7 @@ func TestPingRedirected(t *testing.T) {
 	up, _ := image(t, upstreamtest.Options{Auth: upstreamtest.Bearer, Username: "me", Password: "canary"})
 	other := upstreamtest.New(t, upstreamtest.Options{Auth: upstreamtest.Basic, Username: "me", Password: "canary"})
 	up.Fault(upstreamtest.Match{Op: upstreamtest.Ping, AnyAuth: true}, upstreamtest.Redirect(other.URL+"/v2/"))
-	r := dialing(t, Config{URLs: []string{up.URL}, Username: "me", Password: "canary"})
+	r := dialing(t, Config{URLs: []string{up.URL}, Accounts: []Account{{Username: "me", Password: "canary"}}})
 	head(t, r, repo)
 	wantCounts(t, up, map[upstreamtest.Op]int{upstreamtest.HeadManifest: 2, upstreamtest.Ping: 1, upstreamtest.Token: 1})
 	wantCounts(t, other, map[upstreamtest.Op]int{})

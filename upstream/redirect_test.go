@@ -63,7 +63,7 @@ func TestRedirect(t *testing.T) {
 			up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob, Times: 1}, upstreamtest.Redirect(location))
 
 			base := "http://" + tt.from
-			cfg := Config{URLs: []string{base}, Username: "me", Password: "canary"}
+			cfg := Config{URLs: []string{base}, Accounts: []Account{{Username: "me", Password: "canary"}}}
 			if tt.tls {
 				cfg.URLs[0], cfg.CAFile = "https://"+tt.from, bundle(t, up.CAFile, target.CAFile)
 			}
@@ -104,7 +104,7 @@ func TestRedirectAndBack(t *testing.T) {
 	other := upstreamtest.New(t, upstreamtest.Options{})
 	up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob}, upstreamtest.Redirect(other.URL+"/v2/x/blobs/y"))
 	other.Fault(upstreamtest.Match{}, upstreamtest.Redirect(up.URL+"/v2/library/other/blobs/x"))
-	r := dialing(t, Config{URLs: []string{up.URL}, Username: "me", Password: "canary"})
+	r := dialing(t, Config{URLs: []string{up.URL}, Accounts: []Account{{Username: "me", Password: "canary"}}})
 	if _, err := r.Open(t.Context(), KindBlob, repo, img.Config.Digest, 0); !errors.Is(err, ErrDenied) {
 		t.Errorf("got %v", err)
 	}
@@ -150,7 +150,7 @@ func TestCanary(t *testing.T) {
 		up, img := image(t, upstreamtest.Options{Auth: auth, Username: "me", Password: password, CDN: true})
 		other := upstreamtest.New(t, upstreamtest.Options{})
 		var j journal
-		r, err := New(defaults(Config{URLs: []string{up.URL}, Username: "me", Password: password}), NewMetrics(), slog.New(slog.NewTextHandler(&j, &slog.HandlerOptions{Level: slog.LevelDebug})))
+		r, err := New(defaults(Config{URLs: []string{up.URL}, Accounts: []Account{{Username: "me", Password: password}}}), NewMetrics(), slog.New(slog.NewTextHandler(&j, &slog.HandlerOptions{Level: slog.LevelDebug})))
 		if err != nil {
 			t.Fatal(err)
 		}

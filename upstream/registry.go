@@ -78,11 +78,11 @@ func New(cfg Config, m *Metrics, log *slog.Logger) (*Registry, error) {
 		if err != nil {
 			return nil, err
 		}
-		a, err := newAuth(r, base)
+		e, err := newEndpoint(r, base)
 		if err != nil {
 			return nil, err
 		}
-		r.endpoints = append(r.endpoints, &endpoint{base: base, origin: origin(base), auth: a, budget: newBudget(r)})
+		r.endpoints = append(r.endpoints, e)
 	}
 	r.ctx, r.stop = context.WithCancel(context.Background())
 	return r, nil
@@ -112,7 +112,7 @@ const manifestTypes = "application/vnd.oci.image.index.v1+json, " +
 func content(method string, kind Kind, repo, reference string) query {
 	q := query{
 		op: strings.ToLower(method) + "_" + string(kind), method: method, repo: repo,
-		path: repo + "/blobs/" + reference,
+		path: repo + "/blobs/" + reference, raced: strings.Contains(reference, ":"), // a digest, no tag
 	}
 	if kind == KindManifest {
 		q.path = repo + "/manifests/" + reference
@@ -180,7 +180,7 @@ func (r *Registry) Open(ctx context.Context, kind Kind, repo string, d digest.Di
 		release()
 		return nil, err
 	}
-	b.release = release
+	b.after(release)
 	return c, nil
 }
 

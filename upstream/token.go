@@ -11,6 +11,8 @@ import (
 	"net/url"
 	"strings"
 	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
 )
 
 const (
@@ -26,35 +28,28 @@ const (
 )
 
 // fetchToken asks a token server (distribution's "Token Authentication
-// Specification"). It runs under the registry's own context, for many callers
-// wait for it, and within Timeouts.ResponseHeader altogether.
-func (r *Registry) fetchToken(realm *url.URL, key tokenKey, credentialed bool) (token, error) {
+// Specification", and its "OAuth2 Token Authentication" for an identity token).
+// It runs under the registry's own context, for many callers wait for it, and
+// within Timeouts.ResponseHeader altogether.
+func (a *account) fetchToken(realm *url.URL, key tokenKey, credentialed bool) (token, error) {
+	r := a.endpoint.registry
 	ctx, cancel := context.WithTimeout(r.ctx, r.cfg.Timeouts.ResponseHeader)
 	defer cancel()
-	u := *realm
-	u.Fragment = ""
-	v := u.Query()
-	if key.service != "" {
-		v.Set("service", key.service)
+	cred, err := a.credential(ctx, opToken)
+	if err != nil {
+		return token{}, r.closing(err)
 	}
-	v.Del("scope")
-	for s := range strings.FieldsSeq(key.scope) {
-		v.Add("scope", s)
+	if cred.RegistryToken != "" { // is one already
+		return token{value: cred.RegistryToken, expires: time.Now().Add(defaultTokenLife)}, nil
 	}
-	u.RawQuery = v.Encode()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if !credentialed {
+		cred = authn.AuthConfig{}
+	}
+	req, err := tokenRequest(ctx, realm, key, cred)
 	if err != nil {
 		return token{}, r.fail(opToken, ErrInvalid, "the token realm is no http or https URL")
 	}
-	var secrets []string
-	if credentialed {
-		user, password, err := r.credential(opToken)
-		if err != nil {
-			return token{}, err
-		}
-		req.SetBasicAuth(user, password)
-		secrets = []string{password, base64.StdEncoding.EncodeToString([]byte(user + ":" + password))}
-	}
+	secrets := []string{cred.Password, cred.IdentityToken, base64.StdEncoding.EncodeToString([]byte(cred.Username + ":" + cred.Password))}
 	resp, err := r.roundTrip(ctx, opToken, req)
 	if err != nil {
 		return token{}, r.closing(err)
@@ -75,13 +70,45 @@ func (r *Registry) fetchToken(realm *url.URL, key tokenKey, credentialed bool) (
 		return token{}, r.closing(err)
 	}
 	if len(b) > maxTokenAnswer {
-		return token{}, r.fail(opToken, ErrUnavailable, "the answer of %s is longer than %d bytes", u.Host, maxTokenAnswer)
+		return token{}, r.fail(opToken, ErrUnavailable, "the answer of %s is longer than %d bytes", realm.Host, maxTokenAnswer)
 	}
 	t, err := parseToken(b, serverTime(resp.Header))
 	if err != nil {
-		return token{}, r.fail(opToken, ErrUnavailable, "the answer of %s: %v", u.Host, err)
+		return token{}, r.fail(opToken, ErrUnavailable, "the answer of %s: %v", realm.Host, err)
 	}
 	return t, nil
+}
+
+// tokenRequest asks for a token with what cred holds: a refresh token is posted
+// (RFC 6749 section 6), so that no log has it.
+func tokenRequest(ctx context.Context, realm *url.URL, key tokenKey, cred authn.AuthConfig) (*http.Request, error) {
+	u := *realm
+	u.Fragment = ""
+	if cred.IdentityToken != "" {
+		form := url.Values{"grant_type": {"refresh_token"}, "refresh_token": {cred.IdentityToken}, "client_id": {"cachalot"}, "scope": {key.scope}}
+		if key.service != "" {
+			form.Set("service", key.service)
+		}
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, u.String(), strings.NewReader(form.Encode()))
+		if err == nil {
+			req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		}
+		return req, err
+	}
+	v := u.Query()
+	if key.service != "" {
+		v.Set("service", key.service)
+	}
+	v.Del("scope")
+	for s := range strings.FieldsSeq(key.scope) {
+		v.Add("scope", s)
+	}
+	u.RawQuery = v.Encode()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err == nil && cred.Username != "" {
+		req.SetBasicAuth(cred.Username, cred.Password)
+	}
+	return req, err
 }
 
 // closing marks the registry's own end as a failure: no caller's context is

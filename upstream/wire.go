@@ -127,3 +127,11 @@ func (r *Registry) roundTrip(ctx context.Context, op string, req *http.Request) 
 	resp.Body = newBody(ctx, reqCtx, cancel, r, op, resp)
 	return resp, nil
 }
+
+// wire is a registry's roundTrip for libraries that speak to it: by its egress
+// policy, and counted.
+type wire struct{ registry *Registry }
+
+func (w wire) RoundTrip(req *http.Request) (*http.Response, error) {
+	return w.registry.roundTrip(req.Context(), opToken, req)
+}

@@ -16,6 +16,7 @@ import (
 	_ "github.com/distribution/distribution/v3/registry/auth/token"
 	"github.com/distribution/distribution/v3/registry/handlers"
 	_ "github.com/distribution/distribution/v3/registry/storage/driver/inmemory"
+	_ "github.com/distribution/distribution/v3/registry/storage/driver/middleware/redirect"
 	"github.com/opencontainers/go-digest"
 	"github.com/sirupsen/logrus"
 	"go.uber.org/goleak"
@@ -32,6 +33,9 @@ type DistributionOptions struct {
 	Private            bool
 	// ExpiresIn is the life of a token in seconds; 0: 300, as at Docker Hub.
 	ExpiresIn int
+	// CDN makes the registry redirect (307) those who may have a blob to a signed
+	// URL at another origin, which refuses whoever sends it a credential.
+	CDN bool
 }
 
 // Distribution is distribution's own registry, in memory, with a token server
@@ -47,6 +51,7 @@ type Distribution struct {
 	ready   chan struct{} // closed once app is set
 	server  *server
 	signer  *signer // with Bearer
+	cdn     *cdn    // with CDN
 }
 
 // NewDistribution starts a registry that ends with the test. Its logging, which
@@ -71,6 +76,12 @@ func NewDistribution(tb TB, o DistributionOptions) *Distribution {
 			},
 		},
 	}
+	if o.CDN {
+		d.cdn = newCDN(tb, &d.Recorder)
+		config.Middleware = map[string][]configuration.Middleware{"storage": {{
+			Name: "redirect", Options: configuration.Parameters{"baseurl": "http://" + d.cdn.server.addr},
+		}}}
+	}
 	config.HTTP.Secret = "secret" // of upload URLs only
 	// A sparse index is legal, and mirrors must carry it.
 	config.Validation.Disabled = true
@@ -87,7 +98,7 @@ func NewDistribution(tb TB, o DistributionOptions) *Distribution {
 	d.app = handlers.NewApp(context.Background(), config)
 	close(d.ready)
 	tb.Cleanup(func() {
-		d.server.stop()
+		d.Down()
 		_ = d.app.Shutdown() // nothing is kept
 	})
 	return d
@@ -115,11 +126,21 @@ func IgnoreDistribution() goleak.Option {
 // Host is the registry's host:port.
 func (d *Distribution) Host() string { return hostOf(d.URL) }
 
-// Down refuses and breaks all connections until Up.
-func (d *Distribution) Down() { d.server.stop() }
+// Down refuses and breaks all connections, those of the CDN too, until Up.
+func (d *Distribution) Down() {
+	d.server.stop()
+	if d.cdn != nil {
+		d.cdn.server.stop()
+	}
+}
 
-// Up listens again at the same address.
-func (d *Distribution) Up() { d.server.start() }
+// Up listens again at the same addresses.
+func (d *Distribution) Up() {
+	d.server.start()
+	if d.cdn != nil {
+		d.cdn.server.start()
+	}
+}
 
 func (d *Distribution) serve(w http.ResponseWriter, req *http.Request) {
 	<-d.ready
@@ -129,7 +150,7 @@ func (d *Distribution) serve(w http.ResponseWriter, req *http.Request) {
 		q = newRecord(req, Token)
 	}
 	d.arrive(q)
-	rw := &recordingWriter{ResponseWriter: w, recorder: &d.Recorder, record: q}
+	rw := &recordingWriter{ResponseWriter: w, recorder: &d.Recorder, record: q, cdn: d.cdn}
 	if token {
 		d.serveToken(rw, req)
 		return
@@ -143,6 +164,7 @@ type recordingWriter struct {
 	http.ResponseWriter
 	recorder *Recorder
 	record   *Request
+	cdn      *cdn // signs redirects; nil: none
 	status   int
 	digest   digest.Digest
 }
@@ -153,6 +175,9 @@ func (w *recordingWriter) WriteHeader(status int) {
 		w.recorder.answered(w.record, status)
 		if (w.record.Op == GetManifest || w.record.Op == GetBlob) && status < 300 {
 			w.digest = digest.Digest(w.Header().Get("Docker-Content-Digest"))
+		}
+		if location := w.Header().Get("Location"); w.cdn != nil && location != "" {
+			w.Header().Set("Location", w.cdn.sign(location))
 		}
 	}
 	w.ResponseWriter.WriteHeader(status)
@@ -192,6 +217,9 @@ func (d *Distribution) PushBlob(repo string, blobs ...Content) {
 		query := u.Query()
 		query.Set("digest", b.Digest.String())
 		d.push(http.MethodPut, u.Path+"?"+query.Encode(), repo, "application/octet-stream", b.Bytes)
+		if d.cdn != nil {
+			d.cdn.add(b)
+		}
 	}
 }
 

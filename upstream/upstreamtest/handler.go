@@ -15,7 +15,7 @@ import (
 )
 
 func (r *Registry) serveRegistry(w http.ResponseWriter, req *http.Request) {
-	if req.URL.Path == "/token" && !r.options.TokenElsewhere {
+	if req.URL.Path == r.options.TokenPath && !r.options.TokenElsewhere {
 		r.serveToken(w, req)
 		return
 	}
@@ -24,9 +24,12 @@ func (r *Registry) serveRegistry(w http.ResponseWriter, req *http.Request) {
 	maps.Copy(x.header, r.options.Header)
 	x.header.Set("Docker-Distribution-Api-Version", "registry/2.0")
 	challenge, ok := r.authorized(q)
-	if ok {
+	switch {
+	case ok && r.spend(x):
+		x.fail(http.StatusTooManyRequests, "TOOMANYREQUESTS", "the quota is spent")
+	case ok:
 		r.answer(x)
-	} else {
+	default:
 		x.fail(http.StatusUnauthorized, "UNAUTHORIZED", "authentication required")
 		x.header.Set("WWW-Authenticate", challenge)
 	}
@@ -46,10 +49,15 @@ func (r *Registry) serveToken(w http.ResponseWriter, req *http.Request) {
 }
 
 func newRecord(req *http.Request, op Op) *Request {
-	return &Request{
+	user, _, _ := req.BasicAuth()
+	q := &Request{
 		Op: op, Method: req.Method, Host: req.Host, Path: req.URL.EscapedPath(),
-		Query: req.URL.Query(), Header: req.Header.Clone(),
+		Query: req.URL.Query(), Header: req.Header.Clone(), User: user,
 	}
+	if req.Method == http.MethodPost && req.ParseForm() == nil {
+		q.Query = req.Form
+	}
+	return q
 }
 
 // parse finds out what a request to /v2/ is for.

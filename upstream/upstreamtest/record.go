@@ -31,8 +31,9 @@ type Request struct {
 	Method    string
 	Host      string // as the client wrote it
 	Path      string
-	Query     url.Values
+	Query     url.Values // of a POST the form's too
 	Header    http.Header
+	User      string // who asks, by password or token
 	Repo      string
 	Reference string // tag or digest
 	Status    int    // of the answer; 0 until it begins
@@ -211,6 +212,13 @@ func (r *Recorder) answered(q *Request, status int) {
 	r.recordMu.Lock()
 	defer r.recordMu.Unlock()
 	q.Status = status
+}
+
+// known says who a request turned out to come from.
+func (r *Recorder) known(q *Request, user string) {
+	r.recordMu.Lock()
+	defer r.recordMu.Unlock()
+	q.User = user
 }
 
 // count adds n body bytes to q and, unless it is "", to d.

@@ -28,10 +28,20 @@ type Options struct {
 	// Username and Password are asked for by Basic, and by the token server;
 	// without them everybody gets a token.
 	Username, Password string
+	// Accounts are further ones, passwords by user name.
+	Accounts map[string]string
+	// RefreshToken is what the token server takes in place of a password, by POST.
+	RefreshToken string
+	// Quota is the number of GETs of manifests that each user has, the anonymous
+	// one too; 0: no limit.
+	Quota int
 	// AnonymousToo: the token server also serves those without a password.
 	AnonymousToo bool
 	// TokenElsewhere puts the token server on a port of its own.
 	TokenElsewhere bool
+	// TokenPath and Service are those of the challenge; "/token" and
+	// "upstreamtest" where empty.
+	TokenPath, Service string
 	// ExpiresIn is what the token server says, in seconds; 0: nothing.
 	ExpiresIn int
 	// AccessToken names the token access_token instead of token.
@@ -79,6 +89,7 @@ type Registry struct {
 	revoked int                // tokens before this one are no longer good
 	signed  map[string]Content // by path of the signed URL
 	signing int                // signed URLs given out so far
+	counted map[string]int     // GETs of manifests, by user
 }
 
 type repository struct {
@@ -91,9 +102,15 @@ type repository struct {
 // waits in it.
 func New(tb TB, o Options) *Registry {
 	tb.Helper()
+	if o.TokenPath == "" {
+		o.TokenPath = "/token"
+	}
+	if o.Service == "" {
+		o.Service = "upstreamtest"
+	}
 	r := &Registry{
-		options: o, tb: tb, ended: make(chan struct{}), service: "upstreamtest",
-		repos: map[string]*repository{}, signed: map[string]Content{},
+		options: o, tb: tb, ended: make(chan struct{}), service: o.Service,
+		repos: map[string]*repository{}, signed: map[string]Content{}, counted: map[string]int{},
 	}
 	scheme := "http"
 	var certificate *pair
@@ -111,9 +128,9 @@ func New(tb TB, o Options) *Registry {
 		return scheme + "://" + s.addr
 	}
 	r.URL = start(r.serveRegistry)
-	r.TokenURL = r.URL + "/token"
+	r.TokenURL = r.URL + o.TokenPath
 	if o.TokenElsewhere {
-		r.TokenURL = start(r.serveToken) + "/token"
+		r.TokenURL = start(r.serveToken) + o.TokenPath
 	}
 	r.realm = r.TokenURL
 	r.CDNURL = start(r.serveCDN)

@@ -10,6 +10,7 @@ import (
 // issued is a token the token server gave out.
 type issued struct {
 	value, service string
+	user           string
 	scopes         []string
 }
 
@@ -43,8 +44,37 @@ func (r *Registry) credential(h http.Header) (sent, right, required bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	user, password, sent := (&http.Request{Header: h}).BasicAuth()
-	return sent, sent && user == r.options.Username && password == r.options.Password,
-		r.options.Username != "" && !r.options.AnonymousToo
+	known, ok := r.options.Accounts[user]
+	right = sent && (user == r.options.Username && password == r.options.Password || ok && password == known)
+	required = (r.options.Username != "" || len(r.options.Accounts) > 0 || r.options.RefreshToken != "") && !r.options.AnonymousToo
+	return sent, right, required
+}
+
+// spend counts a request against its user's quota, says in the answer what is
+// left, and reports whether there was none.
+func (r *Registry) spend(x *exchange) bool {
+	limit := r.options.Quota
+	if limit == 0 {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	left := limit - r.counted[x.record.User]
+	spent := left == 0 && x.record.Op == GetManifest
+	if x.record.Op == GetManifest && left > 0 {
+		r.counted[x.record.User]++
+		left--
+	}
+	x.header.Set("RateLimit-Limit", fmt.Sprintf("%d;w=21600", limit))
+	x.header.Set("RateLimit-Remaining", fmt.Sprintf("%d;w=21600", left))
+	return spent
+}
+
+// Refill gives every user the whole quota again.
+func (r *Registry) Refill() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	clear(r.counted)
 }
 
 // SetChallenge changes the token realm and the service that the registry asks
@@ -82,6 +112,7 @@ func (r *Registry) authorized(q *Request) (challenge string, ok bool) {
 		value, isBearer := strings.CutPrefix(header, "Bearer ")
 		for _, t := range r.issued[r.revoked:] {
 			if isBearer && t.value == value && t.service == r.service && (scope == "" || slices.Contains(t.scopes, scope)) {
+				r.known(q, t.user)
 				return challenge, true
 			}
 		}
@@ -93,7 +124,10 @@ func (r *Registry) authorized(q *Request) (challenge string, ok bool) {
 // answerToken is the token server (distribution's Token Authentication
 // Specification).
 func (r *Registry) answerToken(x *exchange) {
-	if sent, right, required := r.credential(x.record.Header); sent && !right || !sent && required {
+	form := x.record.Query
+	refreshed := x.record.Method == http.MethodPost && r.options.RefreshToken != "" &&
+		form.Get("grant_type") == "refresh_token" && form.Get("refresh_token") == r.options.RefreshToken
+	if sent, right, required := r.credential(x.record.Header); !refreshed && (sent && !right || !sent && required) {
 		x.fail(http.StatusUnauthorized, "UNAUTHORIZED", "incorrect username or password")
 		return
 	}
@@ -101,7 +135,7 @@ func (r *Registry) answerToken(x *exchange) {
 	defer r.mu.Unlock()
 	t := issued{
 		value:   fmt.Sprintf("canary-token-%d", len(r.issued)+1),
-		service: x.record.Query.Get("service"), scopes: x.record.Query["scope"],
+		service: form.Get("service"), scopes: form["scope"], user: x.record.User,
 	}
 	r.issued = append(r.issued, t)
 	answer := map[string]any{"token": t.value}

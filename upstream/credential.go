@@ -1,0 +1,224 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+)
+
+// credentials says what an account may show to a registry; nothing, if it has
+// nothing for that registry. It may read a file, run a program or ask a cloud,
+// and returns when ctx ends whatever those do. Its errors hold no secret, nor
+// what a file, a program's output or a library's error quotes.
+type credentials interface {
+	get(ctx context.Context) (authn.AuthConfig, error)
+}
+
+// validate checks what can be checked before the registry is known. key is the
+// one at fault, and the error says what to write instead.
+func (a Account) validate() (key string, err error) {
+	given := []string{}
+	for _, way := range []struct {
+		key string
+		set bool
+	}{
+		{"username", a.Username != ""},
+		{"password", a.Password != ""},
+		{"password_file", a.PasswordFile != ""},
+		{"docker_config", a.DockerConfig != ""},
+		{"keychain", a.Keychain != ""},
+	} {
+		if way.set {
+			given = append(given, way.key)
+		}
+	}
+	switch {
+	case len(given) == 0:
+		return "username", errors.New("missing: set username and password, or docker_config, or keychain")
+	case len(given) > 1 && (a.DockerConfig != "" || a.Keychain != ""):
+		return given[len(given)-1], fmt.Errorf("%s is set as well: keep one of the two", given[0])
+	case a.DockerConfig != "":
+		_, err := readDockerConfig(a.DockerConfig)
+		return "docker_config", err
+	case a.Keychain != "":
+		if keychain(a.Keychain) == nil {
+			return "keychain", fmt.Errorf("%q is not known: write ecr, google or azure", a.Keychain)
+		}
+	case a.Password != "" && a.PasswordFile != "":
+		return "password_file", errors.New("password is set as well: keep one of the two")
+	case a.Username == "":
+		return "username", errors.New("missing, but there is a password")
+	case a.Password == "" && a.PasswordFile == "":
+		return "password", errors.New("missing, but there is a username: set password or password_file")
+	case strings.Contains(a.Username, ":"):
+		return "username", errors.New("must not contain a colon (RFC 7617)")
+	case a.PasswordFile != "":
+		_, err := readPassword(a.PasswordFile)
+		return "password_file", err
+	}
+	return "", nil
+}
+
+// newCredentials finds what a may show at base, a URL of registry. What is
+// asked of the registry itself goes by rt. The error is about docker_config or
+// keychain, whichever is set, and says what to write instead.
+func newCredentials(a Account, registry string, base *url.URL, rt http.RoundTripper) (credentials, error) {
+	var ask asker
+	var err error
+	switch {
+	case a.DockerConfig != "":
+		ask, err = newDockerConfig(a.DockerConfig, base)
+	case a.Keychain != "":
+		ask, err = keychain(a.Keychain)(registry, base, rt)
+	default:
+		ask = a.ask
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &shared{ask: ask}, nil
+}
+
+// asker gets a credential. It may ignore ctx.
+type asker func(ctx context.Context) (granted, error)
+
+// granted is a credential, and how long it may be kept: not at all, if it says
+// nothing.
+type granted struct {
+	authn.AuthConfig
+	expires time.Time
+	renew   time.Time // from then on a new one is asked for, while this one still does
+}
+
+// lasting is a credential that is good until expires. It is renewed that much
+// earlier, or when half of its time is over.
+func lasting(c authn.AuthConfig, expires time.Time, early time.Duration) granted {
+	life := time.Until(expires)
+	return granted{c, expires, expires.Add(-min(early, life/2))}
+}
+
+func (a Account) ask(context.Context) (granted, error) {
+	password := a.Password
+	if a.PasswordFile != "" {
+		var err error
+		if password, err = readPassword(a.PasswordFile); err != nil {
+			return granted{}, fmt.Errorf("read the password: %w", err)
+		}
+	}
+	return granted{AuthConfig: authn.AuthConfig{Username: a.Username, Password: password}}, nil
+}
+
+const (
+	// maxAsking bounds one question, or callers who keep coming would wait for
+	// one that hangs for ever.
+	maxAsking = time.Minute
+	// maxRenewal is what a caller waits for a new credential, while the old one
+	// still does, and renewalPause how long it does without one that failed.
+	maxRenewal   = 5 * time.Second
+	renewalPause = time.Minute
+)
+
+// shared asks once for all who want a credential at the same time, and keeps
+// what may be kept. The question lives as long as somebody waits for it; a
+// second one is not asked before it has ended, so that no more than one hangs.
+type shared struct {
+	ask asker
+
+	mu   sync.Mutex // guards the fields below, and question.waiting
+	kept granted
+	now  *question // under way
+}
+
+type question struct {
+	cancel  context.CancelFunc
+	waiting int
+	done    chan struct{} // closed once the fields below are set
+	answer  granted
+	err     error
+}
+
+func (s *shared) get(ctx context.Context) (authn.AuthConfig, error) {
+	s.mu.Lock()
+	kept := s.kept
+	s.mu.Unlock()
+	now := time.Now()
+	if now.Before(kept.renew) {
+		return kept.AuthConfig, nil
+	}
+	if !now.Before(kept.expires) {
+		return s.wait(ctx)
+	}
+	renewal, cancel := context.WithTimeout(ctx, maxRenewal)
+	defer cancel()
+	if c, err := s.wait(renewal); err == nil {
+		return c, nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.kept == kept {
+		s.kept.renew = now.Add(renewalPause)
+	}
+	return kept.AuthConfig, nil // the failure will show when this one has expired
+}
+
+// wait joins the question under way, or begins one.
+func (s *shared) wait(ctx context.Context) (authn.AuthConfig, error) {
+	for {
+		q := s.join()
+		select {
+		case <-q.done:
+		case <-ctx.Done():
+			s.leave(q)
+			return authn.AuthConfig{}, fmt.Errorf("wait for the credential: %w", context.Cause(ctx))
+		}
+		// One that was given up by those before us says nothing.
+		if q.err == nil || !errors.Is(q.err, errGivenUp) {
+			return q.answer.AuthConfig, q.err
+		}
+	}
+}
+
+// errGivenUp ends a question that nobody waits for any more.
+var errGivenUp = errors.New("nobody waits for it")
+
+func (s *shared) join() *question {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.now == nil {
+		s.now = &question{done: make(chan struct{})}
+		var ctx context.Context
+		ctx, s.now.cancel = context.WithTimeout(context.Background(), maxAsking)
+		go s.run(ctx, s.now)
+	}
+	s.now.waiting++
+	return s.now
+}
+
+func (s *shared) leave(q *question) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if q.waiting--; q.waiting == 0 {
+		q.cancel()
+	}
+}
+
+func (s *shared) run(ctx context.Context, q *question) {
+	answer, err := s.ask(ctx)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil {
+		s.kept = answer
+	} else if errors.Is(ctx.Err(), context.Canceled) {
+		err = errGivenUp
+	}
+	q.cancel()
+	q.answer, q.err, s.now = answer, err, nil
+	close(q.done)
+}

@@ -1,0 +1,363 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+)
+
+// canary is a secret that no error may show.
+const canary = "canary-5ecret"
+
+// sourceOf makes the credentials of a for base, which is also the registry's name.
+func sourceOf(tb testing.TB, a Account, base string) credentials {
+	tb.Helper()
+	c, err := trySource(tb, a, "registry.test", base, nil)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return c
+}
+
+func trySource(tb testing.TB, a Account, registry, base string, rt http.RoundTripper) (credentials, error) {
+	tb.Helper()
+	u, err := parseBase(base)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return newCredentials(a, registry, u, rt)
+}
+
+func wantGot(t *testing.T, c credentials, want authn.AuthConfig) {
+	t.Helper()
+	if got, err := c.get(t.Context()); err != nil || got != want {
+		t.Errorf("got %+v, %v; want %+v", got, err, want)
+	}
+}
+
+// wantFailed checks that get fails, with want in the error and no secret.
+func wantFailed(t *testing.T, c credentials, want ...string) {
+	t.Helper()
+	got, err := c.get(t.Context())
+	if err == nil || got != (authn.AuthConfig{}) {
+		t.Fatalf("got %+v, %v; want an error", got, err)
+	}
+	wantTold(t, err, want...)
+}
+
+func wantTold(t *testing.T, err error, want ...string) {
+	t.Helper()
+	if err == nil {
+		t.Fatal("no error")
+	}
+	for _, w := range want {
+		if !strings.Contains(err.Error(), w) {
+			t.Errorf("%q does not say %q", err, w)
+		}
+	}
+	for e := err; e != nil; e = errors.Unwrap(e) {
+		if strings.Contains(e.Error(), canary) || strings.ContainsAny(e.Error(), "\n\r") {
+			t.Errorf("a secret or a line break in %q", e)
+		}
+	}
+}
+
+func write(tb testing.TB, file, content string) string {
+	tb.Helper()
+	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+		tb.Fatal(err)
+	}
+	return file
+}
+
+func TestCredentialValidate(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	secret := write(t, filepath.Join(dir, "secret"), canary+"\n")
+	docker := write(t, filepath.Join(dir, "config.json"), "{}")
+	broken := write(t, filepath.Join(dir, "broken.json"), `{"auths": {"r.test": {"auth": "`+canary+`"}}}`)
+	for _, tc := range []struct {
+		name      string
+		account   Account
+		key, want string // want "": no error
+	}{
+		{"nothing", Account{}, "username", "missing: set username and password, or docker_config, or keychain"},
+		{"password", Account{Username: "a", Password: canary}, "", ""},
+		{"password_file", Account{Username: "a", PasswordFile: secret}, "password_file", ""},
+		{"docker_config", Account{DockerConfig: docker}, "docker_config", ""},
+		{"ecr", Account{Keychain: "ecr"}, "", ""},
+		{"google", Account{Keychain: "google"}, "", ""},
+		{"azure", Account{Keychain: "azure"}, "", ""},
+		{"no password", Account{Username: "a"}, "password", "set password or password_file"},
+		{"no username", Account{Password: canary}, "username", "missing, but there is a password"},
+		{"no username, file", Account{PasswordFile: secret}, "username", "missing, but there is a password"},
+		{"colon", Account{Username: "a:b", Password: canary}, "username", "RFC 7617"},
+		{"two passwords", Account{Username: "a", Password: canary, PasswordFile: secret}, "password_file", "password is set as well"},
+		{"no such password_file", Account{Username: "a", PasswordFile: "/no/such"}, "password_file", "open /no/such"},
+		{"username and docker_config", Account{Username: "a", DockerConfig: docker}, "docker_config", "username is set as well: keep one of the two"},
+		{"password and docker_config", Account{Password: canary, DockerConfig: docker}, "docker_config", "password is set as well"},
+		{"docker_config and keychain", Account{DockerConfig: docker, Keychain: "ecr"}, "keychain", "docker_config is set as well"},
+		{"no such docker_config", Account{DockerConfig: "/no/such"}, "docker_config", "open /no/such"},
+		{"broken docker_config", Account{DockerConfig: broken}, "docker_config", "not the base64"},
+		{"keychain", Account{Keychain: "aws"}, "keychain", `"aws" is not known: write ecr, google or azure`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			key, err := tc.account.validate()
+			if tc.want == "" {
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			if key != tc.key {
+				t.Errorf("it is about %q", key)
+			}
+			wantTold(t, err, tc.want)
+		})
+	}
+}
+
+// TestCredentialPassword: a password's file is read again each time.
+func TestCredentialPassword(t *testing.T) {
+	t.Parallel()
+	wantGot(t, sourceOf(t, Account{Username: "a", Password: "b"}, "https://r.test"), authn.AuthConfig{Username: "a", Password: "b"})
+
+	file := write(t, filepath.Join(t.TempDir(), "password"), "one\n")
+	c := sourceOf(t, Account{Username: "a", PasswordFile: file}, "https://r.test")
+	wantGot(t, c, authn.AuthConfig{Username: "a", Password: "one"})
+	write(t, file, "two")
+	wantGot(t, c, authn.AuthConfig{Username: "a", Password: "two"})
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	wantFailed(t, c, "read the password: open "+file)
+}
+
+// TestCredentialBlockedFile: a file that cannot be read to its end, as on a dead
+// NFS server, holds nobody, and is not opened twice.
+func TestCredentialBlockedFile(t *testing.T) {
+	t.Parallel()
+	fifo := filepath.Join(t.TempDir(), "password")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := sourceOf(t, Account{Username: "a", PasswordFile: fifo}, "https://r.test").(*shared)
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 3 {
+		if _, err := c.get(ended); !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v", err)
+		}
+	}
+	q := c.join()
+	write(t, fifo, "late")
+	<-q.done
+	if q.err != nil || q.answer.Password != "late" { // a second reader would have taken some of it, or none be left
+		t.Errorf("got %+v, %v", q.answer, q.err)
+	}
+}
+
+// scripted is an asker that answers as it is told to.
+type scripted struct {
+	mu      sync.Mutex // guards asked
+	asked   int
+	answers chan func(context.Context) (granted, error)
+}
+
+func (s *scripted) ask(ctx context.Context) (granted, error) {
+	s.mu.Lock()
+	s.asked++
+	s.mu.Unlock()
+	return (<-s.answers)(ctx)
+}
+
+func (s *scripted) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.asked
+}
+
+func (s *scripted) will(g granted, err error) {
+	s.answers <- func(context.Context) (granted, error) { return g, err }
+}
+
+func until(expires time.Time, password string) granted {
+	return lasting(authn.AuthConfig{Password: password}, expires, time.Hour)
+}
+
+// TestCredentialShared: all who ask at the same time get the answer to one question.
+func TestCredentialShared(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &scripted{answers: make(chan func(context.Context) (granted, error))}
+		c := &shared{ask: s.ask}
+		var all sync.WaitGroup
+		for range 100 {
+			all.Go(func() { wantGot(t, c, authn.AuthConfig{Password: "a"}) })
+		}
+		synctest.Wait()
+		s.will(granted{AuthConfig: authn.AuthConfig{Password: "a"}}, nil)
+		all.Wait()
+		if s.count() != 1 {
+			t.Errorf("asked %d times", s.count())
+		}
+		go s.will(granted{AuthConfig: authn.AuthConfig{Password: "b"}}, nil)
+		wantGot(t, c, authn.AuthConfig{Password: "b"}) // what says nothing of its life is not kept
+	})
+}
+
+// TestCredentialEnded: a question ends with the last who waits for it, not with
+// the first, and who comes after has one of their own.
+func TestCredentialEnded(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &scripted{answers: make(chan func(context.Context) (granted, error), 1)}
+		c := &shared{ask: s.ask}
+		ended := make(chan struct{})
+		proceed := make(chan struct{})
+		s.answers <- func(ctx context.Context) (granted, error) {
+			<-ctx.Done()
+			close(ended)
+			<-proceed
+			return granted{}, ctx.Err()
+		}
+		first, cancelFirst := context.WithCancel(t.Context())
+		second, cancelSecond := context.WithCancel(t.Context())
+		var both sync.WaitGroup
+		for _, ctx := range []context.Context{first, second} {
+			both.Go(func() {
+				if _, err := c.get(ctx); !errors.Is(err, context.Canceled) {
+					t.Errorf("got %v", err)
+				}
+			})
+		}
+		synctest.Wait()
+		cancelFirst()
+		synctest.Wait()
+		select {
+		case <-ended:
+			t.Error("it ended with the first")
+		default:
+		}
+		cancelSecond()
+		both.Wait()
+		<-ended
+
+		var third sync.WaitGroup
+		third.Go(func() { wantGot(t, c, authn.AuthConfig{Password: "a"}) })
+		synctest.Wait()
+		if s.count() != 1 {
+			t.Errorf("asked %d times while the first question hung", s.count())
+		}
+		close(proceed)
+		s.will(granted{AuthConfig: authn.AuthConfig{Password: "a"}}, nil)
+		third.Wait()
+		if s.count() != 2 {
+			t.Errorf("asked %d times", s.count())
+		}
+	})
+}
+
+// TestCredentialHangs: callers who keep coming do not keep a question alive that
+// nobody answers.
+func TestCredentialHangs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := &shared{ask: func(ctx context.Context) (granted, error) {
+			<-ctx.Done()
+			return granted{}, ctx.Err()
+		}}
+		begun := time.Now()
+		if _, err := c.get(t.Context()); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v", err)
+		}
+		if took := time.Since(begun); took != maxAsking {
+			t.Errorf("it took %s", took)
+		}
+	})
+}
+
+// TestCredentialKept: a credential is kept while it is good, renewed early, and
+// still used when that fails.
+func TestCredentialKept(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &scripted{answers: make(chan func(context.Context) (granted, error), 1)}
+		c := &shared{ask: s.ask}
+		wantAsked := func(n int) {
+			t.Helper()
+			if s.count() != n {
+				t.Errorf("asked %d times, want %d", s.count(), n)
+			}
+		}
+		begun := time.Now()
+		s.will(until(begun.Add(12*time.Hour), "a"), nil)
+		wantGot(t, c, authn.AuthConfig{Password: "a"})
+		time.Sleep(11*time.Hour - time.Second)
+		wantGot(t, c, authn.AuthConfig{Password: "a"})
+		wantAsked(1)
+
+		time.Sleep(time.Second) // an hour before its end
+		s.will(granted{}, errors.New("not now"))
+		wantGot(t, c, authn.AuthConfig{Password: "a"})
+		wantAsked(2)
+		wantGot(t, c, authn.AuthConfig{Password: "a"})
+		wantAsked(2) // not at once again
+		time.Sleep(renewalPause)
+		hung := time.Now()
+		s.answers <- func(ctx context.Context) (granted, error) {
+			<-ctx.Done()
+			return granted{}, ctx.Err()
+		}
+		wantGot(t, c, authn.AuthConfig{Password: "a"})
+		if took := time.Since(hung); took != maxRenewal {
+			t.Errorf("a renewal that hung held the caller for %s", took)
+		}
+		wantAsked(3)
+
+		time.Sleep(time.Hour) // it has expired
+		s.will(granted{}, errors.New("not now"))
+		wantFailed(t, c, "not now")
+		s.will(until(time.Now().Add(12*time.Hour), "b"), nil)
+		wantGot(t, c, authn.AuthConfig{Password: "b"})
+		wantAsked(5)
+
+		time.Sleep(11*time.Hour + time.Minute)
+		s.will(until(time.Now().Add(12*time.Hour), "c"), nil)
+		wantGot(t, c, authn.AuthConfig{Password: "c"})
+		wantGot(t, c, authn.AuthConfig{Password: "c"})
+		wantAsked(6)
+	})
+}
+
+// TestCredentialShortLived: one that lives less than the margin is kept for half
+// of its life, one that has expired not at all.
+func TestCredentialShortLived(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		now := time.Now()
+		if g := until(now.Add(20*time.Minute), ""); !g.renew.Equal(now.Add(10 * time.Minute)) {
+			t.Errorf("renewed at %s", g.renew)
+		}
+		s := &scripted{answers: make(chan func(context.Context) (granted, error), 1)}
+		c := &shared{ask: s.ask}
+		for n := range 3 {
+			s.will(until(now.Add(-time.Minute), "a"), nil)
+			wantGot(t, c, authn.AuthConfig{Password: "a"})
+			if s.count() != n+1 {
+				t.Errorf("asked %d times", s.count())
+			}
+		}
+	})
+}

@@ -1,0 +1,160 @@
+package upstream
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/url"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+
+	dockerconfig "github.com/docker/cli/cli/config"
+	"github.com/docker/cli/cli/config/configfile"
+	dockercredentials "github.com/docker/cli/cli/config/credentials"
+	"github.com/google/go-containerregistry/pkg/authn"
+)
+
+// newDockerConfig asks a docker config.json, read anew each time, for what it
+// has for base. That its helper can be run is checked now: a file that was
+// copied from a desktop names one that is not here.
+func newDockerConfig(file string, base *url.URL) (asker, error) {
+	c, err := readDockerConfig(file)
+	if err != nil {
+		return nil, err
+	}
+	names := dockerNames(base)
+	if helper, server := helperFor(c, names); helper != "" {
+		if _, err := exec.LookPath(helperPrefix + helper); err != nil {
+			return nil, fmt.Errorf("%s has %s ask a program: %w; install it, or write the credential under auths", file, server, err)
+		}
+	}
+	return func(ctx context.Context) (granted, error) {
+		c, err := readDockerConfig(file)
+		if err != nil {
+			return granted{}, err
+		}
+		var found authn.AuthConfig
+		if helper, server := helperFor(c, names); helper != "" {
+			found, err = askHelper(ctx, helper, server)
+		} else {
+			found = entryFor(c, names, base.Scheme)
+		}
+		return granted{AuthConfig: found}, err
+	}, nil
+}
+
+// maxDockerConfig is far above any list of registries.
+const maxDockerConfig = 1 << 20
+
+func readDockerConfig(file string) (*configfile.ConfigFile, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }() // only read from
+	b, err := io.ReadAll(io.LimitReader(f, maxDockerConfig+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > maxDockerConfig {
+		return nil, fmt.Errorf("%s is longer than %d bytes", file, maxDockerConfig)
+	}
+	c, err := parseDockerConfig(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s is no docker config.json: %w", file, err)
+	}
+	return c, nil
+}
+
+// parseDockerConfig tells of b no more than where it is wrong, for the decoders
+// quote what they stumble over.
+func parseDockerConfig(b []byte) (*configfile.ConfigFile, error) {
+	c, err := dockerconfig.LoadFromReader(bytes.NewReader(b))
+	syntax, isSyntax := errors.AsType[*json.SyntaxError](err)
+	shape, isShape := errors.AsType[*json.UnmarshalTypeError](err)
+	switch {
+	case len(bytes.TrimSpace(b)) == 0:
+		return nil, errors.New("it is empty")
+	case isSyntax:
+		return nil, fmt.Errorf("not JSON at byte %d", syntax.Offset)
+	case isShape:
+		return nil, fmt.Errorf("a value of another type than docker's at byte %d", shape.Offset)
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return nil, errors.New("its end is missing")
+	case err != nil:
+		return nil, errors.New("an auth in it is not the base64 of user:password")
+	}
+	for _, helper := range append(slices.Collect(maps.Values(c.CredentialHelpers)), c.CredentialsStore) {
+		if !isHelper(helper) {
+			return nil, fmt.Errorf("%q is no name of a credential helper: write NAME for the program docker-credential-NAME", printable(helper, 64))
+		}
+	}
+	return c, nil
+}
+
+// isHelper keeps paths out of what is looked for in PATH.
+func isHelper(name string) bool {
+	return strings.IndexFunc(name, func(c rune) bool {
+		return (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && !strings.ContainsRune("._-", c)
+	}) < 0
+}
+
+// dockerHub is what docker calls Docker Hub in its config.json.
+const dockerHub = "https://index.docker.io/v1/"
+
+// dockerNames are the names for base in a config.json, docker's own first. It
+// knows a registry by the host and port of its images' names, in which the
+// scheme's own port may be written or not.
+func dockerNames(base *url.URL) []string {
+	host, withPort := bareHost(base.Hostname()), hostPort(base)
+	hub := []string{"index.docker.io", "docker.io", "registry-1.docker.io"}
+	if slices.Contains(hub, host) && base.Scheme == "https" && strings.HasSuffix(withPort, ":443") {
+		return append([]string{dockerHub}, hub...)
+	}
+	names := []string{strings.ToLower(base.Host)}
+	switch {
+	case base.Port() == "":
+		names = append(names, withPort, host) // of IPv6, host is without brackets
+	case withPort == hostPort(&url.URL{Scheme: base.Scheme, Host: base.Hostname()}):
+		names = append(names, host)
+	}
+	return names
+}
+
+// helperFor is the helper to ask, and for what; "" where the file itself
+// counts. An empty helper for a host excepts it from the store for all.
+func helperFor(c *configfile.ConfigFile, names []string) (helper, server string) {
+	for _, name := range names {
+		if helper, ok := c.CredentialHelpers[name]; ok {
+			return helper, name
+		}
+	}
+	return c.CredentialsStore, names[0]
+}
+
+// entryFor is the entry of the first of names that has one: under the name
+// itself, else under a URL with it, of the same scheme rather than another.
+func entryFor(c *configfile.ConfigFile, names []string, scheme string) authn.AuthConfig {
+	keys := slices.Sorted(maps.Keys(c.AuthConfigs))
+	for _, name := range names {
+		for _, fits := range []func(key string) bool{
+			func(key string) bool { return key == name },
+			func(key string) bool { return strings.HasPrefix(key, scheme+"://") && dockerHost(key) == name },
+			func(key string) bool { return dockerHost(key) == name },
+		} {
+			if i := slices.IndexFunc(keys, fits); i >= 0 {
+				e := c.AuthConfigs[keys[i]]
+				return authn.AuthConfig{Username: e.Username, Password: e.Password, IdentityToken: e.IdentityToken, RegistryToken: e.RegistryToken}
+			}
+		}
+	}
+	return authn.AuthConfig{}
+}
+
+func dockerHost(key string) string { return strings.ToLower(dockercredentials.ConvertToHostname(key)) }

@@ -1,0 +1,118 @@
+package upstream
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/service/ecr"
+	"github.com/aws/aws-sdk-go-v2/service/ecrpublic"
+	"github.com/aws/smithy-go"
+	"github.com/aws/smithy-go/logging"
+	"github.com/awslabs/amazon-ecr-credential-helper/ecr-login/api"
+	"github.com/google/go-containerregistry/pkg/authn"
+)
+
+const (
+	// ecrEarly is how long before its end a password is renewed; most live 12 hours.
+	ecrEarly = time.Hour
+	// ecrPublicRegion is where public.ecr.aws is asked for, and no other region.
+	ecrPublicRegion = "us-east-1"
+	awsHint         = "give cachalot a role (EKS, ECS, EC2), or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+)
+
+// newECR asks AWS for a password. Of Amazon's own credential helper only the
+// pattern of the registries' names is used: its client panics on a
+// configuration that it cannot read, takes no context and keeps passwords on disk.
+func newECR(registry string, base *url.URL, _ http.RoundTripper) (asker, error) {
+	own := hosts(registry, base)
+	for _, host := range own {
+		if r, err := api.ExtractRegistry(host); err == nil {
+			return func(ctx context.Context) (granted, error) { return askECR(ctx, r) }, nil
+		}
+	}
+	return nil, unfit(own, "ecr", "ACCOUNT.dkr.ecr.REGION.amazonaws.com and public.ecr.aws")
+}
+
+// askECR reads AWS's configuration anew, so that what has changed in it counts.
+func askECR(ctx context.Context, r *api.Registry) (granted, error) {
+	options := []func(*config.LoadOptions) error{
+		config.WithLogger(logging.Nop{}),
+		config.WithHTTPClient(awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) { t.DisableKeepAlives = true })),
+		config.WithRegion(r.Region),
+	}
+	if r.Service == api.ServiceECRPublic {
+		options = append(options, config.WithRegion(ecrPublicRegion))
+	}
+	if r.FIPS {
+		options = append(options, config.WithUseFIPSEndpoint(aws.FIPSEndpointStateEnabled))
+	}
+	cfg, err := config.LoadDefaultConfig(ctx, options...)
+	if err != nil {
+		return granted{}, fmt.Errorf("read the AWS configuration: %w", awsCause(ctx, err))
+	}
+	keys, err := cfg.Credentials.Retrieve(ctx) // kept in cfg for the request
+	if err != nil {
+		return granted{}, fmt.Errorf("find AWS credentials: %w; %s", awsCause(ctx, err), awsHint)
+	}
+	token, expires, err := ecrToken(ctx, cfg, r.Service)
+	if err != nil {
+		return granted{}, fmt.Errorf("ask ECR for a password: %w", awsCause(ctx, err, keys.SecretAccessKey, keys.SessionToken))
+	}
+	userPassword, err := base64.StdEncoding.DecodeString(token)
+	user, password, ok := strings.Cut(string(userPassword), ":")
+	if err != nil || !ok || user == "" || password == "" {
+		return granted{}, errors.New("ask ECR for a password: there is none in its answer")
+	}
+	return lasting(authn.AuthConfig{Username: user, Password: password}, expires, ecrEarly), nil
+}
+
+// ecrToken gets the base64 of user:password. It is good for every registry that
+// the role may read.
+func ecrToken(ctx context.Context, cfg aws.Config, service api.Service) (token string, expires time.Time, err error) {
+	if service == api.ServiceECRPublic {
+		out, err := ecrpublic.NewFromConfig(cfg).GetAuthorizationToken(ctx, nil)
+		if err != nil || out.AuthorizationData == nil {
+			return "", time.Time{}, err
+		}
+		return aws.ToString(out.AuthorizationData.AuthorizationToken), aws.ToTime(out.AuthorizationData.ExpiresAt), nil
+	}
+	out, err := ecr.NewFromConfig(cfg).GetAuthorizationToken(ctx, nil)
+	if err != nil || len(out.AuthorizationData) == 0 {
+		return "", time.Time{}, err
+	}
+	return aws.ToString(out.AuthorizationData[0].AuthorizationToken), aws.ToTime(out.AuthorizationData[0].ExpiresAt), nil
+}
+
+// awsCause is what of err may be told. Where the secrets are known the first
+// line of AWS's message may be, which names who lacks which permission; the
+// others of a wrong signature repeat the request.
+func awsCause(ctx context.Context, err error, secrets ...string) error {
+	if refused, ok := errors.AsType[smithy.APIError](err); ok {
+		text := refused.ErrorCode()
+		if line, _, _ := strings.Cut(refused.ErrorMessage(), "\n"); len(secrets) > 0 && line != "" {
+			text += ": " + line
+		}
+		for _, s := range secrets {
+			if s != "" {
+				text = strings.ReplaceAll(text, s, "[redacted]")
+			}
+		}
+		return errors.New(printable(text, 300))
+	}
+	if missing, ok := errors.AsType[config.SharedConfigProfileNotExistError](err); ok {
+		return missing
+	}
+	if why := told(ctx, err); why != nil {
+		return why
+	}
+	return errUntold
+}

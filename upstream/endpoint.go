@@ -1,0 +1,215 @@
+package upstream
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/sony/gobreaker/v2"
+)
+
+// endpoint is one of a registry's URLs, and what is known of it. Nothing is
+// before its first 401.
+type endpoint struct {
+	registry *Registry
+	base     *url.URL
+	origin   string
+	accounts []*account // at least one, which may be nobody's
+
+	first   sync.Once     // starts the ping
+	met     chan struct{} // closed when the ping is over, whatever came of it
+	probing atomic.Bool   // a probe is under way
+
+	mu     sync.Mutex                // guards the fields below
+	turns  *lru.Cache[string, *turn] // by repository
+	next   int                       // the account whose turn comes next
+	learnt challenge                 // the last challenge; scheme "" before the first
+	fixed  string                    // the scope of every repository, for registries that name no repository in it
+}
+
+// turn is the account that a repository is asked for with. It lasts as long as
+// a token does, so that one pull needs one token a repository.
+type turn struct {
+	account int
+	until   time.Time
+}
+
+// turnTime is the life of Docker Hub's and GitLab's tokens.
+const turnTime = 5 * time.Minute
+
+func newEndpoint(r *Registry, base *url.URL) (*endpoint, error) {
+	turns, err := lru.New[string, *turn](maxTokens)
+	if err != nil {
+		return nil, fmt.Errorf("make cache of turns: %w", err)
+	}
+	e := &endpoint{registry: r, base: base, origin: origin(base), turns: turns, met: make(chan struct{})}
+	if len(r.cfg.Accounts) == 0 {
+		a, err := newAccount(e, r.cfg.key("username"), nil)
+		if err != nil {
+			return nil, err
+		}
+		e.accounts = []*account{a}
+	}
+	for i, configured := range r.cfg.Accounts {
+		key := r.cfg.accountKey(i, configured.key())
+		source, err := newCredentials(configured, r.cfg.Name, base, wire{r})
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", key, err)
+		}
+		a, err := newAccount(e, key, source)
+		if err != nil {
+			return nil, err
+		}
+		e.accounts = append(e.accounts, a)
+	}
+	return e, nil
+}
+
+// url is where q is asked at e. The host is the configured one whatever q holds.
+func (e *endpoint) url(q query) *url.URL {
+	u := *e.base
+	u.Path += "/v2/" + q.path
+	u.RawQuery = q.rawQuery
+	return &u
+}
+
+// inTurn is the accounts in the order in which to ask for a repository: its
+// own, then the others.
+func (e *endpoint) inTurn(repo string) []*account {
+	n := len(e.accounts)
+	if n == 1 {
+		return e.accounts
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	t, ok := e.turns.Get(repo)
+	if !ok || time.Now().After(t.until) {
+		t = &turn{account: e.next, until: time.Now().Add(turnTime)}
+		e.next = (e.next + 1) % n
+		e.turns.Add(repo, t)
+	}
+	return append(slices.Clone(e.accounts[t.account:]), e.accounts[:t.account]...)
+}
+
+// took makes the account that was answered the one for the repository.
+func (e *endpoint) took(repo string, a *account) {
+	if len(e.accounts) == 1 {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if t, ok := e.turns.Get(repo); ok {
+		t.account = slices.Index(e.accounts, a)
+	}
+}
+
+const (
+	opPing = "ping"
+	// pingTime bounds the ping altogether: no answer is worth more of a
+	// caller's patience, for a registry that gives none can still be asked.
+	pingTime = 5 * time.Second
+)
+
+// meet asks the version endpoint for the registry's challenge, once, before
+// anything else: all that want something of a registry not yet known wait for
+// this one 401, rather than get one each. Whatever else comes of it, silence
+// too, is no matter: they go on, and learn from a 401 of their own. The only
+// error is the end of ctx.
+func (e *endpoint) meet(ctx context.Context) error {
+	e.first.Do(func() {
+		go func() {
+			defer close(e.met)
+			e.ping()
+		}()
+	})
+	select {
+	case <-e.met:
+		return nil
+	case <-ctx.Done():
+		return e.registry.networkError(ctx, opPing, "waiting for the registry's challenge", context.Cause(ctx))
+	}
+}
+
+// ping runs under the registry's own context, for many callers wait for it. It
+// follows no redirect: another origin's challenge is not this registry's.
+func (e *endpoint) ping() {
+	r := e.registry
+	ctx, cancel := context.WithTimeout(r.ctx, pingTime)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.url(query{}).String(), nil)
+	if err != nil {
+		return // cannot be, and the question itself would say so
+	}
+	resp, err := r.roundTrip(ctx, opPing, req)
+	if err != nil {
+		return // counted, and the question itself will say more
+	}
+	defer drain(resp)
+	c, ok := parseChallenge(resp.Header.Values("WWW-Authenticate"))
+	if ok && resp.StatusCode == http.StatusUnauthorized {
+		e.learn(c)
+	}
+}
+
+// learn remembers a challenge.
+func (e *endpoint) learn(c challenge) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.learnt, e.fixed = c, ""
+	if c.scope != "" && !strings.HasPrefix(c.scope, "repository:") {
+		e.fixed = c.scope
+	}
+}
+
+// challenge is what the registry will ask for before it shows q's repository,
+// judging by the last time. Its scheme is "" where that is not known.
+func (e *endpoint) challenge(repo string) challenge {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	c := e.learnt
+	if c.scope = e.fixed; c.scope == "" {
+		c.scope = pullScope(repo)
+	}
+	return c
+}
+
+// healthy reports whether the URL's breaker is closed. One that could be tried
+// again is tried, in the background: while another URL serves, no client has to
+// find out whether this one is still broken.
+func (e *endpoint) healthy() bool {
+	switch e.registry.breaker(e.origin).State() {
+	case gobreaker.StateClosed:
+		return true
+	case gobreaker.StateHalfOpen:
+		if e.probing.CompareAndSwap(false, true) {
+			go func() {
+				defer e.probing.Store(false)
+				e.ping()
+			}()
+		}
+	}
+	return false
+}
+
+// publish sums up what the accounts have left, in the metrics.
+func (e *endpoint) publish() {
+	e.mu.Lock() // so that the sum of the last change is set last
+	defer e.mu.Unlock()
+	var limit, remaining int64
+	for _, a := range e.accounts {
+		l, r := a.budget.said()
+		limit, remaining = limit+l, remaining+r
+	}
+	if limit > 0 { // else it never said
+		label := e.registry.cfg.label()
+		e.registry.metrics.limit.WithLabelValues(label).Set(float64(limit))
+		e.registry.metrics.remaining.WithLabelValues(label).Set(float64(remaining))
+	}
+}

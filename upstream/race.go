@@ -1,0 +1,114 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"time"
+)
+
+// order is the URLs in the order in which to ask them: as configured, but what
+// is known to be broken last.
+func (r *Registry) order() []*endpoint {
+	if len(r.endpoints) == 1 {
+		return r.endpoints
+	}
+	var well, broken []*endpoint
+	for _, e := range r.endpoints {
+		if e.healthy() {
+			well = append(well, e)
+		} else {
+			broken = append(broken, e)
+		}
+	}
+	return append(well, broken...)
+}
+
+// reply is what one URL made of a question.
+type reply struct {
+	from *endpoint
+	resp *http.Response
+	err  error
+}
+
+// askEach puts q to the URLs until one answers: to the next one when one has
+// failed, or, if q may be raced, when none has answered for RaceAfter. The
+// first answer counts, and whoever is still asked then is broken off. The last
+// URL's no is final: of the others a 404 may only mean that a mirror is incomplete.
+func (r *Registry) askEach(ctx context.Context, q query) (*http.Response, error) {
+	order := r.order()
+	if len(order) == 1 {
+		return r.askOne(ctx, order[0], q)
+	}
+	last := r.endpoints[len(r.endpoints)-1]
+	replies := make(chan reply, len(order)) // nobody waits to be heard
+	running := map[*endpoint]context.CancelFunc{}
+	defer func() { // all but the winner
+		for _, cancel := range running {
+			cancel()
+		}
+		go func(n int) {
+			for range n {
+				if late := <-replies; late.err == nil {
+					late.resp.Body.Close()
+				}
+			}
+		}(len(running))
+	}()
+	next := func() {
+		e := order[0]
+		order = order[1:]
+		attempt, cancel := context.WithCancel(ctx)
+		running[e] = cancel
+		go func() {
+			resp, err := r.askOne(attempt, e, q) //nolint:bodyclose // by who takes the reply
+			replies <- reply{e, resp, err}
+		}()
+	}
+	next()
+	var telling error
+	for {
+		var silence <-chan time.Time
+		if q.raced && r.cfg.RaceAfter > 0 && len(order) > 0 {
+			silence = time.After(r.cfg.RaceAfter)
+		}
+		select {
+		case <-silence:
+			next()
+			continue
+		case got := <-replies:
+			cancel := running[got.from]
+			delete(running, got.from)
+			if got.err == nil {
+				got.resp.Body.(*body).after(cancel)
+				return got.resp, nil
+			}
+			cancel()
+			no := errors.Is(got.err, ErrNotFound) || errors.Is(got.err, ErrDenied) || statusOf(got.err) == http.StatusRequestedRangeNotSatisfiable
+			if ctx.Err() != nil || no && got.from == last {
+				return nil, got.err
+			}
+			telling = moreTelling(telling, got.err)
+		}
+		switch {
+		case len(order) > 0:
+			next()
+		case len(running) == 0:
+			return nil, telling
+		}
+	}
+}
+
+// moreTelling is the one of two failures that says more to the caller; of two
+// rate limits, the one that ends first.
+func moreTelling(a, b error) error {
+	if a == nil || rank(b) > rank(a) {
+		return b
+	}
+	one, ok1 := errors.AsType[*Error](a)
+	two, ok2 := errors.AsType[*Error](b)
+	if rank(a) == rank(b) && ok1 && ok2 && two.RetryAfter > 0 && two.RetryAfter < one.RetryAfter {
+		return b
+	}
+	return a
+}

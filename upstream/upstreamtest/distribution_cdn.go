@@ -1,0 +1,83 @@
+package upstreamtest
+
+import (
+	"bytes"
+	"crypto/rand"
+	"net/http"
+	"net/url"
+	"path"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// cdn serves a Distribution's blobs at an origin of its own, as an object store
+// does: to those who have a URL that was signed for it, and to nobody who sends
+// a credential as well.
+type cdn struct {
+	recorder *Recorder
+	server   *server
+
+	mu     sync.Mutex // guards the fields below
+	blobs  map[digest.Digest][]byte
+	signed map[string]string // path by signature
+}
+
+func newCDN(tb TB, r *Recorder) *cdn {
+	c := &cdn{recorder: r, blobs: map[digest.Digest][]byte{}, signed: map[string]string{}}
+	c.server = startServer(tb, http.HandlerFunc(c.serve), nil, r)
+	return c
+}
+
+func (c *cdn) add(blobs ...Content) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, b := range blobs {
+		c.blobs[b.Digest] = b.Bytes
+	}
+}
+
+// sign makes a redirect's target one that is served.
+func (c *cdn) sign(location string) string {
+	u, err := url.Parse(location)
+	if err != nil {
+		return location // distribution made it
+	}
+	signature := rand.Text()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.signed[signature] = u.Path
+	u.RawQuery = url.Values{"signature": {signature}}.Encode()
+	return u.String()
+}
+
+// find returns the blob that a request's URL was signed for.
+func (c *cdn) find(u *url.URL) (digest.Digest, []byte, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.signed[u.Query().Get("signature")] != u.Path {
+		return "", nil, false
+	}
+	d := digest.NewDigestFromEncoded(digest.SHA256, path.Base(path.Dir(u.Path))) // .../HEX/data
+	b, ok := c.blobs[d]
+	return d, b, ok
+}
+
+func (c *cdn) serve(w http.ResponseWriter, req *http.Request) {
+	q := newRecord(req, CDN)
+	d, blob, ok := c.find(req.URL)
+	q.Reference = d.String()
+	c.recorder.arrive(q)
+	rw := &recordingWriter{ResponseWriter: w, recorder: c.recorder, record: q}
+	switch {
+	case req.Header.Get("Authorization") != "":
+		http.Error(rw, "only one way to authenticate is allowed", http.StatusBadRequest)
+	case !ok:
+		http.Error(rw, "the signature is not that of this URL", http.StatusForbidden)
+	default:
+		rw.digest = d
+		rw.Header().Set("Content-Type", "application/octet-stream")
+		http.ServeContent(rw, req, "", time.Time{}, bytes.NewReader(blob))
+	}
+}
