@@ -18,5 +18,9 @@
 // kept, its upstream is suspect: clients are answered at once with what is kept,
 // and one check at a time goes on in the background until one succeeds.
 //
+// Rules say who may have what, and how long it is fresh and kept; they are asked
+// once a request, before any upstream. When a tag is gone upstream, one
+// goroutine looks for what no other tag holds, and marks it to go first.
+//
 // Handlers return errors; writeError alone writes them.
 package proxy

@@ -52,7 +52,7 @@ func answerTo(err error, kind upstream.Kind) answer {
 	a := answer{status: http.StatusBadGateway, code: errcode.ErrorCodeUnavailable, detail: err.Error(), result: resultError}
 	switch {
 	case errors.As(err, &refused):
-		return answer{status: refused.status, code: refused.code, detail: refused.detail, result: resultError}
+		return answer{status: refused.status, code: refused.code, detail: refused.detail, result: refused.result}
 	case errors.Is(err, upstream.ErrNotFound):
 		a.status, a.code, a.result = http.StatusNotFound, unknown(kind), resultMiss
 	case errors.Is(err, upstream.ErrDenied):

@@ -25,12 +25,12 @@ const keptTimes = 2
 
 // judge decides by the time since the pointer was checked. A clock that was set
 // back makes a pointer look checked in the future: it is checked again.
-func (c Config) judge(tag storage.Tag, known bool, now time.Time) verdict {
+func (c Config) judge(tag storage.Tag, known bool, freshFor time.Duration, now time.Time) verdict {
 	age := now.Sub(tag.Checked)
 	switch {
 	case !known || age >= c.MaxStale:
 		return tooOld
-	case age >= 0 && age < c.FreshFor:
+	case age >= 0 && age < freshFor:
 		return fresh
 	default:
 		return toCheck
@@ -39,7 +39,8 @@ func (c Config) judge(tag storage.Tag, known bool, now time.Time) verdict {
 
 // pointer is one mutable name and the way to check it.
 type pointer struct {
-	key storage.TagKey
+	key      storage.TagKey
+	freshFor time.Duration // served unchecked so long after a check
 	// check asks the upstream what the name points to now. What it points to
 	// newly is kept before check returns, where something was kept before.
 	check func(ctx context.Context, old storage.Tag, known bool) (digest.Digest, error)
@@ -55,7 +56,7 @@ type resolution struct {
 // configured. Its errors are those of check.
 func (p *Proxy) resolve(ctx context.Context, ptr pointer) (resolution, error) {
 	tag, known := p.store.Tag(ptr.key)
-	v := p.cfg.judge(tag, known, time.Now())
+	v := p.cfg.judge(tag, known, ptr.freshFor, time.Now())
 	if v == fresh {
 		return resolution{tag.Digest, resultHit}, nil
 	}
@@ -100,7 +101,7 @@ func saysNo(err error) bool {
 func (p *Proxy) check(ctx context.Context, ptr pointer, name string) (resolution, error) {
 	// Another check may have ended between this caller's look and its turn.
 	tag, known := p.store.Tag(ptr.key)
-	if p.cfg.judge(tag, known, time.Now()) == fresh {
+	if p.cfg.judge(tag, known, ptr.freshFor, time.Now()) == fresh {
 		return resolution{tag.Digest, resultRevalidated}, nil
 	}
 	d, err := ptr.check(ctx, tag, known)
@@ -113,6 +114,7 @@ func (p *Proxy) check(ctx context.Context, ptr pointer, name string) (resolution
 			if err := p.store.DeleteTag(ptr.key); err != nil {
 				p.log.Warn("cannot forget tag", "error", err)
 			}
+			p.release(ptr.key, tag.Digest)
 		}
 		return resolution{}, p.note(name, err)
 	default:

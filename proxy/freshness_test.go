@@ -30,7 +30,7 @@ func TestJudge(t *testing.T) {
 		"clock set back":    {now.Add(365 * 24 * time.Hour), true, toCheck},
 		"clock set forward": {now.Add(-365 * 24 * time.Hour), true, tooOld},
 	} {
-		if got := c.judge(storage.Tag{Checked: tc.checked}, tc.known, now); got != tc.want {
+		if got := c.judge(storage.Tag{Checked: tc.checked}, tc.known, c.FreshFor, now); got != tc.want {
 			t.Errorf("%s: %d, want %d", name, got, tc.want)
 		}
 	}

@@ -39,7 +39,9 @@ type mirror struct {
 	client  *http.Client
 	inside  atomic.Int64 // requests being served
 
-	aliases, hosts map[string][]string // of registries by name, from the next start on
+	// From the next start on:
+	aliases, hosts map[string][]string // of registries by name
+	maxSize        int64               // of the store; 0: no limit
 }
 
 func testConfig() Config {
@@ -83,7 +85,7 @@ func (m *mirror) start(change func(*Config), registries ...*upstream.Registry) {
 		change(&cfg)
 	}
 	var err error
-	m.store, err = storage.Open(storage.Config{Path: m.dir, MaxFills: 64}, storage.NewMetrics(), slog.New(slog.DiscardHandler))
+	m.store, err = storage.Open(storage.Config{Path: m.dir, MaxFills: 64, MaxSize: storage.Size{Bytes: m.maxSize}}, storage.NewMetrics(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -255,7 +257,7 @@ func counts(t *testing.T, up *upstreamtest.Registry, want map[upstreamtest.Op]in
 }
 
 func withPassword(username, password string) func(*upstream.Config) {
-	return func(c *upstream.Config) { c.Username, c.Password = username, password }
+	return func(c *upstream.Config) { c.Accounts = []upstream.Account{{Username: username, Password: password}} }
 }
 
 // waitFor waits for what goes on in the background.

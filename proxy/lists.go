@@ -108,9 +108,10 @@ func (p *Proxy) referrers(w *response, r *http.Request, t target) error {
 // list returns a list that is kept like a tag: under name, checked by fetching
 // all of it. No tag can have that name, for its slash.
 func (p *Proxy) list(w *response, r *http.Request, t target, name string, fetch func(context.Context) ([]byte, error)) ([]byte, error) {
-	sc := storage.Scope{Upstream: t.registry.Name(), Repository: t.repo}
+	sc := t.scope()
+	sc.Keep.NoStore = false // it is no content of an image, and read twice
 	key := storage.TagKey{Upstream: sc.Upstream, Repository: sc.Repository, Name: name}
-	ptr := pointer{key: key, check: func(ctx context.Context, _ storage.Tag, _ bool) (digest.Digest, error) {
+	ptr := pointer{key: key, freshFor: t.rules.freshFor, check: func(ctx context.Context, _ storage.Tag, _ bool) (digest.Digest, error) {
 		body, err := fetch(ctx)
 		if err != nil {
 			return "", err

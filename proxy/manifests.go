@@ -20,7 +20,8 @@ func (p *Proxy) manifest(w *response, r *http.Request, t target) error {
 		return p.serve(w, r, t, t.digest, resultHit)
 	}
 	res, err := p.resolve(r.Context(), pointer{
-		key: storage.TagKey{Upstream: t.registry.Name(), Repository: t.repo, Name: t.tag},
+		key:      storage.TagKey{Upstream: t.registry.Name(), Repository: t.repo, Name: t.tag},
+		freshFor: t.rules.freshFor,
 		check: func(ctx context.Context, old storage.Tag, known bool) (digest.Digest, error) {
 			return p.checkTag(ctx, t, old, known)
 		},
@@ -46,7 +47,7 @@ func (p *Proxy) checkTag(ctx context.Context, t target, old storage.Tag, known b
 		return p.fetchTag(ctx, t) // none, or of an algorithm that is not kept
 	}
 	p.sight(t, desc.Digest, desc)
-	if !known || desc.Digest == old.Digest {
+	if !known || desc.Digest == old.Digest || t.rules.noStore {
 		return desc.Digest, nil
 	}
 	b, err := p.open(ctx, t, desc.Digest)

@@ -25,6 +25,7 @@ type Config struct {
 	MaxStale          time.Duration // and so long while its upstream fails
 	RevalidateTimeout time.Duration // a client waits no longer for a check while something is kept
 	NegativeFor       time.Duration // a 404 is remembered so long
+	Rules             []Rule        // for some images
 	// Unlisted makes a registry that is not configured, by the name a client
 	// used. Nil: there are none. The Proxy closes what it made.
 	Unlisted func(name string) (*upstream.Registry, error)
@@ -54,6 +55,8 @@ type Proxy struct {
 	strangers *lru.Cache[string, *upstream.Registry] // unlisted ones, by name
 	suspect   map[string]struct{}                    // upstreams whose last check failed while something was kept
 	probing   map[string]struct{}                    // those of them that are being checked in the background
+	released  []root                                 // what deleted tags held, not yet looked at
+	releasing bool                                   // letGo is running
 }
 
 // New returns a Proxy over store for the given upstreams. No two may have the
@@ -77,6 +80,11 @@ func New(cfg Config, store *storage.Store, upstreams []Upstream, m *Metrics, log
 	}
 	if byName[cfg.DefaultUpstream] == nil {
 		return nil, fmt.Errorf("default_upstream %q is not among the upstreams", cfg.DefaultUpstream)
+	}
+	for i, r := range cfg.Rules {
+		if err := r.Validate(cfg.MaxStale); err != nil {
+			return nil, fmt.Errorf("rules[%d].%w", i, err)
+		}
 	}
 	refused, err := lru.New[string, remembered](remember)
 	if err != nil {
@@ -179,6 +187,9 @@ func (p *Proxy) handle(kind upstream.Kind, h handler) http.Handler {
 	return http.HandlerFunc(func(hw http.ResponseWriter, r *http.Request) {
 		w := hw.(*response)
 		t, err := p.parse(r, kind)
+		if err == nil {
+			t.rules, err = p.cfg.rulesFor(t)
+		}
 		w.target = t
 		w.target.kind = kind
 		if err == nil {

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"errors"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -22,7 +23,7 @@ func router(tb testing.TB, defaultUpstream string) *Proxy {
 	for name, also := range map[string][]string{
 		"docker.io": {"dockerhub", "index.docker.io"}, "quay.io": nil, "registry.example:5000": {"ours"}, "localhost": nil,
 	} {
-		r, err := upstream.New(upstream.Config{Name: name, URLs: []string{"https://registry.example"}}, upstream.NewMetrics(), nil)
+		r, err := upstream.New(upstream.Config{Name: name, URLs: []string{"https://registry.example"}}, upstream.NewMetrics(), slog.New(slog.DiscardHandler))
 		if err != nil {
 			tb.Fatal(err)
 		}

@@ -24,6 +24,8 @@ type target struct {
 
 	tag    string        // manifests by tag
 	digest digest.Digest // manifests by digest, blobs and referrers
+
+	rules treatment
 }
 
 // Names of the OCI distribution-spec, "Pulling manifests", and a bound for what
@@ -74,9 +76,12 @@ func (p *Proxy) parse(r *http.Request, kind upstream.Kind) (target, error) {
 	return t, nil
 }
 
-// scope is where the target's content is linked.
+// scope is where the target's content is linked, and how long it is kept.
 func (t target) scope() storage.Scope {
-	return storage.Scope{Upstream: t.registry.Name(), Repository: t.repo, Manifest: t.kind == upstream.KindManifest}
+	return storage.Scope{
+		Upstream: t.registry.Name(), Repository: t.repo, Manifest: t.kind == upstream.KindManifest,
+		Keep: storage.Retention{NoStore: t.rules.noStore, For: t.rules.keepFor},
+	}
 }
 
 // bounded keeps a client's words short enough to repeat.
@@ -87,15 +92,17 @@ func bounded(s string) string {
 	return s
 }
 
-// refusal is an answer that needs no upstream: the request itself is at fault.
+// refusal is an answer that needs no upstream.
 type refusal struct {
 	code   errcode.ErrorCode
 	status int
 	detail string
+	result result
 }
 
+// refuse is for requests that are at fault themselves.
 func refuse(code errcode.ErrorCode, status int, format string, args ...any) error {
-	return &refusal{code: code, status: status, detail: fmt.Sprintf(format, args...)}
+	return &refusal{code: code, status: status, detail: fmt.Sprintf(format, args...), result: resultError}
 }
 
 func (e *refusal) Error() string { return e.detail }

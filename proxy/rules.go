@@ -1,0 +1,130 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/distribution/distribution/v3/registry/api/errcode"
+
+	"github.com/bmatcuk/doublestar/v4"
+)
+
+// Rule says how some images are treated. Of each setting, the first rule that
+// fits and has it decides.
+type Rule struct {
+	// Match are patterns of UPSTREAM/REPOSITORY, optionally with :TAG. In one
+	// part * stands for any characters; ** stands for any number of parts; [0-9]
+	// and {a,b} are as in a shell. A pattern with a tag fits manifests that are
+	// asked for by tag, and nothing else.
+	Match []string
+	// Access is "allow" or "deny". Who is denied gets a 404 that says so, and
+	// no upstream is asked.
+	Access string
+	// FreshFor takes the place of [Config.FreshFor].
+	FreshFor *time.Duration
+	// KeepFor: what came through these repositories is dropped so long after its
+	// last use, and goes before other content when room is needed. Zero: it is
+	// kept as long as there is room.
+	KeepFor *time.Duration
+	// NoStore: what comes through these repositories is passed on, one download
+	// for all who ask meanwhile, and not kept.
+	NoStore *bool
+}
+
+const (
+	allow = "allow"
+	deny  = "deny"
+)
+
+// Validate's errors begin with the key at fault.
+func (r Rule) Validate(maxStale time.Duration) error {
+	if len(r.Match) == 0 {
+		return errors.New(`match: missing; write patterns such as ["docker.io/library/*"]`)
+	}
+	for i, pattern := range r.Match {
+		name, tag := splitTag(pattern)
+		switch {
+		case name == "" || !doublestar.ValidatePattern(name) || !doublestar.ValidatePattern(tag) || strings.HasSuffix(pattern, ":"):
+			return fmt.Errorf("match[%d]: %q is not a pattern; write one such as docker.io/library/* or ghcr.io/acme/**:v[0-9]*", i, pattern)
+		case name != "**" && !strings.Contains(name, "/"):
+			return fmt.Errorf("match[%d]: %q fits no image; write UPSTREAM/REPOSITORY, such as %s/**", i, pattern, name)
+		case tag != "" && (r.Access != "" || r.KeepFor != nil || r.NoStore != nil):
+			return fmt.Errorf("match[%d]: %q has a tag, beside which only fresh_for can stand: the same content can be asked for by digest; write %s", i, pattern, name)
+		}
+	}
+	switch {
+	case r.Access != "" && r.Access != allow && r.Access != deny:
+		return fmt.Errorf("access: %q is not known; write allow or deny", r.Access)
+	case r.FreshFor != nil && *r.FreshFor < 0:
+		return errors.New("fresh_for: negative; write a duration such as 10m, or 0 to check each time")
+	case r.FreshFor != nil && *r.FreshFor > maxStale:
+		return fmt.Errorf("fresh_for: longer than tags.max_stale, %s; write a shorter one", maxStale)
+	case r.KeepFor != nil && *r.KeepFor < 0:
+		return errors.New("keep_for: negative; write a duration such as 24h, or 0 for no limit")
+	case r.Access == "" && r.FreshFor == nil && r.KeepFor == nil && r.NoStore == nil:
+		return errors.New("match: nothing is set for these images; add access, fresh_for, keep_for or no_store")
+	}
+	return nil
+}
+
+// splitTag takes the tag off a pattern. The colon before a registry's port is
+// followed by a slash.
+func splitTag(pattern string) (name, tag string) {
+	i := strings.LastIndexByte(pattern, ':')
+	if i < 0 || strings.Contains(pattern[i:], "/") {
+		return pattern, ""
+	}
+	return pattern[:i], pattern[i+1:]
+}
+
+// treatment is what the rules say of one target.
+type treatment struct {
+	freshFor time.Duration
+	keepFor  time.Duration
+	noStore  bool
+}
+
+// rulesFor goes through the rules for a target. The error says which one denies it.
+func (c Config) rulesFor(t target) (treatment, error) {
+	says := treatment{freshFor: c.FreshFor}
+	var access, fresh, keep, store bool // decided
+	for i, r := range c.Rules {
+		if !r.fits(t.registry.Name()+"/"+t.repo, t.tag) {
+			continue
+		}
+		if r.Access == deny && !access {
+			return treatment{}, &refusal{
+				code: errcode.ErrorCodeNameUnknown, status: http.StatusNotFound, result: resultDenied,
+				detail: fmt.Sprintf("this mirror does not serve %s/%s: rules[%d] of its configuration denies it", t.registry.Name(), t.repo, i),
+			}
+		}
+		access = access || r.Access != ""
+		if r.FreshFor != nil && !fresh {
+			fresh, says.freshFor = true, *r.FreshFor
+		}
+		if r.KeepFor != nil && !keep {
+			keep, says.keepFor = true, *r.KeepFor
+		}
+		if r.NoStore != nil && !store {
+			store, says.noStore = true, *r.NoStore
+		}
+	}
+	return says, nil
+}
+
+func (r Rule) fits(name, tag string) bool {
+	for _, pattern := range r.Match {
+		n, t := splitTag(pattern)
+		// Validated before, so that they cannot fail; an error would not match.
+		if t != "" && (tag == "" || !doublestar.MatchUnvalidated(t, tag)) {
+			continue
+		}
+		if doublestar.MatchUnvalidated(n, name) {
+			return true
+		}
+	}
+	return false
+}
