@@ -38,6 +38,10 @@ type config struct {
 	// Upstreams are the registries to mirror, by the name clients use. Absent:
 	// the well-known public ones.
 	Upstreams map[string]upstreamConfig `yaml:"upstreams"`
+
+	// Rules treat some images apart. Of each setting, the first rule that fits
+	// and has it decides.
+	Rules []ruleConfig `yaml:"rules"`
 }
 
 type adminConfig struct {
@@ -93,6 +97,10 @@ type upstreamConfig struct {
 	Password string   `yaml:"password"`
 	// PasswordFile is read again for each token, so that a secret can be rotated.
 	PasswordFile string `yaml:"password_file"`
+	DockerConfig string `yaml:"docker_config"`
+	Keychain     string `yaml:"keychain"`
+	// Accounts are several, in place of the five keys before.
+	Accounts []accountConfig `yaml:"accounts"`
 	// CAFile holds PEM certificates trusted besides the system's.
 	CAFile string `yaml:"ca_file"`
 	// TokenRealms are the hosts besides the registry's own that may get the credential.
@@ -100,11 +108,17 @@ type upstreamConfig struct {
 	// AllowAddresses are ranges that the registry's hosts may be in although they
 	// are private or the like: "10.0.0.0/8", or one address.
 	AllowAddresses []string `yaml:"allow_addresses"`
+	// RaceAfter is how long one of several URLs may take to begin with content
+	// by digest before another is asked too; 0: none ever is.
+	RaceAfter time.Duration `yaml:"race_after"`
 	// MaxConnections bounds the connections to each of the registry's hosts.
 	MaxConnections int `yaml:"max_connections"`
 }
 
-const defaultUpstreamConnections = 64
+// newUpstream has the defaults of an upstream's keys.
+func newUpstream() upstreamConfig {
+	return upstreamConfig{RaceAfter: time.Second, MaxConnections: 64}
+}
 
 func defaults() config {
 	return config{
@@ -140,7 +154,8 @@ func defaults() config {
 func wellKnown() map[string]upstreamConfig {
 	known := map[string]upstreamConfig{}
 	for _, w := range upstream.WellKnown() {
-		u := upstreamConfig{Aliases: aliases(w.Name), TokenRealms: w.TokenRealms, MaxConnections: defaultUpstreamConnections}
+		u := newUpstream()
+		u.Aliases, u.TokenRealms = aliases(w.Name), w.TokenRealms
 		if len(w.URLs) == 1 {
 			u.URL = w.URLs[0]
 		} else {
@@ -193,37 +208,41 @@ func (c config) upstream(name string) upstream.Config {
 	return upstream.Config{
 		Name:           name,
 		URLs:           u.addresses(),
-		Username:       u.Username,
-		Password:       u.Password,
-		PasswordFile:   u.PasswordFile,
+		Accounts:       u.accounts(),
 		CAFile:         u.CAFile,
 		TokenRealms:    u.TokenRealms,
 		AllowAddresses: allowed,
 		Private:        !slices.Equal(u.addresses(), wellKnown()[name].addresses()),
+		RaceAfter:      u.RaceAfter,
 		MaxConnections: u.MaxConnections,
-		Timeouts: upstream.Timeouts{
-			Dial:           c.Timeouts.Dial,
-			TLSHandshake:   c.Timeouts.TLSHandshake,
-			ResponseHeader: c.Timeouts.ResponseHeader,
-			Progress:       c.Timeouts.Progress,
-		},
+		Timeouts:       upstream.Timeouts(c.Timeouts),
 	}
 }
 
-// unlisted is a registry that only a client has named.
+// unlisted is a registry that only a client has named. It gets nothing of what
+// is configured for others, one of nearly the same name included.
 func (c config) unlisted(name string) upstream.Config {
-	u := c.upstream(name)
-	u.URLs, u.Unlisted, u.Private = []string{"https://" + name}, true, false
-	return u
+	return upstream.Config{
+		Name:           name,
+		URLs:           []string{"https://" + name},
+		Unlisted:       true,
+		MaxConnections: newUpstream().MaxConnections,
+		Timeouts:       upstream.Timeouts(c.Timeouts),
+	}
 }
 
 func (c config) proxy() proxy.Config {
+	var rules []proxy.Rule
+	for _, r := range c.Rules {
+		rules = append(rules, proxy.Rule(r))
+	}
 	return proxy.Config{
 		DefaultUpstream:   c.DefaultUpstream,
 		FreshFor:          c.Tags.FreshFor,
 		MaxStale:          c.Tags.MaxStale,
 		RevalidateTimeout: c.Tags.RevalidateTimeout,
 		NegativeFor:       c.Tags.NegativeFor,
+		Rules:             rules,
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -111,7 +112,21 @@ func (d *decoder) syntax(err error) {
 		d.problems = append(d.problems, problem{message: "not YAML"})
 		return
 	}
-	d.fail("", y.GetToken(), "not YAML: "+y.GetMessage())
+	d.fail("", y.GetToken(), "not YAML: "+y.GetMessage()+hint(y.GetToken()))
+}
+
+// hint is what to write instead where the YAML parser could not go on.
+func hint(at *token.Token) string {
+	if at == nil {
+		return ""
+	}
+	switch at.Type {
+	case token.SequenceEntryType:
+		return "; begin all items of a list in one column, and remove a value such as [] from the key above them"
+	case token.AliasType, token.MappingStartType, token.SequenceStartType:
+		return "; write a text with *, { or [ in quotes"
+	}
+	return ""
 }
 
 func (d *decoder) fail(key string, at *token.Token, message string) {
@@ -139,12 +154,22 @@ func (d *decoder) value(key string, node ast.Node, v reflect.Value) {
 			}
 			*into = n
 		}
+	case *bool:
+		if text, ok := d.scalar(key, node, "true or false"); ok {
+			*into = strings.EqualFold(text, "true")
+			if !*into && !strings.EqualFold(text, "false") {
+				d.failValue(key, node, fmt.Sprintf("%q is not known; write true or false", text))
+			}
+		}
 	case *time.Duration:
-		want := "a duration such as " + brief(*into)
-		if text, ok := d.scalar(key, node, want); ok {
+		example := *into
+		if example == 0 { // one without a default
+			example = time.Hour
+		}
+		if text, ok := d.scalar(key, node, "a duration such as "+brief(example)); ok {
 			t, err := time.ParseDuration(text)
 			if err != nil {
-				d.failValue(key, node, notDuration(text, *into))
+				d.failValue(key, node, notDuration(text, example))
 				return
 			}
 			*into = t
@@ -160,7 +185,15 @@ func (d *decoder) value(key string, node ast.Node, v reflect.Value) {
 	case *map[string]upstreamConfig:
 		d.upstreams(key, node, into)
 	default:
-		d.section(key, node, v)
+		switch v.Kind() {
+		case reflect.Pointer: // an optional value; nil says that the key is absent
+			v.Set(reflect.New(v.Type().Elem()))
+			d.value(key, node, v.Elem())
+		case reflect.Slice:
+			d.items(key, node, v)
+		default:
+			d.section(key, node, v)
+		}
 	}
 }
 
@@ -206,6 +239,31 @@ func (d *decoder) list(key string, node ast.Node, into *[]string) {
 	}
 }
 
+// items reads a list of mappings into v, a slice of structs.
+func (d *decoder) items(key string, node ast.Node, v reflect.Value) {
+	if isNull(node) {
+		return // a list whose items are all commented out
+	}
+	names := strings.Join(fieldNames(v.Type().Elem()), ", ")
+	seq, ok := node.(*ast.SequenceNode)
+	if !ok {
+		d.failValue(key, node, describe(node)+`; write a list, with "- " before the first key of each item; the keys are `+names)
+		return
+	}
+	v.SetZero()
+	for i, n := range seq.Values {
+		v.Set(reflect.Append(v, reflect.Zero(v.Type().Elem())))
+		item := fmt.Sprintf("%s[%d]", key, i)
+		d.at[item] = firstToken(n).Position
+		switch n.(type) {
+		case *ast.MappingNode, *ast.MappingValueNode:
+			d.section(item, n, v.Index(i))
+		default:
+			d.failValue(item, n, describe(n)+"; write some of the keys "+names+", or remove the item")
+		}
+	}
+}
+
 // upstreams replaces the registries there by default: who names some wants
 // those. With nothing below it the key is as good as absent.
 func (d *decoder) upstreams(key string, node ast.Node, into *map[string]upstreamConfig) {
@@ -214,7 +272,7 @@ func (d *decoder) upstreams(key string, node ast.Node, into *map[string]upstream
 	}
 	given := map[string]upstreamConfig{}
 	ok := d.mapping(key, node, func(name string, value *ast.MappingValueNode) {
-		u := upstreamConfig{MaxConnections: defaultUpstreamConnections}
+		u := newUpstream()
 		d.value(join(key, name), value.Value, reflect.ValueOf(&u).Elem())
 		given[name] = u
 	})
@@ -228,14 +286,10 @@ func (d *decoder) section(key string, node ast.Node, v reflect.Value) {
 	if isNull(node) {
 		return // a section whose keys are all commented out
 	}
-	fields, names := map[string]reflect.Value{}, []string{}
-	for f, field := range v.Fields() {
-		name := f.Tag.Get("yaml")
-		fields[name], names = field, append(names, name)
-	}
+	names := fieldNames(v.Type())
 	d.mapping(key, node, func(name string, value *ast.MappingValueNode) {
-		if field, ok := fields[name]; ok {
-			d.value(join(key, name), value.Value, field)
+		if i := slices.Index(names, name); i >= 0 {
+			d.value(join(key, name), value.Value, v.Field(i))
 			return
 		}
 		message := "unknown key; the keys here are " + strings.Join(names, ", ")
@@ -354,15 +408,27 @@ func brief(t time.Duration) string {
 	return s
 }
 
-// keysOf lists the dotted keys of a config struct; an upstream's stand below NAME.
+// fieldNames are the keys of a section, in the order of the struct's fields.
+func fieldNames(t reflect.Type) []string {
+	var names []string
+	for f := range t.Fields() {
+		names = append(names, f.Tag.Get("yaml"))
+	}
+	return names
+}
+
+// keysOf lists the dotted keys of a config struct. An upstream's stand below
+// NAME, those of a list's items below [N].
 func keysOf(t reflect.Type, prefix string) []string {
 	var keys []string
 	for f := range t.Fields() {
 		key := join(prefix, f.Tag.Get("yaml"))
-		switch {
+		switch kind := f.Type.Kind(); {
 		case f.Type == reflect.TypeFor[map[string]upstreamConfig]():
 			keys = append(keys, keysOf(f.Type.Elem(), key+".NAME")...)
-		case f.Type.Kind() == reflect.Struct && !f.Type.Implements(reflect.TypeFor[encoding.TextMarshaler]()):
+		case kind == reflect.Slice && f.Type.Elem().Kind() == reflect.Struct:
+			keys = append(keys, keysOf(f.Type.Elem(), key+"[N]")...)
+		case kind == reflect.Struct && !f.Type.Implements(reflect.TypeFor[encoding.TextMarshaler]()):
 			keys = append(keys, keysOf(f.Type, key)...)
 		default:
 			keys = append(keys, key)

@@ -23,6 +23,17 @@ func onlyIn() map[string]string {
 		module + "/proxy":            module + "/cmd/cachalot",
 		"net/http/pprof":             module + "/proxy",
 		"github.com/sony/gobreaker/": module + "/upstream",
+		// Credentials are upstream's business alone.
+		"github.com/google/go-containerregistry/": module + "/upstream",
+		"github.com/docker/":                      module + "/upstream",
+		"github.com/aws/":                         module + "/upstream",
+		"github.com/awslabs/":                     module + "/upstream",
+		"github.com/Azure/":                       module + "/upstream",
+		"github.com/AzureAD/":                     module + "/upstream",
+		"cloud.google.com/":                       module + "/upstream",
+		"golang.org/x/oauth2":                     module + "/upstream",
+		// What a pattern is, Rule.Validate says.
+		"github.com/bmatcuk/doublestar/": module + "/proxy",
 	}
 }
 

@@ -41,6 +41,13 @@ func (b *logBook) now() (text string, grown <-chan struct{}) {
 	return b.text.String(), b.grown
 }
 
+// forget drops what was logged so far.
+func (b *logBook) forget() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.text.Reset()
+}
+
 // wait returns the first match of the pattern, once there is one.
 func (b *logBook) wait(t *testing.T, pattern string) []string {
 	t.Helper()

@@ -170,6 +170,50 @@ func TestReload(t *testing.T) {
 	}
 }
 
+// Rules come into effect by a reload, and go by one.
+func TestReloadRules(t *testing.T) {
+	t.Parallel()
+	up := upstreamtest.New(t, upstreamtest.Options{})
+	for _, repo := range []string{"library/app", "acme/app"} {
+		up.AddImage(repo, "latest", upstreamtest.NewImage(1, 1000))
+	}
+	r := start(t, upstreams(up.URL))
+	reload := func(rules, message string) {
+		t.Helper()
+		r.log.forget()
+		r.configure(t, upstreams(up.URL)+rules)
+		r.signals <- syscall.SIGHUP
+		r.log.wait(t, `msg="configuration `+message)
+	}
+	asks := func(repo string, wantStatus, wantRequests int) string {
+		t.Helper()
+		up.Forget()
+		status, body := r.read(t, r.url+"/v2/"+repo+"/manifests/latest")
+		if n := len(up.Requests()); status != wantStatus || n != wantRequests {
+			t.Errorf("%s: %d after %d requests upstream, want %d after %d: %s", repo, status, n, wantStatus, wantRequests, body)
+		}
+		return body
+	}
+	r.read(t, r.url+"/v2/library/app/manifests/latest")
+	r.read(t, r.url+"/v2/acme/app/manifests/latest")
+	asks("library/app", http.StatusOK, 0)
+
+	reload("rules:\n- match: [docker.io/library/*]\n  access: deny\n- match: ['docker.io/acme/*:latest']\n  fresh_for: 0s\n", "reloaded")
+	if body := asks("library/app", http.StatusNotFound, 0); !strings.Contains(body, "rules[0]") {
+		t.Errorf("who is denied is not told by which rule: %s", body)
+	}
+	up.Forget()
+	if status, _ := r.read(t, r.url+"/v2/acme/app/manifests/latest"); status != http.StatusOK || up.Count(upstreamtest.HeadManifest) != 1 {
+		t.Errorf("a tag that is never fresh: %d after %d checks", status, up.Count(upstreamtest.HeadManifest))
+	}
+
+	reload("rules:\n- match: [docker.io/library/*]\n  access: refuse\n", "not reloaded") // nothing changes
+	asks("library/app", http.StatusNotFound, 0)
+
+	reload("", "reloaded")
+	asks("library/app", http.StatusOK, 0)
+}
+
 // A reload must not touch the responses that run.
 func TestReloadKeepsRunningResponses(t *testing.T) {
 	t.Parallel()

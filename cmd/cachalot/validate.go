@@ -55,6 +55,7 @@ func (c *config) validate(at positions, already []problem) []problem {
 	v.storage(c.Storage)
 	v.durations(c)
 	v.upstreams(c)
+	v.rules(c)
 	return v.problems
 }
 
@@ -73,6 +74,16 @@ func (v *validator) fail(message string, keys ...string) {
 	v.done[keys[0]] = true
 	line, column := v.at.of(keys...)
 	v.problems = append(v.problems, problem{line: line, column: column, key: keys[0], message: message})
+}
+
+// below reports whether key, or one below it, has a problem.
+func (v *validator) below(key string) bool {
+	for k := range v.done {
+		if rest, ok := strings.CutPrefix(k, key); ok && (rest == "" || rest[0] == '.' || rest[0] == '[') {
+			return true
+		}
+	}
+	return false
 }
 
 func (v *validator) listen(address, example, key string) {
@@ -158,7 +169,7 @@ func (v *validator) upstreams(c *config) {
 	}
 	for _, name := range names {
 		v.upstream(name, c.Upstreams[name])
-		v.registry(c.upstream(name))
+		v.registry(c.upstream(name), len(c.Upstreams[name].Accounts))
 	}
 	v.names(c, names)
 	if _, ok := c.Upstreams[c.DefaultUpstream]; !ok {
@@ -186,17 +197,7 @@ func (v *validator) upstream(name string, u upstreamConfig) {
 		v.url(s, fmt.Sprintf("%s.urls[%d]", key, i))
 	}
 
-	switch secret := u.Password != "" || u.PasswordFile != ""; {
-	case u.Password != "" && u.PasswordFile != "":
-		v.fail("given along with password; keep one of the two", key+".password_file")
-	case u.Username != "" && !secret && !v.done[key+".password"] && !v.done[key+".password_file"]:
-		v.fail("given without a password; add password or password_file, or remove it", key+".username")
-	case u.Username == "" && secret:
-		v.fail("missing beside the password; write the user it belongs to, or remove the password", key+".username", key+".password", key+".password_file")
-	}
-	if strings.Contains(u.Username, ":") {
-		v.fail("a colon in it; write the user name alone (RFC 7617 allows no colon there)", key+".username")
-	}
+	v.accounts(u, key)
 	for i, realm := range u.TokenRealms {
 		if host := strings.TrimPrefix(strings.TrimPrefix(realm, "https://"), "http://"); host != realm {
 			v.fail("a URL; write the host alone, such as auth.docker.io", fmt.Sprintf("%s.token_realms[%d]", key, i))
@@ -208,6 +209,9 @@ func (v *validator) upstream(name string, u upstreamConfig) {
 		if _, err := addressRange(s); err != nil {
 			v.fail(err.Error(), fmt.Sprintf("%s.allow_addresses[%d]", key, i))
 		}
+	}
+	if u.RaceAfter < 0 {
+		v.fail(brief(u.RaceAfter)+" is negative; write a duration such as 1s, or 0 for never", key+".race_after")
 	}
 	v.atLeastOne(u.MaxConnections, key+".max_connections")
 }
@@ -271,22 +275,25 @@ func isWord(s string) bool {
 }
 
 // registry makes the registry, as serve will, for what only that finds out,
-// such as a file that cannot be read. Its errors begin with the key.
-func (v *validator) registry(cfg upstream.Config) {
+// such as a file that cannot be read. Its errors begin with the key. listed is
+// how many of its accounts stand in a list.
+func (v *validator) registry(cfg upstream.Config, listed int) {
 	r, err := upstream.New(cfg, upstream.NewMetrics(), slog.New(slog.DiscardHandler))
 	if err == nil {
 		r.Close()
 		return
 	}
 	name := join("upstreams", cfg.Name)
-	for key := range v.done {
-		if key == name || strings.HasPrefix(key, name+".") {
-			return // said better already
-		}
+	if v.below(name) {
+		return // said better already
 	}
 	key, message, ok := strings.Cut(err.Error(), ": ")
 	if !ok || !strings.HasPrefix(key, name) {
 		key, message = name, err.Error()
+	}
+	// It takes a single account's keys to stand beside the URL.
+	if _, last, ok := strings.Cut(key, name+"."); ok && listed == 1 && slices.Contains(accountKeys(), last) {
+		key = name + ".accounts[0]." + last
 	}
 	if _, unreadable := errors.AsType[*os.PathError](err); unreadable {
 		message += "; write the path of a file that cachalot can read"

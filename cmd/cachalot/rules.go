@@ -1,0 +1,71 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cachalot-registry/cachalot/proxy"
+)
+
+// ruleConfig treats the images that fit one of its patterns apart. What it does
+// not set, a later rule may.
+type ruleConfig struct {
+	// Match are patterns of UPSTREAM/REPOSITORY, optionally with :TAG.
+	Match []string `yaml:"match"`
+	// Access is "allow" or "deny".
+	Access string `yaml:"access"`
+	// FreshFor takes the place of tags.fresh_for.
+	FreshFor *time.Duration `yaml:"fresh_for"`
+	// KeepFor is how long after its last use content goes; 0: no limit.
+	KeepFor *time.Duration `yaml:"keep_for"`
+	// NoStore: content is passed on and not kept.
+	NoStore *bool `yaml:"no_store"`
+}
+
+func (v *validator) rules(c *config) {
+	for i, r := range c.Rules {
+		key := fmt.Sprintf("rules[%d]", i)
+		if !v.below(key) { // what is left of it would be judged wrongly
+			if err := proxy.Rule(r).Validate(c.Tags.MaxStale); err != nil {
+				at, message, _ := strings.Cut(err.Error(), ": ")
+				v.fail(message, join(key, at), key)
+			}
+		}
+		for j, pattern := range r.Match {
+			if message := c.pattern(pattern); message != "" {
+				v.fail(message, fmt.Sprintf("%s.match[%d]", key, j))
+			}
+		}
+	}
+}
+
+// pattern says what is wrong with the images that a pattern is for, or nothing:
+// a rule that fits none would be a rule that nobody notices is not in force.
+func (c *config) pattern(pattern string) string {
+	name, repository, ok := strings.Cut(pattern, "/")
+	if !ok || strings.ContainsAny(name, `*?[]{}\`) {
+		return ""
+	}
+	if _, ok := c.Upstreams[name]; ok {
+		if name == "docker.io" && !strings.Contains(repository, "/") && !strings.Contains(repository, "**") {
+			return fmt.Sprintf("%q fits no image, for Docker Hub's official ones are in library; write docker.io/library/%s", pattern, repository)
+		}
+		return ""
+	}
+	names := slices.Sorted(maps.Keys(c.Upstreams))
+	for _, n := range names {
+		if slices.Contains(c.Upstreams[n].Aliases, name) {
+			return fmt.Sprintf("%s is an alias; write the registry's own name, %s/%s", name, n, repository)
+		}
+	}
+	if c.UnlistedUpstreams == "allow" && registryName(name) == "" {
+		return ""
+	}
+	if meant := suggestion(name, names, nil); meant != "" {
+		return fmt.Sprintf("%s is not among the upstreams; did you mean %s/%s?", name, meant, repository)
+	}
+	return fmt.Sprintf("%q does not begin with one of the upstreams; write one of %s before the first slash", pattern, strings.Join(names, ", "))
+}
