@@ -95,6 +95,20 @@ func TestClients(t *testing.T) {
 	}
 }
 
+// TestPortsInPaths: a registry's port is no part of a path in an image's name.
+func TestPortsInPaths(t *testing.T) {
+	t.Parallel()
+	for _, c := range Clients() {
+		if c.Name != "podman" && c.Name != "kaniko" && c.Name != "buildkit" {
+			continue
+		}
+		text := everything(t, c, exampleSettings())
+		if strings.Contains(text, "/registry.example:8443") || !strings.Contains(text, "cachalot.example:5000/registry.example.8443") {
+			t.Errorf("%s:\n%s", c.Name, text)
+		}
+	}
+}
+
 // Where the mirror's default is another registry, the URL says it is Docker Hub.
 func TestClientOfAnotherDefault(t *testing.T) {
 	t.Parallel()

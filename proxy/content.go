@@ -33,6 +33,9 @@ func (p *Proxy) open(ctx context.Context, t target, d digest.Digest) (*storage.B
 		}
 		b, err = p.store.Get(ctx, t.scope(), d, src)
 	}
+	if errors.Is(err, storage.ErrDigest) || errors.Is(err, storage.ErrChanged) {
+		return nil, p.broke(ctx, t, d, err)
+	}
 	if err != nil {
 		return nil, p.note(name, err)
 	}
@@ -168,7 +171,24 @@ func (p *Proxy) serve(w *response, r *http.Request, t target, d digest.Digest, l
 	if r.Method == http.MethodHead {
 		return p.serveHead(w, r, t, d, looked)
 	}
+	return p.serveWhole(w, r, t, d, looked)
+}
+
+// serveWhole answers with content that is fetched if it is not here.
+func (p *Proxy) serveWhole(w *response, r *http.Request, t target, d digest.Digest, looked result) error {
 	b, err := p.open(r.Context(), t, d)
+	if err == nil && t.kind == upstream.KindManifest && b.Size < 0 && b.Stored {
+		// Its length is known once it is whole, and clients insist on it.
+		outcome := b.Outcome
+		err = b.Wait(r.Context())
+		b.Close()
+		if err != nil && !errors.Is(err, storage.ErrNotKept) {
+			return p.broke(r.Context(), t, d, err)
+		}
+		if b, err = p.open(r.Context(), t, d); err == nil {
+			b.Outcome = outcome
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -196,6 +216,10 @@ func (p *Proxy) serveHead(w *response, r *http.Request, t target, d digest.Diges
 	if err != nil {
 		return err
 	}
+	if t.kind == upstream.KindManifest && (desc.Size < 0 || desc.MediaType == "") {
+		// Clients fail or turn away without them, and will want the manifest anyway.
+		return p.serveWhole(w, r, t, d, looked)
+	}
 	w.result = resultMiss
 	setContentHeaders(w, t, d, desc.MediaType)
 	if desc.Size >= 0 {
@@ -217,31 +241,43 @@ func (p *Proxy) send(w *response, r *http.Request, t target, b *storage.Blob, lo
 	case storage.Hit:
 		w.result = looked
 	}
-	if t.kind == upstream.KindManifest && b.Outcome != storage.Hit && r.Method == http.MethodGet {
+	if t.kind == upstream.KindManifest && b.Outcome != storage.Hit {
 		// Small: a clean error is worth more than an early first byte.
 		if err := b.Wait(r.Context()); err != nil && !errors.Is(err, storage.ErrNotKept) {
-			return err
+			return p.broke(r.Context(), t, b.Digest, err)
 		}
 	}
 	setContentHeaders(w, t, b.Digest, b.MediaType)
 	if err := limitRange(w, r, b); err != nil {
 		return err
 	}
-	if b.Size < 0 { // the upstream did not say, so chunked
+	body := &noteError{ReadSeeker: b.Content}
+	switch {
+	case b.Size < 0: // the upstream did not say, so chunked
 		w.WriteHeader(http.StatusOK)
 		if r.Method == http.MethodGet {
-			_, err := io.Copy(w, b.Content)
-			return err
+			_, _ = io.Copy(w, body) // a client that has left is no news
 		}
-		return nil
-	}
-	body := &noteError{ReadSeeker: b.Content}
-	if b.Outcome == storage.Hit {
+	case b.Outcome == storage.Hit:
 		http.ServeContent(w, r, "", time.Time{}, b.Content) // the *os.File itself, for sendfile
-	} else {
+	default:
 		http.ServeContent(w, r, "", time.Time{}, body)
 	}
-	return body.err
+	return p.broke(r.Context(), t, b.Digest, body.err)
+}
+
+// brokenFor is how long content is not fetched again whose download has failed
+// half-way, after all tries: clients ask for the rest at once, and find it
+// elsewhere if they are told at once.
+const brokenFor = 30 * time.Second
+
+// broke remembers the error of a download that failed half-way, and returns it.
+// That of a client that has left is none.
+func (p *Proxy) broke(ctx context.Context, t target, d digest.Digest, err error) error {
+	if err != nil && ctx.Err() == nil && !errors.Is(err, storage.ErrClosed) {
+		p.refused.Add(digestName(t, d), remembered{err: err, until: time.Now().Add(brokenFor)})
+	}
+	return err
 }
 
 // setContentHeaders sets what GET and HEAD say of content.

@@ -85,7 +85,13 @@ func answerTo(err error, kind upstream.Kind) answer {
 // writeError is the one place that writes an error to a client.
 func (p *Proxy) writeError(w *response, r *http.Request, err error) {
 	a := answerTo(err, w.target.kind)
-	w.result, w.err = a.result, err
+	w.err = err
+	switch {
+	case a.status != statusClientGone:
+		w.result = a.result
+	case w.result == resultError: // nobody's: it had only not been answered yet
+		w.result = resultMiss
+	}
 	if w.wrote || a.status == statusClientGone {
 		// The body has begun, or nobody listens: all that is left is to break off.
 		if !w.wrote {

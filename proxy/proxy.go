@@ -64,8 +64,8 @@ type Proxy struct {
 func New(cfg Config, store *storage.Store, upstreams []Upstream, m *Metrics, log *slog.Logger) (*Proxy, error) {
 	byName, byHost := map[string]*upstream.Registry{}, map[string]*upstream.Registry{}
 	for _, u := range upstreams {
-		for _, name := range append([]string{u.Registry.Name()}, u.Aliases...) {
-			if byName[name] != nil {
+		for _, name := range u.names() {
+			if byName[name] != nil && byName[name] != u.Registry {
 				return nil, fmt.Errorf("%q names both upstream %s and upstream %s", name, byName[name].Name(), u.Registry.Name())
 			}
 			byName[name] = u.Registry
@@ -166,7 +166,7 @@ func (p *Proxy) newRoutes() *mux.Router {
 // It never asks for credentials: clients would give them.
 func (p *Proxy) version(hw http.ResponseWriter, r *http.Request) {
 	w := hw.(*response)
-	if name := mux.Vars(r)["registry"]; name != "" && p.registries[name] == nil {
+	if name := mux.Vars(r)["registry"]; name != "" && p.registries[strings.ToLower(name)] == nil {
 		if _, err := p.unlisted(name); err != nil {
 			p.writeError(w, r, err)
 			return

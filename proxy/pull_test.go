@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cachalot-registry/cachalot/upstream"
@@ -251,6 +252,12 @@ func TestWrongContent(t *testing.T) {
 					}
 				}
 				script.Remove()
+				if name != "gzip" { // which is refused before a byte of it is read
+					up.Forget()
+					m.wantError(m.get(path), http.StatusBadGateway, "UNAVAILABLE") // so that the client looks elsewhere
+					counts(t, up, nil)
+					m.proxy.refused.Purge() // as time does
+				}
 				m.want(m.get(path), c)
 			}
 			kept(t, m)
@@ -347,6 +354,10 @@ func TestClientLeaves(t *testing.T) {
 	close(release)
 	m.want(m.get("/v2/library/app/blobs/"+layer.Digest.String()), layer)
 	counts(t, up, map[ut.Op]int{ut.GetBlob: 1})
+	waitFor(t, func() bool { return m.inside.Load() == 0 })
+	if n := testutil.ToFloat64(m.metrics.requests.WithLabelValues("docker.io", "blob", "error")); n != 0 {
+		t.Errorf("%v errors counted, but nothing failed", n)
+	}
 }
 
 // TestSlowReader: a client that reads nothing holds nobody up.

@@ -18,6 +18,16 @@ type Upstream struct {
 	Hosts    []string // virtual hosts: what a request's Host may be, without a port
 }
 
+// names are all that clients may call the registry.
+func (u Upstream) names() []string {
+	name := u.Registry.Name()
+	return append([]string{name, pathName(name)}, u.Aliases...)
+}
+
+// pathName is a registry's name for clients that put it into the path of an
+// image's name, where no colon may be: registry.example.5000.
+func pathName(registry string) string { return strings.ReplaceAll(registry, ":", ".") }
+
 // route finds the registry of a request, and the repository in it. Clients name
 // the registry in one of these ways, of which the first counts:
 //
@@ -38,21 +48,22 @@ func (p *Proxy) route(r *http.Request, prefix, name string) (reg *upstream.Regis
 	ns := namespace(r)
 	switch {
 	case prefix != "":
-		if reg = p.registries[prefix]; reg == nil {
+		if reg = p.registries[strings.ToLower(prefix)]; reg == nil {
 			reg, err = p.unlisted(prefix)
 		}
 	case named != nil && isRegistry(first, rest, ns):
 		reg = named
 	case ns != "":
-		if reg = p.registries[ns]; reg == nil {
+		if reg = p.registries[strings.ToLower(ns)]; reg == nil {
 			reg, err = p.unlisted(ns)
 		}
 	case p.hosts[hostOf(r)] != nil:
 		reg = p.hosts[hostOf(r)]
 	default:
 		reg = p.registries[p.cfg.DefaultUpstream]
-		// No account of Docker Hub has a dot or colon in it: that is a registry.
-		if more && reg.Name() == dockerHub && named == nil && looksLikeHost(first) {
+		// No account of Docker Hub has a dot or colon in it: that is a registry, if
+		// perhaps one with a bad name.
+		if more && reg.Name() == dockerHub && named == nil && (looksLikeHost(first) || badHostRegexp.MatchString(first)) {
 			if reg, err = p.unlisted(first); err == nil {
 				return reg, rest, nil
 			}
@@ -80,6 +91,9 @@ func isRegistry(first, rest, ns string) bool {
 func looksLikeHost(s string) bool {
 	return s == "localhost" || strings.ContainsAny(s, ".:") && hostRegexp.MatchString(s)
 }
+
+// badHostRegexp is for names that were meant as a host's: no host has a _.
+var badHostRegexp = regexp.MustCompile(`^[a-zA-Z0-9_-]+[.][a-zA-Z0-9._-]+(:[0-9]+)?$`)
 
 var hostRegexp = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9.-]*[a-zA-Z0-9])?(:[0-9]+)?$`)
 

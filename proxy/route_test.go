@@ -28,7 +28,7 @@ func router(tb testing.TB, defaultUpstream string) *Proxy {
 			tb.Fatal(err)
 		}
 		tb.Cleanup(r.Close)
-		for _, n := range append(also, name) {
+		for _, n := range (Upstream{Registry: r, Aliases: also}).names() {
 			p.registries[n] = r
 		}
 		if name == "quay.io" {
@@ -59,6 +59,7 @@ func TestRoute(t *testing.T) {
 		{"quay.io", none, "/v2/alpine/manifests/1?ns=docker.io", "docker.io", "library/alpine"},
 		{"quay.io", none, "/v2/library/alpine/manifests/1?ns=index.docker.io", "docker.io", "library/alpine"},
 		{"docker.io", none, "/v2/my.group/app/manifests/1?ns=quay.io", "quay.io", "my.group/app"},
+		{"docker.io", none, "/v2/team/app/manifests/1?ns=QUAY.io", "quay.io", "team/app"},
 		{"docker.io", none, "/v2/app/manifests/1?ns=ghcr.io", "", ""},
 		{"docker.io", none, "/v2/app/manifests/1?ns=169.254.169.254", "", ""},
 		// After /v2.
@@ -66,7 +67,10 @@ func TestRoute(t *testing.T) {
 		{"docker.io", none, "/v2/docker.io/library/alpine/manifests/1", "docker.io", "library/alpine"},
 		{"docker.io", none, "/v2/docker.io/alpine/manifests/1", "docker.io", "library/alpine"},
 		{"docker.io", none, "/v2/registry.example:5000/a/b/c/manifests/1", "registry.example:5000", "a/b/c"},
+		{"docker.io", none, "/v2/registry.example.5000/app/manifests/1", "registry.example:5000", "app"},
+		{"docker.io", none, "/v2/registry.example.5000/app/manifests/1?ns=registry.example:5000", "registry.example:5000", "app"},
 		{"docker.io", none, "/v2/localhost/app/manifests/1", "localhost", "app"},
+		{"docker.io", none, "/v2/bad_name.example/org/app/manifests/1", "", ""},
 		{"docker.io", none, "/v2/dockerhub/library/alpine/manifests/1", "docker.io", "library/alpine"},
 		{"docker.io", none, "/v2/dockerhub/app/manifests/1", "docker.io", "dockerhub/app"}, // an account's
 		{"docker.io", none, "/v2/ghcr.io/a/b/manifests/1", "", ""},
@@ -80,6 +84,7 @@ func TestRoute(t *testing.T) {
 		{"docker.io", none, "/v2/dockerhub/a/b/manifests/1?ns=quay.io", "quay.io", "dockerhub/a/b"}, // named otherwise
 		// Before /v2.
 		{"docker.io", none, "/quay.io/v2/team/app/manifests/1", "quay.io", "team/app"},
+		{"docker.io", none, "/Quay.IO/v2/team/app/manifests/1", "quay.io", "team/app"},
 		{"docker.io", none, "/dockerhub/v2/alpine/manifests/1", "docker.io", "library/alpine"},
 		{"docker.io", none, "/docker.io/v2/library/alpine/manifests/1?ns=docker.io", "docker.io", "library/alpine"},
 		{"docker.io", none, "/quay.io/v2/quay.io/team/app/manifests/1?ns=quay.io", "quay.io", "team/app"},

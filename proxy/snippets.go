@@ -115,7 +115,7 @@ func (v view) Hub() string {
 func (v view) V2() string { return v.URL + "/v2" }
 
 // Below names a registry for clients that put a mirror's path after /v2.
-func (v view) Below(registry string) string { return v.Host + "/" + registry }
+func (v view) Below(registry string) string { return v.Host + "/" + pathName(registry) }
 
 // Map is kaniko's, which knows Docker Hub by another name.
 func (v view) Map() string {

@@ -37,9 +37,10 @@ func Bytes(mediaType string, content []byte) Source {
 }
 
 const (
-	// patience is how long a broken stream asks its Source again before it
-	// gives up: longer than a registry's restart, and clients see a pause.
-	patience = time.Minute
+	// patience is how long a broken stream asks its Source again before it gives
+	// up. Clients see a pause meanwhile, and those that can go elsewhere do so
+	// only afterwards.
+	patience = 15 * time.Second
 	// progress is what a part must bring for the patience to start anew; a
 	// Source that breaks after every few bytes must not keep a fill for ever.
 	progress = 64 << 10
