@@ -41,6 +41,9 @@ const (
 	// up. Clients see a pause meanwhile, and those that can go elsewhere do so
 	// only afterwards.
 	patience = 15 * time.Second
+	// firstPatience is the same until there is a first byte, when nobody loses
+	// what was fetched: a download that was given up is begun again by a client.
+	firstPatience = 3 * time.Second
 	// progress is what a part must bring for the patience to start anew; a
 	// Source that breaks after every few bytes must not keep a fill for ever.
 	progress = 64 << 10
@@ -55,6 +58,7 @@ type stream struct {
 	resumed func(offset int64, cause error) // told of every resume
 
 	body      io.ReadCloser
+	from      int64 // where it began
 	pos, size int64 // size is -1 while unknown
 	mediaType string
 
@@ -75,7 +79,7 @@ func openStream(ctx context.Context, src Source, at int64, resumed func(int64, e
 	}
 	return &stream{
 		ctx: ctx, src: src, resumed: resumed,
-		body: part.Body, pos: part.Offset, size: part.Size, mediaType: part.MediaType,
+		body: part.Body, from: part.Offset, pos: part.Offset, size: part.Size, mediaType: part.MediaType,
 		breaks: backoff.NewExponentialBackOff(),
 	}, nil
 }
@@ -124,7 +128,11 @@ func (s *stream) resume(cause error) error {
 	} else {
 		wait = s.breaks.NextBackOff()
 	}
-	for ; time.Since(s.since) < patience; wait = s.breaks.NextBackOff() {
+	limit := patience
+	if s.pos == s.from {
+		limit = firstPatience
+	}
+	for ; time.Since(s.since) < limit; wait = s.breaks.NextBackOff() {
 		select {
 		case <-s.ctx.Done():
 			return fmt.Errorf("resume at %d: %w", s.pos, context.Cause(s.ctx))
@@ -141,7 +149,7 @@ func (s *stream) resume(cause error) error {
 		}
 		cause = err
 	}
-	return fmt.Errorf("no progress at byte %d for %s: %w", s.pos, patience, cause)
+	return fmt.Errorf("no progress at byte %d for %s: %w", s.pos, limit, cause)
 }
 
 // reopen asks the Source for what is left and stands at pos when it returns.
