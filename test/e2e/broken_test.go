@@ -36,7 +36,7 @@ func TestCut(t *testing.T) {
 
 			check(t, e.pull(t, image))
 			e.holds(t, image, r.Image)
-			runs(t, e, r)
+			runs(t, e, image, r)
 			if cut.Applied() != 1 {
 				t.Error("the layer was not cut")
 			}
@@ -82,7 +82,7 @@ func TestKilled(t *testing.T) {
 				check(t, e.pull(t, image))
 			}
 			e.holds(t, image, r.Image)
-			runs(t, e, r)
+			runs(t, e, image, r)
 			resumed(t, up, r)
 		})
 	}

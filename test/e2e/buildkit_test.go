@@ -3,67 +3,63 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"testing"
 
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// newBuildkit starts a buildkitd on its own, and returns the command that speaks
-// to it.
-func newBuildkit(t *testing.T, m *mirror) (buildctl []string) {
+// buildkit is a buildkitd on its own, and the command that speaks to it. It
+// builds something from each image.
+type buildkit struct {
+	buildctl []string
+	env      []string
+	content  content
+}
+
+func newBuildkit(t *testing.T, m *mirror) buildkit {
 	t.Helper()
 	dir := t.TempDir()
 	t.Cleanup(func() { leave(t, dir) })
 	config := filepath.Join(dir, "buildkitd.toml")
-	check(t, os.WriteFile(config, m.configuration(t, "buildkit", "/etc/buildkit/buildkitd.toml"), 0o600))
+	settings := m.eachConfiguration(t, "buildkit", "/etc/buildkit/buildkitd.toml")
+	if m.fallback != "" { // a second mirror: the registries themselves cannot be reached from here
+		settings = regexp.MustCompile(`mirrors = \[(.*)\]`).ReplaceAllString(settings, fmt.Sprintf("mirrors = [${1}, %q]", m.fallback)) +
+			fmt.Sprintf("[registry.%q]\n  http = true\n", m.fallback)
+	}
+	check(t, os.WriteFile(config, []byte(settings), 0o600))
 	socket := "unix://" + filepath.Join(dir, "sock")
 	program := installed(t, "buildkitd")
 	path := "PATH=" + filepath.Dir(program) + ":" + os.Getenv("PATH") // runc
 	daemon := start(t, "buildkitd", []string{path}, program, "--config", config, "--root", filepath.Join(dir, "root"), "--addr", socket)
-	buildctl = []string{installed(t, "buildctl"), "--addr", socket}
+	b := buildkit{[]string{installed(t, "buildctl"), "--addr", socket}, m.environment(), content(filepath.Join(dir, "root/runc-overlayfs/content"))}
 	daemon.until(t, "ready", func() error {
-		_, err := try(t, nil, append(buildctl, "debug", "workers")...)
+		_, err := try(t, nil, append(b.buildctl, "debug", "workers")...)
 		return err
 	})
-	return buildctl
+	return b
 }
 
-// TestConfBuildkit: BuildKit by itself, configured by what "cachalot client"
-// prints, builds from the images of two registries, cold and warm.
-func TestConfBuildkit(t *testing.T) {
-	t.Parallel()
-	docker := hub(t)
-	quay := upstreamtest.NewDistribution(t, upstreamtest.DistributionOptions{Auth: upstreamtest.Bearer})
-	one, other := newRelease(t, ociTypes(), "one"), otherRelease(t, ociTypes())
-	one.publish(docker, repository, "latest")
-	other.publish(quay, quayRepository, "latest")
-	docker.Forget()
-	quay.Forget()
-	m := newMirror(t, forEver, map[string]string{"docker.io": "{url: " + docker.URL + "}", "quay.io": "{url: " + quay.URL + "}"})
-	buildctl := newBuildkit(t, m)
+func (b buildkit) pull(t *testing.T, image string) error {
+	t.Helper()
+	dir := t.TempDir()
+	file := "FROM " + image + "\nCOPY Dockerfile /\n"
+	check(t, os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(file), 0o600))
+	_, err := try(t, b.env, append(slices.Clone(b.buildctl), "build", "--frontend", "dockerfile.v0", "--progress", "plain", "--no-cache",
+		"--local", "context="+dir, "--local", "dockerfile="+dir, "--output", "type=image")...)
+	return err
+}
 
-	context := t.TempDir()
-	file := "FROM " + image + " AS hub\nFROM quay.io/" + quayRepository + "\nCOPY --from=hub /version /from-hub\n"
-	check(t, os.WriteFile(filepath.Join(context, "Dockerfile"), []byte(file), 0o600))
-	archive := filepath.Join(t.TempDir(), "built.tar")
-	for _, cold := range []bool{true, false} {
-		must(t, nil, append(buildctl, "build", "--frontend", "dockerfile.v0", "--progress", "plain",
-			"--local", "context="+context, "--local", "dockerfile="+context, "--output", "type=tar,dest="+archive)...)
-		for up, r := range map[*upstreamtest.Distribution]release{docker: one, quay: other} {
-			var want wire
-			if cold {
-				want = wire{Tokens: 1, Refused: 1, Heads: 1, Manifests: 2, Blobs: len(r.Blobs()), Bytes: r.Size()}
-			}
-			if got, requests := crossed(&up.Recorder); got != want {
-				t.Errorf("the wire of %s, cold %t: %+v, want %+v", r.version, cold, got, want)
-				report(t, requests)
-			}
-		}
-		if got := must(t, nil, "tar", "-xOf", archive, "from-hub", "version"); got != one.version+"\n"+other.version && got != other.version+"\n"+one.version {
-			t.Errorf("the image built says %q", got)
-		}
-		must(t, nil, append(buildctl, "prune", "--all")...)
-	}
+func (b buildkit) holds(t *testing.T, _ string, want upstreamtest.Image) {
+	t.Helper()
+	b.content.holds(t, all(want)...)
+}
+
+func (b buildkit) remove(t *testing.T, _ string) {
+	t.Helper()
+	must(t, nil, append(slices.Clone(b.buildctl), "prune", "--all")...)
 }

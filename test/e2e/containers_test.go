@@ -3,9 +3,11 @@
 package e2e
 
 import (
-	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
@@ -15,7 +17,12 @@ import (
 func registriesConf(t *testing.T, m *mirror) (file string) {
 	t.Helper()
 	file = filepath.Join(t.TempDir(), "registries.conf")
-	check(t, os.WriteFile(file, m.configuration(t, "podman", "/etc/containers/registries.conf.d/cachalot.conf"), 0o600))
+	config := m.eachConfiguration(t, "podman", "/etc/containers/registries.conf.d/cachalot.conf")
+	if m.fallback != "" {
+		config = regexp.MustCompile(`(?m)(\[\[registry\]\]\n)location( = .*)$`).ReplaceAllString(config,
+			fmt.Sprintf("${1}prefix${2}\nlocation = %q\ninsecure = true", m.fallback))
+	}
+	check(t, os.WriteFile(file, []byte(config), 0o600))
 	return file
 }
 
@@ -28,9 +35,14 @@ type store struct {
 
 func newStore(t *testing.T, m *mirror, program string) store {
 	t.Helper()
-	dir := t.TempDir()
-	t.Cleanup(func() { leave(t, dir) })
-	return store{dir: dir, env: []string{"CONTAINERS_REGISTRIES_CONF=" + registriesConf(t, m)}, command: []string{
+	dir, err := os.MkdirTemp("", "store") //nolint:usetesting // podman wants paths of at most 50 characters
+	check(t, err)
+	t.Cleanup(func() {
+		leave(t, dir)
+		check(t, os.RemoveAll(dir))
+	})
+	env := append(m.environment(), "CONTAINERS_REGISTRIES_CONF="+registriesConf(t, m))
+	return store{dir: dir, env: env, command: []string{
 		program, "--storage-driver", "overlay",
 		"--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run"),
 	}}
@@ -49,12 +61,22 @@ func (s store) pull(t *testing.T, image string) error {
 
 func (s store) remove(t *testing.T, image string) { t.Helper(); s.must(t, "rmi", "--force", image) }
 
-// podman and buildah name an image by its config.
+// podman and buildah name an image by its config, and keep the manifest as it is.
 func (s store) holds(t *testing.T, image string, want upstreamtest.Image) {
 	t.Helper()
 	if got := s.must(t, "images", "--quiet", "--no-trunc", image); got != want.Config.Digest.String() {
 		t.Errorf("the image's id is %s, want %s", got, want.Config.Digest)
 	}
+	same(t, filepath.Join(s.dir, "root", "overlay-images", want.Config.Digest.Encoded(), "manifest"), want.Manifest)
+	archive := filepath.Join(s.dir, "saved.tar")
+	must(t, nil, "skopeo", "copy", "--quiet", "containers-storage:["+s.place()+"]"+image, "docker-archive:"+archive)
+	unpacked(t, archive, want)
+	check(t, os.Remove(archive)) // there can be no other image in it
+}
+
+// place is the store as the name of an image in it says it.
+func (s store) place() string {
+	return "overlay@" + filepath.Join(s.dir, "root") + "+" + filepath.Join(s.dir, "run")
 }
 
 type podman struct{ store }
@@ -81,41 +103,40 @@ func newBuildah(t *testing.T, m *mirror) buildah {
 	return buildah{newStore(t, m, "buildah")}
 }
 
-func (b buildah) run(t *testing.T, image string, command ...string) string {
-	t.Helper()
-	container := b.must(t, "from", "--pull-never", image)
-	defer b.must(t, "rm", container)
-	return b.must(t, append([]string{"run", "--isolation", "chroot", container, "--"}, command...)...)
+// skopeo copies each image to a folder of its own.
+type skopeo struct {
+	env  []string
+	conf string
+	into folders
 }
-
-// skopeo copies an image to a folder.
-type skopeo struct{ conf, dir string }
 
 func newSkopeo(t *testing.T, m *mirror) skopeo {
 	t.Helper()
-	return skopeo{registriesConf(t, m), filepath.Join(t.TempDir(), "image")}
+	return skopeo{m.environment(), registriesConf(t, m), folders(t.TempDir())}
 }
 
 func (s skopeo) pull(t *testing.T, image string) error {
 	t.Helper()
-	_, err := try(t, nil, "skopeo", "--registries-conf", s.conf, "copy", "--quiet", "docker://"+image, "dir:"+s.dir)
+	_, err := try(t, s.env, "skopeo", "--registries-conf", s.conf, "copy", "--quiet", "docker://"+image, "dir:"+s.into.of(image))
 	return err
 }
 
-func (s skopeo) remove(t *testing.T, _ string) { t.Helper(); check(t, os.RemoveAll(s.dir)) }
-
-func (s skopeo) holds(t *testing.T, _ string, want upstreamtest.Image) {
+func (s skopeo) remove(t *testing.T, image string) {
 	t.Helper()
-	same(t, filepath.Join(s.dir, "manifest.json"), want.Manifest)
+	check(t, os.RemoveAll(s.into.of(image)))
+}
+
+func (s skopeo) holds(t *testing.T, image string, want upstreamtest.Image) {
+	t.Helper()
+	same(t, filepath.Join(s.into.of(image), "manifest.json"), want.Manifest)
 	for _, b := range want.Blobs() {
-		same(t, filepath.Join(s.dir, b.Digest.Encoded()), b)
+		same(t, filepath.Join(s.into.of(image), b.Digest.Encoded()), b)
 	}
 }
 
-// same compares a file with what was pushed.
-func same(t *testing.T, file string, want upstreamtest.Content) {
-	t.Helper()
-	if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, want.Bytes) {
-		t.Errorf("%s: %d bytes that differ from the %d of %s (%v)", file, len(got), want.Size, want.Digest, err)
-	}
+// folders is where images go whose client keeps none.
+type folders string
+
+func (f folders) of(image string) string {
+	return filepath.Join(string(f), strings.NewReplacer("/", "_", ":", "_").Replace(image))
 }

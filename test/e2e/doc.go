@@ -1,11 +1,14 @@
 // Package e2e pulls through the real binary with real clients: dockerd 20.10 and
-// 29, containerd, buildkitd, podman, buildah, skopeo and crane.
+// 29 (and their builders), containerd, buildkitd, podman, buildah, skopeo, crane
+// and go-containerregistry.
 //
-//	dockerd ... ──> cachalot ──> distribution's registry, in the test's process
+//	dockerd ... ──> tap ──> cachalot ──> distribution's registries ──> CDN
 //
-// The registry stands for Docker Hub and counts what crosses its wire, so each
-// test says not only that a pull works but what it cost. The image's name is
-// not one that Docker Hub has: a pull that works came through the mirror.
+// All but the clients and cachalot is in the test's process: the tap, which notes
+// what a client asks, and registries that count what crosses their wires. So each
+// test says not only that a pull works but what it cost. The images' names are
+// not ones that Docker Hub or quay.io has: a pull that works came through the
+// mirror.
 //
 // The script run, beside this file, installs what the tests need and runs them,
 // as root:

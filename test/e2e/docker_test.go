@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,13 +15,20 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// engine is a dockerd that mirrors Docker Hub, and a docker command that speaks
-// to it.
+// engine is a dockerd, and a docker command that speaks to it.
 type engine struct {
 	daemon *process
 	docker []string
 	env    []string
-	id     func(upstreamtest.Image) digest.Digest
+	dir    string
+
+	// name is what the daemon must call an image, to pull it through the mirror.
+	name func(image string) string
+	// id is what the daemon calls an image by itself.
+	id func(upstreamtest.Image) digest.Digest
+	// keeps compares all that the daemon has of an image, be it only as the base of
+	// another one.
+	keeps func(t *testing.T, image string, want upstreamtest.Image)
 }
 
 func engines() map[string]func(*testing.T, *mirror) *engine {
@@ -31,24 +39,71 @@ func engines() map[string]func(*testing.T, *mirror) *engine {
 // It names an image by its config.
 func docker20(t *testing.T, m *mirror) *engine {
 	t.Helper()
-	return classic(t, "{}", flag(m)...)
+	return classic(t, m, "{}", flag(m)...)
+}
+
+// dockerWithJSON is docker20 with a daemon.json.
+func dockerWithJSON(t *testing.T, m *mirror) *engine {
+	t.Helper()
+	config := string(m.configuration(t, "docker", "/etc/docker/daemon.json"))
+	if m.fallback != "" { // a second mirror: Docker Hub itself cannot be reached from here
+		config = strings.Replace(config, `"]`, fmt.Sprintf(`", %q], "max-concurrent-downloads": 99`, "http://"+m.fallback), 1)
+	}
+	e := classic(t, m, config)
+	e.env = append(e.env, m.environment()...)
+	return e
 }
 
 // classic is docker20 with a daemon.json.
-func classic(t *testing.T, config string, args ...string) *engine {
+func classic(t *testing.T, m *mirror, config string, args ...string) *engine {
 	t.Helper()
 	e := newEngine(t, config, nil, append([]string{"/usr/sbin/dockerd", "--storage-driver", "overlay2"}, args...)...)
 	e.wants(t, "20.10.")
 	e.env = append(e.env, "DOCKER_BUILDKIT=0")
+	e.name = func(image string) string { return hubOr(m, image) }
 	e.id = func(i upstreamtest.Image) digest.Digest { return i.Config.Digest }
+	e.keeps = func(t *testing.T, image string, want upstreamtest.Image) {
+		t.Helper()
+		e.content().holds(t, want.Manifest, want.Index)
+		archive := filepath.Join(e.dir, "saved.tar")
+		e.must(t, "save", "--output", archive, e.name(image))
+		unpacked(t, archive, want)
+	}
 	return e
+}
+
+// hubOr is the name of an image for a client that mirrors Docker Hub alone: it
+// must name the mirror itself for another registry's.
+func hubOr(m *mirror, image string) string {
+	if strings.HasPrefix(image, "docker.io/") {
+		return image
+	}
+	return m.below(image)
 }
 
 // docker29 is the newest dockerd, with the newest containerd, which keeps the
 // images, and with BuildKit. It names an image by its index.
 func docker29(t *testing.T, m *mirror) *engine {
 	t.Helper()
-	return modern(t, nil, flag(m)...)
+	e := modern(t, nil, flag(m)...)
+	e.name = func(image string) string { return hubOr(m, image) }
+	return e
+}
+
+// dockerWithHosts is docker29 with a hosts.toml in certs.d, for all registries.
+// That folder's place cannot be changed, so dockerd gets an /etc of its own.
+func dockerWithHosts(t *testing.T, m *mirror) *engine {
+	t.Helper()
+	const path = "/etc/docker/certs.d/_default/hosts.toml"
+	dir := t.TempDir()
+	t.Cleanup(func() { leave(t, dir) })
+	file := filepath.Join(dir, path)
+	check(t, os.MkdirAll(filepath.Dir(file), 0o755))
+	check(t, os.WriteFile(file, m.hosts(t, "docker", path), 0o600))
+	const script = `mount -t overlay -o "lowerdir=$0/etc:/etc" overlay /etc && exec "$@"`
+	e := modern(t, []string{"unshare", "--mount", "sh", "-c", script, dir})
+	e.env = append(e.env, m.environment()...)
+	return e
 }
 
 // modern is docker29, started by another command.
@@ -59,7 +114,12 @@ func modern(t *testing.T, starter []string, args ...string) *engine {
 	e := newEngine(t, "{}", []string{path}, slices.Concat(starter, []string{dockerd}, args)...)
 	e.wants(t, "library-import") // as a binary built from its module calls itself
 	e.env = append(e.env, "DOCKER_BUILDKIT=1")
+	e.name = func(image string) string { return image }
 	e.id = func(i upstreamtest.Image) digest.Digest { return i.Index.Digest }
+	e.keeps = func(t *testing.T, _ string, want upstreamtest.Image) {
+		t.Helper()
+		e.content().holds(t, all(want)...)
+	}
 	return e
 }
 
@@ -81,6 +141,7 @@ func newEngine(t *testing.T, json string, env []string, dockerd ...string) *engi
 	check(t, os.WriteFile(config, []byte(json), 0o600))
 	t.Cleanup(func() { leave(t, dir) })
 	e := &engine{
+		dir:    dir,
 		docker: []string{"/usr/bin/docker", "--host", socket},
 		env:    []string{"DOCKER_CONFIG=" + dir},
 	}
@@ -117,15 +178,18 @@ func (e *engine) must(t *testing.T, args ...string) string {
 
 func (e *engine) pull(t *testing.T, image string) error {
 	t.Helper()
-	_, err := e.try(t, "pull", "--quiet", image)
+	_, err := e.try(t, "pull", "--quiet", e.name(image))
 	return err
 }
 
-func (e *engine) remove(t *testing.T, image string) { t.Helper(); e.must(t, "rmi", "--force", image) }
+func (e *engine) remove(t *testing.T, image string) {
+	t.Helper()
+	e.must(t, "rmi", "--force", e.name(image))
+}
 
 func (e *engine) run(t *testing.T, image string, command ...string) string {
 	t.Helper()
-	return e.must(t, append([]string{"run", "--rm", "--network", "none", image}, command...)...)
+	return e.must(t, append([]string{"run", "--rm", "--network", "none", e.name(image)}, command...)...)
 }
 
 func (e *engine) build(t *testing.T, args ...string) {
@@ -141,10 +205,16 @@ func (e *engine) logs(t *testing.T, container string) string {
 
 func (e *engine) holds(t *testing.T, image string, want upstreamtest.Image) {
 	t.Helper()
-	if got := e.must(t, "image", "inspect", "--format", "{{.Id}}", image); got != e.id(want).String() {
+	if got := e.must(t, "image", "inspect", "--format", "{{.Id}}", e.name(image)); got != e.id(want).String() {
 		t.Errorf("the image's id is %s, want %s", got, e.id(want))
 	}
-	if got := e.must(t, "image", "inspect", "--format", "{{.RepoDigests}}", image); !strings.Contains(got, want.Index.Digest.String()) {
+	if got := e.must(t, "image", "inspect", "--format", "{{.RepoDigests}}", e.name(image)); !strings.Contains(got, want.Index.Digest.String()) {
 		t.Errorf("the image's digests are %s, want %s", got, want.Index.Digest)
 	}
+	e.keeps(t, image, want)
+}
+
+// content is where a dockerd keeps what it has pulled: 20.10 only manifests.
+func (e *engine) content() content {
+	return content(filepath.Join(e.dir, "data/containerd/daemon/io.containerd.content.v1.content"))
 }

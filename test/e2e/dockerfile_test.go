@@ -5,6 +5,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -25,7 +26,7 @@ const (
 func TestDockerfile(t *testing.T) {
 	t.Parallel()
 	context := buildContext(t)
-	builder := builderRoot(t)
+	builder := builderRoot(t, context)
 	for name, start := range engines() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -52,9 +53,13 @@ func buildContext(t *testing.T) string {
 	return dir
 }
 
-// builderRoot is the archive of an image with a shell and this machine's Go.
-func builderRoot(t *testing.T) string {
+// builderRoot is the archive of an image with a shell, this machine's Go, and
+// what that has compiled already: twice in the tests would take their longest.
+func builderRoot(t *testing.T, context string) string {
 	t.Helper()
+	cache := filepath.Join(filepath.Dir(installed(t, "cachalot")), "go-build")
+	must(t, []string{"GOCACHE=" + cache, "CGO_ENABLED=0", "GOTOOLCHAIN=local"},
+		"go", "-C", context, "build", "-trimpath", "-buildvcs=false", "-o", os.DevNull, "./cmd/cachalot")
 	dir := t.TempDir()
 	root := filepath.Join(dir, "root")
 	for _, d := range []string{"bin", "tmp", "etc/ssl/certs"} {
@@ -69,6 +74,7 @@ func builderRoot(t *testing.T) string {
 	must(t, nil, "tar", "-C", root, "-cf", archive, ".")
 	must(t, nil, "tar", "-C", must(t, nil, "go", "env", "GOROOT"), "-rf", archive,
 		"--transform", `s,^\.,./usr/local/go,`, "--exclude", "./test", ".")
+	must(t, nil, "tar", "-C", cache, "-rf", archive, "--transform", `s,^\.,./tmp/cache,`, ".")
 	return archive
 }
 
@@ -133,5 +139,12 @@ func serves(t *testing.T, e *engine) {
 			t.Errorf("stopped, it exits with %s", code)
 		}
 		up.Down()
+	}
+}
+
+func wants(t *testing.T, m *mirror, repo, path string, want upstreamtest.Content) {
+	t.Helper()
+	if status, body := get(t, m.url()+"/v2/"+repo+"/"+path); status != http.StatusOK || body != string(want.Bytes) {
+		t.Errorf("%s: status %d, %d bytes; want %d", path, status, len(body), want.Size)
 	}
 }

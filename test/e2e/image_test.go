@@ -91,22 +91,43 @@ type release struct {
 	other              upstreamtest.Image // for another platform, which nobody here pulls
 	attestation        upstreamtest.Image // of Image; dockerd 29 pulls it too
 	version            string             // what the file /version says
+	payload            digest.Digest      // of the file /payload
 }
 
 // newRelease is an image of four layers, the last of which has the file
 // /version. All versions share the others.
 func newRelease(t *testing.T, types mediaTypes, version string) release {
 	t.Helper()
-	busybox, err := os.ReadFile("/bin/busybox")
-	check(t, err)
+	payload := upstreamtest.Random(1, payloadSize)
 	r := assemble(t, types,
-		newLayer(t, types.layer, file{"bin/busybox", 0o755, busybox}),
-		newLayer(t, types.layer, file{"payload", 0o644, upstreamtest.Random(1, payloadSize)}),
+		newLayer(t, types.layer, busybox(t)),
+		newLayer(t, types.layer, file{"payload", 0o644, payload}),
 		newLayer(t, types.layer, file{"etc/passwd", 0o644, []byte(passwd + "\n")}, file{"etc/empty", 0o644, nil}),
 		newLayer(t, types.layer, file{"version", 0o644, []byte(version + "\n")}),
 	)
-	r.version = version
+	r.version, r.payload = version, digest.FromBytes(payload)
 	return r
+}
+
+// otherRelease is an image of two layers, and shares none with those of
+// newRelease: what is in the cache for one registry would not be sent again for
+// another.
+func otherRelease(t *testing.T, types mediaTypes, version string) release {
+	t.Helper()
+	payload := upstreamtest.Random(2, payloadSize/4)
+	r := assemble(t, types,
+		newLayer(t, types.layer, busybox(t), file{"payload", 0o644, payload}),
+		newLayer(t, types.layer, file{"version", 0o644, []byte(version + "\n")}),
+	)
+	r.version, r.payload = version, digest.FromBytes(payload)
+	return r
+}
+
+func busybox(t *testing.T) file {
+	t.Helper()
+	b, err := os.ReadFile("/bin/busybox")
+	check(t, err)
+	return file{"bin/busybox", 0o755, b}
 }
 
 // assemble makes a release of layers.

@@ -5,18 +5,28 @@ package e2e
 import (
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"slices"
 	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestMain sees to it that no daemon has left an interface. What is left mounted
-// fails the test that finds it in its folder.
+// TestMain sees to it that no daemon has left an interface, and no test a
+// goroutine. What is left mounted fails the test that finds it in its folder.
 func TestMain(m *testing.M) {
 	before := interfaces()
 	code := m.Run()
 	if after := interfaces(); !slices.Equal(before, after) {
 		fmt.Fprintf(os.Stderr, "network interfaces were %q, are %q\n", before, after)
+		code = max(code, 1)
+	}
+	http.DefaultClient.CloseIdleConnections()
+	if err := goleak.Find(upstreamtest.IgnoreDistribution()); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		code = max(code, 1)
 	}
 	os.Exit(code)

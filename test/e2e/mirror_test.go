@@ -4,13 +4,16 @@ package e2e
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -25,30 +28,84 @@ type mirror struct {
 	upstreams map[string]string // YAML by the registry's name
 	listen    string            // host:port; the first start finds a free one
 	admin     string
-	front     string // URL of a TLS server before it, or ""
-	ca        string // file with that one's CA
+	timeouts  string // YAML: towards upstreams; "": the defaults
+	front     string // URL of what stands before it, or ""
+	ca        string // file with that one's CA, if it speaks TLS
+
+	// What clients are given besides.
+	login      string            // folder of a config.json with credentials, or ""
+	fallback   string            // host:port to ask where the mirror fails; "": the registry itself
+	registries map[string]string // those to mirror one by one, and what the mirror calls them; nil: what it has
 }
 
 // newMirror starts a cachalot with an empty cache that serves tags unchecked for
 // freshFor.
 func newMirror(t *testing.T, freshFor time.Duration, upstreams map[string]string) *mirror {
 	t.Helper()
-	m := &mirror{dir: t.TempDir(), upstreams: upstreams, listen: "127.0.0.1:0", admin: "127.0.0.1:0"}
-	m.configure(t, freshFor)
-	m.start(t)
-	m.configure(t, freshFor) // with the addresses it has got
+	m := &mirror{upstreams: upstreams}
+	m.open(t, freshFor)
 	return m
 }
 
+// open starts the mirror for the first time.
+func (m *mirror) open(t *testing.T, freshFor time.Duration) {
+	t.Helper()
+	m.dir, m.listen, m.admin = t.TempDir(), "127.0.0.1:0", "127.0.0.1:0"
+	m.configure(t, freshFor)
+	m.start(t)
+	m.configure(t, freshFor) // with the addresses it has got
+}
+
 func (m *mirror) file() string { return filepath.Join(m.dir, "config.yml") }
-func (m *mirror) url() string  { return "http://" + m.listen }
+
+// url is where clients find it, and host the same without a scheme.
+func (m *mirror) url() string { return cmp.Or(m.front, "http://"+m.listen) }
+
+func (m *mirror) host() string {
+	_, host, _ := strings.Cut(m.url(), "://")
+	return host
+}
+
+// below is an image's name for who knows no mirrors: below the mirror's own.
+func (m *mirror) below(image string) string { return m.host() + "/" + image }
+
+// configuration is what "cachalot client" prints of one file.
+func (m *mirror) configuration(t *testing.T, client, path string, more ...string) []byte {
+	t.Helper()
+	args := []string{installed(t, "cachalot"), "client", client, "--config", m.file(), "--file", path, "--mirror", m.url()}
+	if m.ca != "" {
+		args = append(args, "--ca", m.ca)
+	}
+	return []byte(must(t, nil, append(args, more...)...) + "\n")
+}
+
+// eachConfiguration is configuration for a client that has an entry for each
+// registry.
+func (m *mirror) eachConfiguration(t *testing.T, client, path string) string {
+	t.Helper()
+	var list []string
+	rename := []string{}
+	for _, name := range slices.Sorted(maps.Keys(m.registries)) {
+		list = append(list, "--registry", name)
+		rename = append(rename, strconv.Quote(m.below(name)), strconv.Quote(m.below(m.registries[name])))
+	}
+	return strings.NewReplacer(rename...).Replace(string(m.configuration(t, client, path, list...)))
+}
+
+// environment is what makes clients log in.
+func (m *mirror) environment() []string {
+	if m.login == "" {
+		return nil
+	}
+	return []string{"DOCKER_CONFIG=" + m.login, "REGISTRY_AUTH_FILE=" + filepath.Join(m.login, "config.json")}
+}
 
 func (m *mirror) configure(t *testing.T, freshFor time.Duration) {
 	t.Helper()
 	var b strings.Builder
 	fmt.Fprintf(&b, "listen: %s\nadmin: {listen: %s}\nlog: {level: debug}\n", m.listen, m.admin)
 	fmt.Fprintf(&b, "storage: {path: %s, min_free: 0}\n", filepath.Join(m.dir, "cache"))
-	fmt.Fprintf(&b, "tags: {fresh_for: %s}\nupstreams:\n", freshFor)
+	fmt.Fprintf(&b, "tags: {fresh_for: %s}\ntimeouts: {%s}\nupstreams:\n", freshFor, m.timeouts)
 	for name, settings := range m.upstreams {
 		fmt.Fprintf(&b, "  %s: %s\n", name, settings)
 	}

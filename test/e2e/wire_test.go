@@ -12,14 +12,15 @@ import (
 
 // wire is what crossed the sockets of the upstream.
 type wire struct {
-	Tokens    int // requests to the token server
-	Refused   int // answered 401
-	Heads     int // of manifests
-	Manifests int // sent whole
-	Blobs     int // sent whole or in part
-	Referrers int // by the API, and by the tag that stands in for it
-	Others    int
-	Bytes     int64 // of manifests and blobs
+	Tokens     int // requests to the token server
+	Refused    int // answered 401
+	Heads      int // of manifests
+	Manifests  int // sent whole
+	Redirected int // blobs that the CDN is to send
+	Blobs      int // sent whole or in part, by the CDN or without one
+	Referrers  int // by the API, and by the tag that stands in for it
+	Others     int
+	Bytes      int64 // of manifests and blobs
 }
 
 // crossed counts what crossed since it was last asked.
@@ -38,7 +39,9 @@ func crossed(up *upstreamtest.Recorder) (wire, []upstreamtest.Request) {
 			w.Heads++
 		case q.Op == upstreamtest.GetManifest:
 			w.Manifests++
-		case q.Op == upstreamtest.GetBlob:
+		case q.Op == upstreamtest.GetBlob && q.Status == 307:
+			w.Redirected++
+		case q.Op == upstreamtest.GetBlob, q.Op == upstreamtest.CDN && q.Status < 300:
 			w.Blobs++
 		default:
 			w.Others++
@@ -46,6 +49,14 @@ func crossed(up *upstreamtest.Recorder) (wire, []upstreamtest.Request) {
 	}
 	up.Forget()
 	return w, requests
+}
+
+// plus adds two costs.
+func (w wire) plus(v wire) wire {
+	return wire{
+		w.Tokens + v.Tokens, w.Refused + v.Refused, w.Heads + v.Heads, w.Manifests + v.Manifests,
+		w.Redirected + v.Redirected, w.Blobs + v.Blobs, w.Referrers + v.Referrers, w.Others + v.Others, w.Bytes + v.Bytes,
+	}
 }
 
 // report lists requests for a test that fails.

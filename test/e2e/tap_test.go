@@ -1,0 +1,107 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"cmp"
+	"encoding/pem"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// tap stands between clients and a mirror, and notes what crosses.
+type tap struct {
+	mu  sync.Mutex // guards log, and what it points to
+	log []*asked
+}
+
+// asked is a request to the mirror.
+type asked struct {
+	method, path, query string
+	span                string // its Range
+	credential          bool
+	status              int // of the answer; 0: none has begun
+}
+
+// wiretap puts a tap before the mirror, from now on at the URL that clients get.
+func wiretap(t *testing.T, m *mirror) *tap {
+	t.Helper()
+	w := &tap{}
+	front := httptest.NewUnstartedServer(w.handler(t, m))
+	front.Config.ErrorLog = log.New(io.Discard, "", 0) // clients leave, and try TLS first
+	front.Start()
+	t.Cleanup(front.Close)
+	m.front = front.URL
+	return w
+}
+
+// secured puts TLS before the mirror, with a CA of its own.
+func secured(t *testing.T, m *mirror) {
+	t.Helper()
+	front := httptest.NewTLSServer((&tap{}).handler(t, m))
+	t.Cleanup(front.Close)
+	m.front, m.ca = front.URL, filepath.Join(t.TempDir(), "ca.pem")
+	certificate := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: front.Certificate().Raw})
+	check(t, os.WriteFile(m.ca, certificate, 0o600))
+}
+
+func (w *tap) handler(t *testing.T, m *mirror) http.Handler {
+	t.Helper()
+	target, err := url.Parse("http://" + m.listen)
+	check(t, err)
+	transport := &http.Transport{DisableCompression: true}
+	t.Cleanup(transport.CloseIdleConnections)
+	proxy := &httputil.ReverseProxy{
+		Transport: transport, FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0),
+		Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target); r.Out.Host = r.In.Host },
+	}
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		a := &asked{
+			method: r.Method, path: r.URL.EscapedPath(), query: r.URL.RawQuery,
+			span: r.Header.Get("Range"), credential: r.Header.Get("Authorization") != "",
+		}
+		w.mu.Lock()
+		w.log = append(w.log, a)
+		w.mu.Unlock()
+		proxy.ServeHTTP(&tapped{rw, w, a}, r)
+	})
+}
+
+// tapped notes the status of an answer.
+type tapped struct {
+	http.ResponseWriter
+	tap   *tap
+	asked *asked
+}
+
+func (w *tapped) WriteHeader(status int) {
+	w.tap.mu.Lock()
+	w.asked.status = cmp.Or(w.asked.status, status)
+	w.tap.mu.Unlock()
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *tapped) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// heard are the requests so far that name something in their path or query;
+// "": all of them.
+func (w *tap) heard(name string) []asked {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var list []asked
+	for _, a := range w.log {
+		if strings.Contains(a.path+"?"+a.query, name) {
+			list = append(list, *a)
+		}
+	}
+	return list
+}

@@ -1,0 +1,90 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"net/http"
+	"testing"
+
+	up "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+)
+
+// trouble is a registry where something goes wrong, and the image that clients
+// want of it.
+type trouble struct {
+	name  string
+	cause func(r *up.Registry, big up.Match) // big: the big layer. nil: the mirror does not know the registry
+	kind  kind
+	release
+}
+
+// kind is what of an image the mirror cannot serve.
+type kind int
+
+const (
+	noManifest kind = iota
+	noBlob
+	served // nothing: it must find a way
+)
+
+func (c trouble) registry() string { return c.name + ".example" }
+func (c trouble) repo() string     { return "cachalot-e2e/" + c.name }
+
+const badName = "bad-name" // the trouble with a registry's name that is none
+
+// bigLayer is the size of the layer that goes wrong: containerd fetches it in
+// two ranges.
+const bigLayer = rangeSize + rangeSize/4
+
+func troubles(t *testing.T, types mediaTypes) []trouble {
+	t.Helper()
+	list := []trouble{
+		{name: "unknown", cause: every(up.Status(http.StatusNotFound))},
+		{name: "unauthorized", cause: every(up.Status(http.StatusUnauthorized))},
+		{name: "denied", cause: every(up.Status(http.StatusForbidden))},
+		{name: "limited", cause: every(up.Status(http.StatusTooManyRequests, "Retry-After", "30"))},
+		{name: "refused", cause: func(r *up.Registry, _ up.Match) { r.Down() }},
+		{name: "silent", cause: func(r *up.Registry, _ up.Match) { r.Fault(up.Match{AnyAuth: true}, up.BlackHole()) }},
+		{name: "unlisted"},
+		{name: badName},
+		{name: "blob-unknown", kind: noBlob, cause: only(up.Status(http.StatusNotFound))},
+		{name: "blob-fails", kind: noBlob, cause: only(up.Status(http.StatusInternalServerError))},
+		{name: "blob-wrong", kind: noBlob, cause: only(up.WrongBytes())},
+		{name: "blob-cut", kind: noBlob, cause: func(r *up.Registry, big up.Match) {
+			first, later := big, big
+			first.Times, later.After = 1, 1
+			r.Fault(first, up.CutAfter(bigLayer/2))
+			r.Fault(later, up.CutAfter(0)) // whatever is asked for
+		}},
+		{name: "blob-vanishes", kind: noBlob, cause: func(r *up.Registry, big up.Match) {
+			first, later := big, big
+			first.Times, later.After = 1, 1
+			r.Fault(first, up.CutAfter(bigLayer/2))
+			r.Fault(later, up.Status(http.StatusNotFound))
+		}},
+		// What may make clients fail hard, if it is passed on.
+		{name: "no-digest", kind: served, cause: every(up.NoDigest())},
+		{name: "no-length", kind: served, cause: every(up.NoLength())},
+	}
+	for i := range list {
+		list[i].release = assemble(t, types,
+			newLayer(t, types.layer, file{"payload", 0o644, up.Random(uint64(10+i), bigLayer)}),
+			newLayer(t, types.layer, busybox(t), file{"version", 0o644, []byte(list[i].name + "\n")}),
+		)
+	}
+	return list
+}
+
+// every makes a fault of all that a registry answers to who is authorised.
+func every(f up.Fault) func(*up.Registry, up.Match) {
+	return func(r *up.Registry, _ up.Match) {
+		for _, op := range []up.Op{up.HeadManifest, up.GetManifest, up.HeadBlob, up.GetBlob, up.Referrers} {
+			r.Fault(up.Match{Op: op}, f)
+		}
+	}
+}
+
+// only makes a fault of the big layer alone.
+func only(f up.Fault) func(*up.Registry, up.Match) {
+	return func(r *up.Registry, big up.Match) { r.Fault(big, f) }
+}
