@@ -11,8 +11,8 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
-	"github.com/prometheus/client_golang/prometheus/testutil"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/cachalot-registry/cachalot/upstream"
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
