@@ -19,9 +19,10 @@
 //	Get ──┬─ on disk, linked ───────────────────────────► *os.File (sendfile)
 //	      ├─ on disk or filling, not linked ────────────► ErrUnlinked: confirm upstream, PutLink, Get again
 //	      ├─ filling ──────────────────────► join ──────► fillReader
-//	      └─ absent ── slot of MaxFills ───► start ─────► fillReader
+//	      └─ absent ───────────────────────► start ─────► fillReader
 //	                                           │
-//	   run, under the store's context:         ▼
+//	   run, once it has a slot of MaxFills,    ▼
+//	   under the store's context:
 //	      partial ─► Source ─► reserve ─► [ stream ─► file ─► hash ─► publish ]* ─► verify ─► settle
 //	                              │            │                                      │         │
 //	                              └── no room ─┴─► spilled                            ▼         ├─► commit: fsync, rename, index, link

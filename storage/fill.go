@@ -89,13 +89,21 @@ var errSpill = errors.New("not kept")
 
 // run downloads the blob and makes it durable if it is to be kept. Whatever
 // happens to it, the fill ends in a final phase and leaves the store's table.
-func (f *fill) run() {
+// Only until it has a slot does it depend on ctx, of the one who started it.
+func (f *fill) run(ctx context.Context) {
 	s := f.store
-	s.metrics.fills.Inc()
-	defer s.metrics.fills.Dec()
 	defer f.release()
 	defer s.ended(f)
-	err := f.fetch(s.ctx)
+	err := errAgain // others who wait for it start another
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+		s.metrics.fills.Inc()
+		defer s.metrics.fills.Dec()
+		err = f.fetch(s.ctx)
+	case <-ctx.Done():
+	case <-s.ctx.Done():
+	}
 	s.reserved.Add(-f.promised)
 	switch {
 	case err == nil:

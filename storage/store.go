@@ -158,6 +158,9 @@ func (s *Store) Get(ctx context.Context, sc Scope, d digest.Digest, src Source) 
 		if !errors.Is(err, errAgain) {
 			return b, err
 		}
+		if ctx.Err() != nil { // or else its own fill, which has no slot yet, goes again and again
+			return nil, fmt.Errorf("open blob: %w", context.Cause(ctx))
+		}
 	}
 	return nil, fmt.Errorf("open blob %s: it came and went too often", d)
 }
@@ -259,21 +262,13 @@ func (s *Store) joinLocked(sc Scope, d digest.Digest, linked bool) (*fill, error
 
 // start starts a fill, or joins that of another caller who was quicker.
 func (s *Store) start(ctx context.Context, sc Scope, d digest.Digest, src Source, linked bool) (*Blob, error) {
-	select {
-	case s.slots <- struct{}{}:
-	case <-ctx.Done():
-		return nil, fmt.Errorf("wait for a fill slot: %w", context.Cause(ctx))
-	case <-s.ctx.Done():
-		return nil, ErrClosed
-	}
 	s.mu.Lock()
 	f, err := s.joinLocked(sc, d, linked)
-	if errors.Is(err, ErrUnlinked) || f == nil && err == nil && s.exists(d) {
-		err = errAgain // the link, or the file, may have come since it was looked for
+	if f == nil && err == nil && s.exists(d) {
+		err = errAgain // it has come since it was looked for: a fill that ended
 	}
 	if f != nil || err != nil {
 		s.mu.Unlock()
-		<-s.slots
 		if err != nil {
 			return nil, err
 		}
@@ -282,7 +277,7 @@ func (s *Store) start(ctx context.Context, sc Scope, d digest.Digest, src Source
 	f = newFill(s, sc, d, src)
 	s.fills[d] = f
 	f.retain(sc.Keep)
-	s.running.Go(f.run)
+	s.running.Go(func() { f.run(ctx) })
 	s.mu.Unlock()
 	return f.blob(ctx, Miss)
 }
@@ -297,5 +292,4 @@ func (s *Store) ended(f *fill) {
 		s.touchLocked(f.digest, st.keep) // some may have joined since the record was written
 	}
 	s.mu.Unlock()
-	<-s.slots
 }

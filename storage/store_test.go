@@ -8,9 +8,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -297,6 +299,71 @@ func TestFillSlots(t *testing.T) {
 	if second.opens.Load() != 0 {
 		t.Error("second fill started beside the first")
 	}
+	for waiting := true; waiting; runtime.Gosched() { // until it is given up
+		s.mu.Lock()
+		waiting = s.fills[second.digest()] != nil
+		s.mu.Unlock()
+	}
 	close(first.hold)
 	mustFetch(t, s, second, Miss)
+}
+
+// TestWaitForSlot: many who wait for a slot to download the same wait together,
+// whoever of them leaves, and then one download serves them all.
+func TestWaitForSlot(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		leave bool // the one who asked first
+		close bool // the store
+		want  error
+		opens int64
+	}{
+		"all wait":         {opens: 1},
+		"the first leaves": {leave: true, opens: 1},
+		"closed":           {close: true, want: ErrClosed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s := openStore(t, t.TempDir(), func(c *Config) { c.MaxFills = 1 })
+				o := &origin{content: content(265, 1000)}
+				s.slots <- struct{}{}
+				first, leave := context.WithCancel(t.Context())
+				defer leave()
+				var wg sync.WaitGroup
+				get := func(ctx context.Context, want error) {
+					wg.Go(func() {
+						b, err := s.Get(ctx, noStore(), o.digest(), o.source)
+						if err == nil {
+							defer b.Close()
+							_, err = io.ReadAll(b.Content)
+						}
+						if !errors.Is(err, want) {
+							t.Errorf("error %v, want %v", err, want)
+						}
+					})
+					synctest.Wait()
+				}
+				if tc.leave {
+					get(first, context.Canceled)
+				}
+				for range 10 {
+					get(t.Context(), tc.want)
+				}
+				leave()
+				synctest.Wait()
+				if tc.close {
+					if err := s.Close(); err != nil {
+						t.Error(err)
+					}
+				} else {
+					<-s.slots
+				}
+				wg.Wait()
+				if o.opens.Load() != tc.opens {
+					t.Errorf("%d downloads, want %d", o.opens.Load(), tc.opens)
+				}
+			})
+		})
+	}
 }
