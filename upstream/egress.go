@@ -31,7 +31,7 @@ type egress struct {
 
 func newEgress(cfg Config) *egress {
 	e := &egress{
-		key:     "upstreams." + cfg.Name + ".allow_addresses",
+		key:     cfg.key("allow_addresses"),
 		allowed: append([]netip.Prefix(nil), cfg.AllowAddresses...),
 		own:     map[string]bool{},
 		hide:    cfg.Unlisted,
