@@ -1,15 +1,18 @@
 # Builds with BuildKit and with the classic builder alike.
 #
-#   docker build --target cachalot -t cachalot .
+#   docker build --target cachalot -t cachalot .       the mirror
+#   docker build --target dind -t cachalot-dind .      docker:dind that pulls through one
 #
 # Where no registry is reachable, name local images:
 #   --build-arg GO_IMAGE=...   any with Go and a shell
 #   --build-arg BASE=...       scratch needs none; a distroless static image works too
+#   --build-arg DIND_BASE=...  any docker:dind, be it a rootless one; or your own image made from it
 # Where no Go module proxy is, name yours with --build-arg GOPROXY=..., or run
 # "go mod vendor" first: a vendor folder is used without asking anybody.
 
 ARG GO_IMAGE=golang:1.26
 ARG BASE=scratch
+ARG DIND_BASE=docker:29-dind
 
 FROM ${GO_IMAGE} AS build
 ARG GOPROXY
@@ -45,3 +48,16 @@ EXPOSE 5000 5001
 HEALTHCHECK --interval=30s --timeout=5s --start-period=10s CMD ["/cachalot", "healthcheck"]
 ENTRYPOINT ["/cachalot"]
 CMD ["serve"]
+
+FROM ${DIND_BASE} AS dind
+# The mirror for all that run this image, unless they set the variable themselves.
+ARG CACHALOT_MIRROR
+ENV CACHALOT_MIRROR=${CACHALOT_MIRROR}
+LABEL org.opencontainers.image.title="cachalot-dind"
+COPY --from=build /out/cachalot /usr/local/bin/cachalot
+# The user, ports, volumes and the certificates' variables are the base's.
+ENTRYPOINT ["cachalot", "dind"]
+CMD []
+
+# What is built without --target.
+FROM cachalot

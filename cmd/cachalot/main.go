@@ -2,12 +2,13 @@
 //
 //	main ── cobra ─┬─ serve ───────── config ─► storage, upstream, proxy ─► two http.Servers
 //	               ├─ client ──────── config ─► proxy.Clients
+//	               ├─ dind ────────── environment ─► dind.Run ─► docker:dind's entrypoint
 //	               ├─ config check ── config
 //	               ├─ version
 //	               └─ healthcheck ─── GET /readyz
 //
 // It exits with 0 when all went well, 1 when it failed, and 2 when the command
-// line or the configuration is wrong.
+// line, the configuration or a variable of dind is wrong.
 package main
 
 import (
@@ -18,6 +19,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/cachalot-registry/cachalot/cmd/cachalot/dind"
 	"github.com/spf13/cobra"
 )
 
@@ -47,6 +49,10 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		root.PrintErrln(invalid)
 		return exitUsage
 	}
+	if _, ok := errors.AsType[*dind.VariableError](err); ok {
+		root.PrintErrf("cachalot: %s\nSee \"cachalot help dind\".\n", strings.ReplaceAll(err.Error(), "\n", "\ncachalot: "))
+		return exitUsage
+	}
 	root.PrintErrf("cachalot: %s\n", strings.TrimSpace(err.Error()))
 	if running {
 		return exitFailed
@@ -66,7 +72,7 @@ fetches once from Docker Hub or another registry and keeps what it fetched.`,
 		SilenceUsage:  true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(newServe(), newClient(), newConfig(), newVersion(), newHealthcheck())
+	root.AddCommand(newServe(), newClient(), newDind(), newConfig(), newVersion(), newHealthcheck())
 	return root
 }
 

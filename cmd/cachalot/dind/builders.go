@@ -1,0 +1,44 @@
+package dind
+
+import (
+	"cmp"
+	"errors"
+	"path/filepath"
+	"slices"
+
+	"github.com/cachalot-registry/cachalot/proxy"
+)
+
+// buildersFile is what docker buildx create gives to a new builder, with the CA
+// that it names, unless it is told otherwise.
+const buildersFile = "buildkitd.default.toml"
+
+// builders plans the configuration of builders that docker buildx creates: they
+// inherit nothing from dockerd.
+func (p *planner) builders() {
+	dir := p.env.get("BUILDX_CONFIG")
+	if dir == "" {
+		dir = filepath.Join(cmp.Or(p.env.get("DOCKER_CONFIG"), filepath.Join(p.in.Home, ".docker")), "buildx")
+	}
+	path := filepath.Join(dir, buildersFile)
+	if p.in.Root.exists(path) && !p.in.Root.ours(path) {
+		p.say("%s was there and stays: new builders of docker buildx ask what it says", path)
+		return
+	}
+	registries := slices.DeleteFunc(slices.Clone(p.in.Registries), p.set.isDirect)
+	if len(registries) == 0 {
+		return
+	}
+	content, err := clientFile("buildkit", proxy.Settings{Mirror: p.set.mirror.String(), CAFile: p.caFile, Registries: registries}, "buildkitd.toml")
+	if err != nil {
+		reason := err.Error()
+		if wrong, ok := errors.AsType[*proxy.SettingError](err); ok {
+			reason = wrong.Reason
+		}
+		p.warn("new builders of docker buildx do not ask the mirror: %s", reason)
+		return
+	}
+	if p.write(path, []byte(marker+content), "so new builders of docker buildx do not ask the mirror") {
+		p.say("new builders of docker buildx ask %s first for images of well-known registries: %s", p.set.mirror, path)
+	}
+}

@@ -1,0 +1,169 @@
+package dind
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+)
+
+const (
+	authorityFile = "/usr/local/share/ca-certificates/cachalot.crt" // update-ca-certificates keeps what is there
+	bundleName    = "ca-certificates.crt"
+	sslVariable   = "SSL_CERT_FILE"
+)
+
+// readAuthority reads certificates from a variable's value, which has them or
+// names their file. It returns them as PEM, and nothing else.
+func readAuthority(root Root, value string) ([]byte, error) {
+	text := []byte(value)
+	if !strings.Contains(value, "-----BEGIN") {
+		path := strings.TrimSpace(value)
+		if !filepath.IsAbs(path) {
+			return nil, errors.New("write certificates as PEM text, or the full path of a file that has them")
+		}
+		b, err := root.read(path)
+		if err != nil {
+			return nil, fmt.Errorf("%w; the file must be in this container, or write the certificates themselves", err)
+		}
+		text = b
+	}
+	certificates, err := parseCertificates(text)
+	if err != nil {
+		return nil, err
+	}
+	if len(certificates) == 0 {
+		return nil, errors.New("there is no certificate in it; write PEM text with its line breaks")
+	}
+	return encode(certificates), nil
+}
+
+func parseCertificates(text []byte) ([]*x509.Certificate, error) {
+	var certificates []*x509.Certificate
+	for {
+		block, rest := pem.Decode(text)
+		if block == nil {
+			return certificates, nil
+		}
+		if block.Type != "CERTIFICATE" {
+			return nil, fmt.Errorf("there is a %s in it; write certificates only", block.Type)
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("a certificate in it cannot be read: %w; copy it again, with its line breaks", err)
+		}
+		certificates = append(certificates, c)
+		text = rest
+	}
+}
+
+func encode(certificates []*x509.Certificate) []byte {
+	var b bytes.Buffer
+	for _, c := range certificates {
+		b.Write(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}))
+	}
+	return b.Bytes()
+}
+
+// missing returns those of the certificates that a bundle does not have. A
+// bundle may have comments, and certificates that Go cannot read.
+func missing(authority, bundle []byte) []byte {
+	has := make(map[string]bool)
+	for {
+		block, rest := pem.Decode(bundle)
+		if block == nil {
+			break
+		}
+		has[string(block.Bytes)] = true
+		bundle = rest
+	}
+	var b bytes.Buffer
+	for {
+		block, rest := pem.Decode(authority)
+		if block == nil {
+			return b.Bytes()
+		}
+		if !has[string(block.Bytes)] {
+			b.Write(pem.EncodeToMemory(block))
+		}
+		authority = rest
+	}
+}
+
+// systemBundles are where Go, and so dockerd, looks for certificates: it reads
+// the first that is there.
+func systemBundles() []string {
+	return []string{
+		"/etc/ssl/certs/ca-certificates.crt",
+		"/etc/pki/tls/certs/ca-bundle.crt",
+		"/etc/ssl/ca-bundle.pem",
+		"/etc/pki/tls/cacert.pem",
+		"/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+		"/etc/ssl/cert.pem",
+	}
+}
+
+// bundle returns the file that dockerd trusts, with its content.
+func (p *planner) bundle() (path string, content []byte) {
+	paths := systemBundles()
+	if set := p.env.get(sslVariable); set != "" {
+		paths = []string{set}
+	}
+	for _, path := range paths {
+		if b, err := p.in.Root.read(path); err == nil {
+			return path, b
+		}
+	}
+	return paths[0], nil
+}
+
+// keepAuthority puts the certificates where hosts.toml and buildkitd.toml can
+// name them.
+func (p *planner) keepAuthority() {
+	if p.set.ca == nil {
+		return
+	}
+	path := authorityFile
+	if p.in.UID != 0 || !p.in.Root.writable(path) {
+		path = filepath.Join(p.configHome(), "cachalot", filepath.Base(authorityFile))
+	}
+	if !p.write(path, p.set.ca, "so hosts.toml and buildkitd.toml do not name "+caVariable) {
+		return
+	}
+	if p.set.mirror.Scheme == "https" {
+		p.caFile = path
+	}
+}
+
+// trustAuthority makes dockerd trust the certificates wherever it goes: for the
+// classic path, hosts.toml does not count.
+func (p *planner) trustAuthority() {
+	if p.set.ca == nil {
+		return
+	}
+	path, content := p.bundle()
+	more := missing(p.set.ca, content)
+	if len(more) == 0 {
+		return
+	}
+	// A bundle that a user named is theirs, and may be mounted from elsewhere.
+	if p.in.UID == 0 && p.env.get(sslVariable) == "" && p.in.Root.writable(path) {
+		if len(content) > 0 && !bytes.HasSuffix(content, []byte("\n")) {
+			more = append([]byte("\n"), more...)
+		}
+		p.plan.Files = append(p.plan.Files, File{Path: path, Content: more, Append: true})
+		p.say("%s is trusted: it is added to %s", caVariable, path)
+		return
+	}
+	combined := filepath.Join(p.configHome(), "cachalot", bundleName)
+	if len(content) > 0 && !bytes.HasSuffix(content, []byte("\n")) {
+		content = append(content, '\n')
+	}
+	if p.write(combined, append(content, more...), "so dockerd does not trust "+caVariable+" everywhere") {
+		p.env = p.env.with(sslVariable, combined)
+		p.say("%s is trusted: %s=%s has it beside what is in %s", caVariable, sslVariable, combined, path)
+	}
+}

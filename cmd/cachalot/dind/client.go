@@ -1,0 +1,29 @@
+package dind
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/cachalot-registry/cachalot/proxy"
+)
+
+// clientFile renders a file of a client's configuration: what "cachalot client"
+// prints. Wrong settings are of type [*proxy.SettingError].
+func clientFile(client string, s proxy.Settings, name string) (string, error) {
+	clients := proxy.Clients()
+	i := slices.IndexFunc(clients, func(c proxy.Client) bool { return c.Name == client })
+	if i < 0 {
+		return "", fmt.Errorf("no client %q", client)
+	}
+	files, err := clients[i].Config(s)
+	if err != nil {
+		return "", err
+	}
+	for _, f := range files {
+		if strings.HasSuffix(f.Path, "/"+name) {
+			return f.Content, nil
+		}
+	}
+	return "", fmt.Errorf("client %q has no file %s", client, name)
+}

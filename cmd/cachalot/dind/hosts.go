@@ -1,0 +1,124 @@
+package dind
+
+import (
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/cachalot-registry/cachalot/proxy"
+)
+
+// marker begins the files made here.
+const marker = "# Made by cachalot dind, and made anew at each start. Without this line it stays as it is.\n"
+
+// ours says whether the file was made here.
+func (r Root) ours(path string) bool {
+	b, err := r.read(path)
+	return err == nil && strings.HasPrefix(string(b), strings.TrimSuffix(marker, "\n"))
+}
+
+// hosts plans the files by which dockerd asks the mirror for all registries but
+// the direct ones, and says whether they count.
+func (p *planner) hosts() bool {
+	p.insecureRegistries()
+	dir := p.certsDir()
+	standard := filepath.Join(dir, "_default")
+	if p.in.Root.exists(standard) && !p.in.Root.ours(filepath.Join(standard, "hosts.toml")) {
+		p.warn("%s was there and stays: dockerd asks what it says, not %s", standard, p.set.mirror)
+		p.kept = true
+		return false
+	}
+	s := proxy.Settings{Mirror: p.set.mirror.String(), CAFile: p.caFile, Registries: []string{hub}, All: true}
+	client := "docker"
+	if !p.in.Version.knowsReferrers() {
+		client = "containerd" // its file has everything else the same
+	}
+	content, err := clientFile(client, s, "_default/hosts.toml")
+	if err != nil {
+		p.warn("no hosts.toml: %v", err)
+		return false
+	}
+	if !p.write(filepath.Join(standard, "hosts.toml"), []byte(marker+content), "so the mirror is not asked for all registries") {
+		return false
+	}
+	p.host(dir, p.set.mirror.Host, p.itself())
+	for _, d := range p.others() {
+		p.host(dir, d.name, fmt.Sprintf("# By %s, %s itself is asked, and no mirror.\n", d.why, d.name))
+	}
+	return true
+}
+
+func (p *planner) certsDir() string { return filepath.Join(p.configDir(), "certs.d") }
+
+// others are the direct registries but the mirror, which has its own file.
+func (p *planner) others() []direct {
+	return slices.DeleteFunc(slices.Clone(p.set.direct), func(d direct) bool { return d.name == p.set.mirror.Host })
+}
+
+// host plans a registry's own hosts.toml, so that _default is not looked at. A
+// folder that is there does that already, and a hosts.toml would make dockerd
+// pass over certificates in it.
+func (p *planner) host(dir, name, content string) {
+	for _, folder := range hostFolders(name) {
+		if folder = filepath.Join(dir, folder); p.in.Root.exists(folder) && !p.in.Root.ours(filepath.Join(folder, "hosts.toml")) {
+			return
+		}
+	}
+	file := filepath.Join(dir, hostFolders(name)[0], "hosts.toml")
+	p.write(file, []byte(marker+content), "so "+name+" is asked after the mirror")
+}
+
+// hostFolders are the names of a registry's folder in certs.d, as dockerd looks
+// for them.
+func hostFolders(name string) []string {
+	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, ']') {
+		return []string{name[:i] + "_" + name[i+1:] + "_", name}
+	}
+	return []string{name}
+}
+
+// itself is the mirror's own hosts.toml, for images by its name.
+func (p *planner) itself() string {
+	content := fmt.Sprintf("server = %q\n", p.set.mirror.Scheme+"://"+p.set.mirror.Host)
+	if p.caFile != "" {
+		content += fmt.Sprintf("ca = [%q]\n", p.caFile)
+	}
+	return content
+}
+
+// insecureRegistries makes them direct: dockerd tries http, and passes over bad
+// certificates, only where hosts.toml names no mirror.
+func (p *planner) insecureRegistries() {
+	list, why := p.flags.insecure, "--insecure-registry"
+	if list == nil {
+		list, why = p.json.InsecureRegistries, "insecure-registries"
+	}
+	for _, name := range list {
+		if _, rest, ok := strings.Cut(name, "://"); ok {
+			name = rest
+		}
+		prefix, err := netip.ParsePrefix(name)
+		switch {
+		case err == nil && !prefix.Addr().IsLoopback(): // that is treated so in any case
+			p.warn("behind the mirror, dockerd asks registries in %s by https alone; name those of %s that have none in %s", prefix, why, directVariable)
+		case err != nil && invalidRegistry(name) == "":
+			p.set.add(canonical(name), why)
+		}
+	}
+}
+
+// sayKept names the registries that a user has configured in certs.d.
+func (p *planner) sayKept() {
+	dir := p.certsDir()
+	var kept []string
+	for _, name := range p.in.Root.names(dir) {
+		if name != "_default" && !slices.Contains(hostFolders(p.set.mirror.Host), name) && !p.in.Root.ours(filepath.Join(dir, name, "hosts.toml")) {
+			kept = append(kept, name)
+		}
+	}
+	if len(kept) > 0 {
+		p.say("images of %s are pulled as %s says, which had them already", strings.Join(kept, ", "), dir)
+	}
+}

@@ -1,0 +1,46 @@
+package main
+
+import (
+	"maps"
+	"os"
+	"slices"
+
+	"github.com/cachalot-registry/cachalot/cmd/cachalot/dind"
+	"github.com/spf13/cobra"
+)
+
+func newDind() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "dind [ARGUMENTS]",
+		Short: "Start the Docker daemon of a docker:dind image, with a mirror",
+		Long: `dind is the entrypoint of an image made from docker:dind. It makes dockerd pull
+through a mirror, and then becomes the base's own entrypoint. All arguments are
+for that: none, flags of dockerd, "dockerd" with flags, or another command. For
+the latter, only builders of docker buildx get the mirror.
+
+  CACHALOT_MIRROR       the mirror's URL; unset, nothing is changed
+  CACHALOT_DIRECT       registries that are asked themselves, with a comma or space
+                        between two; GitLab's own (CI_REGISTRY) are in any case
+  CACHALOT_CA           certificates of an own CA (PEM), or the path of their file
+  CACHALOT_KEEP_DRIVER  true: DOCKER_DRIVER=overlay2 stays, and docker pull is
+                        mirrored for Docker Hub only
+
+Flags, daemon.json and files in certs.d stay as they are. What was done, and why,
+goes to standard error.`,
+		Example: `  docker run --privileged -e CACHALOT_MIRROR=http://cachalot.example:5000 IMAGE
+  docker run --privileged -e CACHALOT_MIRROR=http://cachalot.example:5000 IMAGE --mtu=1400`,
+		DisableFlagParsing:    true, // they are dockerd's
+		DisableFlagsInUseLine: true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			// BuildKit must be told each registry.
+			cfg, err := loadConfig("", os.LookupEnv)
+			if err != nil {
+				return err
+			}
+			return dind.Run(cmd.Context(), args, slices.Sorted(maps.Keys(cfg.Upstreams)), cmd.ErrOrStderr())
+		},
+	}
+	// cobra's own would list a flag --help, which is dockerd's.
+	cmd.SetUsageTemplate("Usage:\n  {{.UseLine}}\n\nExamples:\n{{.Example}}\n")
+	return cmd
+}
