@@ -26,6 +26,13 @@ type dindImage struct {
 // newDindImage has the route of a network with the given MTU.
 func newDindImage(t *testing.T, programs string, uid int, mtu string) dindImage {
 	t.Helper()
+	if os.Getuid() != 0 {
+		try := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^$")
+		try.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER}
+		if err := try.Run(); err != nil {
+			t.Skip("changing the root folder takes root or a user namespace:", err)
+		}
+	}
 	i := dindImage{dir: t.TempDir(), uid: uid}
 	bin := filepath.Join(i.dir, "usr/local/bin")
 	if err := os.MkdirAll(bin, 0o755); err != nil {
