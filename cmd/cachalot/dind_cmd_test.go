@@ -192,7 +192,7 @@ func TestDind(t *testing.T) {
 		t.Parallel()
 		i := newDindImage(t, programs, 0, "1500")
 		base, stderr, code := i.run(t, append(set, "TEST_VERSION=20.10.24"))
-		if want := []string{"dockerd-entrypoint.sh", "--registry-mirror=" + mirror.URL}; code != 0 || !slices.Equal(base.Args, want) {
+		if want := []string{"dockerd-entrypoint.sh", "--registry-mirror=" + mirror.URL, "--insecure-registry=" + mirror.URL}; code != 0 || !slices.Equal(base.Args, want) {
 			t.Errorf("exit code %d, %q\n%s", code, base.Args, stderr)
 		}
 		if _, err := os.Stat(filepath.Join(i.dir, "etc/docker")); err == nil || !strings.Contains(stderr, "dockerd 20.10.24 can mirror no other registry") {

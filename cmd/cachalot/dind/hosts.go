@@ -47,7 +47,20 @@ func (p *planner) hosts() bool {
 	for _, d := range p.others() {
 		p.host(dir, d.name, fmt.Sprintf("# By %s, %s itself is asked, and no mirror.\n", d.why, d.name))
 	}
+	p.clear(dir)
 	return true
+}
+
+// clear plans to remove what a former start made for registries that were direct
+// then, or for another mirror.
+func (p *planner) clear(dir string) {
+	for _, name := range p.in.Root.names(dir) {
+		path := filepath.Join(dir, name, "hosts.toml")
+		made := slices.ContainsFunc(p.plan.Files, func(f File) bool { return f.Path == path })
+		if !made && p.in.Root.ours(path) {
+			p.plan.Gone = append(p.plan.Gone, path)
+		}
+	}
 }
 
 func (p *planner) certsDir() string { return filepath.Join(p.configDir(), "certs.d") }

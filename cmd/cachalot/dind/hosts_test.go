@@ -81,7 +81,7 @@ func TestHosts(t *testing.T) {
 			},
 		},
 		{
-			name: "before 28", version: "20.10.24", env: []string{"CI_REGISTRY=ci.example"}, there: user, wantArgs: asked,
+			name: "before 28", version: "20.10.24", env: []string{"CI_REGISTRY=ci.example"}, there: user, wantArgs: []string{hubFlag, plainFlag},
 			wantFiles: map[string]string{buildxFile: ""}, wantLog: []string{oldHub, buildersAsk},
 		},
 	})

@@ -17,6 +17,9 @@ func (p *planner) mirror() {
 	}
 	hosts := p.in.Version.readsHosts() && p.hosts()
 	flag := p.registryMirror(hosts && reason == "")
+	if flag && !p.in.Version.readsHosts() {
+		p.plainBuilds()
+	}
 
 	switch {
 	case hosts && reason == "":
@@ -70,6 +73,22 @@ func (p *planner) registryMirror(unused bool) bool {
 	}
 	p.add("--registry-mirror=" + url)
 	return true
+}
+
+// plainBuilds makes builds ask a mirror that has no TLS. Before 28, BuildKit in
+// dockerd speaks https to it all the same, unless it is known as insecure with
+// its scheme (RegistryHosts in daemon/daemon.go).
+func (p *planner) plainBuilds() {
+	url := p.set.mirror.Scheme + "://" + p.set.mirror.Host
+	there := slices.Concat(p.flags.insecure, p.json.InsecureRegistries)
+	if p.set.mirror.Scheme != "http" || slices.Contains(there, url) {
+		return
+	}
+	if p.json.has["insecure-registries"] {
+		p.warn("builds with BuildKit do not ask the mirror: add %s to insecure-registries in %s", url, p.json.path)
+		return
+	}
+	p.add("--insecure-registry=" + url)
 }
 
 // sayOthers names the registries that hosts.toml does not bring to the mirror.

@@ -53,7 +53,7 @@ func TestMTU(t *testing.T) {
 			wantLog: usual(line+"--mtu=1400",
 				`warning: networks other than the default one keep their MTU: add "bridge": {"com.docker.network.driver.mtu": "1400"} to default-network-opts in /etc/docker/daemon.json`),
 		},
-		{name: "old", version: "23.0.6", there: network("1400"), wantArgs: []string{hubFlag, "--mtu=1400"}, wantLog: []string{strings.Replace(oldHub, "20.10.24", "23.0.6", 1), line + "--mtu=1400", buildersAsk}},
+		{name: "old", version: "23.0.6", there: network("1400"), wantArgs: []string{hubFlag, plainFlag, "--mtu=1400"}, wantLog: []string{strings.Replace(oldHub, "20.10.24", "23.0.6", 1), line + "--mtu=1400", buildersAsk}},
 		{
 			name: "rootless", uid: 1000, there: network("1400"), wantArgs: []string{hubFlag, "--mtu=1400", opt + "1400"},
 			wantEnv: map[string]string{"DOCKERD_ROOTLESS_ROOTLESSKIT_MTU": "1400"},

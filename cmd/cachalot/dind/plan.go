@@ -20,6 +20,7 @@ type Input struct {
 // Plan is what to do before the base begins.
 type Plan struct {
 	Files []File
+	Gone  []string // paths of files to remove, with their folders if nothing is left there
 	Args  []string // for the base's entrypoint
 	Env   []string
 	Log   []string // what was decided and why, a line each

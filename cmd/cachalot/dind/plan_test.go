@@ -23,6 +23,7 @@ const (
 	askedFirst  = "dockerd asks http://mirror:5000 first for images of all registries, then the registry itself"
 	buildersAsk = "new builders of docker buildx ask http://mirror:5000 first for images of well-known registries: " + buildxFile
 	hubFlag     = "--registry-mirror=http://mirror:5000"
+	plainFlag   = "--insecure-registry=http://mirror:5000" // before 28
 	overlay2    = "DOCKER_DRIVER=overlay2"
 	oldHub      = "dockerd asks http://mirror:5000 first for images of Docker Hub; dockerd 20.10.24 can mirror no other registry, 29 can"
 	buildsAsk   = "builds ask http://mirror:5000 first for images of all registries, then the registry itself"
@@ -248,6 +249,22 @@ func TestRegistryMirror(t *testing.T) {
 			wantLog: []string{
 				"warning: the registry mirrors among the arguments stay, and are asked for Docker Hub; add http://mirror:5000 there",
 				"warning: dockerd does not ask http://mirror:5000", buildersAsk,
+			},
+		},
+		{
+			name: "insecure already, old", version: "27.5.1", args: []string{"--insecure-registry=http://mirror:5000"},
+			wantArgs: []string{"--insecure-registry=http://mirror:5000", hubFlag}, wantLog: []string{strings.Replace(oldHub, "20.10.24", "27.5.1", 1), buildersAsk},
+		},
+		{
+			name: "insecure in daemon.json already, old", version: "20.10.24", there: map[string]string{json: `{"insecure-registries": ["http://mirror:5000"]}`},
+			wantArgs: []string{hubFlag}, wantLog: []string{oldHub, buildersAsk},
+		},
+		{
+			name: "others insecure in daemon.json, old", version: "20.10.24", there: map[string]string{json: `{"insecure-registries": ["mirror:5000"]}`},
+			wantArgs: []string{hubFlag},
+			wantLog: []string{
+				"warning: builds with BuildKit do not ask the mirror: add http://mirror:5000 to insecure-registries in /etc/docker/daemon.json",
+				oldHub, buildersAsk,
 			},
 		},
 		{

@@ -96,6 +96,15 @@ func (r Root) add(f File) error {
 	return nil
 }
 
+// remove removes the file, and its folder unless there is more in it.
+func (r Root) remove(path string) error {
+	if err := os.Remove(r.at(path)); err != nil {
+		return fmt.Errorf("remove %s: %w", path, cause(err))
+	}
+	_ = os.Remove(filepath.Dir(r.at(path))) // fails where there is more
+	return nil
+}
+
 // cause leaves out the path, which has the root before it.
 func cause(err error) error {
 	if e, ok := errors.AsType[*fs.PathError](err); ok {

@@ -67,6 +67,11 @@ func installed(ctx context.Context) version {
 // dockerd from running without the mirror.
 func (p Plan) do(ctx context.Context, root Root, stderr io.Writer) {
 	var failed []error
+	for _, path := range p.Gone {
+		if err := root.remove(path); err != nil {
+			failed = append(failed, err)
+		}
+	}
 	for _, f := range p.Files {
 		if err := root.write(f); err != nil {
 			failed = append(failed, err)

@@ -76,6 +76,36 @@ func TestTwice(t *testing.T) {
 	}
 }
 
+// What a former start has made for registries that are direct no longer goes; a
+// user's files beside it stay.
+func TestNoLongerDirect(t *testing.T) {
+	t.Parallel()
+	in := scene{env: []string{"CACHALOT_DIRECT=a.example,b.example,c.example"}}.input(t)
+	start := func() {
+		plan, err := NewPlan(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		plan.probe = nil
+		var stderr bytes.Buffer
+		if plan.do(t.Context(), in.Root, &stderr); strings.Contains(stderr.String(), "warning") {
+			t.Errorf("log:\n%s", &stderr)
+		}
+	}
+	start()
+	put(t, in.Root, certs+"b.example/ca.crt", "")
+	put(t, in.Root, certs+"mine.example/hosts.toml", "server = 'x'")
+	in.Env = environ(in.Env).with(directVariable, "c.example").with(mirrorVariable, "http://other")
+	start()
+	for folder, want := range map[string]string{
+		"": "_default b.example c.example mine.example other", "b.example": "ca.crt", "c.example": "hosts.toml",
+	} {
+		if got := strings.Join(in.Root.names(certs+folder), " "); got != want {
+			t.Errorf("%s%s: %s, want %s", certs, folder, got, want)
+		}
+	}
+}
+
 // What goes wrong while files are written is told, and the rest is done.
 func TestDiskTrouble(t *testing.T) {
 	t.Parallel()

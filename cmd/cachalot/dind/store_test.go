@@ -68,10 +68,10 @@ func TestDriver(t *testing.T) {
 			wantArgs: []string{"--feature=containerd-snapshotter", hubFlag}, wantLog: usual(),
 		},
 		{
-			name: "27, feature on", version: "27.5.1", env: []string{overlay2}, there: on, wantArgs: asked,
+			name: "27, feature on", version: "27.5.1", env: []string{overlay2}, there: on, wantArgs: []string{hubFlag, plainFlag},
 			wantLog: []string{strings.Replace(oldHub, "20.10.24", "27.5.1", 1), buildersAsk},
 		},
-		{name: "before 28", version: "20.10.24", env: []string{overlay2}, wantArgs: asked, wantLog: []string{oldHub, buildersAsk}},
+		{name: "before 28", version: "20.10.24", env: []string{overlay2}, wantArgs: []string{hubFlag, plainFlag}, wantLog: []string{oldHub, buildersAsk}},
 		{
 			name: "Docker Hub direct", env: []string{"DOCKER_DRIVER=vfs", "CACHALOT_DIRECT=docker.io"},
 			wantLog: classic("images of docker.io (CACHALOT_DIRECT) are pulled without it", "warning: docker pull and docker run do not ask it: DOCKER_DRIVER=vfs"),
