@@ -2,6 +2,7 @@ package upstreamtest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -36,6 +37,9 @@ type DistributionOptions struct {
 	// CDN makes the registry redirect (307) those who may have a blob to a signed
 	// URL at another origin, which refuses whoever sends it a credential.
 	CDN bool
+	// TokenURL and CDNURL are what clients are told, for a test that gives the
+	// registry names, and passes requests on to URL and CDNURL of Distribution.
+	TokenURL, CDNURL string
 }
 
 // Distribution is distribution's own registry, in memory, with a token server
@@ -43,7 +47,8 @@ type DistributionOptions struct {
 type Distribution struct {
 	Recorder
 	URL      string // http://127.0.0.1:PORT
-	TokenURL string // the token realm, on the same host and port
+	TokenURL string // the token realm, by default on the same host and port
+	CDNURL   string // http://127.0.0.1:PORT; "" without CDN
 
 	options DistributionOptions
 	tb      TB
@@ -65,7 +70,7 @@ func NewDistribution(tb TB, o DistributionOptions) *Distribution {
 	d := &Distribution{options: o, tb: tb, ready: make(chan struct{})}
 	d.server = startServer(tb, http.HandlerFunc(d.serve), nil, &d.Recorder)
 	d.URL = "http://" + d.server.addr
-	d.TokenURL = d.URL + "/token"
+	d.TokenURL = cmp.Or(o.TokenURL, d.URL+"/token")
 
 	config := &configuration.Configuration{
 		Storage: configuration.Storage{
@@ -78,8 +83,9 @@ func NewDistribution(tb TB, o DistributionOptions) *Distribution {
 	}
 	if o.CDN {
 		d.cdn = newCDN(tb, &d.Recorder)
+		d.CDNURL = "http://" + d.cdn.server.addr
 		config.Middleware = map[string][]configuration.Middleware{"storage": {{
-			Name: "redirect", Options: configuration.Parameters{"baseurl": "http://" + d.cdn.server.addr},
+			Name: "redirect", Options: configuration.Parameters{"baseurl": cmp.Or(o.CDNURL, d.CDNURL)},
 		}}}
 	}
 	config.HTTP.Secret = "secret" // of upload URLs only
