@@ -57,7 +57,7 @@ func dockerWithJSON(t *testing.T, m *mirror) *engine {
 // classic is docker20 with a daemon.json.
 func classic(t *testing.T, m *mirror, config string, args ...string) *engine {
 	t.Helper()
-	e := newEngine(t, config, nil, append([]string{"/usr/sbin/dockerd", "--storage-driver", "overlay2"}, args...)...)
+	e := newEngine(t, config, nil, slices.Concat([]string{"/usr/sbin/dockerd", "--storage-driver", "overlay2"}, offNetwork(), args)...)
 	e.wants(t, "20.10.")
 	e.env = append(e.env, "DOCKER_BUILDKIT=0")
 	e.name = func(image string) string { return hubOr(m, image) }
@@ -85,7 +85,7 @@ func hubOr(m *mirror, image string) string {
 // images, and with BuildKit. It names an image by its index.
 func docker29(t *testing.T, m *mirror) *engine {
 	t.Helper()
-	e := modern(t, nil, flag(m)...)
+	e := modern(t, nil, append(offNetwork(), flag(m)...)...)
 	e.name = func(image string) string { return hubOr(m, image) }
 	return e
 }
@@ -101,7 +101,7 @@ func dockerWithHosts(t *testing.T, m *mirror) *engine {
 	check(t, os.MkdirAll(filepath.Dir(file), 0o755))
 	check(t, os.WriteFile(file, m.hosts(t, "docker", path), 0o600))
 	const script = `mount -t overlay -o "lowerdir=$0/etc:/etc" overlay /etc && exec "$@"`
-	e := modern(t, []string{"unshare", "--mount", "sh", "-c", script, dir})
+	e := modern(t, []string{"unshare", "--mount", "sh", "-c", script, dir}, offNetwork()...)
 	e.env = append(e.env, m.environment()...)
 	return e
 }
@@ -131,8 +131,13 @@ func flag(m *mirror) []string {
 	return []string{"--registry-mirror", m.url()}
 }
 
-// newEngine starts a dockerd that shares nothing with another, and touches no
-// interface and no firewall of the machine. json is its daemon.json.
+// offNetwork keeps a dockerd from the machine's interfaces and firewall.
+func offNetwork() []string {
+	return []string{"--bridge", "none", "--iptables=false", "--ip6tables=false"}
+}
+
+// newEngine starts a dockerd that shares nothing with another. json is its
+// daemon.json.
 func newEngine(t *testing.T, json string, env []string, dockerd ...string) *engine {
 	t.Helper()
 	dir := t.TempDir()
@@ -149,7 +154,6 @@ func newEngine(t *testing.T, json string, env []string, dockerd ...string) *engi
 		"--config-file", config,
 		"--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "exec"),
 		"--pidfile", filepath.Join(dir, "pid"), "--host", socket,
-		"--bridge", "none", "--iptables=false", "--ip6tables=false",
 	)...)
 	e.daemon.until(t, "ready", func() error {
 		_, err := e.try(t, "version")

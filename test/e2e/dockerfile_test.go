@@ -17,6 +17,7 @@ import (
 
 const (
 	built    = "cachalot-built-here"
+	tools    = "cachalot-e2e-go"   // that builds it
 	folder   = "/var/lib/cachalot" // the image's volume
 	imageUID = "65532"
 )
@@ -31,11 +32,12 @@ func TestDockerfile(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			e := start(t, nil)
-			e.must(t, "import", "--change", "ENV PATH=/usr/local/go/bin:/bin GOCACHE=/tmp/cache", builder, "cachalot-e2e-go")
+			importTools(t, e, builder)
 			e.build(t, "--target", "cachalot", "--tag", built,
-				"--build-arg", "GO_IMAGE=cachalot-e2e-go", "--build-arg", "VERSION=1.2.3", context)
+				"--build-arg", "GO_IMAGE="+tools, "--build-arg", "VERSION=1.2.3", context)
 			t.Run("defaults", func(t *testing.T) { byDefault(t, e) })
 			t.Run("serves", func(t *testing.T) { serves(t, e) })
+			t.Run("dind", func(t *testing.T) { bakedIn(t, e, context) })
 		})
 	}
 }
@@ -76,6 +78,12 @@ func builderRoot(t *testing.T, context string) string {
 		"--transform", `s,^\.,./usr/local/go,`, "--exclude", "./test", ".")
 	must(t, nil, "tar", "-C", cache, "-rf", archive, "--transform", `s,^\.,./tmp/cache,`, ".")
 	return archive
+}
+
+// importTools makes an image of what [builderRoot] has made.
+func importTools(t *testing.T, e *engine, archive string) {
+	t.Helper()
+	e.must(t, "import", "--change", "ENV PATH=/usr/local/go/bin:/bin GOCACHE=/tmp/cache", archive, tools)
 }
 
 // background runs a container of the built image until the end of the test.
@@ -139,6 +147,21 @@ func serves(t *testing.T, e *engine) {
 			t.Errorf("stopped, it exits with %s", code)
 		}
 		up.Down()
+	}
+}
+
+// bakedIn: the target dind has the mirror that a build argument names. What its
+// base must have, this one has not; TestDind runs it with those that have.
+func bakedIn(t *testing.T, e *engine, context string) {
+	t.Helper()
+	const image = built + "-dind"
+	e.build(t, "--target", "dind", "--tag", image, "--build-arg", "GO_IMAGE="+tools, "--build-arg", "DIND_BASE="+tools,
+		"--build-arg", "CACHALOT_MIRROR=http://mirror.example:5000", context)
+	if env := e.must(t, "inspect", "--format", "{{.Config.Env}}", image); !strings.Contains(env, "CACHALOT_MIRROR=http://mirror.example:5000") {
+		t.Errorf("the image's variables are %s", env)
+	}
+	if _, err := e.try(t, "run", "--rm", "--network", "none", image); err == nil || !strings.Contains(err.Error(), "dockerd-entrypoint.sh is not in PATH") {
+		t.Errorf("without the base's entrypoint: %v", err)
 	}
 }
 

@@ -1,0 +1,215 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"crypto/rand"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// lab is a host with cachalot in a container, and the images of both targets of
+// the Dockerfile. docker:dind itself cannot be had here: what "FROM" names are
+// stand-ins that keep its contract (testdata/dind).
+type lab struct {
+	*host
+	mirror *mirror
+}
+
+const (
+	mirrorImage = "cachalot"
+	debianImage = "cachalot-e2e-debian"
+)
+
+// TestDind: jobs of CI pipelines, each with a Docker daemon of its own that starts
+// empty.
+func TestDind(t *testing.T) {
+	l := newLab(t, "docker20", "docker29", "rootless")
+	for _, b := range []based{{l, "docker20", 3}, {l, "docker29", 10}} {
+		t.Run(b.base, func(t *testing.T) {
+			l.startMirror(t)
+			t.Run("pipelines", b.pipelines)
+			t.Run("mirror fails", b.mirrorFails)
+			t.Run("secured mirror", b.secured)
+			t.Run("another mirror", b.another)
+			t.Run("MTU", b.smallPackets)
+			t.Run("proxy", b.proxied)
+			t.Run("without TLS", b.plain)
+		})
+	}
+	l.startMirror(t)
+	t.Run("driver", l.driver)
+	t.Run("rootless", l.rootless)
+	t.Run("figures", l.figures)
+	t.Run("examples", l.examples)
+}
+
+// based are the tests of one base.
+type based struct {
+	*lab
+	base string
+	jobs int // at once
+}
+
+// stock and tailored are the images of a dind base, by its name in
+// testdata/dind: as it is, and as the Dockerfile's target dind makes it.
+func stock(base string) string    { return "docker:" + base }
+func tailored(base string) string { return "cachalot-dind:" + base }
+
+// newLab builds all images, with a real Docker Engine.
+func newLab(t *testing.T, bases ...string) *lab {
+	t.Helper()
+	l := &lab{host: newHost(t)}
+	l.must(t, "import", installed(t, "dind.tar"), debianImage)
+	dir := t.TempDir()
+	must(t, nil, "cp", "-R", "testdata/dind/.", dir)
+	check(t, os.WriteFile(filepath.Join(dir, "ca.crt"), l.world.public.pem, 0o644))
+	check(t, os.Mkdir(filepath.Join(dir, "bin"), 0o755))
+	for _, program := range []string{"dockerd", "containerd", "containerd-shim-runc-v2", "runc", "ctr", "buildx", "compose"} {
+		must(t, nil, "cp", installed(t, program), filepath.Join(dir, "bin"))
+	}
+	source := buildContext(t)
+	importTools(t, l.engine, builderRoot(t, source))
+	l.build(t, "--target", "cachalot", "--tag", mirrorImage, "--build-arg", "GO_IMAGE="+tools, source)
+	for _, base := range bases {
+		l.build(t, "--target", base, "--tag", stock(base), dir)
+		l.build(t, "--target", "dind", "--tag", tailored(base),
+			"--build-arg", "GO_IMAGE="+tools, "--build-arg", "DIND_BASE="+stock(base), source)
+	}
+	return l
+}
+
+// startMirror starts it with an empty cache, in a container of the host: as it is
+// configured by default, but that the registries are at a private address.
+func (l *lab) startMirror(t *testing.T) {
+	t.Helper()
+	l.must(t, "rm", "--force", "--volumes", "mirror")
+	dir := t.TempDir()
+	check(t, os.Chmod(dir, 0o755))
+	config := "admin: {listen: :5001}\nstorage: {min_free: 0}\nlog: {level: debug}\nupstreams:\n"
+	for _, name := range []string{"docker.io", "quay.io"} {
+		config += fmt.Sprintf("  %s: {allow_addresses: [%s/32]}\n", name, l.world.address)
+	}
+	check(t, os.WriteFile(filepath.Join(dir, "config.yml"), []byte(config), 0o644))
+	check(t, os.WriteFile(filepath.Join(dir, "ca.pem"), l.world.public.pem, 0o644))
+	background(t, l.engine, "--name", "mirror", "--publish", "5000:5000", "--publish", "5001:5001",
+		"--volume", dir+"/config.yml:/config.yml:ro", "--volume", dir+"/ca.pem:/etc/ssl/certs/ca-certificates.crt:ro",
+		mirrorImage, "serve", "--config", "/config.yml")
+	l.mirror = &mirror{process: l.daemon, listen: l.address.String() + ":5000", admin: l.address.String() + ":5001"}
+	l.ready(t)
+}
+
+// ready waits until the mirror serves.
+func (l *lab) ready(t *testing.T) {
+	t.Helper()
+	l.daemon.until(t, "running a mirror", func() error {
+		if status, body := get(t, "http://"+l.mirror.admin+"/readyz"); status != 200 {
+			return fmt.Errorf("status %d: %s", status, body)
+		}
+		return nil
+	})
+}
+
+// service is what a pipeline says of the daemon that a job gets.
+type service struct {
+	image     string
+	arguments []string
+	variables map[string]string // of the job; GitLab gives them to its services too
+	mounts    []string          // as docker run --volume has them
+	mtu       int               // of the job's network; 0: the usual one
+}
+
+// daemon is a running service, called "docker" in its job's network.
+type daemon struct {
+	lab     *lab
+	service service
+	name    string // of the container, its network and the volume with the clients' certificates
+}
+
+// start starts a service, as a runner does for each job.
+func (l *lab) start(t *testing.T, s service) *daemon {
+	t.Helper()
+	d := &daemon{lab: l, service: s, name: "job-" + strings.ToLower(rand.Text()[:8])}
+	network := []string{"network", "create"}
+	if s.mtu > 0 {
+		network = append(network, "--opt", fmt.Sprintf("com.docker.network.driver.mtu=%d", s.mtu))
+	}
+	l.must(t, append(network, d.name)...)
+	t.Cleanup(func() { d.remove(t) })
+	args := slices.Concat([]string{
+		"run", "--detach", "--privileged", "--name", d.name, "--network", d.name, "--network-alias", "docker",
+		"--volume", d.name + ":/certs/client",
+	}, d.environment())
+	for _, mount := range s.mounts {
+		args = append(args, "--volume", mount)
+	}
+	l.must(t, slices.Concat(args, []string{s.image}, s.arguments)...)
+	return d
+}
+
+func (d *daemon) environment() (args []string) {
+	for _, name := range slices.Sorted(maps.Keys(d.service.variables)) {
+		args = append(args, "--env", name+"="+d.service.variables[name])
+	}
+	return args
+}
+
+// remove ends it, with all that it has.
+func (d *daemon) remove(t *testing.T) {
+	t.Helper()
+	if t.Failed() {
+		t.Logf("the end of the log of the service %s:\n%s", d.service.image, tail(d.logs(t)))
+	}
+	for _, args := range [][]string{{"rm", "--force", "--volumes", d.name}, {"network", "rm", d.name}, {"volume", "rm", "--force", d.name}} {
+		if _, err := d.lab.try(t, args...); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func (d *daemon) logs(t *testing.T) string {
+	t.Helper()
+	return d.lab.logs(t, d.name)
+}
+
+// ready waits until the daemon answers.
+func (d *daemon) ready(t *testing.T) {
+	t.Helper()
+	d.lab.daemon.until(t, "running a service", func() error {
+		_, err := d.docker(t, "version")
+		return err
+	})
+}
+
+// docker runs a docker command beside the daemon.
+func (d *daemon) docker(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	return d.lab.try(t, append([]string{"exec", d.name, "docker-entrypoint.sh", "docker"}, args...)...)
+}
+
+func (d *daemon) must(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := d.docker(t, args...)
+	check(t, err)
+	return out
+}
+
+// script runs a job's script: in a container of its own, which finds the daemon
+// by its name and the certificates in the shared volume.
+func (d *daemon) script(t *testing.T, folder, script string) (string, error) {
+	t.Helper()
+	image := strings.Replace(d.service.image, tailored(""), stock(""), 1) // docker:cli
+	args := slices.Concat([]string{
+		"run", "--rm", "--network", d.name, "--volume", d.name + ":/certs/client:ro", "--volume", folder + ":/builds",
+		"--workdir", "/builds", "--entrypoint", "docker-entrypoint.sh",
+	}, d.environment(), []string{image, "sh", "-euc", wait + script})
+	return try(t, d.lab.env, append([]string{"sh", "-c", `exec "$@" 2>&1`, "job", "/usr/bin/docker", "--host", d.lab.docker[2]}, args...)...)
+}
+
+// wait is how a job waits for its service.
+const wait = "until docker info >/dev/null 2>&1; do sleep 0.2; done\n"
