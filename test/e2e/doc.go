@@ -10,6 +10,15 @@
 // not ones that Docker Hub or quay.io has: a pull that works came through the
 // mirror.
 //
+// TestDind has jobs of CI systems, each with a Docker daemon in a container. For
+// them there is a machine of its own, a network namespace, which reaches
+// registries by the names that they have in the world:
+//
+//	┌ host: dockerd 29 ──────────────────┐   ┌ the test ────────────────────┐
+//	│ job ─> service ─> mirror, or ──────┼──>│ Docker Hub, quay.io, a CI's  │
+//	│ (docker)  (dockerd in its image)   │   │ own registry, a proxy, DNS   │
+//	└────────────────────────────────────┘   └──────────────────────────────┘
+//
 // The script run, beside this file, installs what the tests need and runs them,
 // as root:
 //
