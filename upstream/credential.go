@@ -153,11 +153,11 @@ func (s *shared) get(ctx context.Context) (authn.AuthConfig, error) {
 		return kept.AuthConfig, nil
 	}
 	if !now.Before(kept.expires) {
-		return s.wait(ctx)
+		return s.wait(ctx, kept)
 	}
 	renewal, cancel := context.WithTimeout(ctx, maxRenewal)
 	defer cancel()
-	if c, err := s.wait(renewal); err == nil {
+	if c, err := s.wait(renewal, kept); err == nil {
 		return c, nil
 	}
 	s.mu.Lock()
@@ -168,10 +168,14 @@ func (s *shared) get(ctx context.Context) (authn.AuthConfig, error) {
 	return kept.AuthConfig, nil // the failure will show when this one has expired
 }
 
-// wait joins the question under way, or begins one.
-func (s *shared) wait(ctx context.Context) (authn.AuthConfig, error) {
+// wait joins the question under way, or begins one, unless one has been answered
+// since the caller has seen what was kept.
+func (s *shared) wait(ctx context.Context, seen granted) (authn.AuthConfig, error) {
 	for {
-		q := s.join()
+		q, newer := s.join(seen)
+		if q == nil {
+			return newer, nil
+		}
 		select {
 		case <-q.done:
 		case <-ctx.Done():
@@ -188,9 +192,12 @@ func (s *shared) wait(ctx context.Context) (authn.AuthConfig, error) {
 // errGivenUp ends a question that nobody waits for any more.
 var errGivenUp = errors.New("nobody waits for it")
 
-func (s *shared) join() *question {
+func (s *shared) join(seen granted) (*question, authn.AuthConfig) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.kept != seen {
+		return nil, s.kept.AuthConfig
+	}
 	if s.now == nil {
 		s.now = &question{done: make(chan struct{})}
 		var ctx context.Context
@@ -198,7 +205,7 @@ func (s *shared) join() *question {
 		go s.run(ctx, s.now)
 	}
 	s.now.waiting++
-	return s.now
+	return s.now, authn.AuthConfig{}
 }
 
 func (s *shared) leave(q *question) {

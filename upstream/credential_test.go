@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -160,7 +161,7 @@ func TestCredentialBlockedFile(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	}
-	q := c.join()
+	q, _ := c.join(granted{})
 	write(t, fifo, "late")
 	<-q.done
 	if q.err != nil || q.answer.Password != "late" { // a second reader would have taken some of it, or none be left
@@ -339,6 +340,23 @@ func TestCredentialKept(t *testing.T) {
 		wantGot(t, c, authn.AuthConfig{Password: "c"})
 		wantAsked(6)
 	})
+}
+
+// TestCredentialOnce: who has seen that nothing is kept, and comes when the
+// answer to another's question is there, asks no more.
+func TestCredentialOnce(t *testing.T) {
+	t.Parallel()
+	for range 2000 {
+		var asked atomic.Int64
+		c := &shared{ask: func(context.Context) (granted, error) {
+			asked.Add(1)
+			return lasting(authn.AuthConfig{Username: "u", Password: "p"}, time.Now().Add(time.Hour), time.Minute), nil
+		}}
+		together(t, c, authn.AuthConfig{Username: "u", Password: "p"})
+		if n := asked.Load(); n != 1 {
+			t.Fatalf("asked %d times", n)
+		}
+	}
 }
 
 // TestCredentialShortLived: one that lives less than the margin is kept for half
