@@ -276,6 +276,7 @@ func TestDeletedTag(t *testing.T) {
 	m.pull("library/app", "2", sharing)
 	m.pull("library/app", "2-too", sharing)
 	m.pull("library/other", "1", other)
+	m.restart(due, registry(t, "docker.io", up.URL)) // a client has the last byte before the blob has its name
 	for _, tag := range []string{"1", "2-too"} {
 		up.Tag("library/app", tag, "")
 		m.wantError(m.get(tagPath(tag)), http.StatusNotFound, "MANIFEST_UNKNOWN")
