@@ -97,7 +97,7 @@ func table(requests iter.Seq[trace.Request], out io.Writer) error {
 		{"W-TinyLFU, size-aware", replay(trace.TinyLFU)},
 		{"GDSF", replay(trace.GDSF)},
 		{"LFU-DA", replay(trace.LFUDA)},
-		{"**2Q, small last**", replay(trace.TwoQ)},
+		{"2Q, small last", replay(trace.TwoQ)},
 	}
 	unique := trace.UniqueBytes(requests)
 	all := rows[0].of(math.MaxInt64)
