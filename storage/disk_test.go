@@ -241,6 +241,20 @@ func TestEviction(t *testing.T) {
 			c, d := put(t, s, 3, 4*mib, 100, false), put(t, s, 4, 4*mib, 200, false)
 			return []digest.Digest{a, b, d}, []digest.Digest{c}
 		}},
+		"what was used once before what was used again": {setup: func(t *testing.T, s *Store) (kept, gone []digest.Digest) {
+			t.Helper()
+			a, b, c := put(t, s, 1, 3*mib, 100, false), put(t, s, 2, 3*mib, 200, false), put(t, s, 3, 3*mib, 300, false)
+			setRecord(t, s, a, func(r *record) { r.again = true })
+			return []digest.Digest{a, c}, []digest.Digest{b}
+		}},
+		"what was used once stays while it is little": {setup: func(t *testing.T, s *Store) (kept, gone []digest.Digest) {
+			t.Helper()
+			a, b, c := put(t, s, 1, 4*mib, 100, false), put(t, s, 2, 3*mib, 300, false), put(t, s, 3, 2*mib, 200, false)
+			for _, d := range []digest.Digest{a, b} {
+				setRecord(t, s, d, func(r *record) { r.again = true })
+			}
+			return []digest.Digest{b, c}, []digest.Digest{a}
+		}},
 		"what nothing points to, then what has a limit": {setup: func(t *testing.T, s *Store) (kept, gone []digest.Digest) {
 			t.Helper()
 			a, b := put(t, s, 1, mib, 300, true), put(t, s, 2, mib, 300, false)

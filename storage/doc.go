@@ -56,7 +56,8 @@
 // A blob's limit is moved by hits, which gather in memory like access times. The
 // earliest limit is known, so that maintenance reads the index only when one can
 // have passed. When room is needed, blobs that nothing points to go first, then
-// those with a limit, then the least recently used; manifests and small ones last.
+// those with a limit, then what was used only once, while that is more than a
+// quarter of all, then the least recently used; manifests and small ones last.
 // None goes that was used since it was picked.
 //
 // # Locks

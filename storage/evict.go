@@ -23,6 +23,12 @@ const (
 	// smallBlob is a size below which eviction gains nothing: configs and the
 	// like, which every pull needs. They go last, with the manifests.
 	smallBlob = 64 << 10
+	// onceShare: blobs used only once go first while they are more than this
+	// share of all bytes. docs/eviction.md has what that is worth.
+	onceShare = 4
+	// sameUse is how close uses are that count as one: the jobs of a pipeline
+	// start at once, and many clients fetch a blob in parts.
+	sameUse = time.Minute
 )
 
 // maintain brings the index up to date with the disk, then looks after both
@@ -98,58 +104,97 @@ type victim struct {
 	record
 }
 
-// before orders victims: what nothing points to before what has a limit, and
-// small blobs and manifests after all else. Then the sooner limit goes first,
-// and the less recently used.
-func (v victim) before(w victim) bool {
-	class := func(v victim) int {
-		switch {
-		case v.expendable:
-			return 0
-		case v.until != 0:
-			return 1
-		case v.manifest || v.size < smallBlob:
-			return 3
-		}
-		return 2
+// Classes of victims, in the order in which they go.
+const (
+	unwanted = iota // nothing points to it
+	limited
+	usedOnce
+	usedAgain
+	small // or a manifest
+)
+
+func (v victim) class() int {
+	switch {
+	case v.expendable:
+		return unwanted
+	case v.until != 0:
+		return limited
+	case v.manifest || v.size < smallBlob:
+		return small
+	case v.again:
+		return usedAgain
 	}
-	return cmp.Or(cmp.Compare(class(v), class(w)), cmp.Compare(v.expires(), w.expires()),
-		cmp.Compare(v.accessed, w.accessed), cmp.Compare(v.digest, w.digest)) < 0
+	return usedOnce
 }
 
 // victims picks the blobs to evict for so many bytes. It looks at every record
-// and keeps no more than it picks.
+// and keeps no more than it picks, twice: what was used only once goes first, but
+// not when that is a small part of all, or else nothing new could stay.
 func (s *Store) victims(bytes int64) []victim {
-	var picked victimHeap
-	var sum int64
+	var once int64
+	first, merged := picker{bytes: bytes}, picker{bytes: bytes, merge: true}
 	err := s.index.records(func(d digest.Digest, r record) bool {
 		v := victim{d, r}
-		if sum >= bytes && !v.before(picked[0]) || s.busy(d) {
-			return true
+		if v.class() == usedOnce {
+			once += v.size
 		}
-		heap.Push(&picked, v)
-		for sum += v.size; len(picked) > 1 && sum-picked[0].size >= bytes; {
-			sum -= heap.Pop(&picked).(victim).size
+		if (first.wants(v) || merged.wants(v)) && !s.busy(d) {
+			first.offer(v)
+			merged.offer(v)
 		}
 		return true
 	})
 	if err != nil {
 		s.log.Error("cannot read index for eviction", "error", err)
 	}
-	return picked
+	if once > s.ledger.total()/onceShare {
+		return first.picked
+	}
+	return merged.picked
 }
 
-// victimHeap has the most valuable of the victims on top.
-type victimHeap []victim
+// picker picks the least valuable victims that are so many bytes. They are a
+// heap, with the most valuable on top.
+type picker struct {
+	bytes  int64
+	merge  bool // what was used once is like what was used again
+	picked []victim
+	sum    int64 // of the sizes of picked
+}
 
-func (h victimHeap) Len() int           { return len(h) }
-func (h victimHeap) Less(i, j int) bool { return h[j].before(h[i]) }
-func (h victimHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
-func (h *victimHeap) Push(v any)        { *h = append(*h, v.(victim)) }
-func (h *victimHeap) Pop() any {
-	old := *h
-	v := old[len(old)-1]
-	*h = old[:len(old)-1]
+// before orders victims by class; in it the sooner limit goes first, then the
+// less recently used.
+func (p *picker) before(v, w victim) bool {
+	class := func(v victim) int {
+		if c := v.class(); c != usedOnce || !p.merge {
+			return c
+		}
+		return usedAgain
+	}
+	return cmp.Or(cmp.Compare(class(v), class(w)), cmp.Compare(v.expires(), w.expires()),
+		cmp.Compare(v.accessed, w.accessed), cmp.Compare(v.digest, w.digest)) < 0
+}
+
+func (p *picker) wants(v victim) bool { return p.sum < p.bytes || p.before(v, p.picked[0]) }
+
+// offer picks v if it wants it, and lets go what is too much then.
+func (p *picker) offer(v victim) {
+	if !p.wants(v) {
+		return
+	}
+	heap.Push(p, v)
+	for p.sum += v.size; len(p.picked) > 1 && p.sum-p.picked[0].size >= p.bytes; {
+		p.sum -= heap.Pop(p).(victim).size
+	}
+}
+
+func (p *picker) Len() int           { return len(p.picked) }
+func (p *picker) Less(i, j int) bool { return p.before(p.picked[j], p.picked[i]) }
+func (p *picker) Swap(i, j int)      { p.picked[i], p.picked[j] = p.picked[j], p.picked[i] }
+func (p *picker) Push(v any)         { p.picked = append(p.picked, v.(victim)) }
+func (p *picker) Pop() any {
+	v := p.picked[len(p.picked)-1]
+	p.picked = p.picked[:len(p.picked)-1]
 	return v
 }
 

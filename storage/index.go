@@ -55,6 +55,7 @@ type record struct {
 	until      int64 // Unix seconds; 0: no limit
 	manifest   bool
 	expendable bool // nothing points to it any more
+	again      bool // used again, sameUse or more after another use
 }
 
 // expires is when the record's limit has passed, in Unix seconds.
@@ -167,12 +168,16 @@ func (r record) encode() []byte {
 	if r.expendable {
 		marks |= markExpendable
 	}
+	if r.again {
+		marks |= markAgain
+	}
 	return binary.BigEndian.AppendUint64(append(b, marks), uint64(r.until))
 }
 
 const (
 	markManifest = 1 << iota
 	markExpendable
+	markAgain
 )
 
 // decodeRecord reads what encode writes, and what it wrote before records had
@@ -190,6 +195,7 @@ func decodeRecord(b []byte) (record, error) {
 		until:      int64(binary.BigEndian.Uint64(b[17:])),
 		manifest:   b[16]&markManifest != 0,
 		expendable: b[16]&markExpendable != 0,
+		again:      b[16]&markAgain != 0,
 	}, nil
 }
 

@@ -178,6 +178,7 @@ func FuzzParseSize(f *testing.F) {
 func FuzzRecords(f *testing.F) {
 	f.Add(record{size: 5, accessed: 7, manifest: true}.encode())
 	f.Add(record{size: 5, accessed: 7, until: 8, expendable: true}.encode()[:17])
+	f.Add(record{size: 5, accessed: 7, again: true}.encode())
 	f.Add(tagKey(TagKey{"u", "r", "n"}))
 	f.Add(Tag{Digest: digest.FromString("x"), Checked: time.Unix(1, 2)}.encode())
 	f.Add([]byte{})

@@ -47,6 +47,7 @@ func longer[T int64 | time.Duration](a, b T) T {
 type use struct{ accessed, until int64 }
 
 func (r *record) apply(u use) {
+	r.again = r.again || u.accessed-r.accessed >= int64(sameUse/time.Second)
 	r.accessed, r.until, r.expendable = u.accessed, longer(r.until, u.until), false
 }
 

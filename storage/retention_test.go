@@ -253,19 +253,25 @@ func TestOrder(t *testing.T) {
 	order := []record{
 		{size: big, accessed: 1, expendable: true},
 		{size: 1, accessed: 2, expendable: true, manifest: true},
-		{size: big, accessed: 3, expendable: true},
+		{size: big, accessed: 3, expendable: true, again: true},
 		{size: 1, accessed: 9, until: 5, manifest: true},
-		{size: big, accessed: 1, until: 6},
+		{size: big, accessed: 1, until: 6, again: true},
 		{size: big, accessed: 2, until: 6},
-		{size: big, accessed: 1},
-		{size: big, accessed: 3},
-		{size: big - 1, accessed: 1},
+		{size: big, accessed: 2},
+		{size: big, accessed: 4},
+		{size: big, accessed: 1, again: true},
+		{size: big, accessed: 3, again: true},
+		{size: big - 1, accessed: 1, again: true},
 		{size: big, accessed: 2, manifest: true},
 	}
-	for i, a := range order {
-		for j, b := range order {
-			if got := (victim{record: a}).before(victim{record: b}); got != (i < j) {
-				t.Errorf("%+v goes before %+v: %v", a, b, got)
+	merged := slices.Clone(order)
+	merged[6], merged[7], merged[8], merged[9] = order[8], order[6], order[9], order[7]
+	for merge, order := range map[bool][]record{false: order, true: merged} {
+		for i, a := range order {
+			for j, b := range order {
+				if got := (&picker{merge: merge}).before(victim{record: a}, victim{record: b}); got != (i < j) {
+					t.Errorf("%+v goes before %+v: %v, merged %v", a, b, got, merge)
+				}
 			}
 		}
 	}
