@@ -54,6 +54,68 @@ func TestAgain(t *testing.T) {
 	})
 }
 
+// indexOnly is a store of records without files.
+func indexOnly(t *testing.T) *Store {
+	t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	idx, err := openBadger("", log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = idx.close() })
+	return &Store{index: idx, ledger: &ledger{index: idx, metrics: NewMetrics()}, log: log}
+}
+
+// TestVictims: what is wanted goes, and not one blob more.
+func TestVictims(t *testing.T) {
+	t.Parallel()
+	const big = smallBlob
+	records := []record{
+		{size: 3 * big, accessed: 1, again: true},
+		{size: big, accessed: 2},
+		{size: 2 * big, accessed: 3},
+		{size: 2 * big, accessed: 4, again: true},
+		{size: 1, accessed: 0},
+	}
+	for name, tc := range map[string]struct {
+		bytes  int64
+		others int64 // bytes of blobs that were just used again
+		want   []int64
+	}{
+		"exactly one":           {bytes: big, want: []int64{2}},
+		"a byte more":           {bytes: big + 1, want: []int64{2, 3}},
+		"all that was once":     {bytes: 3 * big, want: []int64{2, 3}},
+		"more than that":        {bytes: 4 * big, want: []int64{1, 2, 3}},
+		"exactly a quarter":     {bytes: big, others: 4*big - 1, want: []int64{1}},
+		"a byte over a quarter": {bytes: big, others: 4*big - 2, want: []int64{2}},
+		"once is little":        {bytes: 4 * big, others: 9 * big, want: []int64{1, 2}},
+		"once is but more":      {bytes: 7 * big, others: 9 * big, want: []int64{1, 2, 3, 4}},
+		"everything":            {bytes: 99 * big, want: []int64{0, 1, 2, 3, 4}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := indexOnly(t)
+			records := records
+			if tc.others > 0 {
+				records = append(slices.Clone(records), record{size: tc.others, accessed: 9, again: true})
+			}
+			for i, r := range records {
+				if err := s.ledger.add(digest.FromString(strconv.Itoa(i)), r, true, func() bool { return true }); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var got []int64
+			for _, v := range s.victims(tc.bytes) {
+				got = append(got, v.accessed)
+			}
+			slices.Sort(got)
+			if !slices.Equal(got, tc.want) {
+				t.Errorf("picked those last used at %v, want %v", got, tc.want)
+			}
+		})
+	}
+}
+
 // TestLikeSimulator holds eviction, request by request, to the policy that
 // docs/eviction.md has figures of.
 func TestLikeSimulator(t *testing.T) {
@@ -67,12 +129,7 @@ func TestLikeSimulator(t *testing.T) {
 		r.Time = now
 		requests = append(requests, r)
 	}
-	idx, err := openBadger("", slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer idx.close()
-	s := &Store{index: idx, ledger: &ledger{index: idx, metrics: NewMetrics()}, log: slog.New(slog.DiscardHandler)}
+	s := indexOnly(t)
 	capacity := trace.UniqueBytes(slices.Values(requests)) / 10
 	policy := trace.TwoQ(capacity)
 	always := func() bool { return true }

@@ -153,7 +153,7 @@ func class(r Request) int {
 }
 
 // ClassedLRU evicts the least recently used, in batches, small blobs and
-// manifests last, as storage does.
+// manifests last.
 func ClassedLRU(capacity int64) Policy {
 	p := newRanked(capacity, func(o *object) {
 		o.class, o.value = class(o.Request), float64(o.Time)
@@ -182,8 +182,8 @@ func greedyDual(capacity int64, worth func(*object) float64) *ranked {
 	return p
 }
 
-// TwoQ is simplified 2Q (Johnson and Shasha, VLDB 1994) in bytes, and in batches
-// as storage evicts. What was used only once goes first while it is more than
+// TwoQ is what storage does: simplified 2Q (Johnson and Shasha, VLDB 1994) in
+// bytes, and in batches. What was used only once goes first while it is more than
 // a quarter, else the least recently used; small blobs and manifests go last.
 // Uses less than a minute apart are one use: the jobs of a pipeline start at once.
 func TwoQ(capacity int64) Policy {
