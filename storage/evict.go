@@ -34,6 +34,7 @@ const (
 // maintain brings the index up to date with the disk, then looks after both
 // until the store closes.
 func (s *Store) maintain() {
+	s.index.keepReserve()
 	s.reconcile()
 	tick := time.NewTicker(maintenance)
 	defer tick.Stop()
@@ -43,11 +44,29 @@ func (s *Store) maintain() {
 			return
 		case <-tick.C:
 		}
+		s.tend()
 		s.flushTouched()
 		s.dropPartials(partialAge)
 		s.expire()
 		s.makeRoom(0)
 	}
+}
+
+// tend has the index write what waited for room on the disk. One that could not
+// even be opened until now is read, and made to agree with the disk.
+func (s *Store) tend() {
+	if s.index.tend() {
+		s.readIndex()
+		s.reconcile()
+	}
+}
+
+// readIndex adds up what the index knows.
+func (s *Store) readIndex() {
+	if err := s.ledger.load(); err != nil {
+		s.log.Error("cannot read index", "error", err)
+	}
+	s.index.opened()
 }
 
 // makeRoom reserves need bytes, and evicts until they fit below max_size and

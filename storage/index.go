@@ -6,15 +6,14 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
 )
 
 // Scope is a place in which a digest was seen. With the digest it names a Link.
@@ -66,77 +65,34 @@ func (r record) expires() int64 {
 	return r.until
 }
 
-// index is the badger database. Its keys are
+// index is what the disk cannot say of its blobs: a badger database, and what
+// waits to be written to it. Its keys are
 //
 //	b <digest>                                   record
 //	l <digest> 00 <m|b> <upstream> 00 <repository>  media type
 //	t <upstream> 00 <repository> 00 <name>       Tag
 //
 // No part has a NUL in it: digests, names and tags are parsed before they come here.
-type index struct{ db *badger.DB }
+type index struct {
+	dir    string
+	log    *slog.Logger
+	gaveUp bool                      // the reserve; owned by open, then maintenance, then close
+	db     atomic.Pointer[badger.DB] // nil until the disk has room to open it; then it stays
 
-const (
-	// indexFloor is the free space below which badger is kept in memory: it
-	// writes through memory maps, and a full disk would kill the process.
-	indexFloor = 64 << 20
-	memtable   = 8 << 20
-)
+	writing sync.Mutex // held while entries are taken in or written to db; guards wal
+	wal     int        // the newest of badger's logs whose blocks are all allocated
 
-// openIndex opens the database in dir. One that cannot be read is thrown away,
-// and where that does not help either an empty one in memory takes its place:
-// the index is disposable, the mirror is not.
-func openIndex(dir string, log *slog.Logger) (*index, error) {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(filepath.Dir(dir), &fs); err == nil && int64(fs.Bavail)*fs.Bsize < indexFloor {
-		log.Warn("disk nearly full: index kept in memory", "dir", dir, "free_bytes", int64(fs.Bavail)*fs.Bsize)
-		return openBadger("", log)
-	}
-	idx, err := openBadger(dir, log)
-	if err == nil {
-		return idx, nil
-	}
-	log.Error("index unreadable: starting an empty one", "dir", dir, "error", err)
-	if err := os.RemoveAll(dir); err != nil {
-		return nil, fmt.Errorf("remove damaged index: %w", err)
-	}
-	if idx, err = openBadger(dir, log); err == nil {
-		return idx, nil
-	}
-	log.Error("index cannot be created: kept in memory", "dir", dir, "error", err)
-	return openBadger("", log)
+	mu      sync.RWMutex     // guards waiting; taken under writing, never the other way round
+	waiting map[string]entry // newer than what db has
+	waits   atomic.Int64     // len(waiting), for those who read and need no lock where it is 0
 }
 
-func openBadger(dir string, log *slog.Logger) (*index, error) {
-	o := badger.DefaultOptions(dir).
-		WithInMemory(dir == "").
-		WithMemTableSize(memtable).WithNumMemtables(2).
-		WithBlockCacheSize(16 << 20).WithIndexCacheSize(8 << 20).
-		WithNumCompactors(2).WithNumGoroutines(1).
-		WithDetectConflicts(false).
-		WithMetricsEnabled(false).
-		WithLogger(badgerLog{log})
-	if dir != "" {
-		o = o.WithValueLogFileSize(16 << 20)
-	}
-	db, err := badger.Open(o)
-	if err != nil {
-		return nil, fmt.Errorf("open index: %w", err)
-	}
-	return &index{db: db}, nil
+// entry is a value that waits to be written.
+type entry struct {
+	value   []byte
+	expires uint64 // Unix seconds; 0: never
+	deleted bool
 }
-
-// badgerLog passes badger's warnings and errors on; the rest is its own business.
-type badgerLog struct{ log *slog.Logger }
-
-func (b badgerLog) Errorf(f string, a ...any) {
-	b.log.Error("index", "detail", strings.TrimSpace(fmt.Sprintf(f, a...)))
-}
-
-func (b badgerLog) Warningf(f string, a ...any) {
-	b.log.Warn("index", "detail", strings.TrimSpace(fmt.Sprintf(f, a...)))
-}
-func (badgerLog) Infof(string, ...any)  {}
-func (badgerLog) Debugf(string, ...any) {}
 
 func blobKey(d digest.Digest) []byte { return append([]byte{'b'}, d...) }
 
@@ -224,7 +180,18 @@ func decodeTag(b []byte) (Tag, error) {
 
 // get reads one key; a missing key is (false, nil).
 func (x *index) get(key []byte, read func([]byte) error) (bool, error) {
-	err := x.db.View(func(txn *badger.Txn) error {
+	if e, ok := x.waitingFor(key); ok {
+		if !e.alive() {
+			return false, nil
+		}
+		err := read(e.value)
+		return err == nil, err
+	}
+	db := x.db.Load()
+	if db == nil {
+		return false, nil
+	}
+	err := db.View(func(txn *badger.Txn) error {
 		item, err := txn.Get(key)
 		if err != nil {
 			return err
@@ -239,13 +206,16 @@ func (x *index) get(key []byte, read func([]byte) error) (bool, error) {
 
 // put writes one key; keep > 0 forgets it after so long.
 func (x *index) put(key, value []byte, keep time.Duration) error {
-	return x.db.Update(func(txn *badger.Txn) error {
-		e := badger.NewEntry(key, value)
-		if keep > 0 {
-			e = e.WithTTL(keep)
-		}
-		return txn.SetEntry(e)
-	})
+	e := entry{value: slices.Clone(value)}
+	if keep > 0 {
+		e.expires = uint64(time.Now().Add(keep).Unix())
+	}
+	return x.write(map[string]entry{string(key): e})
+}
+
+// remove forgets one key.
+func (x *index) remove(key []byte) error {
+	return x.write(map[string]entry{string(key): {deleted: true}})
 }
 
 // record returns what is known of a blob. One that cannot be decoded is as good
@@ -262,14 +232,11 @@ func (x *index) record(d digest.Digest) (r record, ok bool, err error) {
 
 // putRecords writes the records of many blobs at once.
 func (x *index) putRecords(records map[digest.Digest]record) error {
-	wb := x.db.NewWriteBatch()
-	defer wb.Cancel()
+	entries := make(map[string]entry, len(records))
 	for d, r := range records {
-		if err := wb.Set(blobKey(d), r.encode()); err != nil {
-			return err
-		}
+		entries[string(blobKey(d))] = entry{value: r.encode()}
 	}
-	return wb.Flush()
+	return x.write(entries)
 }
 
 // records calls visit for every blob until it returns false. Records that
@@ -285,7 +252,17 @@ func (x *index) records(visit func(digest.Digest, record) bool) error {
 // scan calls visit for every key that begins with prefix until it returns
 // false. What it is given is its own only during the call.
 func (x *index) scan(prefix []byte, visit func(key, value []byte) bool) error {
-	return x.db.View(func(txn *badger.Txn) error {
+	waiting := x.waitingWith(prefix)
+	for key, e := range waiting {
+		if e.alive() && !visit([]byte(key), e.value) {
+			return nil
+		}
+	}
+	db := x.db.Load()
+	if db == nil {
+		return nil
+	}
+	return db.View(func(txn *badger.Txn) error {
 		o := badger.DefaultIteratorOptions
 		o.Prefix = prefix
 		it := txn.NewIterator(o)
@@ -293,6 +270,9 @@ func (x *index) scan(prefix []byte, visit func(key, value []byte) bool) error {
 		more := true
 		for it.Rewind(); it.Valid() && more; it.Next() {
 			item := it.Item()
+			if _, newer := waiting[string(item.Key())]; newer {
+				continue
+			}
 			if err := item.Value(func(b []byte) error { more = visit(item.Key(), b); return nil }); err != nil {
 				return err
 			}
@@ -304,19 +284,10 @@ func (x *index) scan(prefix []byte, visit func(key, value []byte) bool) error {
 // forget removes a blob's record and its links. Where there are none it writes
 // nothing.
 func (x *index) forget(d digest.Digest) error {
-	var keys [][]byte
-	collect := func(key, _ []byte) bool { keys = append(keys, slices.Clone(key)); return true }
-	if err := errors.Join(x.scan(blobKey(d), collect), x.scan(linkPrefix(d), collect)); err != nil || len(keys) == 0 {
+	gone := map[string]entry{}
+	collect := func(key, _ []byte) bool { gone[string(key)] = entry{deleted: true}; return true }
+	if err := errors.Join(x.scan(blobKey(d), collect), x.scan(linkPrefix(d), collect)); err != nil {
 		return err
 	}
-	wb := x.db.NewWriteBatch()
-	defer wb.Cancel()
-	for _, key := range keys {
-		if err := wb.Delete(key); err != nil {
-			return err
-		}
-	}
-	return wb.Flush()
+	return x.write(gone)
 }
-
-func (x *index) close() error { return x.db.Close() }

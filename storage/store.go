@@ -65,10 +65,7 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	if err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
-	idx, err := openIndex(k.index(), log)
-	if err != nil {
-		return nil, errors.Join(err, lock.Close())
-	}
+	idx := openIndex(k.index(), log)
 	ctx, stop := context.WithCancelCause(context.Background())
 	s := &Store{
 		disk: k, lock: lock, index: idx, metrics: m, log: log,
@@ -82,9 +79,7 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 		touched: map[digest.Digest]use{},
 	}
 	m.limit.Set(float64(s.maxSize))
-	if err := s.ledger.load(); err != nil {
-		log.Error("cannot read index", "error", err)
-	}
+	s.readIndex()
 	if err := k.partials(func(_ digest.Digest, info fs.FileInfo) { s.filling.Add(info.Size()) }); err != nil {
 		log.Warn("cannot list partial downloads", "error", err)
 	}

@@ -3,7 +3,6 @@ package storage
 import (
 	"time"
 
-	"github.com/dgraph-io/badger/v4"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -24,7 +23,7 @@ func (s *Store) PutTag(k TagKey, t Tag, keep time.Duration) error {
 
 // DeleteTag forgets a tag.
 func (s *Store) DeleteTag(k TagKey) error {
-	return s.index.db.Update(func(txn *badger.Txn) error { return txn.Delete(tagKey(k)) })
+	return s.index.remove(tagKey(k))
 }
 
 // Tags calls visit for every pointer, tags and lists kept like one, until it

@@ -1,0 +1,384 @@
+package storage
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/options"
+	"golang.org/x/sys/unix"
+)
+
+// badger writes through memory maps of sparse files. Where the disk has no
+// block for what it writes it gets no error but SIGBUS, mostly in a goroutine
+// of its own, and the process ends: nothing can be done about it then. So it is
+// written to only while the disk has room for what it may do on that account.
+const (
+	// indexFloor is that room: some memtables and what a compaction rewrites.
+	indexFloor = 64 << 20
+	// indexReserve is what is kept from others, for badger to open and close
+	// with on a disk that is full; some of it is used up then.
+	indexReserve = indexFloor * 3 / 2
+	memtable     = 8 << 20
+	// batch is how many entries are written at once, and batchBytes how much:
+	// less than a transaction takes, and than the half of a log that badger
+	// leaves empty.
+	batch      = 1000
+	batchBytes = 512 << 10
+	maxEntry   = 60_000 // badger takes keys up to 65,000 bytes
+	// maxWaiting bounds the memory of what waits, at some 300 bytes each.
+	maxWaiting = 1 << 19
+)
+
+// openIndex opens the index in dir as far as that is possible now: see attach.
+func openIndex(dir string, log *slog.Logger) *index {
+	x := &index{dir: dir, log: log, waiting: map[string]entry{}}
+	x.attach()
+	return x
+}
+
+// reserve is the name of the file that keeps indexReserve from others.
+func (x *index) reserve() string { return filepath.Join(filepath.Dir(x.dir), "reserve") }
+
+// mark is a file that has a byte for every start that died while it opened badger.
+func (x *index) mark() string { return x.dir + ".opening" }
+
+// free returns the bytes that badger may still write: none on a disk that takes
+// no more files, or no writes at all (ext4 turns so when it meets an error).
+func (x *index) free() int64 {
+	var fs unix.Statfs_t
+	err := unix.Statfs(filepath.Dir(x.dir), &fs)
+	if err != nil || fs.Flags&unix.ST_RDONLY != 0 || fs.Files > 0 && fs.Ffree < 100 {
+		return 0
+	}
+	return int64(fs.Bavail) * fs.Bsize
+}
+
+// makeRoom gives up the reserve where that is needed, and says whether there is
+// room then.
+func (x *index) makeRoom() bool {
+	if x.free() < indexFloor && os.Remove(x.reserve()) == nil {
+		x.gaveUp = true
+	}
+	return x.free() >= indexFloor
+}
+
+// keepReserve makes the reserve where it is missing and the disk has plenty, or
+// takes back what is left of one that was given up.
+func (x *index) keepReserve() {
+	if fileExists(x.reserve()) {
+		return
+	}
+	free, size := x.free(), int64(indexReserve)
+	if x.gaveUp {
+		size = min(size, free)
+	} else {
+		free -= indexFloor
+	}
+	if free < size || size < indexFloor {
+		return
+	}
+	f, err := os.OpenFile(x.reserve(), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err == nil {
+		err = unix.Fallocate(int(f.Fd()), 0, 0, size)
+		_ = f.Close() // nothing was written
+	}
+	if err != nil { // also a file system that promises no blocks
+		x.log.Debug("no space reserved for the index", "error", err)
+		_ = os.Remove(x.reserve())
+	}
+}
+
+// attach opens the database, which opened confirms. One that cannot be read is
+// thrown away, and so is one that two starts have died of. Where the disk has
+// no room for it, or it cannot be created, all entries wait, and maintenance
+// tries again.
+func (x *index) attach() bool {
+	if !x.makeRoom() {
+		x.log.Warn("disk full: index waits in memory", "dir", x.dir, "free_bytes", x.free())
+		return false
+	}
+	if info, err := os.Stat(x.mark()); err == nil && info.Size() >= 2 {
+		x.log.Error("index killed the last two starts: starting an empty one", "dir", x.dir)
+		if err := os.RemoveAll(x.dir); err != nil {
+			x.log.Error("cannot remove index: it waits in memory", "error", err)
+			return false
+		}
+	}
+	if err := appendByte(x.mark()); err != nil {
+		x.log.Error("cannot mark index as being opened: it waits in memory", "error", err)
+		return false
+	}
+	db, err := openBadger(x.dir, x.log)
+	if err != nil {
+		x.log.Error("index unreadable: starting an empty one", "dir", x.dir, "error", err)
+		if err = os.RemoveAll(x.dir); err == nil {
+			db, err = openBadger(x.dir, x.log)
+		}
+	}
+	if err != nil {
+		x.log.Error("index cannot be created: it waits in memory", "dir", x.dir, "error", err)
+		x.opened()
+		return false
+	}
+	x.writing.Lock()
+	defer x.writing.Unlock()
+	x.wal = -1
+	x.allocate()
+	x.preferRecords(db)
+	x.db.Store(db)
+	return true
+}
+
+// opened says that the database has been opened and read, and nobody died of it.
+func (x *index) opened() {
+	if err := os.Remove(x.mark()); err != nil {
+		x.log.Debug("no mark", "error", err)
+	}
+}
+
+func appendByte(name string) error {
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write([]byte{'x'})
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+// openBadger opens a database. What badger panics at, and faults that are met
+// on the way, are errors here; in goroutines of its own they cannot be.
+func openBadger(dir string, log *slog.Logger) (db *badger.DB, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("open index: %v", p)
+		}
+	}()
+	db, err = badger.Open(badger.DefaultOptions(dir).
+		WithMemTableSize(memtable).WithNumMemtables(2).
+		WithValueLogFileSize(16 << 20).
+		WithBlockCacheSize(16 << 20).WithIndexCacheSize(8 << 20).
+		WithNumCompactors(2).WithNumGoroutines(1).
+		WithDetectConflicts(false).
+		WithMetricsEnabled(false).
+		WithChecksumVerificationMode(options.OnTableAndBlockRead).
+		WithLogger(badgerLog{log}))
+	if err != nil {
+		return nil, fmt.Errorf("open index: %w", err)
+	}
+	return db, nil
+}
+
+// badgerLog passes badger's warnings and errors on; the rest is its own business.
+type badgerLog struct{ log *slog.Logger }
+
+func (b badgerLog) Errorf(f string, a ...any) {
+	b.log.Error("index", "detail", strings.TrimSpace(fmt.Sprintf(f, a...)))
+}
+
+func (b badgerLog) Warningf(f string, a ...any) {
+	b.log.Warn("index", "detail", strings.TrimSpace(fmt.Sprintf(f, a...)))
+}
+func (badgerLog) Infof(string, ...any)  {}
+func (badgerLog) Debugf(string, ...any) {}
+
+// write takes entries in and writes what waits, where there is room. Whoever
+// reads sees the entries from now on. It fails where too many wait already, or
+// one is larger than badger takes.
+func (x *index) write(entries map[string]entry) error {
+	for key, e := range entries {
+		if len(key)+len(e.value) > maxEntry {
+			return fmt.Errorf("write index: an entry of %d bytes", len(key)+len(e.value))
+		}
+	}
+	x.writing.Lock()
+	defer x.writing.Unlock()
+	if x.waits.Load() > maxWaiting {
+		x.settle()
+	}
+	if x.waits.Load() > maxWaiting {
+		return fmt.Errorf("write index: disk full, and %d changes wait already", maxWaiting)
+	}
+	x.mu.Lock()
+	maps.Copy(x.waiting, entries)
+	x.waits.Store(int64(len(x.waiting)))
+	x.mu.Unlock()
+	x.settle()
+	return nil
+}
+
+// settle writes what waits to the database as long as there is room; x.writing
+// is held. What cannot be written goes on waiting.
+func (x *index) settle() {
+	db := x.db.Load()
+	for db != nil && x.waits.Load() > 0 && x.free() >= indexFloor {
+		entries := x.some()
+		if err := db.Update(func(txn *badger.Txn) error { return set(txn, entries) }); err != nil {
+			x.log.Error("cannot write index: changes wait", "error", err)
+			return
+		}
+		x.allocate()
+		x.mu.Lock()
+		for key := range entries {
+			delete(x.waiting, key)
+		}
+		x.waits.Store(int64(len(x.waiting)))
+		x.mu.Unlock()
+	}
+}
+
+// some returns a batch of what waits.
+func (x *index) some() map[string]entry {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	entries := map[string]entry{}
+	bytes := 0
+	for key, e := range x.waiting {
+		if bytes += len(key) + len(e.value); len(entries) == batch || bytes > batchBytes && len(entries) > 0 {
+			break
+		}
+		entries[key] = e
+	}
+	return entries
+}
+
+func set(txn *badger.Txn, entries map[string]entry) error {
+	for key, e := range entries {
+		var err error
+		if e.deleted {
+			err = txn.Delete([]byte(key))
+		} else {
+			b := badger.NewEntry([]byte(key), e.value)
+			b.ExpiresAt = e.expires
+			err = txn.SetEntry(b)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// allocate has the disk promise all blocks of the log that badger writes to, so
+// that a disk that fills up now does not fail it there. x.writing is held.
+func (x *index) allocate() {
+	newest := x.wal
+	if newest < 0 {
+		logs, _ := filepath.Glob(filepath.Join(x.dir, "*.mem")) // the pattern is right
+		for _, name := range logs {
+			var n int
+			if _, err := fmt.Sscanf(filepath.Base(name), "%d.mem", &n); err == nil {
+				newest = max(newest, n)
+			}
+		}
+	} else if newest++; !fileExists(x.walName(newest)) {
+		return
+	}
+	f, err := os.OpenFile(x.walName(newest), os.O_WRONLY, 0)
+	if err == nil {
+		err = unix.Fallocate(int(f.Fd()), 0, 0, 2*memtable) // as long as badger makes it
+		_ = f.Close()                                       // nothing was written
+	}
+	if errors.Is(err, unix.ENOSPC) {
+		return // the next write tries again
+	}
+	if err != nil { // a file system that promises no blocks
+		x.log.Debug("no space promised for the index's log", "error", err)
+	}
+	x.wal = newest
+}
+
+func (x *index) walName(n int) string { return filepath.Join(x.dir, fmt.Sprintf("%05d.mem", n)) }
+
+func fileExists(name string) bool {
+	_, err := os.Lstat(name)
+	return err == nil
+}
+
+// waitingFor returns what waits to be written to a key.
+func (x *index) waitingFor(key []byte) (entry, bool) {
+	if x.waits.Load() == 0 {
+		return entry{}, false
+	}
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	e, ok := x.waiting[string(key)]
+	return e, ok
+}
+
+// waitingWith returns what waits for keys that begin with prefix.
+func (x *index) waitingWith(prefix []byte) map[string]entry {
+	if x.waits.Load() == 0 {
+		return nil
+	}
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	found := map[string]entry{}
+	for key, e := range x.waiting {
+		if strings.HasPrefix(key, string(prefix)) {
+			found[key] = e
+		}
+	}
+	return found
+}
+
+// alive says that the key has this value still.
+func (e entry) alive() bool {
+	return !e.deleted && (e.expires == 0 || e.expires > uint64(time.Now().Unix()))
+}
+
+// preferRecords takes the blobs' records in a database that could not be opened
+// until now for better than those that a walk of the disk found meanwhile.
+func (x *index) preferRecords(db *badger.DB) {
+	for key := range x.waitingWith([]byte{'b'}) {
+		err := db.View(func(txn *badger.Txn) error { _, err := txn.Get([]byte(key)); return err })
+		if err != nil {
+			continue // also where the walk is all there is
+		}
+		x.mu.Lock()
+		if !x.waiting[key].deleted {
+			delete(x.waiting, key)
+		}
+		x.waits.Store(int64(len(x.waiting)))
+		x.mu.Unlock()
+	}
+}
+
+// tend writes what waits, and renews the reserve. It returns true where it
+// opened the database, which had no room until now: see attach.
+func (x *index) tend() (attached bool) {
+	x.keepReserve()
+	attached = x.db.Load() == nil && x.free() >= indexFloor && x.attach()
+	x.writing.Lock()
+	defer x.writing.Unlock()
+	x.settle()
+	return attached
+}
+
+// close writes what waits and closes the database. Where the disk has no room
+// for that, it is left as a process that is killed leaves it.
+func (x *index) close() error {
+	db := x.db.Load()
+	if db == nil {
+		return nil
+	}
+	x.writing.Lock()
+	defer x.writing.Unlock()
+	if !x.makeRoom() {
+		x.log.Warn("disk full: index left as it is", "waiting", x.waits.Load())
+		return nil
+	}
+	x.settle()
+	return db.Close()
+}
