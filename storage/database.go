@@ -64,25 +64,17 @@ func (x *index) free() int64 {
 // makeRoom gives up the reserve where that is needed, and says whether there is
 // room then.
 func (x *index) makeRoom() bool {
-	if x.free() < indexFloor && os.Remove(x.reserve()) == nil {
-		x.gaveUp = true
+	if x.free() < indexFloor {
+		_ = os.Remove(x.reserve()) // it may not be there
 	}
 	return x.free() >= indexFloor
 }
 
-// keepReserve makes the reserve where it is missing and the disk has plenty, or
-// takes back what is left of one that was given up.
-func (x *index) keepReserve() {
-	if fileExists(x.reserve()) {
-		return
-	}
-	free, size := x.free(), int64(indexReserve)
-	if x.gaveUp {
-		size = min(size, free)
-	} else {
-		free -= indexFloor
-	}
-	if free < size || size < indexFloor {
+// keepReserve makes the reserve, or as much of it as there is, where it is
+// missing. It leaves so many bytes to others.
+func (x *index) keepReserve(leave int64) {
+	size := min(indexReserve, x.free()-leave)
+	if size < indexFloor || fileExists(x.reserve()) {
 		return
 	}
 	f, err := os.OpenFile(x.reserve(), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
@@ -172,7 +164,7 @@ func openBadger(dir string, log *slog.Logger) (db *badger.DB, err error) {
 		WithNumCompactors(2).WithNumGoroutines(1).
 		WithDetectConflicts(false).
 		WithMetricsEnabled(false).
-		WithChecksumVerificationMode(options.OnTableAndBlockRead).
+		WithChecksumVerificationMode(options.OnTableRead).
 		WithLogger(badgerLog{log}))
 	if err != nil {
 		return nil, fmt.Errorf("open index: %w", err)
@@ -358,7 +350,7 @@ func (x *index) preferRecords(db *badger.DB) {
 // tend writes what waits, and renews the reserve. It returns true where it
 // opened the database, which had no room until now: see attach.
 func (x *index) tend() (attached bool) {
-	x.keepReserve()
+	x.keepReserve(0)
 	attached = x.db.Load() == nil && x.free() >= indexFloor && x.attach()
 	x.writing.Lock()
 	defer x.writing.Unlock()

@@ -34,7 +34,7 @@ const (
 // maintain brings the index up to date with the disk, then looks after both
 // until the store closes.
 func (s *Store) maintain() {
-	s.index.keepReserve()
+	s.index.keepReserve(indexFloor) // badger may be at work still
 	s.reconcile()
 	tick := time.NewTicker(maintenance)
 	defer tick.Stop()
@@ -101,7 +101,7 @@ func (s *Store) excess(need int64) int64 {
 		s.log.Warn("cannot read free space", "error", err)
 		return over
 	}
-	return max(over, s.minFree+reserved+need-free)
+	return max(over, max(s.minFree, indexFloor)+reserved+need-free)
 }
 
 // free removes the least valuable blobs until so many bytes are gone.

@@ -74,10 +74,9 @@ func (r record) expires() int64 {
 //
 // No part has a NUL in it: digests, names and tags are parsed before they come here.
 type index struct {
-	dir    string
-	log    *slog.Logger
-	gaveUp bool                      // the reserve; owned by open, then maintenance, then close
-	db     atomic.Pointer[badger.DB] // nil until the disk has room to open it; then it stays
+	dir string
+	log *slog.Logger
+	db  atomic.Pointer[badger.DB] // nil until the disk has room to open it; then it stays
 
 	writing sync.Mutex // held while entries are taken in or written to db; guards wal
 	wal     int        // the newest of badger's logs whose blocks are all allocated

@@ -18,7 +18,7 @@ import (
 type Config struct {
 	Path     string // folder; created if missing
 	MaxSize  Size   // of all blobs and partial downloads; zero: no limit but MinFree
-	MinFree  Size   // free space that is left to others
+	MinFree  Size   // free space that is left to others; what the index needs is left to it in any case
 	MaxFills int    // downloads at once; further ones wait
 }
 

@@ -65,6 +65,16 @@ func (f logFile) String() string {
 // start runs `wrap... cachalot serve` over the folder and waits until it is ready.
 func start(t *testing.T, folder, upstream string, wrap ...string) *server {
 	t.Helper()
+	s := run(t, folder, upstream, wrap...)
+	if s.url == "" {
+		t.Fatalf("cachalot ended before it was ready: %s", s.log)
+	}
+	return s
+}
+
+// run is start, but that the process may end instead; it has no url then.
+func run(t *testing.T, folder, upstream string, wrap ...string) *server {
+	t.Helper()
 	path, err := binary()
 	if err != nil {
 		t.Fatal(err)
@@ -112,7 +122,7 @@ upstreams: {docker.io: {url: %s}}
 		select {
 		case <-tick.C:
 		case <-s.ended:
-			t.Fatalf("cachalot ended before it was ready: %s", s.log)
+			return s
 		case <-t.Context().Done():
 			t.Fatalf("cachalot did not become ready: %s", s.log)
 		}

@@ -1,0 +1,307 @@
+package storage
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+)
+
+// smallDisk is a file system of so many MiB of its own. What the test opens on
+// it afterwards is closed before it goes.
+func smallDisk(t *testing.T, mib int) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%dm", mib)); err != nil {
+		t.Skipf("a full disk needs a file system of its own, and so root: mount: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// fill is somebody else's file, which takes the last byte. It returns what
+// gives the space back.
+func fillDisk(t *testing.T, dir string) (empty func()) {
+	t.Helper()
+	f, err := os.Create(filepath.Join(dir, "other"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for chunk := make([]byte, 1<<20); err == nil; {
+		_, err = f.Write(chunk)
+	}
+	if free := (&index{dir: filepath.Join(dir, "index")}).free(); !errors.Is(err, unix.ENOSPC) || free != 0 {
+		t.Fatalf("the disk is not full: %v, %d bytes free", err, free)
+	}
+	return func() {
+		if err := errors.Join(f.Close(), os.Remove(f.Name())); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func tagOf(i int) TagKey { return TagKey{"u", "r", fmt.Sprint("n", i)} }
+
+// checkTags holds that of n tags the odd ones are there, and the others are not.
+func checkTags(t *testing.T, s *Store, n int) {
+	t.Helper()
+	seen := map[TagKey]bool{}
+	if err := s.Tags(func(k TagKey, _ Tag) bool {
+		if seen[k] {
+			t.Errorf("%v twice", k)
+		}
+		seen[k] = true
+		return true
+	}); err != nil {
+		t.Error(err)
+	}
+	for i := range n {
+		got, ok := s.Tag(tagOf(i))
+		if want := i%2 == 1; ok != want || ok && got.Digest != digest.FromString(fmt.Sprint(i)) || seen[tagOf(i)] != want {
+			t.Errorf("tag %d: %v %v, visited: %v", i, got, ok, seen[tagOf(i)])
+		}
+	}
+	if len(seen) != n/2 {
+		t.Errorf("%d tags visited, want %d", len(seen), n/2)
+	}
+}
+
+// TestIndexDiskFull fills the disk to the last byte while the index is written
+// to from many goroutines, more than badger's log has room for. Nothing that was
+// written is lost, there and then, when there is space again, and after a restart.
+func TestIndexDiskFull(t *testing.T) {
+	t.Parallel()
+	dir := smallDisk(t, 256)
+	s := openStore(t, dir)
+	kept := &origin{content: content(400, 100_000)}
+	mustFetch(t, s, kept, Miss)
+	settle(t, s)
+
+	const tags = 40_000
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	started := make(chan struct{})
+	for range 4 {
+		wg.Go(func() {
+			for i := int(next.Add(1)) - 1; i < tags; i = int(next.Add(1)) - 1 {
+				if i == tags/4 {
+					close(started)
+				}
+				if err := s.PutTag(tagOf(i), Tag{Digest: digest.FromString(fmt.Sprint(i))}, time.Hour); err != nil {
+					t.Error(err)
+				}
+				if i%2 == 0 {
+					if err := s.DeleteTag(tagOf(i)); err != nil {
+						t.Error(err)
+					}
+				}
+				if i%1000 == 0 {
+					mustRead(t, s, kept)
+				}
+			}
+		})
+	}
+	<-started
+	empty := fillDisk(t, dir)
+	wg.Wait()
+	if s.index.waits.Load() == 0 {
+		t.Error("nothing waits: badger was written to on a full disk")
+	}
+	checkTags(t, s, tags)
+	big := &origin{content: content(401, 1<<20)} // all of what is kept would go in vain
+	mustFetch(t, s, big, Miss)
+	settle(t, s)
+	if s.exists(big.digest()) {
+		t.Error("kept on a full disk")
+	}
+
+	empty()
+	s.tend()
+	if n := s.index.waits.Load(); n != 0 {
+		t.Errorf("%d changes wait though there is space", n)
+	}
+	checkTags(t, s, tags)
+	mustFetch(t, s, big, Miss)
+	checkDisk(t, s)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, dir)
+	checkTags(t, s, tags)
+	mustRead(t, s, kept)
+	checkDisk(t, s)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// mustRead gets a blob that is kept, from any goroutine.
+func mustRead(t *testing.T, s *Store, o *origin) {
+	t.Helper()
+	b, err := s.Get(context.WithoutCancel(t.Context()), scope(), o.digest(), nil)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer b.Close()
+	if got, err := io.ReadAll(b.Content); err != nil || !bytes.Equal(got, o.content) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+}
+
+// TestIndexReserve: with its reserve the index is opened and closed on a full
+// disk, and the reserve is taken back.
+func TestIndexReserve(t *testing.T) {
+	t.Parallel()
+	dir := smallDisk(t, 256)
+	s := openStore(t, dir)
+	s.index.keepReserve(0)
+	o := &origin{content: content(410, 1000)}
+	mustFetch(t, s, o, Miss)
+	settle(t, s)
+	defer fillDisk(t, dir)()
+	if err := s.PutTag(tagOf(1), Tag{Digest: digest.FromString("1")}, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if fileExists(s.index.reserve()) {
+			t.Error("the reserve was not given up")
+		}
+		s = openStore(t, dir)
+		mustRead(t, s, o)
+		if _, ok := s.Tag(tagOf(1)); !ok {
+			t.Error("the tag that waited was not written")
+		}
+		s.tend()
+		if info, err := os.Stat(s.index.reserve()); err != nil || info.Size() < indexFloor {
+			t.Errorf("the reserve was not taken back: %v", err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestIndexWithoutReserve: where the disk is full at start and there is no
+// reserve, blobs are served from a walk of the disk; the index is whole again
+// as soon as there is space, with what it knew and what was learnt meanwhile.
+func TestIndexWithoutReserve(t *testing.T) {
+	t.Parallel()
+	dir := smallDisk(t, 256)
+	s := openStore(t, dir)
+	sc := Scope{Upstream: "u", Repository: "r"}
+	evicted, limited := put(t, s, 420, 1000, 5, false), put(t, s, 421, 2000, 6, false)
+	setRecord(t, s, limited, func(r *record) { r.until = 1 << 40 })
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	_ = os.Remove(s.index.reserve())
+	empty := fillDisk(t, dir)
+	s = openStore(t, dir)
+	if s.index.db.Load() != nil {
+		t.Fatal("badger is open on a full disk")
+	}
+	s.reconcile()
+	checkDisk(t, s)
+	if _, err := s.Get(t.Context(), sc, limited, nil); !errors.Is(err, ErrUnlinked) {
+		t.Errorf("error %v, want ErrUnlinked", err)
+	}
+	other := Scope{Upstream: "u", Repository: "other"}
+	if err := s.PutLink(other, limited, ""); err != nil {
+		t.Fatal(err)
+	}
+	open(t, s, other, limited, nil)
+	if err := os.Remove(s.disk.blob(evicted)); err != nil {
+		t.Fatal(err)
+	}
+	s.forget(evicted)
+	checkDisk(t, s)
+
+	empty()
+	s.tend()
+	if s.index.db.Load() == nil || s.index.waits.Load() != 0 {
+		t.Fatalf("the index is not whole: %d wait", s.index.waits.Load())
+	}
+	open(t, s, sc, limited, nil)
+	open(t, s, other, limited, nil)
+	if r, ok, err := s.index.record(limited); err != nil || !ok || r.until != 1<<40 {
+		t.Errorf("record %+v %v %v, not what the index knew", r, ok, err)
+	}
+	if _, ok, err := s.index.record(evicted); ok || err != nil {
+		t.Errorf("a record of what is gone: %v", err)
+	}
+	checkDisk(t, s)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestTooMuchWaits: what waits is bounded, and room helps at once.
+func TestTooMuchWaits(t *testing.T) {
+	t.Parallel()
+	dir := smallDisk(t, 256)
+	s := openStore(t, dir)
+	empty := fillDisk(t, dir)
+	s.index.mu.Lock()
+	for i := range maxWaiting + 1 {
+		s.index.waiting[fmt.Sprint("x", i)] = entry{deleted: true}
+	}
+	s.index.waits.Store(int64(len(s.index.waiting)))
+	s.index.mu.Unlock()
+	if err := s.PutTag(tagOf(1), Tag{Digest: digest.FromString("1")}, time.Hour); err == nil {
+		t.Error("no error with too much waiting")
+	}
+	empty()
+	if err := s.PutTag(tagOf(1), Tag{Digest: digest.FromString("1")}, time.Hour); err != nil {
+		t.Error(err)
+	}
+	if err := s.index.put(make([]byte, maxEntry), []byte{1}, 0); err == nil {
+		t.Error("no error for an entry that badger does not take")
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestOpeningMark: an index that two starts in a row died of is thrown away; one
+// death is no proof.
+func TestOpeningMark(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := openStore(t, dir)
+	for deaths, want := range []bool{true, true, false} {
+		if err := s.PutTag(tagOf(1), Tag{Digest: digest.FromString("1")}, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(s.index.mark(), make([]byte, deaths), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s = openStore(t, dir)
+		if _, ok := s.Tag(tagOf(1)); ok != want {
+			t.Errorf("after %d deaths the index was kept: %v, want %v", deaths, ok, want)
+		}
+		if fileExists(s.index.mark()) {
+			t.Error("still marked after it was opened")
+		}
+	}
+}

@@ -1,0 +1,192 @@
+package process
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+)
+
+// TestDamage damages files of an index at random, in 200 ways. The mirror opens
+// it or rebuilds it, and serves: badger may kill a start, but no third in a row.
+func TestDamage(t *testing.T) {
+	t.Parallel()
+	up := upstreamtest.New(t, upstreamtest.Options{})
+	blob := upstreamtest.NewContent("", upstreamtest.Random(5, 100_000))
+	up.AddBlob("library/app", blob)
+	closed, killed := t.TempDir(), t.TempDir()
+	s := start(t, closed, up.URL)
+	if err := s.fetch(http.DefaultClient, blob.Digest); err != nil {
+		t.Fatal(err)
+	}
+	s.interrupt(t)
+	// Enough for badger to have several tables and a log.
+	store, err := storage.Open(storage.Config{Path: closed, MaxFills: 1}, storage.NewMetrics(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 45_000 {
+		sc := storage.Scope{Upstream: "docker.io", Repository: fmt.Sprint("library/", i)}
+		if err := store.PutLink(sc, digest.FromString(fmt.Sprint(i)), "application/x-test"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	copySparse(t, killed, closed)
+	if err := store.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	var mu sync.Mutex // guards the counters
+	var whole, rebuilt, died int
+	seeds := make(chan uint64)
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			for seed := range seeds {
+				dir := filepath.Join(t.TempDir(), "folder")
+				copySparse(t, dir, []string{closed, killed}[seed%2])
+				what := damage(t, rand.New(rand.NewPCG(seed, 1)), filepath.Join(dir, "index"))
+				starts, anew := survive(t, dir, up.URL, blob.Digest, fmt.Sprint(seed, ": ", what))
+				_ = os.RemoveAll(dir)
+				mu.Lock()
+				died += starts - 1
+				if anew {
+					rebuilt++
+				} else {
+					whole++
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	up.Forget()
+	for seed := range uint64(200) {
+		seeds <- seed
+	}
+	close(seeds)
+	wg.Wait()
+	t.Logf("%d opened, %d rebuilt; %d starts died", whole, rebuilt, died)
+	for _, q := range up.Requests() {
+		if q.Sent > 0 && q.Op == upstreamtest.GetBlob {
+			t.Errorf("fetched again: %+v", q)
+		}
+	}
+}
+
+// survive starts the mirror over a damaged folder, until it serves. It says how
+// many starts that took, and whether the index was thrown away.
+func survive(t *testing.T, dir, upstream string, d digest.Digest, what string) (starts int, anew bool) {
+	t.Helper()
+	for starts = 1; ; starts++ {
+		s := run(t, dir, upstream)
+		if s.url == "" && starts < 3 {
+			continue
+		}
+		if s.url == "" {
+			t.Errorf("%s: dead after %d starts: %s", what, starts, s.log)
+			return starts, true
+		}
+		if err := s.fetch(http.DefaultClient, d); err != nil {
+			t.Errorf("%s: %v: %s", what, err, s.log)
+		}
+		s.interrupt(t)
+		for _, bad := range []string{"waits in memory", "changes wait", "panic", "fatal error"} {
+			if strings.Contains(s.log.String(), bad) {
+				t.Errorf("%s: %s", what, s.log)
+			}
+		}
+		return starts, strings.Contains(s.log.String(), "starting an empty one")
+	}
+}
+
+// copySparse copies a storage folder but for its reserve, and no zeroes at the
+// end of files, of which badger has many.
+func copySparse(t *testing.T, to, from string) {
+	t.Helper()
+	err := filepath.WalkDir(from, func(path string, e fs.DirEntry, err error) error {
+		name := filepath.Join(to, strings.TrimPrefix(path, from))
+		switch {
+		case err != nil:
+			return err
+		case e.IsDir():
+			return os.MkdirAll(name, 0o700)
+		case e.Name() == "reserve":
+			return nil
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		return errors.Join(os.WriteFile(name, bytes.TrimRight(b, "\x00"), 0o600), os.Truncate(name, int64(len(b))))
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// damage spoils one of the files of an index, and says how.
+func damage(t *testing.T, random *rand.Rand, dir string) string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil || len(files) == 0 {
+		t.Error("no index: ", err)
+		return ""
+	}
+	kinds := map[string][]string{} // one kind has many files; all kinds alike
+	var names []string
+	for _, f := range files {
+		kind := filepath.Ext(f) + filepath.Base(f)[:1]
+		if kinds[kind] == nil {
+			names = append(names, kind)
+		}
+		kinds[kind] = append(kinds[kind], f)
+	}
+	kind := kinds[names[random.IntN(len(names))]]
+	name := kind[random.IntN(len(kind))]
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Error(err)
+	}
+	var how string
+	switch random.IntN(7) {
+	case 0, 1:
+		n := random.IntN(len(b) + 1)
+		how, err = fmt.Sprintf("truncated at %d of %d", n, len(b)), os.Truncate(name, int64(n))
+	case 2, 3, 4:
+		reach := len(b)
+		if random.IntN(2) == 0 {
+			reach = min(reach, 100) // headers are dearer
+		}
+		n := 1 + random.IntN(20)
+		for range n {
+			if reach > 0 {
+				b[random.IntN(reach)] ^= byte(1 + random.IntN(255))
+			}
+		}
+		how, err = fmt.Sprintf("%d bytes flipped below %d", n, reach), os.WriteFile(name, b, 0o600)
+	case 5:
+		how, err = "a folder", os.Remove(name)
+		if err == nil {
+			err = os.Mkdir(name, 0o700)
+		}
+	case 6:
+		how, err = "zeroes", os.WriteFile(name, make([]byte, len(b)), 0o600)
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	return filepath.Base(name) + ": " + how
+}
