@@ -51,10 +51,16 @@ func (x *index) reserve() string { return filepath.Join(filepath.Dir(x.dir), "re
 func (x *index) mark() string { return x.dir + ".opening" }
 
 // free returns the bytes that badger may still write: none on a disk that takes
-// no more files, or no writes at all (ext4 turns so when it meets an error).
+// no more files, or no writes at all (ext4 turns so when it meets an error), and
+// none while the process cannot open one more file, which badger does not survive.
 func (x *index) free() int64 {
+	f, err := os.Open(filepath.Dir(x.dir))
+	if err != nil {
+		return 0
+	}
+	defer func() { _ = f.Close() }()
 	var fs unix.Statfs_t
-	err := unix.Statfs(filepath.Dir(x.dir), &fs)
+	err = unix.Fstatfs(int(f.Fd()), &fs)
 	if err != nil || fs.Flags&unix.ST_RDONLY != 0 || fs.Files > 0 && fs.Ffree < 100 {
 		return 0
 	}

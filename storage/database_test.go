@@ -305,3 +305,61 @@ func TestOpeningMark(t *testing.T) {
 		}
 	}
 }
+
+// TestLogAllocated: the blocks of badger's log are the index's own, of each log
+// anew, so that a disk that fills up cannot fail a write to it.
+func TestLogAllocated(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir())
+	seen := map[string]bool{}
+	for i := 0; len(seen) < 3; i++ {
+		if err := s.PutTag(tagOf(i), Tag{Digest: digest.FromString("x")}, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		if i%100 != 0 {
+			continue
+		}
+		name := s.index.walName(s.index.wal)
+		var st unix.Stat_t
+		if err := unix.Stat(name, &st); err != nil {
+			t.Fatal(err)
+		}
+		if st.Blocks*512 < 2*memtable {
+			t.Fatalf("%s has %d bytes of blocks", name, st.Blocks*512)
+		}
+		if fileExists(s.index.walName(s.index.wal + 1)) {
+			t.Fatalf("there is a newer log than %s", name)
+		}
+		seen[name] = true
+	}
+}
+
+// TestIndexDiskReadOnly: a disk that turns read-only, as ext4 does when it meets
+// an error, is not written to; what is kept is served.
+func TestIndexDiskReadOnly(t *testing.T) {
+	t.Parallel()
+	dir := smallDisk(t, 256)
+	s := openStore(t, dir)
+	o := &origin{content: content(430, 1000)}
+	mustFetch(t, s, o, Miss)
+	settle(t, s)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	x := openIndex(filepath.Join(dir, "index"), s.log)
+	if x.db.Load() != nil {
+		t.Error("badger is open on a read-only disk")
+	}
+	if err := x.put([]byte("k"), []byte("v"), 0); err != nil {
+		t.Error(err)
+	}
+	if ok, err := x.get([]byte("k"), func([]byte) error { return nil }); !ok || err != nil {
+		t.Error("what waits is not read: ", err)
+	}
+	if err := x.close(); err != nil {
+		t.Error(err)
+	}
+}

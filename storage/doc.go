@@ -6,6 +6,8 @@
 //	PATH/blobs/sha256/ab/<hex>   whole, verified, durable (temp, fsync, rename, fsync of the folder)
 //	PATH/fills/sha256-<hex>      a download in progress or broken off; resumed on demand
 //	PATH/index/                  badger: tags, links, sizes, access times, limits; disposable
+//	PATH/index.opening           a byte for every start in a row that died while it opened index/
+//	PATH/reserve                 space for badger to open and close with on a full disk
 //
 // The disk is the truth for content. The index only remembers what the disk
 // cannot say. When it is lost, a walk of blobs/ finds sizes again, and links and
@@ -60,6 +62,26 @@
 // quarter of all, then the least recently used; manifests and small ones last.
 // None goes that was used since it was picked.
 //
+// # A full disk
+//
+// badger writes through memory maps, from goroutines of its own. Where the disk
+// has no block for that, the process dies of SIGBUS; nothing can catch it. So:
+//
+//	put, remove ──► waiting ──┬─ room ───► badger, in a log whose blocks are allocated
+//	                  ▲       └─ none ───► stays, until the next write or maintenance finds room
+//	get, scan ────────┴────────► then badger
+//
+// Room is 64 MiB free, a file system that can be written, and one descriptor.
+// Blobs never fill that space. Others can, between the look and the write, but a
+// write finds its blocks allocated: there remain the moments in which badger
+// begins a new log, writes out the old one and compacts. Whoever then takes
+// 64 MiB at once kills the process, and the next start finds what a kill leaves.
+//
+// Where there is no room at the start, not with the reserve given up either, badger
+// is not opened until there is: blobs are found by the walk, links by asking
+// upstream. An index that badger dies of is thrown away by the third start: one
+// death while opening it can be a kill.
+//
 // # Locks
 //
 // Store.mu guards the tables of fills, of open and of vanishing blobs, and the
@@ -67,6 +89,8 @@
 // under Store.mu, never the other way round. No file or network I/O happens under
 // either, but for one stat before a fill starts. ledger.mu is held while records
 // are written, and Store.flushing while hits are; neither is taken under Store.mu.
+// index.writing is held while badger is written to, and index.mu guards what waits;
+// they are taken last, in this order.
 //
 // Whoever wants a digest that is in Store.going waits, then looks again: its blob
 // or partial is being removed. So nobody gets a file that is about to go, and who

@@ -3,11 +3,13 @@ package process
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -99,8 +101,30 @@ func TestFullDisk(t *testing.T) {
 		}
 	}
 	get(s, blob(3, 200<<20))
+
+	// Without the reserve it ends and starts all the same; upstream is asked once
+	// more, for the place alone.
+	if err := os.Remove(filepath.Join(folder, "reserve")); err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	_ = os.Remove(other)
+	other = fillDisk(t, dir)
+	s.interrupt(t)
+	s = start(t, folder, up.URL)
+	up.Forget()
+	get(s, kept)
+	if n := up.Sent(kept.Digest); n != 0 || !strings.Contains(s.log.String(), "waits in memory") {
+		t.Errorf("%d bytes fetched again: %s", n, s.log)
+	}
+	s.interrupt(t)
 	if err := os.Remove(other); err != nil {
 		t.Fatal(err)
+	}
+	s = start(t, folder, up.URL)
+	up.Forget()
+	get(s, kept)
+	if asked := up.Requests(); len(asked) != 0 {
+		t.Errorf("asked upstream for what was known before the disk was full: %+v", asked)
 	}
 	again := blob(4, 1<<20)
 	get(s, again)
@@ -108,7 +132,119 @@ func TestFullDisk(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(folder, "blobs", "sha256", again.Digest.Encoded()[:2], again.Digest.Encoded())); err != nil {
 		t.Error(err)
 	}
-	if strings.Contains(s.log.String(), "kept in memory") {
+	if strings.Contains(s.log.String(), "waits in memory") {
 		t.Errorf("the index was not read: %s", s.log)
 	}
+}
+
+// TestWriteFails: whatever the disk says to a write, clients get the blob and
+// the disk does not.
+func TestWriteFails(t *testing.T) {
+	t.Parallel()
+	strace := straceOrSkip(t)
+	for _, inject := range []string{
+		"pwrite64:error=ENOSPC", "pwrite64:error=EIO", "pwrite64:error=EIO:when=2+", "renameat:error=EIO",
+	} {
+		t.Run(inject, func(t *testing.T) {
+			t.Parallel()
+			up := upstreamtest.New(t, upstreamtest.Options{})
+			blob := upstreamtest.NewContent("", upstreamtest.Random(6, 900_000))
+			up.AddBlob("library/app", blob)
+			folder := t.TempDir()
+			call, _, _ := strings.Cut(inject, ":")
+			s := start(t, folder, up.URL, strace, "-f", "-qq", "-e", "trace="+call, "-e", "inject="+inject, "-o", "/dev/null")
+			for range 3 {
+				if err := s.fetch(http.DefaultClient, blob.Digest); err != nil {
+					t.Error(err)
+				}
+			}
+			s.interrupt(t)
+			checkBlobs(t, folder, map[string]bool{})
+			if strings.Contains(inject, "when") { // counted by thread: some are kept
+				return
+			}
+			files, err := filepath.Glob(filepath.Join(folder, "*", "sha256*", "*", "*"))
+			if left, rerr := os.ReadDir(filepath.Join(folder, "fills")); len(files)+len(left) > 0 || err != nil || rerr != nil {
+				t.Errorf("kept: %v %v, %v %v", files, left, err, rerr)
+			}
+		})
+	}
+}
+
+// TestSecondProcess: another process on the same folder says so and ends; the
+// first goes on, and its end lets the next one in.
+func TestSecondProcess(t *testing.T) {
+	t.Parallel()
+	up := upstreamtest.New(t, upstreamtest.Options{})
+	blob := upstreamtest.NewContent("", upstreamtest.Random(7, 10_000))
+	up.AddBlob("library/app", blob)
+	folder := t.TempDir()
+	first := start(t, folder, up.URL)
+	for range 3 {
+		second := run(t, folder, up.URL)
+		if second.url != "" || !strings.Contains(second.log.String(), "another process uses this folder") {
+			t.Errorf("the second process: %s", second.log)
+		}
+		if err := first.fetch(http.DefaultClient, blob.Digest); err != nil {
+			t.Error(err)
+		}
+	}
+	first.kill()
+	if err := start(t, folder, up.URL).fetch(http.DefaultClient, blob.Digest); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestDescriptors: clients take all descriptors that the process may have. It
+// lives, and serves again when they let go.
+func TestDescriptors(t *testing.T) {
+	t.Parallel()
+	up := upstreamtest.New(t, upstreamtest.Options{})
+	blob := func(seed uint64) upstreamtest.Content {
+		b := upstreamtest.NewContent("", upstreamtest.Random(seed, 100_000))
+		up.AddBlob("library/app", b)
+		return b
+	}
+	kept := blob(1)
+	const limit = 64
+	s := start(t, t.TempDir(), up.URL, "sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$@"`, limit), "sh")
+	client := &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}} // has its connection already
+	if err := s.fetch(client, kept.Digest); err != nil {
+		t.Fatal(err)
+	}
+	var idle []net.Conn
+	for range 2 * limit {
+		c, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://")) //nolint:noctx // loopback
+		if err != nil {
+			t.Fatal(err)
+		}
+		idle = append(idle, c)
+	}
+	fds := fmt.Sprintf("/proc/%d/fd", s.cmd.Process.Pid)
+	for tick := time.NewTicker(5 * time.Millisecond); ; <-tick.C {
+		open, err := os.ReadDir(fds)
+		if err != nil {
+			t.Fatalf("%v: %s", err, s.log)
+		}
+		if len(open) >= limit {
+			break
+		}
+	}
+	for i := range 3 { // all descriptors are taken: an error, but never wrong bytes
+		if err := s.fetch(client, blob(uint64(10+i)).Digest); errors.Is(err, errWrongBytes) {
+			t.Error(err)
+		}
+		if err := s.fetch(client, kept.Digest); errors.Is(err, errWrongBytes) {
+			t.Error(err)
+		}
+	}
+	for _, c := range idle {
+		_ = c.Close()
+	}
+	for _, b := range []upstreamtest.Content{kept, blob(2), blob(10)} {
+		if err := s.fetch(http.DefaultClient, b.Digest); err != nil {
+			t.Errorf("%v: %s", err, s.log)
+		}
+	}
+	s.interrupt(t)
 }
