@@ -33,7 +33,7 @@ func smallDisk(t *testing.T, mib int) string {
 	return dir
 }
 
-// fill is somebody else's file, which takes the last byte. It returns what
+// fillDisk is somebody else's file, which takes the last byte. It returns what
 // gives the space back.
 func fillDisk(t *testing.T, dir string) (empty func()) {
 	t.Helper()
@@ -212,8 +212,11 @@ func TestIndexWithoutReserve(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	_ = os.Remove(s.index.reserve())
+	_ = os.Remove(s.index.reserve()) // it may not have been made yet
 	empty := fillDisk(t, dir)
+	if err := os.Truncate(filepath.Join(dir, "other"), fileSize(t, filepath.Join(dir, "other"))-1<<20); err != nil {
+		t.Fatal(err)
+	}
 	s = openStore(t, dir)
 	if s.index.db.Load() != nil {
 		t.Fatal("badger is open on a full disk")
@@ -251,6 +254,15 @@ func TestIndexWithoutReserve(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func fileSize(t *testing.T, name string) int64 {
+	t.Helper()
+	info, err := os.Stat(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Size()
 }
 
 // TestTooMuchWaits: what waits is bounded, and room helps at once.
@@ -358,6 +370,15 @@ func TestIndexDiskReadOnly(t *testing.T) {
 	}
 	if ok, err := x.get([]byte("k"), func([]byte) error { return nil }); !ok || err != nil {
 		t.Error("what waits is not read: ", err)
+	}
+	if err := x.remove([]byte("k")); err != nil {
+		t.Error(err)
+	}
+	if ok, err := x.get([]byte("k"), func([]byte) error { return nil }); ok || err != nil {
+		t.Error("what was removed is read: ", err)
+	}
+	if x.free() != 0 {
+		t.Error("room on a read-only disk")
 	}
 	if err := x.close(); err != nil {
 		t.Error(err)
