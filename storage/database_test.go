@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"golang.org/x/sys/unix"
 )
 
@@ -249,6 +250,26 @@ func TestIndexWithoutReserve(t *testing.T) {
 	}
 	if _, ok, err := s.index.record(evicted); ok || err != nil {
 		t.Errorf("a record of what is gone: %v", err)
+	}
+	checkDisk(t, s)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestBlobsLeaveRoom: blobs never fill the space that the index needs, whatever
+// min_free says.
+func TestBlobsLeaveRoom(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, smallDisk(t, 256))
+	for i := range 25 {
+		put(t, s, uint64(440+i), 10<<20, int64(i), false)
+		if free := s.index.free(); free < indexFloor {
+			t.Fatalf("%d bytes free after %d blobs", free, i+1)
+		}
+	}
+	if n := testutil.ToFloat64(s.metrics.evictedBytes); n == 0 {
+		t.Error("nothing was evicted: the disk is too large for this test")
 	}
 	checkDisk(t, s)
 	if err := s.Close(); err != nil {
