@@ -7,7 +7,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"time"
 
@@ -80,10 +79,13 @@ func (x *index) makeRoom() bool {
 // missing. It leaves so many bytes to others.
 func (x *index) keepReserve(leave int64) {
 	size := min(indexReserve, x.free()-leave)
-	if size < indexFloor || fileExists(x.reserve()) {
+	if size < indexFloor {
 		return
 	}
-	f, err := os.OpenFile(x.reserve(), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if info, err := os.Stat(x.reserve()); err == nil && info.Size() >= indexFloor {
+		return
+	}
+	f, err := os.OpenFile(x.reserve(), os.O_CREATE|os.O_WRONLY, 0o600)
 	if err == nil {
 		err = unix.Fallocate(int(f.Fd()), 0, 0, size)
 		_ = f.Close() // nothing was written
@@ -154,16 +156,11 @@ func appendByte(name string) error {
 	return err
 }
 
-// openBadger opens a database. What badger panics at, and faults that are met
-// on the way, are errors here; in goroutines of its own they cannot be.
-func openBadger(dir string, log *slog.Logger) (db *badger.DB, err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("open index: %v", p)
-		}
-	}()
-	db, err = badger.Open(badger.DefaultOptions(dir).
+// openBadger opens a database. It reads all of it, to find what is damaged now
+// and not in the midst of a compaction. badger dies of some damage, in goroutines
+// of its own, where nobody can catch that: see mark.
+func openBadger(dir string, log *slog.Logger) (*badger.DB, error) {
+	db, err := badger.Open(badger.DefaultOptions(dir).
 		WithMemTableSize(memtable).WithNumMemtables(2).
 		WithValueLogFileSize(16 << 20).
 		WithBlockCacheSize(16 << 20).WithIndexCacheSize(8 << 20).
@@ -361,6 +358,9 @@ func (x *index) tend() (attached bool) {
 	x.writing.Lock()
 	defer x.writing.Unlock()
 	x.settle()
+	if n := x.waits.Load(); n > 0 {
+		x.log.Warn("disk full: changes of the index wait in memory", "changes", n, "free_bytes", x.free())
+	}
 	return attached
 }
 

@@ -92,7 +92,7 @@ func TestIndexDiskFull(t *testing.T) {
 	mustFetch(t, s, kept, Miss)
 	settle(t, s)
 
-	const tags = 40_000
+	const tags = 20_000
 	var next atomic.Int64
 	var wg sync.WaitGroup
 	started := make(chan struct{})
@@ -292,12 +292,7 @@ func TestTooMuchWaits(t *testing.T) {
 	dir := smallDisk(t, 256)
 	s := openStore(t, dir)
 	empty := fillDisk(t, dir)
-	s.index.mu.Lock()
-	for i := range maxWaiting + 1 {
-		s.index.waiting[fmt.Sprint("x", i)] = entry{deleted: true}
-	}
-	s.index.waits.Store(int64(len(s.index.waiting)))
-	s.index.mu.Unlock()
+	s.index.waits.Store(maxWaiting + 1) // as if
 	if err := s.PutTag(tagOf(1), Tag{Digest: digest.FromString("1")}, time.Hour); err == nil {
 		t.Error("no error with too much waiting")
 	}
@@ -346,11 +341,12 @@ func TestLogAllocated(t *testing.T) {
 	s := openStore(t, t.TempDir())
 	seen := map[string]bool{}
 	for i := 0; len(seen) < 3; i++ {
-		if err := s.PutTag(tagOf(i), Tag{Digest: digest.FromString("x")}, time.Hour); err != nil {
-			t.Fatal(err)
+		entries := map[string]entry{}
+		for j := range 500 {
+			entries[string(tagKey(tagOf(i*500+j)))] = entry{value: Tag{Digest: digest.FromString("x")}.encode()}
 		}
-		if i%100 != 0 {
-			continue
+		if err := s.index.write(entries); err != nil {
+			t.Fatal(err)
 		}
 		name := s.index.walName(s.index.wal)
 		var st unix.Stat_t

@@ -20,7 +20,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestDamage damages files of an index at random, in 200 ways. The mirror opens
+// TestDamage damages files of an index at random, in 200 ways (-short: 20). The mirror opens
 // it or rebuilds it, and serves: badger may kill a start, but no third in a row.
 func TestDamage(t *testing.T) {
 	t.Parallel()
@@ -73,7 +73,11 @@ func TestDamage(t *testing.T) {
 		})
 	}
 	up.Forget()
-	for seed := range uint64(200) {
+	damages := uint64(200)
+	if testing.Short() {
+		damages = 20
+	}
+	for seed := range damages {
 		seeds <- seed
 	}
 	close(seeds)
