@@ -52,9 +52,9 @@ func fillDisk(t *testing.T, dir string) (name string) {
 }
 
 // TestFullDisk fills the disk to the last byte under a running mirror. It goes
-// on serving what it has and passing on what is new, records where what it has
-// was seen as long as its log has room, survives kill -9 and an orderly end,
-// and keeps blobs again when there is space.
+// on serving what it has, to new places too, and passing on what is new; it
+// survives kill -9 and an orderly end, with its reserve and without, and keeps
+// blobs again when there is space.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
 	dir := smallDisk(t, 400)
