@@ -86,3 +86,27 @@ func TestSyncFails(t *testing.T) {
 		t.Error("the log does not say so")
 	}
 }
+
+// TestSyncFailsOnce: a file whose sync has failed is thrown away. To sync again
+// proves nothing: the kernel may have dropped the pages that it could not write.
+func TestSyncFailsOnce(t *testing.T) {
+	t.Parallel()
+	strace := straceOrSkip(t)
+	up := upstreamtest.New(t, upstreamtest.Options{})
+	blob := upstreamtest.NewContent("", upstreamtest.Random(8, 300_000))
+	up.AddBlob("library/app", blob)
+	folder := t.TempDir()
+	partial := filepath.Join(folder, "fills", "sha256-"+blob.Digest.Encoded())
+	s := start(t, folder, up.URL, strace, "-f", "-qq", "-P", partial, "-e", "trace=fsync", "-e", "inject=fsync:error=EIO:when=1", "-o", "/dev/null")
+	if err := s.fetch(http.DefaultClient, blob.Digest); err != nil {
+		t.Error(err)
+	}
+	s.interrupt(t)
+	files, err := filepath.Glob(filepath.Join(folder, "*", "sha256*", "*", "*"))
+	if left, rerr := os.ReadDir(filepath.Join(folder, "fills")); len(files)+len(left) > 0 || err != nil || rerr != nil {
+		t.Errorf("kept: %v %v, %v %v", files, left, err, rerr)
+	}
+	if !strings.Contains(s.log.String(), "cannot keep blob") {
+		t.Error("the sync did not fail")
+	}
+}
