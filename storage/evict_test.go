@@ -2,6 +2,7 @@ package storage
 
 import (
 	"log/slog"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"testing"
@@ -58,11 +59,12 @@ func TestAgain(t *testing.T) {
 func indexOnly(t *testing.T) *Store {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	idx, err := openBadger("", log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = idx.close() })
+	idx := openIndex(filepath.Join(t.TempDir(), "index"), log)
+	t.Cleanup(func() {
+		if err := idx.close(); err != nil {
+			t.Error(err)
+		}
+	})
 	return &Store{index: idx, ledger: &ledger{index: idx, metrics: NewMetrics()}, log: log}
 }
 
