@@ -48,7 +48,8 @@ func buildContext(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	root := must(t, nil, "go", "list", "-m", "-f", "{{.Dir}}")
-	for _, name := range []string{"Dockerfile", ".dockerignore", "go.mod", "go.sum", "cmd", "proxy", "storage", "upstream"} {
+	// Of test, what the modules' tests need: "go mod vendor" wants that too.
+	for _, name := range []string{"Dockerfile", ".dockerignore", "go.mod", "go.sum", "cmd", "proxy", "storage", "upstream", "test"} {
 		must(t, nil, "cp", "-R", filepath.Join(root, name), dir)
 	}
 	must(t, nil, "go", "-C", dir, "mod", "vendor")
@@ -83,7 +84,7 @@ func builderRoot(t *testing.T, context string) string {
 // importTools makes an image of what [builderRoot] has made.
 func importTools(t *testing.T, e *engine, archive string) {
 	t.Helper()
-	e.must(t, "import", "--change", "ENV PATH=/usr/local/go/bin:/bin GOCACHE=/tmp/cache", archive, tools)
+	e.must(t, "import", "--change", "ENV PATH=/usr/local/go/bin:/usr/local/bin:/bin GOCACHE=/tmp/cache", archive, tools)
 }
 
 // background runs a container of the built image until the end of the test.
