@@ -15,7 +15,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus/testutil"
-	"golang.org/x/sys/unix"
 )
 
 // TestResumeAfterRestart closes the store in the middle of a fill; the next one
@@ -340,16 +339,8 @@ func TestTooBig(t *testing.T) {
 // many readers. Each gets the whole blob.
 func TestDiskFull(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=128m"); err != nil {
-		t.Skipf("a full disk needs a file system of its own, and so root: mount: %v", err)
-	}
+	dir := smallDisk(t, 128)
 	s := openStore(t, dir)
-	t.Cleanup(func() {
-		if err := errors.Join(s.Close(), unix.Unmount(dir, 0)); err != nil {
-			t.Error(err)
-		}
-	})
 	o := &origin{content: content(30, 16<<20), hold: make(chan struct{})}
 	var wg sync.WaitGroup
 	for range 5 {
