@@ -134,17 +134,16 @@ type daemon struct {
 // start starts a service, as a runner does for each job.
 func (l *lab) start(t *testing.T, s service) *daemon {
 	t.Helper()
-	d := &daemon{lab: l, service: s, name: "job-" + strings.ToLower(rand.Text()[:8])}
-	network := []string{"network", "create"}
+	var options []string
 	if s.mtu > 0 {
-		network = append(network, "--opt", fmt.Sprintf("com.docker.network.driver.mtu=%d", s.mtu))
+		options = []string{"--opt", fmt.Sprintf("com.docker.network.driver.mtu=%d", s.mtu)}
 	}
-	l.must(t, append(network, d.name)...)
+	d := &daemon{lab: l, service: s, name: l.network(t, options...)}
 	t.Cleanup(func() { d.remove(t) })
 	args := slices.Concat([]string{
 		"run", "--detach", "--privileged", "--name", d.name, "--network", d.name, "--network-alias", "docker",
 		"--volume", d.name + ":/certs/client",
-	}, d.environment())
+	}, environment(d.service.variables))
 	for _, mount := range s.mounts {
 		args = append(args, "--volume", mount)
 	}
@@ -152,20 +151,30 @@ func (l *lab) start(t *testing.T, s service) *daemon {
 	return d
 }
 
-func (d *daemon) environment() (args []string) {
-	for _, name := range slices.Sorted(maps.Keys(d.service.variables)) {
-		args = append(args, "--env", name+"="+d.service.variables[name])
+// network makes one for a job, until the test ends.
+func (l *lab) network(t *testing.T, options ...string) string {
+	t.Helper()
+	name := "job-" + strings.ToLower(rand.Text()[:8])
+	l.must(t, slices.Concat([]string{"network", "create"}, options, []string{name})...)
+	t.Cleanup(func() { l.must(t, "network", "rm", name) })
+	return name
+}
+
+// environment is for docker run.
+func environment(variables map[string]string) (args []string) {
+	for _, name := range slices.Sorted(maps.Keys(variables)) {
+		args = append(args, "--env", name+"="+variables[name])
 	}
 	return args
 }
 
-// remove ends it, with all that it has.
+// remove ends it, with all that it has but the network.
 func (d *daemon) remove(t *testing.T) {
 	t.Helper()
 	if t.Failed() {
 		t.Logf("the end of the log of the service %s:\n%s", d.service.image, tail(d.logs(t)))
 	}
-	for _, args := range [][]string{{"rm", "--force", "--volumes", d.name}, {"network", "rm", d.name}, {"volume", "rm", "--force", d.name}} {
+	for _, args := range [][]string{{"rm", "--force", "--volumes", d.name}, {"volume", "rm", "--force", d.name}} {
 		if _, err := d.lab.try(t, args...); err != nil {
 			t.Error(err)
 		}
@@ -207,7 +216,7 @@ func (d *daemon) script(t *testing.T, folder, script string) (string, error) {
 	args := slices.Concat([]string{
 		"run", "--rm", "--network", d.name, "--volume", d.name + ":/certs/client:ro", "--volume", folder + ":/builds",
 		"--workdir", "/builds", "--entrypoint", "docker-entrypoint.sh",
-	}, d.environment(), []string{image, "sh", "-euc", wait + script})
+	}, environment(d.service.variables), []string{image, "sh", "-euc", wait + script})
 	return try(t, d.lab.env, append([]string{"sh", "-c", `exec "$@" 2>&1`, "job", "/usr/bin/docker", "--host", d.lab.docker[2]}, args...)...)
 }
 

@@ -5,7 +5,6 @@ package e2e
 import (
 	"bytes"
 	"cmp"
-	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -206,13 +205,6 @@ func (l *lab) volume(t *testing.T) string {
 	return name
 }
 
-func environment(v variables) (args []string) {
-	for _, name := range slices.Sorted(maps.Keys(v)) {
-		args = append(args, "--env", name+"="+v[name])
-	}
-	return args
-}
-
 // script is what sh runs of a job.
 func script(lines ...string) []string { return []string{"-ec", strings.Join(lines, "\n")} }
 
@@ -326,7 +318,7 @@ func runDockerRunners(t *testing.T, l *lab, file string) {
 			l.startMirror(t)
 			images := l.bases(t)
 			l.dockerExecutor(t, r, gitlabJobOf(t, plain), plain, fmt.Sprint(firstCommit))
-			wanted{hub: "cachalot", quay: []string{"cachalot", "buildkit"}[i], private: []string{direct}}.check(t, l, images)
+			wanted{hub: mirrorAgent, quay: []string{mirrorAgent, "buildkit"}[i], private: []string{direct}}.check(t, l, images)
 			l.pushed(t, repoOf(plain), fmt.Sprint(firstCommit))
 		})
 	}
@@ -362,17 +354,8 @@ func runKubernetesRunner(t *testing.T, l *lab, file string) {
 	l.job(t, slices.Concat([]string{
 		"--network", "container:" + id, "--volume", checkout(t, dind) + ":/builds", "--workdir", "/builds", "--entrypoint", "sh",
 	}, shared, environment(v), []string{job.Image.Name}, script(append(job.BeforeScript, job.Script...)...))...)
-	wanted{hub: "cachalot", quay: "cachalot", private: []string{"buildkit", direct}}.check(t, l, images)
+	wanted{hub: mirrorAgent, quay: mirrorAgent, private: []string{"buildkit", direct}}.check(t, l, images)
 	l.pushed(t, repoOf(file), fmt.Sprint(firstCommit))
-}
-
-// network makes one until the test ends.
-func (l *lab) network(t *testing.T) string {
-	t.Helper()
-	name := "job-" + strings.ToLower(rand.Text()[:8])
-	l.must(t, "network", "create", name)
-	t.Cleanup(func() { l.must(t, "network", "rm", name) })
-	return name
 }
 
 // runWoodpecker runs the pipeline but for its plugin: a network for all, and no
@@ -398,7 +381,7 @@ func runWoodpecker(t *testing.T, l *lab, file string) {
 	l.job(t, slices.Concat(options(p.Steps[0]), []string{
 		"--volume", checkout(t, file) + ":/woodpecker", "--workdir", "/woodpecker", "--entrypoint", "/bin/sh", p.Steps[0].Image,
 	}, script(p.Steps[0].Commands...))...)
-	wanted{hub: "cachalot", quay: "cachalot"}.check(t, l, images)
+	wanted{hub: mirrorAgent, quay: mirrorAgent}.check(t, l, images)
 }
 
 // runDrone is the same for Drone.
@@ -426,7 +409,7 @@ func runDrone(t *testing.T, l *lab, file string) {
 	l.job(t, slices.Concat(options(p.Steps[0]), []string{
 		"--volume", checkout(t, file) + ":/drone/src", "--workdir", "/drone/src", "--entrypoint", "/bin/sh", p.Steps[0].Image,
 	}, script(p.Steps[0].Commands...))...)
-	wanted{hub: "cachalot", quay: "cachalot"}.check(t, l, images)
+	wanted{hub: mirrorAgent, quay: mirrorAgent}.check(t, l, images)
 }
 
 // runPod runs the pod, and in its runner the steps of workflow.yml.
@@ -477,5 +460,5 @@ func runPod(t *testing.T, l *lab, file string) {
 	}
 	runner.Command, runner.Args = []string{"sh"}, script(steps...)
 	l.job(t, arguments(runner, "--network", "container:"+pod, "--volume", checkout(t, file)+":/home/runner/src", "--workdir", "/home/runner/src")...)
-	wanted{hub: "cachalot", quay: "cachalot"}.check(t, l, images)
+	wanted{hub: mirrorAgent, quay: mirrorAgent}.check(t, l, images)
 }

@@ -43,12 +43,12 @@ func examples() map[string]example {
 	}
 	return map[string]example{
 		"gitlab-ci/plain.gitlab-ci.yml":   gitlab(wanted{hub: "buildkit", quay: "buildkit", private: []string{direct}}, readGitLab),
-		"gitlab-ci/stock.gitlab-ci.yml":   gitlab(wanted{hub: "cachalot", quay: "buildkit", private: []string{direct}}, readGitLab),
-		"gitlab-ci/dind.gitlab-ci.yml":    gitlab(wanted{hub: "cachalot", quay: "cachalot", private: []string{"buildkit", direct}, jobs: 2}, readGitLab),
-		"gitlab-ci/compose.gitlab-ci.yml": gitlab(wanted{hub: "cachalot", quay: "cachalot"}, readGitLab),
-		"gitlab-ci/buildx.gitlab-ci.yml":  gitlab(wanted{hub: "cachalot", quay: "cachalot", private: []string{"buildkit", direct}, jobs: 2}, readGitLab),
-		"gitlab-ci/buildah.gitlab-ci.yml": gitlab(wanted{hub: "cachalot", quay: "cachalot", private: []string{"Buildah"}, security: []string{"seccomp=unconfined"}}, readBuildah),
-		"gitlab-ci/kaniko.gitlab-ci.yml":  gitlab(wanted{hub: "cachalot", quay: "cachalot", private: []string{"Go-http-client", "go-containerregistry", "kaniko"}}, readKaniko),
+		"gitlab-ci/stock.gitlab-ci.yml":   gitlab(wanted{hub: mirrorAgent, quay: "buildkit", private: []string{direct}}, readGitLab),
+		"gitlab-ci/dind.gitlab-ci.yml":    gitlab(wanted{hub: mirrorAgent, quay: mirrorAgent, private: []string{"buildkit", direct}, jobs: 2}, readGitLab),
+		"gitlab-ci/compose.gitlab-ci.yml": gitlab(wanted{hub: mirrorAgent, quay: mirrorAgent}, readGitLab),
+		"gitlab-ci/buildx.gitlab-ci.yml":  gitlab(wanted{hub: mirrorAgent, quay: mirrorAgent, private: []string{"buildkit", direct}, jobs: 2}, readGitLab),
+		"gitlab-ci/buildah.gitlab-ci.yml": gitlab(wanted{hub: mirrorAgent, quay: mirrorAgent, private: []string{"Buildah"}, security: []string{"seccomp=unconfined"}}, readBuildah),
+		"gitlab-ci/kaniko.gitlab-ci.yml":  gitlab(wanted{hub: mirrorAgent, quay: mirrorAgent, private: []string{"Go-http-client", "go-containerregistry", "kaniko"}}, readKaniko),
 		"gitlab-runner/config.toml":       {readRunners, runDockerRunners},
 		"gitlab-runner/kubernetes.toml":   {readKubernetesRunner, runKubernetesRunner},
 		"github-actions/workflow.yml":     {readWorkflow, nil}, // arc-values.yml runs its steps

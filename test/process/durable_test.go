@@ -75,13 +75,7 @@ func TestSyncFails(t *testing.T) {
 		}
 	}
 	s.interrupt(t)
-	files, err := filepath.Glob(filepath.Join(folder, "*", "sha256*", "*", "*"))
-	if err != nil || len(files) > 0 {
-		t.Errorf("kept: %v, %v", files, err)
-	}
-	if left, err := os.ReadDir(filepath.Join(folder, "fills")); err != nil || len(left) > 0 {
-		t.Errorf("left in fills/: %v, %v", left, err)
-	}
+	nothingKept(t, folder)
 	if !strings.Contains(s.log.String(), "cannot keep blob") {
 		t.Error("the log does not say so")
 	}
@@ -102,11 +96,17 @@ func TestSyncFailsOnce(t *testing.T) {
 		t.Error(err)
 	}
 	s.interrupt(t)
+	nothingKept(t, folder)
+	if !strings.Contains(s.log.String(), "cannot keep blob") {
+		t.Error("the sync did not fail")
+	}
+}
+
+// nothingKept wants a storage folder without blobs and downloads.
+func nothingKept(t *testing.T, folder string) {
+	t.Helper()
 	files, err := filepath.Glob(filepath.Join(folder, "*", "sha256*", "*", "*"))
 	if left, rerr := os.ReadDir(filepath.Join(folder, "fills")); len(files)+len(left) > 0 || err != nil || rerr != nil {
 		t.Errorf("kept: %v %v, %v %v", files, left, err, rerr)
-	}
-	if !strings.Contains(s.log.String(), "cannot keep blob") {
-		t.Error("the sync did not fail")
 	}
 }
