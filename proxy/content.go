@@ -50,11 +50,15 @@ func digestName(t target, d digest.Digest) string {
 // moment ago is not asked for.
 func (p *Proxy) source(t target, d digest.Digest) storage.Source {
 	name := digestName(t, d)
-	return func(ctx context.Context, offset int64) (*storage.Part, error) {
+	return func(ctx context.Context, s storage.Span) (*storage.Part, error) {
 		if err := p.recall(name); err != nil {
 			return nil, fmt.Errorf("%w: %w", storage.ErrRefused, err)
 		}
-		c, err := t.registry.Open(ctx, t.kind, t.repo, d, offset)
+		span := upstream.Span{Offset: s.Offset, Length: s.Length, Spare: s.Spare}
+		if s.IfLong && !p.isLong(d, s) {
+			span.Length = 0
+		}
+		c, err := t.registry.Open(ctx, t.kind, t.repo, d, span)
 		if err != nil {
 			return nil, final(err)
 		}
@@ -121,7 +125,7 @@ func (p *Proxy) confirm(ctx context.Context, t target, d digest.Digest) (ocispec
 
 // peek asks an upstream that knows no HEAD, and reads no content.
 func (p *Proxy) peek(ctx context.Context, t target, d digest.Digest) (ocispec.Descriptor, error) {
-	c, err := t.registry.Open(ctx, t.kind, t.repo, d, 0)
+	c, err := t.registry.Open(ctx, t.kind, t.repo, d, upstream.Span{})
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
@@ -150,7 +154,7 @@ func (p *Proxy) prove(ctx context.Context, t target, d digest.Digest) (ocispec.D
 		return ocispec.Descriptor{}, err
 	}
 	return once(ctx, p, "prove\x00"+name, func(ctx context.Context) (ocispec.Descriptor, error) {
-		c, err := t.registry.Open(ctx, t.kind, t.repo, d, 0)
+		c, err := t.registry.Open(ctx, t.kind, t.repo, d, upstream.Span{})
 		if err != nil {
 			return ocispec.Descriptor{}, p.note(name, err)
 		}
@@ -246,6 +250,9 @@ func (p *Proxy) send(w *response, r *http.Request, t target, b *storage.Blob, lo
 		if err := b.Wait(r.Context()); err != nil && !errors.Is(err, storage.ErrNotKept) {
 			return p.broke(r.Context(), t, b.Digest, err)
 		}
+	}
+	if t.kind == upstream.KindManifest && r.Method == http.MethodGet && b.Stored {
+		p.noteSizes(b)
 	}
 	setContentHeaders(w, t, b.Digest, b.MediaType)
 	if err := limitRange(w, r, b); err != nil {

@@ -119,12 +119,12 @@ func (p *Proxy) list(w *response, r *http.Request, t target, name string, fetch 
 		return p.keep(ctx, sc, "", body)
 	}}
 	// What was evicted, or could not be kept, is fetched again.
-	again := func(ctx context.Context, offset int64) (*storage.Part, error) {
+	again := func(ctx context.Context, s storage.Span) (*storage.Part, error) {
 		body, err := fetch(ctx)
 		if err != nil {
 			return nil, err
 		}
-		return storage.Bytes("", body)(ctx, offset)
+		return storage.Bytes("", body)(ctx, s)
 	}
 	for try := 0; ; try++ {
 		res, err := p.resolve(r.Context(), ptr)

@@ -12,6 +12,7 @@ import (
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 	"github.com/gorilla/mux"
 	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/cachalot-registry/cachalot/storage"
@@ -48,8 +49,9 @@ type Proxy struct {
 	stop    context.CancelFunc
 	running sync.WaitGroup
 	flights singleflight.Group
-	refused *lru.Cache[string, remembered] // what upstreams do not have
-	seen    *lru.Cache[string, sighting]   // what upstreams have, by HEAD
+	refused *lru.Cache[string, remembered]   // what upstreams do not have
+	seen    *lru.Cache[string, sighting]     // what upstreams have, by HEAD
+	sizes   *lru.Cache[digest.Digest, int64] // of long blobs, as manifests say; 0 for a manifest that was read
 
 	mu        sync.Mutex                             // guards the fields below
 	strangers *lru.Cache[string, *upstream.Registry] // unlisted ones, by name
@@ -94,6 +96,10 @@ func New(cfg Config, store *storage.Store, upstreams []Upstream, m *Metrics, log
 	if err != nil {
 		return nil, err
 	}
+	sizes, err := lru.New[digest.Digest, int64](remember)
+	if err != nil {
+		return nil, err
+	}
 	strangers, err := lru.NewWithEvict(maxUnlisted, func(_ string, r *upstream.Registry) { r.Close() })
 	if err != nil {
 		return nil, err
@@ -101,7 +107,7 @@ func New(cfg Config, store *storage.Store, upstreams []Upstream, m *Metrics, log
 	ctx, stop := context.WithCancel(context.Background())
 	p := &Proxy{
 		cfg: cfg, store: store, registries: byName, hosts: byHost, metrics: m, log: log,
-		ctx: ctx, stop: stop, refused: refused, seen: seen, strangers: strangers,
+		ctx: ctx, stop: stop, refused: refused, seen: seen, sizes: sizes, strangers: strangers,
 		suspect: map[string]struct{}{}, probing: map[string]struct{}{},
 	}
 	p.routes = p.newRoutes()

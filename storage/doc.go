@@ -45,6 +45,14 @@
 // reader reads what the file has and then the rest from the Source, with a
 // copy of the hash that far.
 //
+// A long blob on slow connections comes over several: see ahead. Each further one
+// brings a piece into memory, which the fill reads in its turn:
+//
+//	first part ─► front ──────────► stream ─► file ...
+//	piece ─► memory ──────┘  ▲
+//	piece ─► memory ─────────┤       as long as the front is as quick as alone
+//	tail ────────────────────┘       the rest, once more connections do not pay
+//
 // # How long
 //
 // A [Scope] says by its Keep how long what is asked for through it stays. A fill
@@ -89,6 +97,7 @@
 // under Store.mu, never the other way round. No file or network I/O happens under
 // either, but for one stat before a fill starts. ledger.mu is held while records
 // are written, and Store.flushing while hits are; neither is taken under Store.mu.
+// piece.mu guards what has come of a piece, and is held with no other.
 // index.writing is held while badger is written to, and index.mu guards what waits;
 // they are taken last, in this order.
 //

@@ -61,7 +61,8 @@ type origin struct {
 
 func (o *origin) digest() digest.Digest { return digest.FromBytes(o.content) }
 
-func (o *origin) source(ctx context.Context, offset int64) (*Part, error) {
+func (o *origin) source(ctx context.Context, s Span) (*Part, error) {
+	offset := s.Offset
 	n := int(o.opens.Add(1)) - 1
 	if o.gate != nil {
 		select {

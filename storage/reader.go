@@ -186,7 +186,7 @@ func (r *fillReader) goAlone(st state) error {
 	if err != nil {
 		return fmt.Errorf("copy hash: %w", err)
 	}
-	s, err := openStream(r.ctx, r.fill.src, st.written, func(int64, error) { r.fill.store.metrics.resumes.Inc() })
+	s, err := openStream(r.ctx, r.fill.src, st.written, nil, func(int64, error) { r.fill.store.metrics.resumes.Inc() })
 	if err != nil {
 		return err
 	}

@@ -11,28 +11,53 @@ import (
 	"github.com/cenkalti/backoff/v5"
 )
 
-// A Source opens a blob at an upstream from a byte offset. It is called again,
-// at the offset reached, after a break. An error that wraps [ErrRefused], from
-// the Source or its Body, says that asking again is useless; any other is worth
-// another try.
-type Source func(ctx context.Context, offset int64) (*Part, error)
+// A Source opens a blob at an upstream, or a span of it. It is called again, at
+// the offset reached, after a break, and by several goroutines at once where it
+// gives spans. An error that wraps [ErrRefused], from the Source or its Body, says
+// that asking again is useless; any other is worth another try.
+type Source func(ctx context.Context, s Span) (*Part, error)
 
-// Part is what a [Source] opened: a blob's bytes from Offset to its end.
+// Span is what a [Source] is asked for: a blob's bytes from Offset on.
+type Span struct {
+	Offset int64
+	// Length is how many bytes are wanted; 0: all to the end, which a Source
+	// without spans opens in any case.
+	Length int64
+	// IfLong: the Length holds only for a blob known to be much longer, or else
+	// the requests for the rest are not worth it.
+	IfLong bool
+	// Spare: it is wanted over one more connection, for a blob that has one.
+	// A Source fails at once that cannot give just the span, or has few
+	// connections left for other blobs.
+	Spare bool
+}
+
+// Part is what a [Source] opened: a blob's bytes from Offset to End.
 type Part struct {
 	Body      io.ReadCloser
 	Offset    int64 // as asked, or 0 where the upstream knows no ranges
+	End       int64 // 0: Size
 	Size      int64 // of the whole blob; -1 where the upstream did not say
 	MediaType string
 }
 
+// end is where a part of a blob of size bytes ends, given what was asked for.
+func (p *Part) end(asked Span, size int64) int64 {
+	whole := asked.Length == 0 || p.End == 0 || p.Offset != asked.Offset || p.End > asked.Offset+asked.Length
+	if whole {
+		return size
+	}
+	return min(asked.Offset+asked.Length, size) // where the part is less, it breaks off
+}
+
 // Bytes is a Source for content already in memory.
 func Bytes(mediaType string, content []byte) Source {
-	return func(_ context.Context, offset int64) (*Part, error) {
+	return func(_ context.Context, s Span) (*Part, error) {
 		size := int64(len(content))
-		if offset > size {
-			offset = 0
+		if s.Offset > size {
+			s.Offset = 0
 		}
-		return &Part{Body: io.NopCloser(bytes.NewReader(content[offset:])), Offset: offset, Size: size, MediaType: mediaType}, nil
+		return &Part{Body: io.NopCloser(bytes.NewReader(content[s.Offset:])), Offset: s.Offset, Size: size, MediaType: mediaType}, nil
 	}
 }
 
@@ -49,18 +74,20 @@ const (
 	progress = 64 << 10
 )
 
-// stream reads a blob from its Source to the end, across breaks. What it
-// skips when an upstream answers a range with the whole blob is not compared:
-// the digest of all that was handed out decides at the end.
+// stream reads a blob from its Source to the end, in order, across breaks and
+// over as many connections as are worth it: see ahead. What it skips when an
+// upstream answers a range with the whole blob is not compared: the digest of
+// all that was handed out decides at the end.
 type stream struct {
 	ctx     context.Context
 	src     Source
 	resumed func(offset int64, cause error) // told of every resume
+	ahead   *ahead                          // nil: one connection
 
-	body      io.ReadCloser
-	from      int64 // where it began
-	pos, size int64 // size is -1 while unknown
-	mediaType string
+	body           io.ReadCloser
+	from           int64 // where it began
+	pos, end, size int64 // end is where body ends; it and size are -1 while unknown
+	mediaType      string
 
 	breaks  *backoff.ExponentialBackOff
 	since   time.Time // of the first break without progress; zero: none
@@ -68,31 +95,46 @@ type stream struct {
 }
 
 // openStream asks src once, from offset at. The stream may begin at 0 instead:
-// see pos.
-func openStream(ctx context.Context, src Source, at int64, resumed func(int64, error)) (*stream, error) {
-	part, err := src(ctx, at)
+// see pos. Where r has room it may open more connections.
+func openStream(ctx context.Context, src Source, at int64, r *room, resumed func(int64, error)) (*stream, error) {
+	asked := Span{Offset: at}
+	if r != nil {
+		asked.Length, asked.IfLong = firstPart, true
+	}
+	began := time.Now()
+	part, err := src(ctx, asked)
 	if err != nil {
 		return nil, err
 	}
 	if part.Offset != at && part.Offset != 0 {
 		return nil, errors.Join(fmt.Errorf("source opened offset %d, asked for %d", part.Offset, at), part.Body.Close())
 	}
-	return &stream{
+	s := &stream{
 		ctx: ctx, src: src, resumed: resumed,
-		body: part.Body, from: part.Offset, pos: part.Offset, size: part.Size, mediaType: part.MediaType,
+		body: part.Body, from: part.Offset, pos: part.Offset, end: part.end(asked, part.Size), size: part.Size, mediaType: part.MediaType,
 		breaks: backoff.NewExponentialBackOff(),
-	}, nil
+	}
+	if s.end < s.size {
+		s.ahead = newAhead(ctx, src, s, r, time.Since(began))
+	}
+	return s, nil
 }
 
 // Read gives the next bytes. io.EOF means that the blob is complete as far as
 // its length tells.
 func (s *stream) Read(p []byte) (int, error) {
 	for s.size < 0 || s.pos < s.size {
-		n, err := s.body.Read(p)
-		if s.size >= 0 && s.pos+int64(n) > s.size {
-			return 0, fmt.Errorf("%w: more than the %d bytes announced", ErrChanged, s.size)
+		if s.size >= 0 && s.pos == s.end {
+			if err := s.advance(); err != nil {
+				return 0, err
+			}
+		}
+		n, err := s.ahead.read(s.body, p)
+		if s.size >= 0 && s.pos+int64(n) > s.end {
+			return 0, fmt.Errorf("%w: more than the %d bytes announced", ErrChanged, s.end)
 		}
 		s.pos += int64(n)
+		s.ahead.steer(s.end - s.pos)
 		switch {
 		case n > 0:
 			return n, nil
@@ -101,7 +143,7 @@ func (s *stream) Read(p []byte) (int, error) {
 		case errors.Is(err, ErrRefused):
 			return 0, err
 		case errors.Is(err, io.EOF) && s.size < 0:
-			s.size = s.pos
+			s.size, s.end = s.pos, s.pos
 			continue
 		case errors.Is(err, io.EOF):
 			err = io.ErrUnexpectedEOF
@@ -113,12 +155,36 @@ func (s *stream) Read(p []byte) (int, error) {
 	return 0, io.EOF
 }
 
-// Close ends the part being read.
-func (s *stream) Close() error { return s.body.Close() }
+// Close ends the parts being read.
+func (s *stream) Close() error {
+	s.ahead.close()
+	return s.body.Close()
+}
 
-// resume opens the rest of the blob after a break.
+// advance goes on to the part after one that has ended where it should.
+func (s *stream) advance() error {
+	_ = s.body.Close() // read to its end
+	body, end := s.ahead.take(s.pos)
+	if s.end = end; body != nil {
+		s.body = body
+		return nil
+	}
+	if err := s.reopen(); err != nil {
+		return s.resumeAfter(err)
+	}
+	return nil
+}
+
+// resume opens the rest of the part after a break.
 func (s *stream) resume(cause error) error {
-	_ = s.body.Close()     // it broke already
+	_ = s.body.Close() // it broke already
+	return s.resumeAfter(cause)
+}
+
+func (s *stream) resumeAfter(cause error) error {
+	if errors.Is(cause, ErrRefused) || errors.Is(cause, ErrChanged) {
+		return cause
+	}
 	var wait time.Duration // none after a first break
 	if s.since.IsZero() || s.pos-s.sinceAt >= progress {
 		s.since, s.sinceAt = time.Now(), s.pos
@@ -139,9 +205,8 @@ func (s *stream) resume(cause error) error {
 		case <-time.After(wait):
 		}
 		s.resumed(s.pos, cause)
-		body, err := s.reopen()
+		err := s.reopen()
 		if err == nil {
-			s.body = body
 			return nil
 		}
 		if errors.Is(err, ErrRefused) || errors.Is(err, ErrChanged) {
@@ -152,11 +217,16 @@ func (s *stream) resume(cause error) error {
 	return fmt.Errorf("no progress at byte %d for %s: %w", s.pos, limit, cause)
 }
 
-// reopen asks the Source for what is left and stands at pos when it returns.
-func (s *stream) reopen() (io.ReadCloser, error) {
-	part, err := s.src(s.ctx, s.pos)
+// reopen asks the Source for what is left of the part and stands at pos when it
+// returns.
+func (s *stream) reopen() error {
+	asked := Span{Offset: s.pos}
+	if s.end < s.size {
+		asked.Length = s.end - s.pos
+	}
+	part, err := s.src(s.ctx, asked)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	switch {
 	case part.Size >= 0 && s.size >= 0 && part.Size != s.size:
@@ -167,10 +237,15 @@ func (s *stream) reopen() (io.ReadCloser, error) {
 		err = fmt.Errorf("source opened offset %d, asked for %d", part.Offset, s.pos)
 	}
 	if err != nil {
-		return nil, errors.Join(err, part.Body.Close())
+		return errors.Join(err, part.Body.Close())
 	}
 	if s.size < 0 {
 		s.size = part.Size
 	}
-	return part.Body, nil
+	if end := part.end(asked, s.size); end != s.end {
+		s.ahead.close() // nothing is left for it
+		s.end = end
+	}
+	s.body = part.Body
+	return nil
 }

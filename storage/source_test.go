@@ -25,12 +25,12 @@ func TestPatience(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				asked := 0
-				src := func(_ context.Context, offset int64) (*Part, error) {
+				src := func(_ context.Context, sp Span) (*Part, error) {
 					asked++
-					body := io.MultiReader(strings.NewReader(tc.first[min(offset, int64(len(tc.first))):]), errReader{broken})
-					return &Part{Body: io.NopCloser(body), Offset: offset, Size: 8}, nil
+					body := io.MultiReader(strings.NewReader(tc.first[min(sp.Offset, int64(len(tc.first))):]), errReader{broken})
+					return &Part{Body: io.NopCloser(body), Offset: sp.Offset, Size: 8}, nil
 				}
-				st, err := openStream(t.Context(), src, 0, func(int64, error) {})
+				st, err := openStream(t.Context(), src, 0, nil, func(int64, error) {})
 				if err != nil {
 					t.Fatal(err)
 				}

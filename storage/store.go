@@ -34,6 +34,7 @@ type Store struct {
 	maxSize  int64
 	minFree  int64
 	slots    chan struct{} // one is held by each running fill
+	room     *room         // for what fills fetch ahead
 	ctx      context.Context
 	stop     context.CancelCauseFunc
 	running  sync.WaitGroup // fills and maintenance
@@ -71,8 +72,8 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 		disk: k, lock: lock, index: idx, metrics: m, log: log,
 		ledger:  &ledger{index: idx, metrics: m},
 		maxSize: cfg.MaxSize.of(total), minFree: cfg.MinFree.of(total),
-		slots: make(chan struct{}, cfg.MaxFills),
-		ctx:   ctx, stop: stop,
+		slots: make(chan struct{}, cfg.MaxFills), room: newRoom(),
+		ctx: ctx, stop: stop,
 		fills:   map[digest.Digest]*fill{},
 		open:    map[digest.Digest]int{},
 		going:   map[digest.Digest]chan struct{}{},

@@ -253,7 +253,7 @@ func TestLinks(t *testing.T) {
 		{Upstream: scope().Upstream, Repository: "library/b"},
 		{Upstream: scope().Upstream, Repository: scope().Repository, Manifest: true},
 	}
-	never := func(context.Context, int64) (*Part, error) {
+	never := func(context.Context, Span) (*Part, error) {
 		t.Error("source called for content that is here")
 		return nil, io.ErrUnexpectedEOF
 	}

@@ -27,7 +27,7 @@ func two() (map[string]string, []Account) {
 func pull(t *testing.T, r *Registry, repo string, d digest.Digest) error {
 	t.Helper()
 	_, headed := r.Head(t.Context(), KindManifest, repo, "latest")
-	c, err := r.Open(t.Context(), KindManifest, repo, d, 0)
+	c, err := r.Open(t.Context(), KindManifest, repo, d, Span{})
 	if err == nil {
 		err = c.Body.Close()
 	}

@@ -191,7 +191,7 @@ func TestTokenRevoked(t *testing.T) {
 	up.Forget()
 	challenge := fmt.Sprintf(`Bearer realm=%q,service="upstreamtest",scope="repository:%s:pull"`, up.TokenURL, repo)
 	up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob}, upstreamtest.Status(401, "WWW-Authenticate", challenge))
-	_, err := r.Open(t.Context(), KindBlob, repo, img.Config.Digest, 0)
+	_, err := r.Open(t.Context(), KindBlob, repo, img.Config.Digest, Span{})
 	if !errors.Is(err, ErrDenied) {
 		t.Errorf("a registry that refuses every token: %v", err)
 	}

@@ -122,7 +122,7 @@ func TestBudgetOnTheWire(t *testing.T) {
 		return err
 	}
 	get := func() error {
-		c, err := r.Open(t.Context(), KindManifest, "library/app", img.Index.Digest, 0)
+		c, err := r.Open(t.Context(), KindManifest, "library/app", img.Index.Digest, Span{})
 		if err == nil {
 			err = c.Body.Close()
 		}

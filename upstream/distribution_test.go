@@ -100,7 +100,7 @@ func TestDistribution(t *testing.T) {
 // read reads all of a blob or manifest from offset.
 func read(t *testing.T, r *Registry, kind Kind, d digest.Digest, offset int64) []byte {
 	t.Helper()
-	c, err := r.Open(t.Context(), kind, repo, d, offset)
+	c, err := r.Open(t.Context(), kind, repo, d, Span{Offset: offset})
 	if err != nil {
 		t.Fatalf("open %s: %v", d, err)
 	}

@@ -31,7 +31,7 @@ func TestErrorWords(t *testing.T) {
 			t.Parallel()
 			up, img := image(t, upstreamtest.Options{})
 			up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob}, tt.faults...)
-			_, err := asking(t, up).Open(t.Context(), KindBlob, repo, img.Config.Digest, 0)
+			_, err := asking(t, up).Open(t.Context(), KindBlob, repo, img.Config.Digest, Span{})
 			var e *Error
 			if !errors.As(err, &e) || !errors.Is(err, ErrDenied) || e.Code != tt.code || e.Message != tt.message || e.Status != 403 || e.Op != "get_blob" || e.Upstream != "docker.io" {
 				t.Errorf("got %+v", e)

@@ -143,7 +143,7 @@ func (r *Registry) pages(ctx context.Context, kind Kind, q query, page func(body
 			if err != nil {
 				return nil, err
 			}
-			_, b, err := r.accept(q, kind, resp, 0, resp.ContentLength)
+			_, b, err := r.accept(q, kind, resp, 0, resp.ContentLength, resp.ContentLength)
 			return b, err
 		})
 		if err != nil {

@@ -109,7 +109,7 @@ func TestResume(t *testing.T) {
 				up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob}, tt.fault)
 			}
 			r := asking(t, up)
-			c, err := r.Open(t.Context(), KindBlob, repo, layer.Digest, tt.at)
+			c, err := r.Open(t.Context(), KindBlob, repo, layer.Digest, Span{Offset: tt.at})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -166,7 +166,7 @@ func TestInvalidAnswers(t *testing.T) {
 			}
 			up.Fault(upstreamtest.Match{Op: op}, tt.faults...)
 			r := asking(t, up)
-			c, err := r.Open(t.Context(), tt.kind, repo, d, 0)
+			c, err := r.Open(t.Context(), tt.kind, repo, d, Span{})
 			if tt.late {
 				if err != nil {
 					t.Fatal(err)
@@ -212,7 +212,7 @@ func TestBadNames(t *testing.T) {
 	up, img := image(t, upstreamtest.Options{})
 	r := asking(t, up)
 	for _, name := range []string{"", "a/../b", "..", "/a", "a/", "a//b", "a\x00b", "a b", `a\b`, "ä"} {
-		if _, err := r.Open(t.Context(), KindBlob, name, img.Config.Digest, 0); !errors.Is(err, ErrInvalid) {
+		if _, err := r.Open(t.Context(), KindBlob, name, img.Config.Digest, Span{}); !errors.Is(err, ErrInvalid) {
 			t.Errorf("repository %q: %v", name, err)
 		}
 	}
@@ -221,7 +221,7 @@ func TestBadNames(t *testing.T) {
 			t.Errorf("tag %q: %v", tag, err)
 		}
 	}
-	if _, err := r.Open(t.Context(), KindBlob, repo, img.Config.Digest, -1); !errors.Is(err, ErrInvalid) {
+	if _, err := r.Open(t.Context(), KindBlob, repo, img.Config.Digest, Span{Offset: -1}); !errors.Is(err, ErrInvalid) {
 		t.Errorf("negative offset: %v", err)
 	}
 	if n := up.Count(); n != 0 {
@@ -245,7 +245,7 @@ func TestBrokenBody(t *testing.T) {
 		layer := img.Layers[0]
 		up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob, Times: 1}, upstreamtest.CutAfter(n))
 		r := asking(t, up)
-		c, err := r.Open(t.Context(), KindBlob, repo, layer.Digest, 0)
+		c, err := r.Open(t.Context(), KindBlob, repo, layer.Digest, Span{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -267,7 +267,7 @@ func TestProgress(t *testing.T) {
 	up, img := image(t, upstreamtest.Options{})
 	up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob, Times: 1}, upstreamtest.StallAfter(1000, nil))
 	r := dialing(t, Config{URLs: []string{up.URL}, Timeouts: Timeouts{Dial: never, TLSHandshake: never, ResponseHeader: never, Progress: 50 * time.Millisecond}})
-	c, err := r.Open(t.Context(), KindBlob, repo, img.Layers[0].Digest, 0)
+	c, err := r.Open(t.Context(), KindBlob, repo, img.Layers[0].Digest, Span{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -307,7 +307,7 @@ func TestCallerLeaves(t *testing.T) {
 				leave()
 			}()
 			r := asking(t, up)
-			c, err := r.Open(ctx, KindBlob, repo, img.Layers[0].Digest, 0)
+			c, err := r.Open(ctx, KindBlob, repo, img.Layers[0].Digest, Span{})
 			if err == nil {
 				_, err = io.ReadAll(c.Body)
 				c.Body.Close()
@@ -333,7 +333,7 @@ func TestDownloadsLeaveRoom(t *testing.T) {
 	r := dialing(t, cfg)
 	var open []*Content
 	for range 3 {
-		c, err := r.Open(t.Context(), KindBlob, repo, img.Layers[0].Digest, 0)
+		c, err := r.Open(t.Context(), KindBlob, repo, img.Layers[0].Digest, Span{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -342,7 +342,7 @@ func TestDownloadsLeaveRoom(t *testing.T) {
 	ctx, leave := context.WithCancel(t.Context())
 	waited := make(chan error)
 	go func() {
-		_, err := r.Open(ctx, KindBlob, repo, img.Layers[0].Digest, 0)
+		_, err := r.Open(ctx, KindBlob, repo, img.Layers[0].Digest, Span{})
 		waited <- err
 	}()
 	head(t, r, repo)

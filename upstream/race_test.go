@@ -53,7 +53,7 @@ func TestRace(t *testing.T) {
 			if tc.kind == KindBlob {
 				content = img.Layers[0]
 			}
-			c, err := racing(t, time.Millisecond, mirror, itself).Open(t.Context(), tc.kind, repo, content.Digest, 0)
+			c, err := racing(t, time.Millisecond, mirror, itself).Open(t.Context(), tc.kind, repo, content.Digest, Span{})
 			if !errors.Is(err, tc.want) {
 				t.Fatalf("got %v, want %v", err, tc.want)
 			}
@@ -88,7 +88,7 @@ func TestRaceLost(t *testing.T) {
 	itself, img := image(t, upstreamtest.Options{})
 	itself.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob}, upstreamtest.Pause(arrived))
 	r := dialing(t, Config{URLs: []string{slow.URL, itself.URL}, RaceAfter: time.Millisecond})
-	c, err := r.Open(t.Context(), KindBlob, repo, img.Layers[0].Digest, 0)
+	c, err := r.Open(t.Context(), KindBlob, repo, img.Layers[0].Digest, Span{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +110,7 @@ func TestNoRace(t *testing.T) {
 		op    upstreamtest.Op
 	}{
 		{"in time", never, func(ctx context.Context, r *Registry, img upstreamtest.Image) error {
-			c, err := r.Open(ctx, KindBlob, repo, img.Layers[0].Digest, 0)
+			c, err := r.Open(ctx, KindBlob, repo, img.Layers[0].Digest, Span{})
 			if err == nil {
 				err = c.Body.Close()
 			}
@@ -151,7 +151,7 @@ func TestNoRace(t *testing.T) {
 				again, won := image(t, upstreamtest.Options{})
 				again.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob}, upstreamtest.BlackHole())
 				other, _ := image(t, upstreamtest.Options{})
-				c, err := racing(t, time.Millisecond, again, other).Open(t.Context(), KindBlob, repo, won.Layers[0].Digest, 0)
+				c, err := racing(t, time.Millisecond, again, other).Open(t.Context(), KindBlob, repo, won.Layers[0].Digest, Span{})
 				if err != nil {
 					t.Error(err)
 				} else if err := c.Body.Close(); err != nil {

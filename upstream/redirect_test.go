@@ -71,7 +71,7 @@ func TestRedirect(t *testing.T) {
 			resolve(r, names)
 			head(t, r, repo) // so that the credential is sent from the start
 			up.Forget()
-			c, err := r.Open(t.Context(), KindBlob, repo, layer.Digest, 0)
+			c, err := r.Open(t.Context(), KindBlob, repo, layer.Digest, Span{})
 			if tt.refused {
 				if !errors.Is(err, ErrInvalid) || up.Count()+target.Count() != 1 {
 					t.Errorf("%d requests, %v", up.Count()+target.Count(), err)
@@ -105,7 +105,7 @@ func TestRedirectAndBack(t *testing.T) {
 	up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob}, upstreamtest.Redirect(other.URL+"/v2/x/blobs/y"))
 	other.Fault(upstreamtest.Match{}, upstreamtest.Redirect(up.URL+"/v2/library/other/blobs/x"))
 	r := dialing(t, Config{URLs: []string{up.URL}, Accounts: []Account{{Username: "me", Password: "canary"}}})
-	if _, err := r.Open(t.Context(), KindBlob, repo, img.Config.Digest, 0); !errors.Is(err, ErrDenied) {
+	if _, err := r.Open(t.Context(), KindBlob, repo, img.Config.Digest, Span{}); !errors.Is(err, ErrDenied) {
 		t.Errorf("got %v", err)
 	}
 	for _, q := range up.Select(upstreamtest.Match{Repo: "library/other"}) {
@@ -127,7 +127,7 @@ func TestExpiredURL(t *testing.T) {
 		s.Remove()
 		up.Forget()
 		up.Fault(upstreamtest.Match{Op: upstreamtest.CDN}, upstreamtest.Status(status))
-		if _, err := r.Open(t.Context(), KindBlob, repo, img.Layers[0].Digest, 0); statusOf(err) != status {
+		if _, err := r.Open(t.Context(), KindBlob, repo, img.Layers[0].Digest, Span{}); statusOf(err) != status {
 			t.Errorf("%d: %v", status, err)
 		}
 		wantCounts(t, up, map[upstreamtest.Op]int{upstreamtest.GetBlob: 2, upstreamtest.CDN: 2})
@@ -174,7 +174,7 @@ func TestCanary(t *testing.T) {
 				op = upstreamtest.CDN
 			}
 			s := up.Fault(upstreamtest.Match{Op: op}, fault)
-			c, err := r.Open(t.Context(), KindBlob, repo, img.Layers[0].Digest, 0)
+			c, err := r.Open(t.Context(), KindBlob, repo, img.Layers[0].Digest, Span{})
 			if err == nil {
 				_, err = io.ReadAll(c.Body)
 				c.Body.Close()

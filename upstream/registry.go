@@ -154,28 +154,57 @@ type Content struct {
 	// Offset is where Body starts: the offset asked for, or 0 where upstream
 	// ignored the range.
 	Offset int64
+	// End is where it ends: Size, or before it where less was asked for.
+	End int64
 	// Size is that of the whole content, -1 when upstream did not say.
 	Size      int64
 	MediaType string
 }
 
-// Open starts to download a blob or manifest at offset. The content is not
+// Span is what is asked for of a blob or manifest: its bytes from Offset on.
+type Span struct {
+	Offset int64
+	Length int64 // 0: all to the end; what an upstream without ranges sends in any case
+	// Spare: one more connection is wanted for a blob that has one. It is refused
+	// at once while half of the registry's connections are in use, and where the
+	// upstream does not give just the span.
+	Spare bool
+}
+
+// header is the Range of RFC 9110, section 14.2; "" for everything.
+func (s Span) header() string {
+	switch {
+	case s.Length > 0:
+		return fmt.Sprintf("bytes=%d-%d", s.Offset, s.Offset+s.Length-1)
+	case s.Offset > 0:
+		return fmt.Sprintf("bytes=%d-", s.Offset)
+	}
+	return ""
+}
+
+// isIn reports whether an answer's Content-Range is what was asked for.
+func (s Span) isIn(start, end, total int64) bool {
+	if start != s.Offset || s.Length == 0 {
+		return start == s.Offset
+	}
+	return total >= 0 && end == min(s.Offset+s.Length, total)-1
+}
+
+// Open starts to download a blob or manifest, or a span of it. The content is not
 // verified here. For blobs it waits for one of the registry's connections.
-func (r *Registry) Open(ctx context.Context, kind Kind, repo string, d digest.Digest, offset int64) (*Content, error) {
+func (r *Registry) Open(ctx context.Context, kind Kind, repo string, d digest.Digest, s Span) (*Content, error) {
 	q := content(http.MethodGet, kind, repo, d.String())
-	if offset < 0 {
+	if s.Offset < 0 || s.Length < 0 {
 		return nil, r.fail(q.op, ErrInvalid, "negative offset")
 	}
 	release := func() {}
 	if kind == KindBlob {
-		select {
-		case r.downloads <- struct{}{}:
-			release = func() { <-r.downloads }
-		case <-ctx.Done():
-			return nil, r.networkError(ctx, q.op, "waiting for a connection", context.Cause(ctx))
+		if err := r.connection(ctx, q.op, s.Spare); err != nil {
+			return nil, err
 		}
+		release = func() { <-r.downloads }
 	}
-	c, b, err := r.open(ctx, q, kind, offset)
+	c, b, err := r.open(ctx, q, kind, s)
 	if err != nil {
 		release()
 		return nil, err
@@ -184,29 +213,45 @@ func (r *Registry) Open(ctx context.Context, kind Kind, repo string, d digest.Di
 	return c, nil
 }
 
-func (r *Registry) open(ctx context.Context, q query, kind Kind, offset int64) (*Content, *body, error) {
-	if offset > 0 {
+// connection takes one of those that are for blobs.
+func (r *Registry) connection(ctx context.Context, op string, spare bool) error {
+	if spare && 2*len(r.downloads) >= cap(r.downloads) {
+		return r.fail(op, ErrUnavailable, "not asked, for half of the connections are in use")
+	}
+	select {
+	case r.downloads <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return r.networkError(ctx, op, "waiting for a connection", context.Cause(ctx))
+	}
+}
+
+func (r *Registry) open(ctx context.Context, q query, kind Kind, s Span) (*Content, *body, error) {
+	if header := s.header(); header != "" {
 		ranged := q
 		ranged.header = q.header.Clone()
 		if ranged.header == nil {
 			ranged.header = http.Header{}
 		}
-		ranged.header.Set("Range", fmt.Sprintf("bytes=%d-", offset))
+		ranged.header.Set("Range", header)
 		resp, err := r.ask(ctx, ranged)
 		switch {
-		case statusOf(err) == http.StatusRequestedRangeNotSatisfiable:
+		case statusOf(err) == http.StatusRequestedRangeNotSatisfiable && !s.Spare:
 			// Shorter than we think, or no ranges: the whole will tell.
 		case err != nil:
 			return nil, nil, err
-		case resp.StatusCode == http.StatusOK:
-			return r.accept(q, kind, resp, 0, resp.ContentLength)
+		case resp.StatusCode == http.StatusOK && !s.Spare:
+			return r.accept(q, kind, resp, 0, resp.ContentLength, resp.ContentLength)
 		default:
 			start, end, total, ok := parseContentRange(resp.Header.Get("Content-Range"))
 			length := resp.ContentLength
-			if ok && resp.StatusCode == http.StatusPartialContent && start == offset && (length < 0 || length == end-start+1) {
-				return r.accept(q, kind, resp, start, total)
+			if ok && resp.StatusCode == http.StatusPartialContent && s.isIn(start, end, total) && (length < 0 || length == end-start+1) {
+				return r.accept(q, kind, resp, start, end+1, total)
 			}
 			resp.Body.Close()
+			if s.Spare {
+				return nil, nil, r.fail(q.op, ErrInvalid, "status %d to a range, and not just that", resp.StatusCode)
+			}
 		}
 	}
 	resp, err := r.ask(ctx, q)
@@ -217,11 +262,11 @@ func (r *Registry) open(ctx context.Context, q query, kind Kind, offset int64) (
 		resp.Body.Close()
 		return nil, nil, r.fail(q.op, ErrInvalid, "status %d to a plain GET", resp.StatusCode)
 	}
-	return r.accept(q, kind, resp, 0, resp.ContentLength)
+	return r.accept(q, kind, resp, 0, resp.ContentLength, resp.ContentLength)
 }
 
 // accept starts to count a body, and bounds a manifest's.
-func (r *Registry) accept(q query, kind Kind, resp *http.Response, offset, size int64) (*Content, *body, error) {
+func (r *Registry) accept(q query, kind Kind, resp *http.Response, offset, end, size int64) (*Content, *body, error) {
 	b := resp.Body.(*body)
 	b.fetched = r.metrics.fetched.WithLabelValues(r.cfg.label(), string(kind))
 	if kind != KindBlob {
@@ -232,7 +277,7 @@ func (r *Registry) accept(q query, kind Kind, resp *http.Response, offset, size 
 		b.left = MaxManifestSize - offset
 		b.bound(manifestTime)
 	}
-	return &Content{Body: b, Offset: offset, Size: size, MediaType: mediaType(resp)}, b, nil
+	return &Content{Body: b, Offset: offset, End: max(end, 0), Size: size, MediaType: mediaType(resp)}, b, nil
 }
 
 // Manifest fetches a manifest by tag. The body is not verified.
@@ -241,7 +286,7 @@ func (r *Registry) Manifest(ctx context.Context, repo, tag string) (string, []by
 	var c *Content
 	body, err := r.retryBody(ctx, func() (io.ReadCloser, error) {
 		var err error
-		c, _, err = r.open(ctx, q, KindManifest, 0)
+		c, _, err = r.open(ctx, q, KindManifest, Span{})
 		if err != nil {
 			return nil, err
 		}

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -30,6 +31,7 @@ type exchange struct {
 	cutAt   int               // body bytes before the connection breaks; -1: it does not
 	stallAt int
 	release <-chan struct{}
+	rate    int // bytes a second; 0: any
 }
 
 // begin records a request.
@@ -163,7 +165,17 @@ func (x *exchange) write(w http.ResponseWriter, p []byte) {
 			panic(http.ErrAbortHandler)
 		}
 		p = p[n:]
+		if x.rate > 0 {
+			x.wait(pace(time.Duration(n) * time.Second / time.Duration(x.rate)))
+		}
 	}
+}
+
+// pace is closed after d.
+func pace(d time.Duration) <-chan struct{} {
+	over := make(chan struct{})
+	time.AfterFunc(d, func() { close(over) })
+	return over
 }
 
 func (x *exchange) count(n int) {

@@ -21,6 +21,9 @@ func StallAfter(n int, release <-chan struct{}) Fault {
 	return func(x *exchange) { x.stallAt, x.release = n, release }
 }
 
+// Throttle sends the body at so many bytes a second.
+func Throttle(rate int) Fault { return func(x *exchange) { x.rate = rate } }
+
 // Pause answers once release is closed.
 func Pause(release <-chan struct{}) Fault {
 	return func(x *exchange) { x.pauses = append(x.pauses, release) }

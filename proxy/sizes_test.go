@@ -1,0 +1,74 @@
+package proxy
+
+import (
+	"slices"
+	"testing"
+
+	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+)
+
+// TestLongBlob: a long blob is asked for in parts once its manifest has said how
+// long it is, over several connections where each is slow, and no byte comes twice.
+func TestLongBlob(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		size   int
+		pulled bool // the manifest, before
+		faults []ut.Fault
+		parts  bool // are asked for
+	}{
+		"slow connections":     {size: 48 << 20, pulled: true, faults: []ut.Fault{ut.Throttle(48 << 20)}, parts: true},
+		"quick connections":    {size: 48 << 20, pulled: true, parts: true},
+		"no manifest before":   {size: 48 << 20},
+		"a short blob":         {size: 31 << 20, pulled: true},
+		"no ranges":            {size: 48 << 20, pulled: true, faults: []ut.Fault{ut.IgnoreRange()}},
+		"no ranges, no length": {size: 48 << 20, pulled: true, faults: []ut.Fault{ut.IgnoreRange(), ut.NoLength()}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			up := ut.New(t, ut.Options{CDN: true})
+			img := up.AddImage("library/app", "1", ut.NewImage(uint64(len(name)), tc.size, 1000))
+			layer := img.Layers[0]
+			up.Fault(ut.Match{Op: ut.CDN}, tc.faults...)
+			m := newMirror(t, nil, registry(t, "docker.io", up.URL))
+			manifest := "/v2/library/app/manifests/" + img.Manifest.Digest.String()
+			if tc.pulled {
+				m.want(m.get(manifest), img.Manifest)
+			}
+			m.want(m.get("/v2/library/app/blobs/"+layer.Digest.String()), layer)
+			if sent := up.Sent(layer.Digest); sent != layer.Size {
+				t.Errorf("%d bytes left the upstream for a blob of %d", sent, layer.Size)
+			}
+			var ranges []string
+			for _, q := range up.Requests() {
+				if q.Op == ut.CDN {
+					ranges = append(ranges, q.Header.Get("Range"))
+				}
+			}
+			switch asked := slices.Contains(ranges, "bytes=0-16777215"); {
+			case tc.parts && (!asked || len(ranges) < 2):
+				t.Errorf("asked for %q; want it in parts", ranges)
+			case !tc.parts && len(ranges) != 1:
+				t.Errorf("asked for %q; want one request", ranges)
+			}
+			m.want(m.get(manifest), img.Manifest) // whatever was read of it
+		})
+	}
+}
+
+// TestLongBlobKept: the manifest may have been kept by an earlier process.
+func TestLongBlobKept(t *testing.T) {
+	t.Parallel()
+	up := ut.New(t, ut.Options{})
+	img := up.AddImage("library/app", "1", ut.NewImage(1, 40<<20))
+	r := registry(t, "docker.io", up.URL)
+	m := newMirror(t, nil, r)
+	manifest := "/v2/library/app/manifests/" + img.Manifest.Digest.String()
+	m.want(m.get(manifest), img.Manifest)
+	m.restart(nil, r)
+	m.want(m.get(manifest), img.Manifest)
+	m.want(m.get("/v2/library/app/blobs/"+img.Layers[0].Digest.String()), img.Layers[0])
+	if got := up.Counts()[ut.GetBlob]; got < 2 {
+		t.Errorf("%d requests for a long blob; want it in parts", got)
+	}
+}
