@@ -29,6 +29,7 @@ type config struct {
 	// Upstreams: "deny" or "allow".
 	UnlistedUpstreams string `yaml:"unlisted_upstreams"`
 
+	TLS      tlsConfig      `yaml:"tls"`
 	Admin    adminConfig    `yaml:"admin"`
 	Log      logConfig      `yaml:"log"`
 	Storage  storageConfig  `yaml:"storage"`
@@ -42,6 +43,24 @@ type config struct {
 	// Rules treat some images apart. Of each setting, the first rule that fits
 	// and has it decides.
 	Rules []ruleConfig `yaml:"rules"`
+}
+
+// tlsConfig is of the clients' listener. Without it they speak plain HTTP.
+type tlsConfig struct {
+	// Certificate is a PEM file with the certificate, then those of its issuers.
+	Certificate string `yaml:"certificate"`
+	// Key is a PEM file with its key. Both files are read again when they change.
+	Key string `yaml:"key"`
+}
+
+func (c tlsConfig) on() bool { return c != tlsConfig{} }
+
+// scheme is that of the mirror's URLs.
+func (c config) scheme() string {
+	if c.TLS.on() {
+		return "https"
+	}
+	return "http"
 }
 
 type adminConfig struct {

@@ -56,6 +56,11 @@ var invalidConfigs = map[string]string{
 		`F:3:3: log.level: "loud" is not known; write one of debug, info, warn, error` + "\n" +
 		`F:5:3: tags.fresh_for: "1 minute" is not a duration; write one such as 1m`,
 	"shutdown-timeout":         `F:1:1: shutdown_timeout: 0 is not a time to wait; write a duration such as 10s`,
+	"tls-key-missing":          `F:2:3: tls.key: missing beside tls.certificate; write the file with its key`,
+	"tls-certificate-missing":  `F:2:3: tls.certificate: missing beside tls.key; write the file with the certificate`,
+	"tls-no-certificate":       `F:2:3: tls.certificate: stat testdata/no-such-file: no such file or directory; write the path of a file that cachalot can read`,
+	"tls-no-key":               `F:3:3: tls.key: open testdata/no-such-file: no such file or directory; write the path of a file that cachalot can read`,
+	"tls-not-pem":              `F:2:3: tls.certificate: tls: failed to find any PEM data in certificate input; write a PEM file with the certificate, then those of its issuers, and in tls.key one with its key`,
 	"size-percent":             `F:2:3: storage.max_size: "150%" is not a share of the disk; write 0% to 100%, such as 5%`,
 	"size-unlimited":           `F:2:3: storage.max_size: no limit, with min_free 0 as well; write a size such as 50GiB, or a share of the disk such as 80%`,
 	"size":                     `F:2:3: storage.max_size: "lots" is not a size; write a number with a unit such as 50GiB, or a share of the disk such as 5%`,

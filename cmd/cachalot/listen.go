@@ -96,13 +96,13 @@ func newServer(h http.Handler, l *boundedListener, log *slog.Logger) *http.Serve
 
 // mirrorURLs are the URL to give to a dockerd on this host and, where the
 // listener has other addresses too, one for other hosts: for a log line.
-func mirrorURLs(addr net.Addr) []any {
+func mirrorURLs(addr net.Addr, scheme string) []any {
 	tcp, ok := addr.(*net.TCPAddr)
 	if !ok || !tcp.IP.IsUnspecified() {
-		return []any{"registry_mirror", "http://" + addr.String()}
+		return []any{"registry_mirror", scheme + "://" + addr.String()}
 	}
 	port := strconv.Itoa(tcp.Port)
-	urls := []any{"registry_mirror", "http://" + net.JoinHostPort("127.0.0.1", port)}
+	urls := []any{"registry_mirror", scheme + "://" + net.JoinHostPort("127.0.0.1", port)}
 	if ip := hostAddress(); ip != nil {
 		urls = append(urls, "from_other_hosts", "http://"+net.JoinHostPort(ip.String(), port))
 	}

@@ -178,7 +178,7 @@ func TestMirrorURLs(t *testing.T) {
 		{&net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 80}, "http://192.0.2.1:80"},
 		{&net.TCPAddr{IP: net.ParseIP("2001:db8::1"), Port: 5000}, "http://[2001:db8::1]:5000"},
 	} {
-		if got := mirrorURLs(test.addr)[1]; got != test.want {
+		if got := mirrorURLs(test.addr, "http")[1]; got != test.want {
 			t.Errorf("%s: %s, want %s", test.addr, got, test.want)
 		}
 	}

@@ -59,6 +59,9 @@ func (m *mirror) keepFixed(next *config) {
 	if next.MaxConnections != m.cfg.MaxConnections {
 		changed = append(changed, "max_connections")
 	}
+	if next.TLS != m.cfg.TLS {
+		changed = append(changed, "tls")
+	}
 	if next.Admin != m.cfg.Admin {
 		changed = append(changed, "admin.listen")
 	}
@@ -81,5 +84,5 @@ func (m *mirror) keepFixed(next *config) {
 		m.log.Warn("changed keys need a restart", "keys", strings.Join(changed, ", "))
 	}
 	next.Listen, next.MaxConnections = m.cfg.Listen, m.cfg.MaxConnections
-	next.Admin, next.Storage, next.Log.Format = m.cfg.Admin, m.cfg.Storage, m.cfg.Log.Format
+	next.TLS, next.Admin, next.Storage, next.Log.Format = m.cfg.TLS, m.cfg.Admin, m.cfg.Storage, m.cfg.Log.Format
 }

@@ -94,6 +94,13 @@ func serve(ctx context.Context, file string, signals <-chan os.Signal, stderr io
 }
 
 func (m *mirror) run(ctx context.Context, l, adminListener net.Listener, signals <-chan os.Signal) error {
+	var secure *certificate
+	if m.cfg.TLS.on() {
+		var err error
+		if secure, err = newCertificate(m.cfg.TLS, m.log); err != nil {
+			return fmt.Errorf("tls.certificate: %w", err)
+		}
+	}
 	clients := newBoundedListener(l, m.cfg.MaxConnections, m.warnOfFullListener())
 	probes := newBoundedListener(adminListener, maxAdminConnections, func() {})
 
@@ -116,12 +123,17 @@ func (m *mirror) run(ctx context.Context, l, adminListener net.Listener, signals
 	m.current.swap(first)
 
 	m.main = newServer(&m.current, clients, m.log)
+	var accepting net.Listener = clients
+	if secure != nil {
+		accepting = newTLSListener(clients, secure)
+		overTLS(m.main)
+	}
 	m.admin = newServer(proxy.NewAdmin(m.metrics.registry, m.ready), probes, m.log)
 	failed := make(chan error, 2)
-	go func() { failed <- m.main.Serve(clients) }()
+	go func() { failed <- m.main.Serve(accepting) }()
 	go func() { failed <- m.admin.Serve(probes) }()
 
-	m.log.Info("serving; give this to dockerd", append(mirrorURLs(l.Addr()),
+	m.log.Info("serving; give this to dockerd", append(mirrorURLs(l.Addr(), m.cfg.scheme()),
 		"admin", "http://"+adminListener.Addr().String(), "storage", folder,
 		"default_upstream", m.cfg.DefaultUpstream, "upstreams", len(m.cfg.Upstreams), "version", b.version)...)
 

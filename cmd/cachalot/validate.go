@@ -48,6 +48,7 @@ func (c *config) validate(at positions, already []problem) []problem {
 	if _, port, err := net.SplitHostPort(c.Listen); err == nil && c.Listen == c.Admin.Listen && port != "0" {
 		v.fail("the same address as listen; write another one", "admin.listen", "listen")
 	}
+	v.tls(c.TLS)
 	v.atLeastOne(c.MaxConnections, "max_connections")
 	v.oneOf(c.UnlistedUpstreams, "unlisted_upstreams", "deny", "allow")
 	v.oneOf(c.Log.Level, "log.level", "debug", "info", "warn", "error")
@@ -119,6 +120,24 @@ func (v *validator) atLeastOne(n int, key string) {
 func (v *validator) oneOf(value, key string, allowed ...string) {
 	if !slices.Contains(allowed, value) {
 		v.fail(fmt.Sprintf("%q is not known; write one of %s", value, strings.Join(allowed, ", ")), key)
+	}
+}
+
+func (v *validator) tls(c tlsConfig) {
+	switch {
+	case !c.on():
+		return
+	case c.Certificate == "":
+		v.fail("missing beside tls.key; write the file with the certificate", "tls.certificate", "tls.key", "tls")
+		return
+	case c.Key == "":
+		v.fail("missing beside tls.certificate; write the file with its key", "tls.key", "tls.certificate", "tls")
+		return
+	}
+	if _, err := os.ReadFile(c.Key); err != nil {
+		v.fail(err.Error()+"; write the path of a file that cachalot can read", "tls.key")
+	} else if _, err := newCertificate(c, slog.New(slog.DiscardHandler)); err != nil {
+		v.fail(err.Error(), "tls.certificate")
 	}
 }
 

@@ -30,7 +30,8 @@ type mirror struct {
 	admin     string
 	timeouts  string // YAML: towards upstreams; "": the defaults
 	front     string // URL of what stands before it, or ""
-	ca        string // file with that one's CA, if it speaks TLS
+	tls       string // YAML: its certificate; "": it speaks plain HTTP
+	ca        string // file with the CA of that
 
 	// What clients are given besides.
 	login      string            // folder of a config.json with credentials, or ""
@@ -59,7 +60,14 @@ func (m *mirror) open(t *testing.T, freshFor time.Duration) {
 func (m *mirror) file() string { return filepath.Join(m.dir, "config.yml") }
 
 // url is where clients find it, and host the same without a scheme.
-func (m *mirror) url() string { return cmp.Or(m.front, "http://"+m.listen) }
+func (m *mirror) url() string { return cmp.Or(m.front, m.scheme()+m.listen) }
+
+func (m *mirror) scheme() string {
+	if m.tls != "" {
+		return "https://"
+	}
+	return "http://"
+}
 
 func (m *mirror) host() string {
 	_, host, _ := strings.Cut(m.url(), "://")
@@ -104,6 +112,7 @@ func (m *mirror) configure(t *testing.T, freshFor time.Duration) {
 	t.Helper()
 	var b strings.Builder
 	fmt.Fprintf(&b, "listen: %s\nadmin: {listen: %s}\nlog: {level: debug}\n", m.listen, m.admin)
+	fmt.Fprintf(&b, "tls: {%s}\n", m.tls)
 	fmt.Fprintf(&b, "storage: {path: %s, min_free: 0}\n", filepath.Join(m.dir, "cache"))
 	fmt.Fprintf(&b, "tags: {fresh_for: %s}\ntimeouts: {%s}\nupstreams:\n", freshFor, m.timeouts)
 	for name, settings := range m.upstreams {
@@ -124,7 +133,7 @@ func (m *mirror) start(t *testing.T) {
 // await reads from its log where the process listens, and waits until it is ready.
 func (m *mirror) await(t *testing.T, log func() string) {
 	t.Helper()
-	line := regexp.MustCompile(`registry_mirror=http://(\S+) admin=http://(\S+)`)
+	line := regexp.MustCompile(`registry_mirror=` + m.scheme() + `(\S+) admin=http://(\S+)`)
 	m.until(t, "ready", func() error {
 		addresses := line.FindStringSubmatch(log())
 		if addresses == nil {

@@ -4,15 +4,12 @@ package e2e
 
 import (
 	"cmp"
-	"encoding/pem"
 	"io"
 	"log"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -42,16 +39,6 @@ func wiretap(t *testing.T, m *mirror) *tap {
 	t.Cleanup(front.Close)
 	m.front = front.URL
 	return w
-}
-
-// secured puts TLS before the mirror, with a CA of its own.
-func secured(t *testing.T, m *mirror) {
-	t.Helper()
-	front := httptest.NewTLSServer((&tap{}).handler(t, m))
-	t.Cleanup(front.Close)
-	m.front, m.ca = front.URL, filepath.Join(t.TempDir(), "ca.pem")
-	certificate := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: front.Certificate().Raw})
-	check(t, os.WriteFile(m.ca, certificate, 0o600))
 }
 
 func (w *tap) handler(t *testing.T, m *mirror) http.Handler {

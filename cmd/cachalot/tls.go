@@ -1,0 +1,292 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+)
+
+// certificate is the listener's, as its files have it. Whoever renews it need
+// not tell: the files are looked at now and then.
+type certificate struct {
+	cfg tlsConfig
+	log *slog.Logger
+
+	mu     sync.Mutex // guards the fields below
+	pair   *tls.Certificate
+	files  [2]fileState // that pair was made of
+	looked time.Time
+}
+
+// fileState tells a file from what it was.
+type fileState struct {
+	changed time.Time
+	size    int64
+}
+
+// lookAgain is how often a handshake looks at the files.
+const lookAgain = 10 * time.Second
+
+// newCertificate reads the files.
+func newCertificate(cfg tlsConfig, log *slog.Logger) (*certificate, error) {
+	c := &certificate{cfg: cfg, log: log}
+	files, err := c.state()
+	if err != nil {
+		return nil, fmt.Errorf("%w; write the path of a file that cachalot can read", err)
+	}
+	if err := c.load(files); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *certificate) state() (files [2]fileState, err error) {
+	for i, name := range []string{c.cfg.Certificate, c.cfg.Key} {
+		info, err := os.Stat(name)
+		if err != nil {
+			return files, err
+		}
+		files[i] = fileState{info.ModTime(), info.Size()}
+	}
+	return files, nil
+}
+
+// load reads the pair from the files as they were.
+func (c *certificate) load(files [2]fileState) error {
+	pair, err := tls.LoadX509KeyPair(c.cfg.Certificate, c.cfg.Key)
+	if err != nil {
+		return fmt.Errorf("%w; write a PEM file with the certificate, then those of its issuers, and in tls.key one with its key", err)
+	}
+	c.pair, c.files, c.looked = &pair, files, time.Now()
+	return nil
+}
+
+// get is what a handshake asks. Files that have become wrong change nothing:
+// they may be half written.
+func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if time.Since(c.looked) < lookAgain {
+		return c.pair, nil
+	}
+	c.looked = time.Now()
+	files, err := c.state()
+	if err == nil && files == c.files {
+		return c.pair, nil
+	}
+	if err == nil {
+		err = c.load(files)
+	}
+	if err != nil {
+		c.log.Warn("certificate not read again; the one before stays", "error", err)
+	} else {
+		c.log.Info("certificate read again", "file", c.cfg.Certificate, "expires", c.pair.Leaf.NotAfter)
+	}
+	return c.pair, nil
+}
+
+// tlsListener speaks TLS with whom it accepts. HTTP/1.1 alone: over HTTP/2 all of
+// a client's blobs would share a connection, at twice the cost.
+type tlsListener struct {
+	net.Listener
+	config *tls.Config
+	log    *slog.Logger
+	bulk   *bulk
+}
+
+func newTLSListener(l net.Listener, c *certificate) *tlsListener {
+	return &tlsListener{Listener: l, log: c.log, bulk: newBulk(), config: &tls.Config{
+		MinVersion: tls.VersionTLS12, GetCertificate: c.get, NextProtos: []string{"http/1.1"},
+		DynamicRecordSizingDisabled: true, // a blob's records are full from the first on
+	}}
+}
+
+func (l *tlsListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	w := &wire{Conn: c}
+	return &tlsConn{Conn: tls.Server(w, l.config), wire: w, listener: l}, nil
+}
+
+// tlsConn is a TLS connection that sends content in bulk. It hides the *tls.Conn
+// from net/http, which would copy 32 KiB at a time and write each record by itself.
+type tlsConn struct {
+	*tls.Conn
+	wire     *wire
+	listener *tlsListener
+	greeted  bool                // the handshake has been tried; belongs to whoever reads
+	state    tls.ConnectionState // after it
+}
+
+var _ io.ReaderFrom = (*tlsConn)(nil)
+
+// Read does the handshake first, within the server's time for a request's header.
+func (c *tlsConn) Read(p []byte) (int, error) {
+	if !c.greeted {
+		c.greeted = true
+		if err := c.Handshake(); err != nil {
+			c.explain(err)
+			return 0, err
+		}
+		c.state = c.ConnectionState()
+	}
+	return c.Conn.Read(p)
+}
+
+// explain tells why there is no TLS: to the log, and to who speaks HTTP.
+func (c *tlsConn) explain(err error) {
+	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) {
+		return // a probe, or somebody who left
+	}
+	c.listener.log.Info("TLS handshake failed", "client", c.RemoteAddr().String(), "error", err)
+	if record, ok := errors.AsType[tls.RecordHeaderError](err); ok && record.Conn != nil {
+		switch string(record.RecordHeader[:]) {
+		case "GET /", "HEAD ":
+			_, _ = io.WriteString(record.Conn, "HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\n\r\n"+
+				"This mirror speaks TLS: write https:// before its name.\n") // who has left needs no telling
+		}
+	}
+}
+
+// ReadFrom sends all of src. net/http calls it with a response's body.
+func (c *tlsConn) ReadFrom(src io.Reader) (n int64, err error) {
+	b := c.listener.bulk.take()
+	if b == nil {
+		return io.Copy(struct{ io.Writer }{c.Conn}, src)
+	}
+	defer c.listener.bulk.give(b)
+	c.wire.hold(b.records[:0])
+	defer func() { err = errors.Join(err, c.wire.letGo()) }()
+	for {
+		m, rerr := src.Read(b.content[:])
+		if m > 0 {
+			if _, err := c.Write(b.content[:m]); err != nil {
+				return n, err
+			}
+			if err := c.wire.send(); err != nil {
+				return n, err
+			}
+			n += int64(m)
+		}
+		switch {
+		case errors.Is(rerr, io.EOF):
+			return n, nil
+		case rerr != nil:
+			return n, rerr
+		}
+	}
+}
+
+// wire is the connection below TLS. It can hold records, to send many at once.
+type wire struct {
+	net.Conn
+
+	mu   sync.Mutex // guards held; TLS may have something to say at any time
+	held []byte     // nil: nothing is held
+}
+
+func (w *wire) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.held == nil {
+		return w.Conn.Write(p)
+	}
+	w.held = append(w.held, p...)
+	return len(p), nil
+}
+
+// hold has records gathered in buf.
+func (w *wire) hold(buf []byte) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.held = buf
+}
+
+// letGo sends what is held still, and holds nothing any more.
+func (w *wire) letGo() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	err := w.sendLocked()
+	w.held = nil
+	return err
+}
+
+// send sends what is held.
+func (w *wire) send() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.sendLocked()
+}
+
+func (w *wire) sendLocked() error {
+	if len(w.held) == 0 {
+		return nil
+	}
+	_, err := w.Conn.Write(w.held)
+	w.held = w.held[:0]
+	return err
+}
+
+const (
+	// bulkSize is read and encrypted at a time.
+	bulkSize = 128 << 10
+	// maxBulk bounds the responses that may have so much memory; others have a
+	// quarter of it, and take longer.
+	maxBulk = 64
+)
+
+// bulk is memory for responses.
+type bulk struct {
+	places chan struct{} // one is held by each response
+	pool   sync.Pool
+}
+
+type bulkBuffers struct {
+	content [bulkSize]byte
+	records [bulkSize + bulkSize/16]byte // a record of 16 KiB has less than 1 KiB of its own
+}
+
+func newBulk() *bulk {
+	return &bulk{places: make(chan struct{}, maxBulk), pool: sync.Pool{New: func() any { return new(bulkBuffers) }}}
+}
+
+// take returns nil where there are none left.
+func (b *bulk) take() *bulkBuffers {
+	select {
+	case b.places <- struct{}{}:
+		return b.pool.Get().(*bulkBuffers)
+	default:
+		return nil
+	}
+}
+
+func (b *bulk) give(buffers *bulkBuffers) {
+	b.pool.Put(buffers)
+	<-b.places
+}
+
+// connKey is the context key of a request's connection.
+type connKey struct{}
+
+// overTLS has the server's requests say that they came over TLS, which net/http
+// cannot see.
+func overTLS(s *http.Server) {
+	h := s.Handler
+	s.ConnContext = func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) }
+	s.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if c, ok := r.Context().Value(connKey{}).(*tlsConn); ok {
+			r.TLS = &c.state
+		}
+		h.ServeHTTP(w, r)
+	})
+}
