@@ -134,7 +134,7 @@ var _ io.ReaderFrom = (*tlsConn)(nil)
 func (c *tlsConn) Read(p []byte) (int, error) {
 	if !c.greeted {
 		c.greeted = true
-		if err := c.Handshake(); err != nil {
+		if err := c.HandshakeContext(context.Background()); err != nil { // the deadline of reads bounds it
 			c.explain(err)
 			return 0, err
 		}

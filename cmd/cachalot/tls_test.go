@@ -164,8 +164,8 @@ func serveTLS(t *testing.T, h http.Handler) (l *tlsListener, client *http.Client
 	writes = new(atomic.Int64)
 	l = newTLSListener(countingListener{inner, writes}, c)
 	s := &http.Server{Handler: h}
-	done := make(chan error, 1)
-	go func() { done <- s.Serve(l) }()
+	done := make(chan struct{})
+	go func() { defer close(done); _ = s.Serve(l) }() // ends by Close
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, DisableCompression: true}
 	t.Cleanup(func() {
 		transport.CloseIdleConnections()
@@ -287,8 +287,11 @@ func TestTLSSilent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan error, 1)
-	go func() { done <- s.Serve(&tlsListener{Listener: inner, config: l.config, log: l.log, bulk: l.bulk}) }()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = s.Serve(&tlsListener{Listener: inner, config: l.config, log: l.log, bulk: l.bulk}) // ends by Close
+	}()
 	defer func() { s.Close(); <-done }()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
