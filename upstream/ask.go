@@ -38,19 +38,22 @@ func (r *Registry) ask(ctx context.Context, q query) (*http.Response, error) {
 		return nil, r.fail(q.op, ErrInvalid, "not a name that can be asked for")
 	}
 	var before error
+	pause := &restingPause{BackOff: r.pause()}
 	resp, err := backoff.Retry(ctx, func() (*http.Response, error) {
 		resp, err := r.askEach(ctx, q)
+		pause.rest = restOf(err)
+		deadline, bounded := ctx.Deadline()
 		switch {
 		case err == nil:
 			return resp, nil
 		case errors.Is(err, errNotAsked) && before != nil:
 			return nil, backoff.Permanent(before) // what opened the breaker says more
-		case ctx.Err() != nil, !transient(err), errors.Is(err, errNotAsked):
+		case ctx.Err() != nil, !transient(err), errors.Is(err, errNotAsked), bounded && time.Until(deadline) < pause.rest:
 			return nil, backoff.Permanent(err)
 		}
 		before = err
 		return nil, err
-	}, backoff.WithBackOff(r.pause()), backoff.WithMaxTries(maxTries), backoff.WithMaxElapsedTime(maxRetryTime))
+	}, backoff.WithBackOff(pause), backoff.WithMaxTries(maxTries), backoff.WithMaxElapsedTime(maxRetryTime))
 	if err == nil {
 		return resp, nil
 	}
@@ -66,6 +69,15 @@ func jittered() backoff.BackOff {
 	b.InitialInterval = 100 * time.Millisecond
 	return b
 }
+
+// restingPause is as long as the upstream asked for, and the usual pause more,
+// for others wait for the same moment.
+type restingPause struct {
+	backoff.BackOff
+	rest time.Duration
+}
+
+func (p *restingPause) NextBackOff() time.Duration { return p.rest + p.BackOff.NextBackOff() }
 
 // askOne puts q to one URL, with one account after the other as long as the
 // account could be what is wrong.
@@ -127,10 +139,8 @@ func (r *Registry) askAs(ctx context.Context, a *account, q query) (*http.Respon
 // follow sends q to a's URL, authenticates and follows redirects. away reports
 // that the answer comes from another origin. sent is what the registry was shown.
 func (r *Registry) follow(ctx context.Context, a *account, q query) (resp *http.Response, sent authorization, away bool, err error) {
-	if left := a.budget.left(q.op); left > 0 {
-		resting := r.fail(q.op, ErrRateLimited, "not asked, for the rate limit is spent")
-		resting.RetryAfter = left
-		return nil, sent, false, resting
+	if err := a.spent(q.op); err != nil {
+		return nil, sent, false, err
 	}
 	sent, err = a.known(ctx, q)
 	if err != nil {
@@ -158,6 +168,17 @@ func (r *Registry) follow(ctx context.Context, a *account, q query) (resp *http.
 	}
 }
 
+// spent is the error of an op that rests, at the account's rate limit.
+func (a *account) spent(op string) error {
+	left := a.budget.left(op)
+	if left == 0 {
+		return nil
+	}
+	resting := a.endpoint.registry.fail(op, ErrRateLimited, "not asked, for the rate limit is spent")
+	resting.RetryAfter = left
+	return resting
+}
+
 // chase sends q to a's URL and follows redirects by hand. The authorisation stays
 // at its origin; once another has been visited it is not sent again.
 func (r *Registry) chase(ctx context.Context, a *account, q query, shown authorization) (*http.Response, bool, error) {
@@ -181,9 +202,12 @@ func (r *Registry) chase(ctx context.Context, a *account, q query, shown authori
 		if err != nil {
 			return nil, away, err
 		}
-		if !away {
+		switch {
+		case !away:
 			a.budget.note(q.op, resp.StatusCode, resp.Header)
 			e.publish()
+		case resp.StatusCode == http.StatusTooManyRequests:
+			r.heed(origin(u), resp)
 		}
 		switch resp.StatusCode {
 		case 301, 302, 303, 307, 308:

@@ -3,6 +3,7 @@ package upstream
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"sync"
@@ -13,12 +14,18 @@ import (
 
 var (
 	errSilent  = errors.New("no byte within the progress deadline")
+	errTrickle = fmt.Errorf("less than %d bytes within the progress deadline", leastProgress)
 	errTooSlow = errors.New("not complete in time")
 )
 
+// leastProgress is what Timeouts.Progress of waiting must bring. By default that
+// is 546 bytes a second: 100 MB would take two days, and a link that gives so
+// little to each of 64 downloads has 280 kbit/s. Who has one sets a longer time.
+const leastProgress = 16 << 10
+
 // body is a response body that fails rather than waits for ever: a silence
-// while somebody reads closes the connection. A reader that is slow itself
-// is nobody's failure.
+// while somebody reads closes the connection, and so does a trickle. A reader
+// that is slow itself is nobody's failure.
 type body struct {
 	rc       io.ReadCloser
 	ctx      context.Context // the caller's
@@ -27,7 +34,10 @@ type body struct {
 	registry *Registry
 	op       string
 	silence  *time.Timer
-	whole    *time.Timer // bounds the whole body; nil for blobs
+	whole    *time.Timer   // bounds the whole body; nil for blobs
+	waited   time.Duration // by reads since the last leastProgress
+	brought  int64         // meanwhile
+	tooSlow  func()        // told of a silence or trickle; nil: nobody
 
 	fetched prometheus.Counter // nil until the answer is accepted
 	left    int64              // bytes that may still come; -1: any number
@@ -58,9 +68,16 @@ func (b *body) bound(d time.Duration) {
 
 // Read returns io.EOF at the end upstream announced, or an *Error.
 func (b *body) Read(p []byte) (int, error) {
+	if b.trickles() {
+		b.cancel(errTrickle)
+		return 0, b.broken(errTrickle)
+	}
+	start := time.Now()
 	b.silence.Reset(b.registry.cfg.Timeouts.Progress)
 	n, err := b.rc.Read(p)
 	b.silence.Stop()
+	b.waited += time.Since(start)
+	b.brought += int64(n)
 	if b.fetched != nil {
 		b.fetched.Add(float64(n))
 	}
@@ -81,7 +98,23 @@ func (b *body) Read(p []byte) (int, error) {
 	if cause := context.Cause(b.reqCtx); cause != nil {
 		err = errors.Join(cause, err)
 	}
-	return n, b.registry.networkError(b.ctx, b.op, "reading the body", err)
+	return n, b.broken(err)
+}
+
+// trickles reports whether the time that reads have waited brought too little.
+func (b *body) trickles() bool {
+	if b.brought >= leastProgress {
+		b.waited, b.brought = 0, 0
+	}
+	return b.waited >= b.registry.cfg.Timeouts.Progress
+}
+
+// broken is the error of a body that ends too early.
+func (b *body) broken(err error) error {
+	if b.tooSlow != nil && (errors.Is(err, errSilent) || errors.Is(err, errTrickle)) {
+		b.tooSlow()
+	}
+	return b.registry.networkError(b.ctx, b.op, "reading the body", err)
 }
 
 // Close ends the download; the connection is kept only if the body was read

@@ -62,17 +62,29 @@ func (b *budget) note(op string, status int, h http.Header) {
 	}
 	switch {
 	case status == http.StatusTooManyRequests:
-		rest := parseRetryAfter(h.Get("Retry-After"), time.Now())
-		if rest == 0 && (op == counted || op == free) {
-			rest = defaultRest
-		}
-		if rest > 0 {
-			b.rest(op, rest)
-		}
+		b.limitedLocked(op, h)
 	case ok && remaining == 0:
 		b.rest(counted, defaultRest)
 	case ok:
 		delete(b.rests, counted)
+	}
+}
+
+// limited reads what a 429 of another server says, which speaks of no quota.
+func (b *budget) limited(op string, h http.Header) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.limitedLocked(op, h)
+}
+
+// limitedLocked lets op rest after a 429. The caller holds b.mu.
+func (b *budget) limitedLocked(op string, h http.Header) {
+	rest := parseRetryAfter(h.Get("Retry-After"), time.Now())
+	if rest == 0 && (op == counted || op == free) {
+		rest = defaultRest
+	}
+	if rest > 0 {
+		b.rest(op, rest)
 	}
 }
 

@@ -79,7 +79,9 @@ func (a Account) key() string {
 // means the default: 5s, 10s, 20s, 30s.
 type Timeouts struct {
 	Dial, TLSHandshake, ResponseHeader time.Duration
-	Progress                           time.Duration // the longest silence inside a body
+	// Progress is the longest silence inside a body, and how long a reader may
+	// have to wait for 16 KiB of it.
+	Progress time.Duration
 }
 
 const defaultMaxConnections = 64

@@ -1,8 +1,6 @@
 package upstream
 
 import (
-	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -12,12 +10,10 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 
 	"github.com/cenkalti/backoff/v5"
-	"golang.org/x/net/dns/dnsmessage"
 
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
@@ -25,78 +21,6 @@ import (
 // public stands for a public address: the tests' configurations allow it, and
 // no other. Connections to it are made for real.
 const public = "127.0.0.2"
-
-// names is a name server: the answers of each name in turn, the last for ever.
-type names struct {
-	mu      sync.Mutex // guards answers
-	answers map[string][][]string
-}
-
-// resolver asks n over a pipe.
-func (n *names) resolver() *net.Resolver {
-	return &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) {
-		client, server := net.Pipe()
-		go func() {
-			defer server.Close()
-			_ = n.serve(server) // the resolver goes when it has its answer
-		}()
-		return client, nil
-	}}
-}
-
-// serve answers queries as they come over TCP (RFC 1035 section 4.2.2).
-func (n *names) serve(c io.ReadWriter) error {
-	for {
-		var length [2]byte
-		if _, err := io.ReadFull(c, length[:]); err != nil {
-			return err
-		}
-		query := make([]byte, binary.BigEndian.Uint16(length[:]))
-		if _, err := io.ReadFull(c, query); err != nil {
-			return err
-		}
-		var m dnsmessage.Message
-		if err := m.Unpack(query); err != nil {
-			return err
-		}
-		n.answer(&m)
-		b, err := m.AppendPack(make([]byte, 2))
-		if err != nil {
-			return err
-		}
-		binary.BigEndian.PutUint16(b, uint16(len(b)-2))
-		if _, err := c.Write(b); err != nil {
-			return err
-		}
-	}
-}
-
-// answer moves on to a name's next answer once the A records have been asked for.
-func (n *names) answer(m *dnsmessage.Message) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	m.Response, m.Additionals = true, nil
-	q := m.Questions[0]
-	name := strings.TrimSuffix(strings.ToLower(q.Name.String()), ".")
-	turns := n.answers[name]
-	if len(turns) == 0 {
-		m.RCode = dnsmessage.RCodeNameError
-		return
-	}
-	for _, s := range turns[0] {
-		a := netip.MustParseAddr(s)
-		h := dnsmessage.ResourceHeader{Name: q.Name, Type: q.Type, Class: q.Class, TTL: 1}
-		switch {
-		case a.Is4() && q.Type == dnsmessage.TypeA:
-			m.Answers = append(m.Answers, dnsmessage.Resource{Header: h, Body: &dnsmessage.AResource{A: a.As4()}})
-		case !a.Is4() && q.Type == dnsmessage.TypeAAAA:
-			m.Answers = append(m.Answers, dnsmessage.Resource{Header: h, Body: &dnsmessage.AAAAResource{AAAA: a.As16()}})
-		}
-	}
-	if q.Type == dnsmessage.TypeA && len(turns) > 1 {
-		n.answers[name] = turns[1:]
-	}
-}
 
 // guarded is a registry under the policy whose names resolve as answers say.
 func guarded(t *testing.T, cfg Config, answers map[string][][]string) (*Registry, *journal) {
@@ -109,7 +33,7 @@ func guarded(t *testing.T, cfg Config, answers map[string][][]string) (*Registry
 	t.Cleanup(r.Close)
 	r.pause = func() backoff.BackOff { return &backoff.ZeroBackOff{} }
 	r.transport.Proxy = nil
-	r.egress.dialer.Resolver = (&names{answers: answers}).resolver()
+	r.egress.dialer.Resolver = upstreamtest.NewNames(answers).Resolver()
 	return r, j
 }
 
@@ -351,7 +275,7 @@ func TestEgressByProxy(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	r.egress.dialer.Resolver = (&names{}).resolver() // the name is the proxy's to resolve
+	r.egress.dialer.Resolver = upstreamtest.NewNames(nil).Resolver() // the name is the proxy's to resolve
 	head(t, r, repo)
 	up.Forget()
 	for _, host := range []string{
@@ -378,7 +302,7 @@ func TestEgressByProxy(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer direct.Close()
-	direct.egress.dialer.Resolver = (&names{answers: map[string][][]string{"direct.test": {{"127.0.0.1"}}}}).resolver()
+	direct.egress.dialer.Resolver = upstreamtest.NewNames(map[string][][]string{"direct.test": {{"127.0.0.1"}}}).Resolver()
 	up.Forget()
 	if _, err := direct.Head(t.Context(), KindManifest, repo, "latest"); !errors.Is(err, ErrInvalid) || up.Count() != 0 {
 		t.Errorf("%d requests, %v", up.Count(), err)

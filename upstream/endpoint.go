@@ -26,6 +26,7 @@ type endpoint struct {
 	first   sync.Once     // starts the ping
 	met     chan struct{} // closed when the ping is over, whatever came of it
 	probing atomic.Bool   // a probe is under way
+	slowAt  atomic.Int64  // Unix nanoseconds of the last body that came too slowly
 
 	mu     sync.Mutex                // guards the fields below
 	turns  *lru.Cache[string, *turn] // by repository
@@ -196,6 +197,18 @@ func (e *endpoint) healthy() bool {
 		}
 	}
 	return false
+}
+
+// slowPause is how long a URL whose body came too slowly is asked after the
+// others: a download that goes on should not meet the same trickle again, and
+// no breaker sees it, for the answers begin well.
+const slowPause = time.Minute
+
+func (e *endpoint) setSlow() { e.slowAt.Store(time.Now().UnixNano()) }
+
+func (e *endpoint) slow() bool {
+	at := e.slowAt.Load()
+	return at != 0 && time.Since(time.Unix(0, at)) < slowPause
 }
 
 // publish sums up what the accounts have left, in the metrics.

@@ -77,6 +77,15 @@ func statusOf(err error) int {
 	return 0
 }
 
+// restOf is how long the upstream behind err asked to be left alone, 0 when it
+// did not say.
+func restOf(err error) time.Duration {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.RetryAfter
+	}
+	return 0
+}
+
 // rank orders failures by what they tell the caller. A 404 of one URL says
 // less than the failure of another: what could not be asked may have it.
 func rank(err error) int {
@@ -115,7 +124,7 @@ func (r *Registry) networkError(ctx context.Context, op, doing string, err error
 		e.Err = context.Canceled
 	case ctx.Err() != nil:
 		e.Err = fmt.Errorf("%w: %w", ErrTimeout, context.DeadlineExceeded)
-	case errors.Is(err, errSilent), errors.Is(err, errTooSlow),
+	case errors.Is(err, errSilent), errors.Is(err, errTrickle), errors.Is(err, errTooSlow),
 		errors.As(err, &nerr) && nerr.Timeout():
 		e.Err = fmt.Errorf("%w: %w", ErrTimeout, err)
 	default:

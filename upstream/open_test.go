@@ -261,7 +261,7 @@ func TestBrokenBody(t *testing.T) {
 	}
 }
 
-// TestProgress: silence ends a body, a slow reader does not.
+// TestProgress: silence ends a body. That a slow reader does not is in TestTrickle.
 func TestProgress(t *testing.T) {
 	t.Parallel()
 	up, img := image(t, upstreamtest.Options{})

@@ -8,14 +8,14 @@ import (
 )
 
 // order is the URLs in the order in which to ask them: as configured, but what
-// is known to be broken last.
+// is known to be broken, or too slow, last.
 func (r *Registry) order() []*endpoint {
 	if len(r.endpoints) == 1 {
 		return r.endpoints
 	}
 	var well, broken []*endpoint
 	for _, e := range r.endpoints {
-		if e.healthy() {
+		if e.healthy() && !e.slow() {
 			well = append(well, e)
 		} else {
 			broken = append(broken, e)
@@ -80,7 +80,9 @@ func (r *Registry) askEach(ctx context.Context, q query) (*http.Response, error)
 			cancel := running[got.from]
 			delete(running, got.from)
 			if got.err == nil {
-				got.resp.Body.(*body).after(cancel)
+				b := got.resp.Body.(*body)
+				b.after(cancel)
+				b.tooSlow = got.from.setSlow
 				return got.resp, nil
 			}
 			cancel()
@@ -100,14 +102,14 @@ func (r *Registry) askEach(ctx context.Context, q query) (*http.Response, error)
 }
 
 // moreTelling is the one of two failures that says more to the caller; of two
-// rate limits, the one that ends first.
+// rate limits or rests, the one that ends first.
 func moreTelling(a, b error) error {
 	if a == nil || rank(b) > rank(a) {
 		return b
 	}
-	one, ok1 := errors.AsType[*Error](a)
-	two, ok2 := errors.AsType[*Error](b)
-	if rank(a) == rank(b) && ok1 && ok2 && two.RetryAfter > 0 && two.RetryAfter < one.RetryAfter {
+	// A rate limit that does not say when it ends may be the longer one.
+	known := restOf(b) > 0 || !errors.Is(b, ErrRateLimited)
+	if rank(a) == rank(b) && known && restOf(b) < restOf(a) {
 		return b
 	}
 	return a

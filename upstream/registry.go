@@ -46,6 +46,7 @@ type Registry struct {
 	transport *http.Transport
 	endpoints []*endpoint
 	breakers  *lru.Cache[string, *gobreaker.TwoStepCircuitBreaker[struct{}]] // by origin
+	rests     *lru.Cache[string, time.Time]                                  // by origin: not asked before
 	downloads chan struct{}                                                  // one slot per blob body under way
 
 	pause func() backoff.BackOff // between tries
@@ -72,6 +73,9 @@ func New(cfg Config, m *Metrics, log *slog.Logger) (*Registry, error) {
 	r.breakers, err = lru.New[string, *gobreaker.TwoStepCircuitBreaker[struct{}]](maxOrigins)
 	if err != nil {
 		return nil, fmt.Errorf("make breaker cache: %w", err)
+	}
+	if r.rests, err = lru.New[string, time.Time](maxOrigins); err != nil {
+		return nil, fmt.Errorf("make cache of rests: %w", err)
 	}
 	for _, raw := range cfg.URLs {
 		base, err := parseBase(raw)
@@ -147,8 +151,8 @@ func mediaType(resp *http.Response) string {
 }
 
 // Content is a manifest or blob on its way. Body must be closed. It fails with
-// an *Error: ErrTimeout after a silence of Timeouts.Progress, ErrUnavailable
-// when the connection breaks. Open again at the offset reached.
+// an *Error: ErrTimeout after a silence or trickle of Timeouts.Progress,
+// ErrUnavailable when the connection breaks. Open again at the offset reached.
 type Content struct {
 	Body io.ReadCloser
 	// Offset is where Body starts: the offset asked for, or 0 where upstream

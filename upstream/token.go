@@ -49,6 +49,9 @@ func (a *account) fetchToken(realm *url.URL, key tokenKey, credentialed bool) (t
 	if err != nil {
 		return token{}, r.fail(opToken, ErrInvalid, "the token realm is no http or https URL")
 	}
+	if err := a.spent(opToken); err != nil {
+		return token{}, err
+	}
 	secrets := []string{cred.Password, cred.IdentityToken, base64.StdEncoding.EncodeToString([]byte(cred.Username + ":" + cred.Password))}
 	resp, err := r.roundTrip(ctx, opToken, req)
 	if err != nil {
@@ -59,6 +62,9 @@ func (a *account) fetchToken(realm *url.URL, key tokenKey, credentialed bool) (t
 	case resp.StatusCode == http.StatusOK:
 	case resp.StatusCode == http.StatusUnauthorized, resp.StatusCode == http.StatusForbidden,
 		resp.StatusCode == http.StatusTooManyRequests, resp.StatusCode >= 500:
+		if resp.StatusCode == http.StatusTooManyRequests {
+			a.budget.limited(opToken, resp.Header)
+		}
 		return token{}, r.statusError(opToken, resp, secrets...)
 	default: // redirects too: a credential must not be led on
 		failed := r.statusError(opToken, resp, secrets...)

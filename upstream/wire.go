@@ -22,7 +22,7 @@ const (
 	// again after breakerPause: short, for what waits on it is a person's build.
 	breakerFailures = 5
 	breakerPause    = 5 * time.Second
-	// maxOrigins bounds the breakers kept; redirects can name any number of hosts.
+	// maxOrigins bounds the breakers and rests kept; redirects can name any number of hosts.
 	maxOrigins = 256
 )
 
@@ -77,11 +77,29 @@ func (r *Registry) breaker(origin string) *gobreaker.TwoStepCircuitBreaker[struc
 	return b
 }
 
+// errResting: the origin has asked to be left alone for a while.
+var errResting = fmt.Errorf("%w: not asked, for it said when to ask again", ErrUnavailable)
+
+// heed lets an origin rest that says when to ask again (RFC 9110 section 10.2.3).
+func (r *Registry) heed(origin string, resp *http.Response) {
+	d := parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())
+	if d == 0 {
+		return
+	}
+	r.rests.Add(origin, time.Now().Add(d))
+	r.log.Warn("upstream said when to ask again", "upstream", r.cfg.Name, "origin", origin, "status", resp.StatusCode, "seconds", d.Seconds())
+}
+
 // roundTrip sends one request and waits for the head of the answer; it follows
 // nothing. The body returned fails after a silence of Timeouts.Progress and
 // must be closed. Errors are ErrUnavailable, ErrTimeout, the context's,
 // or ErrInvalid where the egress policy refuses.
 func (r *Registry) roundTrip(ctx context.Context, op string, req *http.Request) (*http.Response, error) {
+	if until, ok := r.rests.Get(origin(req.URL)); ok && time.Now().Before(until) {
+		resting := r.fail(op, errResting, "%s", req.URL.Host)
+		resting.RetryAfter = time.Until(until)
+		return nil, resting
+	}
 	done, err := r.breaker(origin(req.URL)).Allow()
 	if err != nil {
 		return nil, r.fail(op, errNotAsked, "%s", req.URL.Host)
@@ -121,6 +139,7 @@ func (r *Registry) roundTrip(ctx context.Context, op string, req *http.Request) 
 	r.metrics.answered(r.cfg.label(), op, codeLabel(resp.StatusCode), took)
 	if resp.StatusCode >= 500 && resp.StatusCode != http.StatusNotImplemented {
 		done(fmt.Errorf("status %d", resp.StatusCode))
+		r.heed(origin(req.URL), resp)
 	} else {
 		done(nil)
 	}

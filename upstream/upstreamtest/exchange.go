@@ -1,8 +1,10 @@
 package upstreamtest
 
 import (
+	"crypto/tls"
 	"fmt"
 	"maps"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -25,13 +27,16 @@ type exchange struct {
 	start, end int // the part of content to send
 	chunked    bool
 	endless    bool
+	openEnd    bool // neither length nor chunks: the end is where the connection ends
 
 	arrived chan<- struct{}
 	pauses  []<-chan struct{} // waited for in turn; nil: for ever
 	cutAt   int               // body bytes before the connection breaks; -1: it does not
+	reset   bool              // it breaks by RST
 	stallAt int
 	release <-chan struct{}
-	rate    int // bytes a second; 0: any
+	rate    int           // bytes a second; 0: any
+	drip    time.Duration // between the bytes from stallAt on; 0: they come at once
 }
 
 // begin records a request.
@@ -102,7 +107,10 @@ func (x *exchange) finish(w http.ResponseWriter, unauthorized bool) {
 	}
 	body := x.content[x.start:x.end]
 	maps.Copy(w.Header(), x.header)
-	if !x.chunked {
+	switch {
+	case x.openEnd:
+		w.Header().Set("Transfer-Encoding", "identity") // to net/http: neither of the two
+	case !x.chunked:
 		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	}
 	r.answered(x.record, x.status)
@@ -125,7 +133,21 @@ func (x *exchange) finish(w http.ResponseWriter, unauthorized bool) {
 		switch {
 		case at == x.cutAt:
 			x.flush(w)
+			if x.reset {
+				resetConnection(w)
+			}
+			if x.openEnd { // which looks like any other end
+				return
+			}
 			panic(http.ErrAbortHandler)
+		case at == x.stallAt && x.drip > 0:
+			x.flush(w)
+			for ; at < len(body); at++ {
+				x.pause(x.drip)
+				x.write(w, body[at:at+1])
+				x.flush(w)
+			}
+			return
 		case at == x.stallAt:
 			x.flush(w)
 			x.stallAt = -1
@@ -150,8 +172,39 @@ func (x *exchange) wait(release <-chan struct{}) {
 	}
 }
 
+// pause is wait for a time.
+func (x *exchange) pause(d time.Duration) {
+	passed := make(chan struct{})
+	defer time.AfterFunc(d, func() { close(passed) }).Stop()
+	x.wait(passed)
+}
+
 func (x *exchange) flush(w http.ResponseWriter) {
 	_ = http.NewResponseController(w).Flush() // a client that left is noticed below
+}
+
+// resetConnection ends a connection by RST: what is under way is lost, and the
+// other side's read fails (RFC 9293 section 3.10.7.4).
+func resetConnection(w http.ResponseWriter) {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return // HTTP/2, or ended already
+	}
+	raw := conn
+	for {
+		switch c := raw.(type) {
+		case *tls.Conn:
+			raw = c.NetConn()
+			continue
+		case countedConn:
+			raw = c.Conn
+			continue
+		case *net.TCPConn:
+			_ = c.SetLinger(0) // what fails here fails the test that waits for a reset
+		}
+		_ = raw.Close()
+		return
+	}
 }
 
 // write sends p in pieces and counts each before it can be read.
@@ -166,16 +219,9 @@ func (x *exchange) write(w http.ResponseWriter, p []byte) {
 		}
 		p = p[n:]
 		if x.rate > 0 {
-			x.wait(pace(time.Duration(n) * time.Second / time.Duration(x.rate)))
+			x.pause(time.Duration(n) * time.Second / time.Duration(x.rate))
 		}
 	}
-}
-
-// pace is closed after d.
-func pace(d time.Duration) <-chan struct{} {
-	over := make(chan struct{})
-	time.AfterFunc(d, func() { close(over) })
-	return over
 }
 
 func (x *exchange) count(n int) {

@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -15,6 +16,15 @@ type Fault func(*exchange)
 
 // CutAfter breaks the connection after n bytes of the body.
 func CutAfter(n int) Fault { return func(x *exchange) { x.cutAt = n } }
+
+// ResetAfter is CutAfter by a TCP reset.
+func ResetAfter(n int) Fault { return func(x *exchange) { x.cutAt, x.reset = n, true } }
+
+// TrickleAfter sends n bytes of the body, and of the rest one each time that
+// pause has passed.
+func TrickleAfter(n int, pause time.Duration) Fault {
+	return func(x *exchange) { x.stallAt, x.drip = n, pause }
+}
 
 // StallAfter sends n bytes of the body and the rest once release is closed.
 func StallAfter(n int, release <-chan struct{}) Fault {
@@ -102,6 +112,10 @@ func ChangedLength(by int) Fault {
 
 // NoLength sends the body without a Content-Length, chunked.
 func NoLength() Fault { return func(x *exchange) { x.chunked = true } }
+
+// OpenEnd sends the body with neither length nor chunks, as HTTP/1.0 does: it
+// ends where the connection ends. CutAfter then looks like any other end.
+func OpenEnd() Fault { return func(x *exchange) { x.openEnd = true } }
 
 // Gzip compresses the body and says so, though nobody asked for it.
 func Gzip() Fault {

@@ -79,6 +79,8 @@ type Registry struct {
 	tb      TB
 	ended   chan struct{} // closed at the end of the test
 	servers []*server
+	// tokenServer is one of them, where it is elsewhere.
+	tokenServer *server
 
 	mu      sync.Mutex // guards all below
 	repos   map[string]*repository
@@ -131,6 +133,7 @@ func New(tb TB, o Options) *Registry {
 	r.TokenURL = r.URL + o.TokenPath
 	if o.TokenElsewhere {
 		r.TokenURL = start(r.serveToken) + o.TokenPath
+		r.tokenServer = r.servers[len(r.servers)-1]
 	}
 	r.realm = r.TokenURL
 	r.CDNURL = start(r.serveCDN)
@@ -162,6 +165,10 @@ func (r *Registry) Down() {
 		s.stop()
 	}
 }
+
+// TokenDown refuses and breaks the connections of the token server alone, which
+// is elsewhere, until Up.
+func (r *Registry) TokenDown() { r.tokenServer.stop() }
 
 // Up listens again at the same addresses.
 func (r *Registry) Up() {
