@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -50,6 +51,7 @@ func digestName(t target, d digest.Digest) string {
 // moment ago is not asked for.
 func (p *Proxy) source(t target, d digest.Digest) storage.Source {
 	name := digestName(t, d)
+	var tried atomic.Bool // anew, after a body whose end may have been none
 	return func(ctx context.Context, s storage.Span) (*storage.Part, error) {
 		if err := p.recall(name); err != nil {
 			return nil, fmt.Errorf("%w: %w", storage.ErrRefused, err)
@@ -63,13 +65,22 @@ func (p *Proxy) source(t target, d digest.Digest) storage.Source {
 			return nil, final(err)
 		}
 		c.Body = finalBody{c.Body}
+		if c.Size < 0 && c.Offset == 0 {
+			c.Body = openBody{c.Body, d.Verifier(), &tried}
+		}
 		return (*storage.Part)(c), nil
 	}
 }
 
-// final marks errors that asking again does not mend.
+// longestRest is how long a download waits where its upstream says when to ask
+// again: as long as storage is patient with any break. Clients of a longer one
+// are told at once, and ask elsewhere.
+const longestRest = 15 * time.Second
+
+// final marks errors that asking again does not mend, or not soon enough.
 func final(err error) error {
-	if saysNo(err) || errors.Is(err, upstream.ErrInvalid) {
+	asked, ok := errors.AsType[*upstream.Error](err)
+	if saysNo(err) || errors.Is(err, upstream.ErrInvalid) || ok && asked.RetryAfter > longestRest {
 		return fmt.Errorf("%w: %w", storage.ErrRefused, err)
 	}
 	return err
@@ -82,6 +93,24 @@ func (b finalBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if err != nil && !errors.Is(err, io.EOF) {
 		err = final(err)
+	}
+	return n, err
+}
+
+// openBody is a whole body of no announced length. A connection that breaks may
+// look like its end (RFC 9112 section 6.3), so the first one that has not the
+// digest is taken for broken, and the rest is asked for.
+type openBody struct {
+	io.ReadCloser
+	verifier digest.Verifier
+	tried    *atomic.Bool
+}
+
+func (b openBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	_, _ = b.verifier.Write(p[:n]) // a hash never fails
+	if errors.Is(err, io.EOF) && !b.verifier.Verified() && b.tried.CompareAndSwap(false, true) {
+		err = io.ErrUnexpectedEOF
 	}
 	return n, err
 }

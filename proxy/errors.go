@@ -75,6 +75,9 @@ func answerTo(err error, kind upstream.Kind) answer {
 	default:
 		a.status, a.code = http.StatusInternalServerError, errcode.ErrorCodeUnknown
 	}
+	if a.result == resultError && a.retryAfter == 0 && asked != nil && errors.Is(err, upstream.ErrUnavailable) {
+		a.retryAfter = asked.RetryAfter
+	}
 	var negative *remembered
 	if errors.As(err, &negative) && a.result == resultMiss {
 		a.result = resultNegative

@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -117,6 +118,7 @@ func TestErrorsToClients(t *testing.T) {
 		"429 bare":      {ut.Status(429), 503, "TOOMANYREQUESTS"},
 		"500":           {ut.Status(500), 502, "UNAVAILABLE"},
 		"503":           {ut.Status(503), 502, "UNAVAILABLE"},
+		"503 that says": {ut.Status(503, "Retry-After", "600"), 502, "UNAVAILABLE"},
 		"redirect loop": {ut.RedirectLoop(), 502, "UNAVAILABLE"},
 		"teapot":        {ut.Status(418), 502, "UNAVAILABLE"},
 	} {
@@ -140,6 +142,9 @@ func TestErrorsToClients(t *testing.T) {
 				m.wantError(a, tc.status, code)
 				retry := a.header.Get("Retry-After")
 				if tc.status == 503 && retry != map[string]string{"429": "17", "429 bare": "60"}[name] {
+					t.Errorf("Retry-After %q", retry)
+				}
+				if after, err := strconv.Atoi(retry); name == "503 that says" && (err != nil || after > 600 || after < 590) {
 					t.Errorf("Retry-After %q", retry)
 				}
 				if h := m.head(path); h.status != tc.status || len(h.body) > 0 || h.header.Get("WWW-Authenticate") != "" {

@@ -3,6 +3,7 @@ package proxy
 import (
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -84,7 +85,8 @@ func TestUpstreamFails(t *testing.T) {
 		"500":       ut.Status(http.StatusInternalServerError),
 		"503":       ut.Status(http.StatusServiceUnavailable),
 		"429":       ut.Status(http.StatusTooManyRequests, "Retry-After", "600"),
-		"reset":     ut.CutAfter(0),
+		"refused":   nil,
+		"when":      ut.Status(http.StatusServiceUnavailable, "Retry-After", "600"),
 		"blackhole": ut.BlackHole(),
 		"loop":      ut.RedirectLoop(),
 	} {
@@ -95,9 +97,11 @@ func TestUpstreamFails(t *testing.T) {
 			m := newMirror(t, nil, registry(t, "docker.io", up.URL))
 			m.want(m.get(tagPath("1")), img.Index)
 			m.restart(impatient, registry(t, "docker.io", up.URL))
-			up.Fault(ut.Match{Op: ut.HeadManifest}, fault)
-			if name == "reset" {
+			up.Forget()
+			if name == "refused" {
 				up.Down()
+			} else {
+				up.Fault(ut.Match{Op: ut.HeadManifest}, fault)
 			}
 			for range 5 {
 				a := m.get(tagPath("1"))
@@ -106,12 +110,19 @@ func TestUpstreamFails(t *testing.T) {
 					t.Errorf("Cache-Status %q", a.cache())
 				}
 			}
-			if name != "429" {
+			if name != "429" && name != "when" {
 				return
 			}
-			if a := m.get(tagPath("2")); a.status != http.StatusServiceUnavailable || a.code() != "TOOMANYREQUESTS" || a.header.Get("Retry-After") != "600" {
-				t.Errorf("nothing kept: %d %s %v", a.status, a.code(), a.header)
+			a := m.get(tagPath("2"))
+			if name == "429" {
+				m.wantError(a, http.StatusServiceUnavailable, "TOOMANYREQUESTS")
+			} else {
+				m.wantError(a, http.StatusBadGateway, "UNAVAILABLE")
 			}
+			if after, err := strconv.Atoi(a.header.Get("Retry-After")); err != nil || after > 600 || after < 590 {
+				t.Errorf("nothing kept: Retry-After %v", a.header)
+			}
+			counts(t, up, map[ut.Op]int{ut.HeadManifest: 1})
 		})
 	}
 }
@@ -282,18 +293,40 @@ func TestHeadWithout(t *testing.T) {
 	}
 }
 
-// TestLyingDigest: a HEAD that names another digest leads to that content or
-// to an error, never to other bytes under the name.
+// TestLyingDigest: a HEAD that names another digest leads to that content where
+// there is such, else to an error: never to other bytes under the name.
 func TestLyingDigest(t *testing.T) {
 	t.Parallel()
-	up := ut.New(t, ut.Options{})
-	up.AddImage("library/app", "1", ut.NewImage(1, 10))
-	lie := ut.NewImage(9, 10).Index.Digest
-	up.Fault(ut.Match{Op: ut.HeadManifest}, ut.LyingDigest(lie))
-	up.Fault(ut.Match{Op: ut.GetManifest}, ut.Body("application/vnd.oci.image.index.v1+json", []byte("{}")), ut.LyingDigest(lie))
-	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
-	m.wantError(m.get(tagPath("1")), http.StatusBadGateway, "UNAVAILABLE")
-	kept(t, m)
+	for name, content := range map[string]ut.Fault{
+		"of other content":  nil,
+		"of nothing":        ut.Status(http.StatusNotFound),
+		"over wrong bytes":  ut.WrongBytes(),
+		"over another page": ut.Body("application/vnd.oci.image.index.v1+json", []byte("{}")),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			up := ut.New(t, ut.Options{})
+			up.AddImage("library/app", "1", ut.NewImage(1, 10))
+			other := up.AddImage("library/app", "2", ut.NewImage(9, 10)).Index
+			up.Fault(ut.Match{Op: ut.HeadManifest}, ut.LyingDigest(other.Digest))
+			if content != nil {
+				up.Fault(ut.Match{Op: ut.GetManifest}, content)
+			}
+			m := newMirror(t, nil, registry(t, "docker.io", up.URL))
+			switch a := m.get(tagPath("1")); name {
+			case "of other content":
+				m.want(a, other)
+			case "of nothing":
+				m.wantError(a, http.StatusNotFound, "MANIFEST_UNKNOWN")
+			default:
+				m.wantError(a, http.StatusBadGateway, "UNAVAILABLE")
+			}
+			if len(up.Select(ut.Match{Op: ut.GetManifest, Reference: other.Digest.String()})) != up.Count(ut.GetManifest) {
+				t.Error("asked for something else")
+			}
+			kept(t, m)
+		})
+	}
 }
 
 // TestTooOld: beyond max_stale only the upstream's word counts.

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sony/gobreaker/v2"
+
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
@@ -289,6 +291,26 @@ func TestTokenServerFails(t *testing.T) {
 				t.Errorf("%d token requests, want at most %d", n, most)
 			}
 		})
+	}
+}
+
+// TestTokenServerDown: its failures are its own, and open its own breaker.
+func TestTokenServerDown(t *testing.T) {
+	t.Parallel()
+	up, _ := image(t, upstreamtest.Options{Auth: upstreamtest.Bearer, TokenElsewhere: true})
+	up.TokenDown()
+	r := asking(t, up)
+	for range breakerFailures {
+		_, err := r.Head(t.Context(), KindManifest, repo, "latest")
+		if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "token") || !strings.Contains(err.Error(), up.TokenHost()) {
+			t.Errorf("got %v", err)
+		}
+	}
+	if s := r.breaker("http://" + up.TokenHost()).State(); s != gobreaker.StateOpen {
+		t.Errorf("the token server's breaker is %s", s)
+	}
+	if s := r.breaker(r.endpoints[0].origin).State(); s != gobreaker.StateClosed {
+		t.Errorf("the registry's breaker is %s", s)
 	}
 }
 

@@ -51,7 +51,7 @@ func TestTrickle(t *testing.T) {
 						}
 					}
 				})
-				c, err := r.Open(t.Context(), KindBlob, repo, blobDigest, 0)
+				c, err := r.Open(t.Context(), KindBlob, repo, blobDigest, Span{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -98,7 +98,7 @@ func TestSlowURL(t *testing.T) {
 				Timeouts: Timeouts{Dial: never, TLSHandshake: never, ResponseHeader: never, Progress: 50 * time.Millisecond},
 			})
 			layer := img.Layers[0]
-			c, err := r.Open(t.Context(), KindBlob, repo, layer.Digest, 0)
+			c, err := r.Open(t.Context(), KindBlob, repo, layer.Digest, Span{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -131,7 +131,7 @@ func TestReset(t *testing.T) {
 			layer := img.Layers[0]
 			up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob, Times: 1}, upstreamtest.ResetAfter(50_000))
 			r := dialing(t, Config{URLs: []string{up.URL}, CAFile: up.CAFile})
-			c, err := r.Open(t.Context(), KindBlob, repo, layer.Digest, 0)
+			c, err := r.Open(t.Context(), KindBlob, repo, layer.Digest, Span{})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -125,7 +125,7 @@ func TestRetryAfter(t *testing.T) {
 					ctx, cancel = context.WithTimeout(ctx, tt.within)
 					defer cancel()
 				}
-				c, err := r.Open(ctx, KindBlob, repo, blobDigest, 0)
+				c, err := r.Open(ctx, KindBlob, repo, blobDigest, Span{})
 				if err == nil {
 					c.Body.Close()
 				}
@@ -230,7 +230,7 @@ func TestOthersRest(t *testing.T) {
 			s := up.Fault(upstreamtest.Match{Op: tt.op}, upstreamtest.Status(tt.status, "Retry-After", "600"))
 			r := asking(t, up)
 			for i := range 5 {
-				_, err := r.Open(t.Context(), KindBlob, repo, img.Layers[0].Digest, 0)
+				_, err := r.Open(t.Context(), KindBlob, repo, img.Layers[0].Digest, Span{})
 				if rest := restOf(err); i == 0 && !errors.Is(err, tt.want) || rest < 590*time.Second || rest > 600*time.Second {
 					t.Errorf("%d: %v, ask again after %s", i, err, rest)
 				}

@@ -19,6 +19,7 @@ type Names struct {
 	answers map[string][][]string // of each name in turn, the last for ever
 	asked   int
 	gone    Gone
+	changed chan struct{} // closed and replaced when gone changes
 }
 
 // Gone is what has become of a name server.
@@ -32,7 +33,9 @@ const (
 
 // NewNames starts a name server with the answers that each name has in turn, of
 // which the last is for ever. Other names do not exist.
-func NewNames(answers map[string][][]string) *Names { return &Names{answers: answers} }
+func NewNames(answers map[string][][]string) *Names { 
+	return &Names{answers: answers, changed: make(chan struct{})}
+}
 
 // Forget makes a name one that does not exist.
 func (n *Names) Forget(name string) {
@@ -41,11 +44,14 @@ func (n *Names) Forget(name string) {
 	delete(n.answers, name)
 }
 
-// Become makes the name server answer, refuse connections or keep silent.
+// Become makes the name server answer, refuse connections or keep silent. Who
+// waits for what was silent meets the end of the connection.
 func (n *Names) Become(g Gone) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.gone = g
+	close(n.changed)
+	n.changed = make(chan struct{})
 }
 
 // Asked is how many connections were made, or tried, to ask something.
@@ -60,7 +66,7 @@ func (n *Names) Resolver() *net.Resolver {
 	return &net.Resolver{PreferGo: true, Dial: func(_ context.Context, network, address string) (net.Conn, error) {
 		n.mu.Lock()
 		n.asked++
-		gone := n.gone
+		gone, changed := n.gone, n.changed
 		n.mu.Unlock()
 		if gone == Refusing {
 			return nil, &net.OpError{Op: "dial", Net: network, Err: syscall.ECONNREFUSED}
@@ -69,7 +75,15 @@ func (n *Names) Resolver() *net.Resolver {
 		go func() {
 			defer server.Close()
 			if gone == Silent {
-				_, _ = io.Copy(io.Discard, server) // until the resolver gives up
+				left := make(chan struct{})
+				go func() {
+					defer close(left)
+					_, _ = io.Copy(io.Discard, server) // until the resolver gives up
+				}()
+				select {
+				case <-left:
+				case <-changed:
+				}
 				return
 			}
 			_ = n.serve(server) // the resolver goes when it has its answer
