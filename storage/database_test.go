@@ -363,8 +363,8 @@ func TestLogAllocated(t *testing.T) {
 	}
 }
 
-// TestIndexDiskReadOnly: a disk that turns read-only, as ext4 does when it meets
-// an error, is not written to; what is kept is served.
+// TestIndexDiskReadOnly: the index is not opened on a read-only disk. What is
+// written waits in memory, and is read from there.
 func TestIndexDiskReadOnly(t *testing.T) {
 	t.Parallel()
 	dir := smallDisk(t, 256)

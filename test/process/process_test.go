@@ -75,6 +75,12 @@ func start(t *testing.T, folder, upstream string, wrap ...string) *server {
 // run is start, but that the process may end instead; it has no url then.
 func run(t *testing.T, folder, upstream string, wrap ...string) *server {
 	t.Helper()
+	return runWith(t, folder, upstream, "", wrap...)
+}
+
+// runWith is run with more configuration.
+func runWith(t *testing.T, folder, upstream, more string, wrap ...string) *server {
+	t.Helper()
 	path, err := binary()
 	if err != nil {
 		t.Fatal(err)
@@ -86,7 +92,8 @@ listen: 127.0.0.1:0
 admin: {listen: 127.0.0.1:0}
 storage: {path: %s, min_free: 0}
 upstreams: {docker.io: {url: %s}}
-`, folder, upstream)
+%s
+`, folder, upstream, more)
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -33,7 +33,7 @@ const (
 
 // NewNames starts a name server with the answers that each name has in turn, of
 // which the last is for ever. Other names do not exist.
-func NewNames(answers map[string][][]string) *Names { 
+func NewNames(answers map[string][][]string) *Names {
 	return &Names{answers: answers, changed: make(chan struct{})}
 }
 

@@ -23,8 +23,9 @@ type TB interface {
 // Options say what a registry is like; the zero value is an open one that
 // serves its blobs itself.
 type Options struct {
-	TLS  bool // CAFile then names the certificate to trust
-	Auth Auth
+	Address string // to listen at; "127.0.0.1" where empty
+	TLS     bool   // CAFile then names the certificate to trust
+	Auth    Auth
 	// Username and Password are asked for by Basic, and by the token server;
 	// without them everybody gets a token.
 	Username, Password string
@@ -107,6 +108,9 @@ func New(tb TB, o Options) *Registry {
 	if o.TokenPath == "" {
 		o.TokenPath = "/token"
 	}
+	if o.Address == "" {
+		o.Address = loopback
+	}
 	if o.Service == "" {
 		o.Service = "upstreamtest"
 	}
@@ -125,7 +129,7 @@ func New(tb TB, o Options) *Registry {
 		}
 	}
 	start := func(h http.HandlerFunc) string {
-		s := startServer(tb, h, certificate, &r.Recorder)
+		s := startServer(tb, o.Address, h, certificate, &r.Recorder)
 		r.servers = append(r.servers, s)
 		return scheme + "://" + s.addr
 	}

@@ -31,8 +31,11 @@ type server struct {
 	served  chan struct{}
 }
 
-func startServer(tb TB, h http.Handler, certificate *pair, count *Recorder) *server {
-	s := &server{tb: tb, handler: h, certificate: certificate, count: count, addr: "127.0.0.1:0"}
+// loopback is where servers listen.
+const loopback = "127.0.0.1"
+
+func startServer(tb TB, address string, h http.Handler, certificate *pair, count *Recorder) *server {
+	s := &server{tb: tb, handler: h, certificate: certificate, count: count, addr: net.JoinHostPort(address, "0")}
 	s.start()
 	return s
 }

@@ -1,0 +1,146 @@
+package process
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+)
+
+// cable is a network of two, this host and a namespace, with one cable between.
+type cable struct {
+	t         *testing.T
+	namespace string
+	plug      string // the interface in the namespace
+	there     string // the namespace's address
+}
+
+func newCable(t *testing.T) *cable {
+	t.Helper()
+	id := os.Getpid()
+	c := &cable{t: t, namespace: fmt.Sprint("cachalot-", id), plug: fmt.Sprint("cp", id)}
+	net := fmt.Sprintf("10.%d.%d.", 200+id%50, id/50%250)
+	c.there = net + "2"
+	here := fmt.Sprint("ch", id)
+	if out, err := exec.CommandContext(t.Context(), "ip", "netns", "add", c.namespace).CombinedOutput(); err != nil {
+		t.Skipf("a cable needs root, and ip netns: %v %s", err, out)
+	}
+	t.Cleanup(func() { // the cable goes with it
+		if out, err := exec.Command("ip", "netns", "del", c.namespace).CombinedOutput(); err != nil { //nolint:noctx // the test's context has ended
+			t.Errorf("remove the namespace: %v %s", err, out)
+		}
+	})
+	c.ip("link", "add", here, "type", "veth", "peer", "name", c.plug, "netns", c.namespace)
+	c.ip("addr", "add", net+"1/30", "dev", here)
+	c.ip("link", "set", here, "up")
+	c.ip("-n", c.namespace, "addr", "add", c.there+"/30", "dev", c.plug)
+	c.connect()
+	return c
+}
+
+func (c *cable) ip(args ...string) {
+	c.t.Helper()
+	if out, err := exec.CommandContext(c.t.Context(), "ip", args...).CombinedOutput(); err != nil {
+		c.t.Fatalf("ip %v: %v %s", args, err, out)
+	}
+}
+
+func (c *cable) connect() { c.ip("-n", c.namespace, "link", "set", c.plug, "up") }
+func (c *cable) cut()     { c.ip("-n", c.namespace, "link", "set", c.plug, "down") }
+
+// registry starts one at the other end: a socket belongs to the namespace of the
+// thread that makes it.
+func (c *cable) registry() *upstreamtest.Registry {
+	c.t.Helper()
+	var up *upstreamtest.Registry
+	entered := make(chan error, 1)
+	go func() {
+		defer close(entered)
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		f, err := os.Open("/run/netns/" + c.namespace)
+		if err == nil {
+			defer f.Close()
+			err = unix.Setns(int(f.Fd()), unix.CLONE_NEWNET)
+		}
+		if err != nil {
+			entered <- err
+			return
+		}
+		up = upstreamtest.New(c.t, upstreamtest.Options{Address: c.there})
+	}()
+	if err := <-entered; err != nil || up == nil {
+		c.t.Fatal("enter the namespace: ", err)
+	}
+	return up
+}
+
+// TestNetworkCut pulls the cable to the registry in the middle of a blob, and
+// plugs it in again: the client sees a pause, and no byte is sent twice.
+func TestNetworkCut(t *testing.T) {
+	t.Parallel()
+	c := newCable(t)
+	for i, tc := range []struct {
+		name, config string
+		wait         func(s *server) // how long the cable is out
+		gets         int
+	}{
+		// TCP goes on by itself.
+		{"short", "", func(*server) { <-time.After(time.Second) }, 1},
+		// The connection is given up, and so is at least one new one.
+		{"long", "timeouts: {progress: 1s, dial: 500ms}", func(s *server) {
+			tick := time.NewTicker(10 * time.Millisecond)
+			defer tick.Stop()
+			for log := ""; strings.Count(log, "download broke and goes on") < 2; log = s.log.String() {
+				if strings.Contains(log, "msg=request") {
+					t.Error("the download ended with the cable out")
+					return
+				}
+				<-tick.C
+			}
+		}, 2},
+	} {
+		up := c.registry()
+		blob := upstreamtest.NewContent("", upstreamtest.Random(uint64(20+i), 8<<20))
+		up.AddBlob("library/app", blob)
+		release := make(chan struct{})
+		half := blob.Size / 2
+		up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob, Times: 1}, upstreamtest.StallAfter(int(half), release))
+		s := runWith(t, t.TempDir(), up.URL, tc.config, "env", "NO_PROXY=*")
+		if s.url == "" {
+			t.Fatalf("cachalot ended before it was ready: %s", s.log)
+		}
+		resp, err := http.Get(s.url + "/v2/library/app/blobs/" + blob.Digest.String()) //nolint:noctx // ends with the server
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, half)
+		if _, err := io.ReadFull(resp.Body, got); err != nil {
+			t.Fatal(err)
+		}
+		c.cut()
+		if tc.gets == 1 { // the rest is sent while nobody can receive it
+			close(release)
+		}
+		tc.wait(s)
+		c.connect()
+		rest, err := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if err != nil || !bytes.Equal(append(got, rest...), blob.Bytes) {
+			t.Errorf("%s: %d bytes, %v: %s", tc.name, len(got)+len(rest), err, s.log)
+		}
+		if n, sent := up.Count(upstreamtest.GetBlob), up.Sent(blob.Digest); sent != blob.Size || n != tc.gets {
+			t.Errorf("%s: %d GETs, want %d; %d bytes, want %d", tc.name, n, tc.gets, sent, blob.Size)
+		}
+		s.kill()
+	}
+}
