@@ -8,7 +8,7 @@
 //	        budget   what the rate limit leaves the account        (budget.go)
 //	        follow   authenticate: Basic, or a token by scope      (auth.go, token.go)
 //	          chase  redirects, by hand                            (ask.go)
-//	            roundTrip  breaker, transport, metrics             (wire.go)
+//	            roundTrip  breaker, rests, transport, metrics      (wire.go)
 //	              dial     which addresses may be reached          (egress.go, special.go)
 //	              body     progress deadline, counting             (body.go)
 //

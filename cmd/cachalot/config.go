@@ -99,7 +99,7 @@ type timeoutsConfig struct {
 	Dial           time.Duration `yaml:"dial"`
 	TLSHandshake   time.Duration `yaml:"tls_handshake"`
 	ResponseHeader time.Duration `yaml:"response_header"`
-	// Progress is the longest silence inside a download; a whole download has no limit.
+	// Progress is how long 16 KiB of a download may take; a whole one has no limit.
 	Progress time.Duration `yaml:"progress"`
 }
 
