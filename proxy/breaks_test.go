@@ -177,7 +177,7 @@ func TestNamesGone(t *testing.T) { // not parallel: the resolver is everybody's
 			hub := func() *upstream.Registry {
 				return registry(t, "docker.io", "http://registry.test:"+port, func(c *upstream.Config) {
 					c.AllowAddresses = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
-					c.Timeouts.Dial = 50 * time.Millisecond
+					c.Timeouts.Dial = 200 * time.Millisecond
 				})
 			}
 			m := newMirror(t, nil, hub())

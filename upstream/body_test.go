@@ -95,7 +95,7 @@ func TestSlowURL(t *testing.T) {
 			mirror.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob}, fault)
 			r := dialing(t, Config{
 				URLs:     []string{mirror.URL, itself.URL},
-				Timeouts: Timeouts{Dial: never, TLSHandshake: never, ResponseHeader: never, Progress: 50 * time.Millisecond},
+				Timeouts: Timeouts{Dial: never, TLSHandshake: never, ResponseHeader: never, Progress: 250 * time.Millisecond},
 			})
 			layer := img.Layers[0]
 			c, err := r.Open(t.Context(), KindBlob, repo, layer.Digest, Span{})
