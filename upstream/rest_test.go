@@ -227,11 +227,11 @@ func TestOthersRest(t *testing.T) {
 		t.Run(string(tt.op)+" "+http.StatusText(tt.status), func(t *testing.T) {
 			t.Parallel()
 			up, img := image(t, upstreamtest.Options{Auth: upstreamtest.Bearer, TokenElsewhere: true, CDN: true})
-			s := up.Fault(upstreamtest.Match{Op: tt.op}, upstreamtest.Status(tt.status, "Retry-After", "600"))
+			s := up.Fault(upstreamtest.Match{Op: tt.op}, upstreamtest.Status(tt.status, "Retry-After", "240"))
 			r := asking(t, up)
 			for i := range 5 {
 				_, err := r.Open(t.Context(), KindBlob, repo, img.Layers[0].Digest, Span{})
-				if rest := restOf(err); i == 0 && !errors.Is(err, tt.want) || rest < 590*time.Second || rest > 600*time.Second {
+				if rest := restOf(err); i == 0 && !errors.Is(err, tt.want) || rest < 230*time.Second || rest > 240*time.Second {
 					t.Errorf("%d: %v, ask again after %s", i, err, rest)
 				}
 			}
@@ -248,7 +248,7 @@ func TestRestingURL(t *testing.T) {
 	t.Parallel()
 	mirror, _ := image(t, upstreamtest.Options{})
 	itself, _ := image(t, upstreamtest.Options{})
-	resting := mirror.Fault(upstreamtest.Match{Op: upstreamtest.HeadManifest}, upstreamtest.Status(503, "Retry-After", "600"))
+	resting := mirror.Fault(upstreamtest.Match{Op: upstreamtest.HeadManifest}, upstreamtest.Status(503, "Retry-After", "240"))
 	failing := itself.Fault(upstreamtest.Match{Op: upstreamtest.HeadManifest, Times: 2}, upstreamtest.Status(502))
 	r := asking(t, mirror, itself)
 	head(t, r, repo, repo)

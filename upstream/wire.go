@@ -80,9 +80,12 @@ func (r *Registry) breaker(origin string) *gobreaker.TwoStepCircuitBreaker[struc
 // errResting: the origin has asked to be left alone for a while.
 var errResting = fmt.Errorf("%w: not asked, for it said when to ask again", ErrUnavailable)
 
+// maxRest bounds what one answer can do to all that comes from its origin.
+const maxRest = 5 * time.Minute
+
 // heed lets an origin rest that says when to ask again (RFC 9110 section 10.2.3).
 func (r *Registry) heed(origin string, resp *http.Response) {
-	d := parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())
+	d := min(parseRetryAfter(resp.Header.Get("Retry-After"), time.Now()), maxRest)
 	if d == 0 {
 		return
 	}
