@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -76,7 +77,7 @@ func (c *cable) registry() *upstreamtest.Registry {
 			entered <- err
 			return
 		}
-		up = upstreamtest.New(c.t, upstreamtest.Options{Address: c.there})
+		up = upstreamtest.New(c.t, upstreamtest.Options{Address: net.JoinHostPort(c.there, "0")})
 	}()
 	if err := <-entered; err != nil || up == nil {
 		c.t.Fatal("enter the namespace: ", err)

@@ -68,7 +68,7 @@ func NewDistribution(tb TB, o DistributionOptions) *Distribution {
 		o.ExpiresIn = 300
 	}
 	d := &Distribution{options: o, tb: tb, ready: make(chan struct{})}
-	d.server = startServer(tb, loopback, http.HandlerFunc(d.serve), nil, &d.Recorder)
+	d.server = startServer(tb, http.HandlerFunc(d.serve), nil, &d.Recorder)
 	d.URL = "http://" + d.server.addr
 	d.TokenURL = cmp.Or(o.TokenURL, d.URL+"/token")
 

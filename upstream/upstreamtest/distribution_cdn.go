@@ -26,7 +26,7 @@ type cdn struct {
 
 func newCDN(tb TB, r *Recorder) *cdn {
 	c := &cdn{recorder: r, blobs: map[digest.Digest][]byte{}, signed: map[string]string{}}
-	c.server = startServer(tb, loopback, http.HandlerFunc(c.serve), nil, r)
+	c.server = startServer(tb, http.HandlerFunc(c.serve), nil, r)
 	return c
 }
 

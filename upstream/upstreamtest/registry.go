@@ -1,6 +1,8 @@
 package upstreamtest
 
 import (
+	"cmp"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -23,9 +25,8 @@ type TB interface {
 // Options say what a registry is like; the zero value is an open one that
 // serves its blobs itself.
 type Options struct {
-	Address string // to listen at; "127.0.0.1" where empty
-	TLS     bool   // CAFile then names the certificate to trust
-	Auth    Auth
+	TLS  bool // CAFile then names the certificate to trust
+	Auth Auth
 	// Username and Password are asked for by Basic, and by the token server;
 	// without them everybody gets a token.
 	Username, Password string
@@ -57,6 +58,11 @@ type Options struct {
 	PageSize int
 	// Header is added to every answer of /v2/, as rate limits are.
 	Header http.Header
+	// Address is where the registry listens; "": at any port of 127.0.0.1.
+	Address string
+	// Listener, where it is not nil, is put before the sockets of the registry,
+	// its token server and its CDN, to slow them down.
+	Listener func(net.Listener) net.Listener
 }
 
 // Auth is how a registry authenticates.
@@ -108,9 +114,6 @@ func New(tb TB, o Options) *Registry {
 	if o.TokenPath == "" {
 		o.TokenPath = "/token"
 	}
-	if o.Address == "" {
-		o.Address = loopback
-	}
 	if o.Service == "" {
 		o.Service = "upstreamtest"
 	}
@@ -128,19 +131,20 @@ func New(tb TB, o Options) *Registry {
 			tb.Fatalf("write the CA file: %v", err)
 		}
 	}
-	start := func(h http.HandlerFunc) string {
-		s := startServer(tb, o.Address, h, certificate, &r.Recorder)
+	start := func(address string, h http.HandlerFunc) string {
+		s := &server{tb: tb, handler: h, certificate: certificate, count: &r.Recorder, wrap: o.Listener, addr: address}
+		s.start()
 		r.servers = append(r.servers, s)
 		return scheme + "://" + s.addr
 	}
-	r.URL = start(r.serveRegistry)
+	r.URL = start(cmp.Or(o.Address, anyPort), r.serveRegistry)
 	r.TokenURL = r.URL + o.TokenPath
 	if o.TokenElsewhere {
-		r.TokenURL = start(r.serveToken) + o.TokenPath
+		r.TokenURL = start(anyPort, r.serveToken) + o.TokenPath
 		r.tokenServer = r.servers[len(r.servers)-1]
 	}
 	r.realm = r.TokenURL
-	r.CDNURL = start(r.serveCDN)
+	r.CDNURL = start(anyPort, r.serveCDN)
 	tb.Cleanup(func() {
 		close(r.ended)
 		for _, s := range r.servers {

@@ -24,6 +24,7 @@ type server struct {
 	handler     http.Handler
 	certificate *pair
 	count       *Recorder
+	wrap        func(net.Listener) net.Listener // nil: nothing
 	addr        string
 
 	mu      sync.Mutex   // guards the fields below
@@ -31,11 +32,10 @@ type server struct {
 	served  chan struct{}
 }
 
-// loopback is where servers listen.
-const loopback = "127.0.0.1"
+const anyPort = "127.0.0.1:0"
 
-func startServer(tb TB, address string, h http.Handler, certificate *pair, count *Recorder) *server {
-	s := &server{tb: tb, handler: h, certificate: certificate, count: count, addr: net.JoinHostPort(address, "0")}
+func startServer(tb TB, h http.Handler, certificate *pair, count *Recorder) *server {
+	s := &server{tb: tb, handler: h, certificate: certificate, count: count, addr: anyPort}
 	s.start()
 	return s
 }
@@ -53,6 +53,9 @@ func (s *server) start() {
 		return
 	}
 	s.addr = l.Addr().String()
+	if s.wrap != nil {
+		l = s.wrap(l)
+	}
 	l = countedListener{l, s.count}
 	if s.certificate != nil {
 		l = tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{s.certificate.key}, MinVersion: tls.VersionTLS12})

@@ -1,0 +1,159 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// cores says which processors whom belong to. Both are empty where there is one
+// processor only: then nothing is pinned.
+type cores struct{ server, client []int }
+
+// splitCores gives the last processor to the server under test and the others
+// to clients and the upstream.
+func splitCores() (cores, error) {
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &set); err != nil {
+		return cores{}, fmt.Errorf("read the processors: %w", err)
+	}
+	var all []int
+	for i := range len(set) * 64 {
+		if set.IsSet(i) {
+			all = append(all, i)
+		}
+	}
+	if len(all) < 2 {
+		return cores{}, nil
+	}
+	return cores{server: all[len(all)-1:], client: all[:len(all)-1]}, nil
+}
+
+func cpuSet(cpus []int) *unix.CPUSet {
+	var set unix.CPUSet
+	for _, c := range cpus {
+		set.Set(c)
+	}
+	return &set
+}
+
+// pinned runs f, which starts a process, so that the process gets these
+// processors; a Go program then takes as many for its GOMAXPROCS.
+func pinned(cpus []int, f func() error) error {
+	if len(cpus) == 0 {
+		return f()
+	}
+	runtime.LockOSThread() // a child has the processors of the thread that makes it
+	defer runtime.UnlockOSThread()
+	var before unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &before); err != nil {
+		return fmt.Errorf("read the processors: %w", err)
+	}
+	if err := unix.SchedSetaffinity(0, cpuSet(cpus)); err != nil {
+		return fmt.Errorf("pin to processor %v: %w", cpus, err)
+	}
+	err := f()
+	return errors.Join(err, unix.SchedSetaffinity(0, &before))
+}
+
+// pin moves all threads of a process and of what it started. Threads that they
+// make later stay there.
+func pin(pid int, cpus []int) error {
+	if len(cpus) == 0 {
+		return nil
+	}
+	for _, p := range family(pid) {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", p))
+		if err != nil {
+			return err
+		}
+		for _, t := range threads {
+			id, err := strconv.Atoi(filepath.Base(t))
+			if err != nil {
+				return err
+			}
+			if err := unix.SchedSetaffinity(id, cpuSet(cpus)); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("pin process %d to processor %v: %w", p, cpus, err)
+			}
+		}
+	}
+	return nil
+}
+
+// family is a process and all that descends from it.
+func family(pid int) []int {
+	list := []int{pid}
+	for i := 0; i < len(list); i++ {
+		// Each thread has its own children.
+		files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", list[i]))
+		if err != nil {
+			continue
+		}
+		for _, f := range files {
+			b, err := os.ReadFile(f)
+			if err != nil {
+				continue // it has ended
+			}
+			for s := range strings.FieldsSeq(string(b)) {
+				if child, err := strconv.Atoi(s); err == nil {
+					list = append(list, child)
+				}
+			}
+		}
+	}
+	return list
+}
+
+// cpuTime is the processor time, in user and kernel, that a process and what it
+// started have taken, in nanoseconds where /proc/PID/stat has ticks of 10 ms.
+func cpuTime(pid int) (time.Duration, error) {
+	var sum time.Duration
+	for _, p := range family(pid) {
+		// clock_getcpuclockid(3): the process's CPUCLOCK_SCHED.
+		var ts unix.Timespec
+		if err := unix.ClockGettime(int32(^p<<3|2), &ts); err != nil {
+			if p != pid {
+				continue // a child that has ended
+			}
+			return 0, fmt.Errorf("read the processor time of process %d: %w", pid, err)
+		}
+		sum += time.Duration(ts.Nano())
+	}
+	return sum, nil
+}
+
+// peakMemory is the largest resident size so far (VmHWM), in bytes, of a process
+// and what it started.
+func peakMemory(pid int) (int64, error) {
+	var sum int64
+	for _, p := range family(pid) {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p))
+		if err != nil {
+			if p != pid {
+				continue
+			}
+			return 0, fmt.Errorf("read the peak memory: %w", err)
+		}
+		for lines := bufio.NewScanner(bytes.NewReader(b)); lines.Scan(); {
+			f := strings.Fields(lines.Text())
+			if len(f) < 2 || f[0] != "VmHWM:" {
+				continue
+			}
+			kib, err := strconv.ParseInt(f[1], 10, 64)
+			if err != nil {
+				return 0, fmt.Errorf("read the peak memory: %w", err)
+			}
+			sum += kib << 10
+		}
+	}
+	return sum, nil
+}

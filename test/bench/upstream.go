@@ -1,0 +1,234 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net/rpc"
+	"net/rpc/jsonrpc"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"sync"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// upstreamOptions say what a registry is like.
+type upstreamOptions struct {
+	address string // "": any port of loopback
+	open    bool   // no tokens are asked for
+	cdn     bool   // blobs are redirected to another origin
+	rate    int    // bytes a second of all connections together; 0: no limit
+	each    int    // and of each
+}
+
+func (o *upstreamOptions) flags(f *flag.FlagSet) {
+	f.StringVar(&o.address, "listen", "", "where the registry listens; any port of 127.0.0.1 by default")
+	f.BoolVar(&o.open, "open", false, "ask for no token")
+	f.BoolVar(&o.cdn, "cdn", false, "redirect blobs to another origin")
+	f.IntVar(&o.rate, "rate", 0, "bytes a second of all connections together; 0: no limit")
+	f.IntVar(&o.each, "connection-rate", 0, "bytes a second of each connection; 0: no limit")
+}
+
+func (o *upstreamOptions) args() []string {
+	return []string{
+		"upstream", "-listen=" + o.address, "-open=" + strconv.FormatBool(o.open), "-cdn=" + strconv.FormatBool(o.cdn),
+		"-rate=" + strconv.Itoa(o.rate), "-connection-rate=" + strconv.Itoa(o.each),
+	}
+}
+
+// serveUpstream is the other process: a registry of upstreamtest that counts,
+// asked by JSON-RPC over in and out until in ends.
+func serveUpstream(o upstreamOptions, in io.ReadCloser, out io.Writer) error {
+	t := &scope{}
+	defer t.end()
+	auth := upstreamtest.Bearer
+	if o.open {
+		auth = upstreamtest.NoAuth
+	}
+	r := upstreamtest.New(t, upstreamtest.Options{
+		Address: o.address, Auth: auth, AnonymousToo: true, CDN: o.cdn, ExpiresIn: 300, Listener: newPace(o.rate, o.each).listener,
+	})
+	if t.failed != nil {
+		return t.failed
+	}
+	s := rpc.NewServer()
+	if err := s.RegisterName("Upstream", &Control{r}); err != nil {
+		return err
+	}
+	s.ServeCodec(jsonrpc.NewServerCodec(pipe{in, out})) // until in ends
+	return nil
+}
+
+// Control is what the benchmark can ask of its registry.
+type Control struct{ registry *upstreamtest.Registry }
+
+// ImageSpec is an image to add as repository:tag, the one that
+// upstreamtest.NewImage makes.
+type ImageSpec struct {
+	Seed  uint64
+	Sizes []int
+}
+
+// Added describes an image that was added.
+type Added struct {
+	URL    string // of the registry
+	Layers []ocispec.Descriptor
+	Size   int64
+}
+
+// Add adds an image.
+func (c *Control) Add(spec ImageSpec, reply *Added) error {
+	img := c.registry.AddImage(repository, tag, upstreamtest.NewImage(spec.Seed, spec.Sizes...))
+	*reply = Added{URL: c.registry.URL, Size: img.Size()}
+	for _, l := range img.Layers {
+		reply.Layers = append(reply.Layers, l.Descriptor)
+	}
+	return nil
+}
+
+// Counted is what arrived at the registry, its token server and its CDN, and how
+// many bytes of manifests and blobs were sent.
+type Counted struct {
+	Requests map[upstreamtest.Op]int
+	Sent     int64
+}
+
+func (c Counted) all() int64 {
+	n := 0
+	for _, k := range c.Requests {
+		n += k
+	}
+	return int64(n)
+}
+
+// Count tells the counts since Forget.
+func (c *Control) Count(_ struct{}, reply *Counted) error {
+	*reply = Counted{Requests: c.registry.Counts(), Sent: c.registry.SentAll()}
+	return nil
+}
+
+// Forget starts all counts anew.
+func (c *Control) Forget(_ struct{}, _ *struct{}) error {
+	c.registry.Forget()
+	return nil
+}
+
+type pipe struct {
+	io.ReadCloser
+	io.Writer
+}
+
+// registry is the upstream as the benchmark sees it.
+type registry struct {
+	Added
+	process *process
+	client  *rpc.Client
+}
+
+// startUpstream starts a registry in a process of its own, on the clients'
+// processors, with an image.
+func (b *bench) startUpstream(ctx context.Context, o upstreamOptions, spec ImageSpec) (*registry, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	said, err := os.CreateTemp(b.dir, "upstream-*.log")
+	if err != nil {
+		return nil, err
+	}
+	r := &registry{}
+	connect := func(cmd *exec.Cmd) error {
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			return err
+		}
+		cmd.Stdout = nil // its answers
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			return err
+		}
+		r.client = jsonrpc.NewClient(duplex{out, in})
+		return nil
+	}
+	name := said.Name()
+	if err := said.Close(); err != nil {
+		return nil, err
+	}
+	if r.process, err = spawn(ctx, b.cores.client, name, connect, append([]string{self}, o.args()...)...); err != nil {
+		return nil, err
+	}
+	if err := r.client.Call("Upstream.Add", spec, &r.Added); err != nil {
+		r.stop()
+		return nil, fmt.Errorf("start the upstream: %w: %s", err, r.process.tail())
+	}
+	return r, nil
+}
+
+// duplex is both pipes of a process.
+type duplex struct {
+	io.ReadCloser
+	io.WriteCloser
+}
+
+func (d duplex) Close() error { return errors.Join(d.ReadCloser.Close(), d.WriteCloser.Close()) }
+
+func (r *registry) stop() {
+	_ = r.client.Close() // which ends it
+	r.process.stop()
+}
+
+func (r *registry) forget() error {
+	return r.client.Call("Upstream.Forget", struct{}{}, &struct{}{})
+}
+
+func (r *registry) count() (Counted, error) {
+	var c Counted
+	err := r.client.Call("Upstream.Count", struct{}{}, &c)
+	return c, err
+}
+
+// scope is what upstreamtest wants of a test.
+type scope struct {
+	mu      sync.Mutex // guards the fields below
+	cleanup []func()
+	failed  error
+}
+
+func (t *scope) Helper() {}
+
+func (t *scope) Fatalf(format string, args ...any) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.failed = fmt.Errorf(format, args...)
+}
+
+func (t *scope) Cleanup(f func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.cleanup = append(t.cleanup, f)
+}
+
+func (t *scope) TempDir() string {
+	dir, err := os.MkdirTemp("", "cachalot-bench-")
+	if err != nil {
+		t.Fatalf("make a folder: %v", err)
+		return ""
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(filepath.Clean(dir)) })
+	return dir
+}
+
+func (t *scope) end() {
+	t.mu.Lock()
+	list := t.cleanup
+	t.mu.Unlock()
+	for i := range list {
+		list[len(list)-1-i]()
+	}
+}
