@@ -26,7 +26,7 @@ type bench struct {
 	cores     cores
 	pairs     int
 	during    time.Duration // how long a measurement of warm work takes, or so
-	blobSize  int           // of the warm blob
+	divide    int           // makes content smaller and crowds too
 	kinds     []kind        // cachalot first
 	externals []external
 	cachalot  string // the binary

@@ -152,10 +152,18 @@ func (c *connection) discard(n int64) error {
 
 // sample is what one measurement saw.
 type sample struct {
-	cpu, wall, first time.Duration // of the server; of the clients; until the first byte
-	requests, bytes  int64
-	upstream         int64 // requests that arrived there
-	cipher           string
+	cpu             time.Duration // of the server
+	wall            time.Duration // of the clients
+	requests, bytes int64         // that clients made and got
+	upstream        int64         // requests that arrived there
+	cipher          string
+
+	// Of cold work alone.
+	pulled  pulled
+	counted Counted
+	fetched float64       // bytes from upstream for each byte of content
+	peak    int64         // memory of the server, in bytes
+	alone   time.Duration // wall, without what the work puts beside it
 }
 
 // load makes n requests from several keep-alive clients at once, and measures

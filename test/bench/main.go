@@ -72,7 +72,10 @@ func works() []work {
 	for _, w := range warmWorks() {
 		list = append(list, work{w.name, w.run})
 	}
-	return list
+	for _, w := range coldWorks() {
+		list = append(list, work{w.name, w.run})
+	}
+	return append(list, work{"storm", theStorm().run}, work{"slow-reader", theSlowReader().run})
 }
 
 // options are the command's.
@@ -80,7 +83,7 @@ type options struct {
 	only, write, dir, cachalot, before string
 	without                            string
 	rivals                             []external
-	pairs                              int
+	pairs, divide                      int
 	during                             time.Duration
 }
 
@@ -99,6 +102,7 @@ func parseOptions(args []string, progress io.Writer) (options, error) {
 	f.StringVar(&o.before, "before", "", "another `binary` of cachalot, as a rival named before")
 	f.StringVar(&o.without, "without", "", "`rivals` to leave out: nginx, distribution")
 	f.IntVar(&o.pairs, "pairs", 7, "measurements of each two")
+	f.IntVar(&o.divide, "divide", 1, "make images and crowds so many times smaller, to try it; the figures are of no use then")
 	f.DurationVar(&o.during, "during", time.Second, "how long one measurement of warm work is to take")
 	f.Func("rival", "`NAME=URL,pid=PID`: a server that runs on this machine, for warm work (docs/benchmarks.md); may be repeated", func(s string) error {
 		e, err := parseExternal(s)
@@ -111,8 +115,8 @@ func parseOptions(args []string, progress io.Writer) (options, error) {
 	switch {
 	case f.NArg() > 0:
 		return o, fmt.Errorf("what is %q? bench -help says what it takes", f.Arg(0))
-	case o.pairs < 1:
-		return o, errors.New("-pairs must be 1 at least")
+	case o.pairs < 1 || o.divide < 1:
+		return o, errors.New("-pairs and -divide must be 1 at least")
 	case o.only != "" && o.write != "":
 		return o, errors.New("-write is for a whole run, without -only")
 	}
@@ -133,7 +137,7 @@ func compareAll(ctx context.Context, args []string, out, progress io.Writer) (er
 	if err != nil {
 		return err
 	}
-	b := &bench{pairs: o.pairs, during: o.during, externals: o.rivals, blobSize: warmBlobSize, progress: progress, begin: time.Now()}
+	b := &bench{pairs: o.pairs, during: o.during, externals: o.rivals, divide: o.divide, progress: progress, begin: time.Now()}
 	if b.cores, err = splitCores(); err != nil {
 		return err
 	}
@@ -203,7 +207,9 @@ func (b *bench) choose(ctx context.Context, o options) (versions []string, err e
 		versions = append(versions, "distribution "+distributionVersion)
 	}
 	if o.before != "" {
-		b.kinds = append(b.kinds, cachalotKind("before", o.before))
+		before := cachalotKind("before", o.before)
+		before.again = true
+		b.kinds = append(b.kinds, before)
 	}
 	return versions, nil
 }

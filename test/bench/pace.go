@@ -17,14 +17,19 @@ func newPace(all, each int) pace {
 	return pace{all: limiter(all), each: each}
 }
 
-// paceChunk is as much as may be sent ahead: a few milliseconds of a fast line.
-const paceChunk = 64 << 10
+const (
+	// paceChunk is the most that is written at once.
+	paceChunk = 64 << 10
+	// paceSlack is the part of a second that may be caught up on: a timer that
+	// comes late must not make the line slower.
+	paceSlack = 50
+)
 
 func limiter(bytesPerSecond int) *rate.Limiter {
 	if bytesPerSecond == 0 {
 		return nil
 	}
-	return rate.NewLimiter(rate.Limit(bytesPerSecond), paceChunk)
+	return rate.NewLimiter(rate.Limit(bytesPerSecond), max(paceChunk, bytesPerSecond/paceSlack))
 }
 
 // listener is for upstreamtest.Options.

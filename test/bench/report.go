@@ -26,7 +26,7 @@ func (r row) cells() []string {
 }
 
 func head() []string {
-	return []string{"work", "measured", "cachalot", "beside", "has", "ratio or difference", "middle half of the pairs (all)", "goal"}
+	return []string{"work", "measured", "cachalot", "beside", "has", "median of pairs", "quartiles (extremes)", "goal"}
 }
 
 // text is the table for a terminal.

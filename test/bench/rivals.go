@@ -27,6 +27,7 @@ type rival struct {
 type kind struct {
 	name   string
 	static bool // it has no upstream
+	again  bool // it is another cachalot
 	start  func(ctx context.Context, b *bench, o serverOptions) (*rival, error)
 }
 

@@ -40,9 +40,8 @@ func (m metric) withGoal(limit float64, rival string) metric {
 	return m
 }
 
-func cpuOf(s sample) time.Duration   { return s.cpu }
-func wallOf(s sample) time.Duration  { return s.wall }
-func firstOf(s sample) time.Duration { return s.first }
+func cpuOf(s sample) time.Duration  { return s.cpu }
+func wallOf(s sample) time.Duration { return s.wall }
 
 func warmWorks() []warm {
 	blob := func(c *content) (string, upstreamtest.Content) {
@@ -75,7 +74,7 @@ type contestant struct {
 }
 
 func (w warm) run(ctx context.Context, b *bench) ([]row, error) {
-	c := warmContent(b.blobSize)
+	c := warmContent(warmBlobSize / b.divide)
 	if w.tls {
 		if err := b.speaksTLS(ctx); err != nil {
 			b.note("%s: not measured: %v", w.title, err)
@@ -131,16 +130,8 @@ func (w warm) run(ctx context.Context, b *bench) ([]row, error) {
 // compare measures and makes the rows.
 func (w warm) compare(ctx context.Context, b *bench, ours *contestant, others []*contestant) ([]row, error) {
 	var rows []row
-	if len(others) == 0 {
-		samples, err := repeat(ctx, b.pairs, ours.measurement())
-		if err != nil {
-			return nil, err
-		}
-		for _, m := range w.metrics {
-			rows = append(rows, alone(w.title, m, samples))
-		}
-		return append(rows, upstreamRow(w.title, samples, "", nil)), nil
-	}
+	var mine, theirs []sample // of the rival whose requests upstream are counted
+	var counted string
 	for _, s := range others {
 		b.say("%s: %s and %s", w.title, ours.name, s.name)
 		pairs, err := measure(ctx, b.pairs, ours.measurement(), s.measurement())
@@ -150,16 +141,25 @@ func (w warm) compare(ctx context.Context, b *bench, ours *contestant, others []
 		for _, m := range w.metrics {
 			rows = append(rows, compare(w.title, m, s.name, pairs))
 		}
-		mine, theirs := split(pairs)
-		if s.upstream == nil {
-			theirs = nil // it has none, or none that is counted
+		a, z := split(pairs)
+		mine = append(mine, a...)
+		if s.upstream != nil && counted == "" {
+			counted, theirs = s.name, z
 		}
-		rows = append(rows, upstreamRow(w.title, mine, s.name, theirs))
 		if w.tls {
-			b.note("%s: %s with %s, %s with %s.", w.title, ours.name, mine[0].cipher, s.name, pairs[0].theirs.cipher)
+			b.note("%s: %s with %s, %s with %s.", w.title, ours.name, a[0].cipher, s.name, z[0].cipher)
 		}
 	}
-	return rows, nil
+	if len(others) == 0 {
+		var err error
+		if mine, err = repeat(ctx, b.pairs, ours.measurement()); err != nil {
+			return nil, err
+		}
+		for _, m := range w.metrics {
+			rows = append(rows, alone(w.title, m, mine))
+		}
+	}
+	return append(rows, upstreamRow(w.title, mine, counted, theirs)), nil
 }
 
 // upstreamRow says what warm work cost upstream, which is to be nothing.
