@@ -61,7 +61,7 @@ func (b *bench) speaksTLS(ctx context.Context) error {
 	}
 	out, err := exec.CommandContext(ctx, b.cachalot, "config", "check", file).CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("this cachalot does not take tls.certificate and tls.key: %s", strings.TrimSpace(string(out)))
+		return fmt.Errorf("this cachalot does not take tls.certificate and tls.key: %s", strings.TrimSpace(strings.ReplaceAll(string(out), dir+"/", "")))
 	}
 	return nil
 }

@@ -46,17 +46,28 @@ func main() {
 }
 
 func run(ctx context.Context, args []string, in io.ReadCloser, out, progress io.Writer) error {
-	if len(args) > 0 {
-		switch args[0] {
-		case "upstream":
-			var o upstreamOptions
-			f := flag.NewFlagSet("bench upstream", flag.ContinueOnError)
-			o.flags(f)
-			if err := f.Parse(args[1:]); err != nil {
-				return err
-			}
-			return serveUpstream(o, in, out)
+	if len(args) == 0 {
+		return compareAll(ctx, args, out, progress)
+	}
+	switch args[0] {
+	case "push", "files":
+		if len(args) != 2 {
+			return errors.New("want bench push URL, or bench files FOLDER")
 		}
+		c := warmContent(warmBlobSize)
+		if args[0] == "push" {
+			return c.push(ctx, args[1])
+		}
+		return c.writeFiles(args[1])
+	case "upstream":
+		var o upstreamOptions
+		f := flag.NewFlagSet("bench upstream", flag.ContinueOnError)
+		f.SetOutput(progress)
+		o.flags(f)
+		if err := f.Parse(args[1:]); err != nil {
+			return err
+		}
+		return serveUpstream(ctx, o, in, out)
 	}
 	return compareAll(ctx, args, out, progress)
 }
@@ -77,6 +88,16 @@ func works() []work {
 	}
 	return append(list, work{"storm", theStorm().run}, work{"slow-reader", theSlowReader().run})
 }
+
+const usage = `bench [FLAGS]                measure cachalot beside its rivals, and print a table
+bench push URL               push what warm works ask for, for a rival of your own
+bench files FOLDER           write it as files
+bench upstream -content      serve it as a registry, until interrupted
+                             (bench upstream -help has its flags)
+
+docs/benchmarks.md says what is measured and how.
+
+`
 
 // options are the command's.
 type options struct {
@@ -109,6 +130,10 @@ func parseOptions(args []string, progress io.Writer) (options, error) {
 		o.rivals = append(o.rivals, e)
 		return err
 	})
+	f.Usage = func() {
+		_, _ = fmt.Fprint(progress, usage)
+		f.PrintDefaults()
+	}
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}

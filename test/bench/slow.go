@@ -45,6 +45,7 @@ func (w slowReader) run(ctx context.Context, b *bench) ([]row, error) {
 			}
 			s, err := b.afresh(ctx, k, up, beside)
 			s.alone = alone.wall
+			s.fetched = float64(s.counted.Sent) / float64(up.Layers[0].Size) // no manifests here
 			return s, err
 		}
 	}

@@ -25,6 +25,7 @@ type upstreamOptions struct {
 	cdn     bool   // blobs are redirected to another origin
 	rate    int    // bytes a second of all connections together; 0: no limit
 	each    int    // and of each
+	content bool   // it has what warm works ask for, and serves until it is told to end
 }
 
 func (o *upstreamOptions) flags(f *flag.FlagSet) {
@@ -32,6 +33,7 @@ func (o *upstreamOptions) flags(f *flag.FlagSet) {
 	f.BoolVar(&o.open, "open", false, "ask for no token")
 	f.BoolVar(&o.cdn, "cdn", false, "redirect blobs to another origin")
 	f.IntVar(&o.rate, "rate", 0, "bytes a second of all connections together; 0: no limit")
+	f.BoolVar(&o.content, "content", false, "have what warm works ask for, and serve it until interrupted")
 	f.IntVar(&o.each, "connection-rate", 0, "bytes a second of each connection; 0: no limit")
 }
 
@@ -44,7 +46,7 @@ func (o *upstreamOptions) args() []string {
 
 // serveUpstream is the other process: a registry of upstreamtest that counts,
 // asked by JSON-RPC over in and out until in ends.
-func serveUpstream(o upstreamOptions, in io.ReadCloser, out io.Writer) error {
+func serveUpstream(ctx context.Context, o upstreamOptions, in io.ReadCloser, out io.Writer) error {
 	t := &scope{}
 	defer t.end()
 	auth := upstreamtest.Bearer
@@ -56,6 +58,12 @@ func serveUpstream(o upstreamOptions, in io.ReadCloser, out io.Writer) error {
 	})
 	if t.failed != nil {
 		return t.failed
+	}
+	if o.content {
+		r.AddImage(repository, tag, warmContent(warmBlobSize).Image)
+		_, err := fmt.Fprintf(out, "%s/v2/%s/manifests/%s\n", r.URL, repository, tag)
+		<-ctx.Done()
+		return err
 	}
 	s := rpc.NewServer()
 	if err := s.RegisterName("Upstream", &Control{r}); err != nil {
