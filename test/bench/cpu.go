@@ -114,19 +114,46 @@ func family(pid int) []int {
 }
 
 // cpuTime is the processor time, in user and kernel, that a process and what it
-// started have taken, in nanoseconds where /proc/PID/stat has ticks of 10 ms.
+// started have taken: in nanoseconds, but for children that have ended.
 func cpuTime(pid int) (time.Duration, error) {
 	var sum time.Duration
 	for _, p := range family(pid) {
 		// clock_getcpuclockid(3): the process's CPUCLOCK_SCHED.
 		var ts unix.Timespec
-		if err := unix.ClockGettime(int32(^p<<3|2), &ts); err != nil {
+		err := unix.ClockGettime(int32(^p<<3|2), &ts)
+		ended, err2 := endedChildren(p)
+		if err := errors.Join(err, err2); err != nil {
 			if p != pid {
-				continue // a child that has ended
+				continue // it has ended meanwhile
 			}
 			return 0, fmt.Errorf("read the processor time of process %d: %w", pid, err)
 		}
-		sum += time.Duration(ts.Nano())
+		sum += time.Duration(ts.Nano()) + ended
+	}
+	return sum, nil
+}
+
+// endedChildren is what the children of a process took that it has waited for
+// (cutime and cstime of proc_pid_stat(5)), in steps of 10 ms.
+func endedChildren(pid int) (time.Duration, error) {
+	const tick = 10 * time.Millisecond // USER_HZ is 100
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	// The name, the second field, is in brackets and may have others.
+	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	const cutime = 16 - 3
+	if len(fields) < cutime+2 {
+		return 0, fmt.Errorf("%q has too few fields", b)
+	}
+	var sum time.Duration
+	for _, f := range fields[cutime : cutime+2] {
+		n, err := strconv.ParseInt(f, 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		sum += time.Duration(n) * tick
 	}
 	return sum, nil
 }

@@ -13,15 +13,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The clock of a process runs between two readings of getrusage(2).
+// The clock of a process runs between two readings of getrusage(2). No other test
+// runs meanwhile.
 func TestCPUTime(t *testing.T) {
-	t.Parallel()
 	usage := func() time.Duration {
 		var u unix.Rusage
 		if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
 			t.Fatal(err)
 		}
 		return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	earlier, err := endedChildren(os.Getpid()) // of other tests
+	if err != nil {
+		t.Fatal(err)
 	}
 	before, err := cpuTime(os.Getpid())
 	if err != nil {
@@ -30,11 +34,22 @@ func TestCPUTime(t *testing.T) {
 	for begin := usage(); usage() < begin+20*time.Millisecond; {
 		continue // busy
 	}
-	between := usage()
+	between := usage() + earlier
 	after, err := cpuTime(os.Getpid())
 	const rounding = 2 * time.Microsecond
 	if err != nil || before > between-20*time.Millisecond+rounding || after < between-rounding {
 		t.Errorf("%v, then %v by getrusage, then %v, %v", before, between, after, err)
+	}
+
+	cmd := exec.CommandContext(t.Context(), "sh", "-c", "i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done")
+	if err := cmd.Run(); err != nil {
+		t.Fatal(err)
+	}
+	const ticks = 2 * 10 * time.Millisecond
+	took := cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
+	with, err := cpuTime(os.Getpid())
+	if err != nil || took <= ticks || with < after+took-ticks {
+		t.Errorf("%v, then a child took %v, then %v, %v", after, took, with, err)
 	}
 }
 
