@@ -22,20 +22,26 @@ type cores struct{ server, client []int }
 // splitCores gives the last processor to the server under test and the others
 // to clients and the upstream.
 func splitCores() (cores, error) {
-	var set unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &set); err != nil {
-		return cores{}, fmt.Errorf("read the processors: %w", err)
-	}
-	var all []int
-	for i := range len(set) * 64 {
-		if set.IsSet(i) {
-			all = append(all, i)
-		}
-	}
-	if len(all) < 2 {
-		return cores{}, nil
+	all, err := allowed(0)
+	if err != nil || len(all) < 2 {
+		return cores{}, err
 	}
 	return cores{server: all[len(all)-1:], client: all[:len(all)-1]}, nil
+}
+
+// allowed are the processors that a thread may use; 0 is this one.
+func allowed(id int) ([]int, error) {
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(id, &set); err != nil {
+		return nil, fmt.Errorf("read the processors of %d: %w", id, err)
+	}
+	var list []int
+	for i := range len(set) * 64 {
+		if set.IsSet(i) {
+			list = append(list, i)
+		}
+	}
+	return list, nil
 }
 
 func cpuSet(cpus []int) *unix.CPUSet {
@@ -54,15 +60,15 @@ func pinned(cpus []int, f func() error) error {
 	}
 	runtime.LockOSThread() // a child has the processors of the thread that makes it
 	defer runtime.UnlockOSThread()
-	var before unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &before); err != nil {
-		return fmt.Errorf("read the processors: %w", err)
+	before, err := allowed(0)
+	if err != nil {
+		return err
 	}
 	if err := unix.SchedSetaffinity(0, cpuSet(cpus)); err != nil {
 		return fmt.Errorf("pin to processor %v: %w", cpus, err)
 	}
-	err := f()
-	return errors.Join(err, unix.SchedSetaffinity(0, &before))
+	err = f()
+	return errors.Join(err, unix.SchedSetaffinity(0, cpuSet(before)))
 }
 
 // pin moves all threads of a process and of what it started. Threads that they

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -77,6 +78,12 @@ func TestRun(t *testing.T) {
 		if !regexp.MustCompile(want).MatchString(out) {
 			t.Errorf("no line %q in\n%s", want, out)
 		}
+	}
+	if c, err := splitCores(); err != nil || len(c.server) > 0 && !strings.Contains(out, "servers on processor") {
+		t.Errorf("where the servers were is not told: %v\n%s", err, out)
+	}
+	if got, err := allowed(up.process.pid()); err != nil || len(got) != runtime.NumCPU() {
+		t.Errorf("the rival is left on %v, %v", got, err)
 	}
 	counted, err := up.count()
 	if err != nil || counted.all() < 4 {

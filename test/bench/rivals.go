@@ -208,10 +208,17 @@ func parseExternal(s string) (external, error) {
 	return external{name, u, id}, nil
 }
 
-// join pins the rival to the server's processor, as the others are.
+// join pins the rival to the server's processor, as the others are. Its stop lets
+// it go again.
 func (e external) join(b *bench) (*rival, error) {
-	if err := pin(e.pid, b.cores.server); err != nil {
+	before, err := allowed(e.pid)
+	if err == nil {
+		err = pin(e.pid, b.cores.server)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("rival %s: %w", e.name, err)
 	}
-	return &rival{name: e.name, url: strings.TrimSuffix(e.url.String(), "/"), pid: e.pid, stop: func() {}}, nil
+	return &rival{name: e.name, url: strings.TrimSuffix(e.url.String(), "/"), pid: e.pid, stop: func() {
+		_ = pin(e.pid, before) // it may have ended
+	}}, nil
 }

@@ -109,6 +109,7 @@ func (s storm) rows(samples []sample) []row {
 		count("tokens", 1, func(c Counted) int { return c.Requests[upstreamtest.Token] }),
 		count("HEADs of manifests", 1, func(c Counted) int { n, _ := c.manifests(); return n }),
 		count("GETs of manifests", 2, func(c Counted) int { _, n := c.manifests(); return n }),
+		count("downloads of blobs", 1+len(s.sizes), func(c Counted) int { return c.Requests[upstreamtest.GetBlob] }),
 		{
 			work: stormTitle, measure: "peak memory", ours: figure(peak, "MiB"), goal: "<= 100 MiB", verdict: judge(peak <= 100),
 		},
