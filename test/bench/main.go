@@ -30,6 +30,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -166,7 +167,11 @@ func compareAll(ctx context.Context, args []string, out, progress io.Writer) (er
 	if b.cores, err = splitCores(); err != nil {
 		return err
 	}
-	if b.dir, err = os.MkdirTemp(o.dir, "cachalot-bench-"); err != nil {
+	parent, err := filepath.Abs(o.dir) // nginx takes what is relative for below its own folder
+	if err != nil {
+		return err
+	}
+	if b.dir, err = os.MkdirTemp(parent, "cachalot-bench-"); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(b.dir)) }()
@@ -192,7 +197,7 @@ func compareAll(ctx context.Context, args []string, out, progress io.Writer) (er
 		}
 		rows = append(rows, more...)
 	}
-	if _, err := fmt.Fprintf(out, "%s\n\n%s", machine, text(rows)); err != nil {
+	if _, err := fmt.Fprintf(out, "%s\n\n%s%s", machine, text(rows), bullets(b.notes)); err != nil {
 		return err
 	}
 	if o.write != "" {

@@ -62,13 +62,15 @@ func (b *bench) markdown(machine string, rows []row) string {
 	for _, cells := range cellsOf(rows) {
 		line(cells)
 	}
-	if len(b.notes) > 0 {
-		s.WriteString("\n")
+	return s.String() + bullets(b.notes)
+}
+
+// bullets are what is said below a table.
+func bullets(notes []string) string {
+	if len(notes) == 0 {
+		return ""
 	}
-	for _, n := range b.notes {
-		s.WriteString("- " + n + "\n")
-	}
-	return s.String()
+	return "\n- " + strings.Join(notes, "\n- ") + "\n"
 }
 
 const (

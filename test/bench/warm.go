@@ -143,6 +143,8 @@ func (w warm) compare(ctx context.Context, b *bench, ours *contestant, others []
 		}
 		a, z := split(pairs)
 		mine = append(mine, a...)
+		b.noteIdle(w.title, ours.name, a)
+		b.noteIdle(w.title, s.name, z)
 		if s.upstream != nil && counted == "" {
 			counted, theirs = s.name, z
 		}
@@ -160,6 +162,19 @@ func (w warm) compare(ctx context.Context, b *bench, ours *contestant, others []
 		}
 	}
 	return append(rows, upstreamRow(w.title, mine, counted, theirs)), nil
+}
+
+// noteIdle warns where the server was not what limited the work: it waited then,
+// and each time it wakes up costs more than going on does.
+func (b *bench) noteIdle(work, name string, samples []sample) {
+	var busy []float64
+	for _, s := range samples {
+		busy = append(busy, s.cpu.Seconds()/s.wall.Seconds())
+	}
+	const enough = 0.8
+	if share := spreadOf(busy).median; share < enough {
+		b.note("%s: %s was busy %.0f %% of the time; the clients, or something else on the machine, held it up.", work, name, 100*share)
+	}
 }
 
 // upstreamRow says what warm work cost upstream, which is to be nothing.
