@@ -139,7 +139,10 @@ func (c *connection) discard(n int64) error {
 			got, _, err = unix.Recvfrom(int(fd), buf[:min(n, int64(len(buf)))], unix.MSG_TRUNC|unix.MSG_DONTWAIT)
 			return !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR)
 		})
-		if err = errors.Join(wait, err); err != nil {
+		if wait != nil {
+			err = wait // it is closed; err is of the try before
+		}
+		if err != nil {
 			return fmt.Errorf("read a body: %w", err)
 		}
 		if got == 0 {

@@ -79,6 +79,9 @@ func TestRun(t *testing.T) {
 			t.Errorf("no line %q in\n%s", want, out)
 		}
 	}
+	if regexp.MustCompile(`requests upstream .*: no`).MatchString(out) {
+		t.Errorf("warm work asked upstream:\n%s", out)
+	}
 	if c, err := splitCores(); err != nil || len(c.server) > 0 && !strings.Contains(out, "servers on processor") {
 		t.Errorf("where the servers were is not told: %v\n%s", err, out)
 	}
