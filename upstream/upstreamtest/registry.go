@@ -58,7 +58,8 @@ type Options struct {
 	PageSize int
 	// Header is added to every answer of /v2/, as rate limits are.
 	Header http.Header
-	// Address is where the registry listens; "": at any port of 127.0.0.1.
+	// Address is where the registry listens; "": at any port of 127.0.0.1. Its
+	// token server and CDN are at other ports of the same host.
 	Address string
 	// Listener, where it is not nil, is put before the sockets of the registry,
 	// its token server and its CDN, to slow them down.
@@ -114,6 +115,7 @@ func New(tb TB, o Options) *Registry {
 	if o.TokenPath == "" {
 		o.TokenPath = "/token"
 	}
+	o.Address = cmp.Or(o.Address, anyPort)
 	if o.Service == "" {
 		o.Service = "upstreamtest"
 	}
@@ -137,14 +139,19 @@ func New(tb TB, o Options) *Registry {
 		r.servers = append(r.servers, s)
 		return scheme + "://" + s.addr
 	}
-	r.URL = start(cmp.Or(o.Address, anyPort), r.serveRegistry)
+	host, _, err := net.SplitHostPort(o.Address)
+	if err != nil {
+		tb.Fatalf("address of the registry: %v", err)
+	}
+	others := net.JoinHostPort(host, "0")
+	r.URL = start(o.Address, r.serveRegistry)
 	r.TokenURL = r.URL + o.TokenPath
 	if o.TokenElsewhere {
-		r.TokenURL = start(anyPort, r.serveToken) + o.TokenPath
+		r.TokenURL = start(others, r.serveToken) + o.TokenPath
 		r.tokenServer = r.servers[len(r.servers)-1]
 	}
 	r.realm = r.TokenURL
-	r.CDNURL = start(anyPort, r.serveCDN)
+	r.CDNURL = start(others, r.serveCDN)
 	tb.Cleanup(func() {
 		close(r.ended)
 		for _, s := range r.servers {
