@@ -85,9 +85,11 @@ func TestKill(t *testing.T) {
 	s.kill()
 }
 
-// checkBlobs hashes the files it has not seen yet.
-func checkBlobs(t *testing.T, folder string, checked map[string]bool) {
+// checkBlobs hashes the files it has not seen yet, and says whether they are
+// what their names say.
+func checkBlobs(t *testing.T, folder string, checked map[string]bool) (whole bool) {
 	t.Helper()
+	whole = true
 	err := filepath.WalkDir(filepath.Join(folder, "blobs"), func(path string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() || checked[path] {
 			return err
@@ -103,6 +105,7 @@ func checkBlobs(t *testing.T, folder string, checked map[string]bool) {
 		}
 		if d.Encoded() != e.Name() {
 			t.Errorf("%s holds %s", path, d)
+			whole = false
 		}
 		checked[path] = true
 		return nil
@@ -110,4 +113,5 @@ func checkBlobs(t *testing.T, folder string, checked map[string]bool) {
 	if err != nil {
 		t.Error(err)
 	}
+	return whole && err == nil
 }

@@ -116,7 +116,7 @@ func TestNetworkCut(t *testing.T) {
 		release := make(chan struct{})
 		half := blob.Size / 2
 		up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob, Times: 1}, upstreamtest.StallAfter(int(half), release))
-		s := runWith(t, t.TempDir(), up.URL, tc.config, "env", "NO_PROXY=*")
+		s := runConfig(t, basicConfig(t.TempDir(), up.URL)+tc.config, "env", "NO_PROXY=*")
 		if s.url == "" {
 			t.Fatalf("cachalot ended before it was ready: %s", s.log)
 		}

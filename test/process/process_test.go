@@ -47,6 +47,7 @@ func TestMain(m *testing.M) {
 type server struct {
 	cmd   *exec.Cmd
 	url   string
+	admin string // the admin listener's URL
 	log   logFile
 	ended chan struct{} // closed once the process has been waited for
 }
@@ -65,7 +66,11 @@ func (f logFile) String() string {
 // start runs `wrap... cachalot serve` over the folder and waits until it is ready.
 func start(t *testing.T, folder, upstream string, wrap ...string) *server {
 	t.Helper()
-	s := run(t, folder, upstream, wrap...)
+	return ready(t, run(t, folder, upstream, wrap...))
+}
+
+func ready(t *testing.T, s *server) *server {
+	t.Helper()
 	if s.url == "" {
 		t.Fatalf("cachalot ended before it was ready: %s", s.log)
 	}
@@ -75,11 +80,17 @@ func start(t *testing.T, folder, upstream string, wrap ...string) *server {
 // run is start, but that the process may end instead; it has no url then.
 func run(t *testing.T, folder, upstream string, wrap ...string) *server {
 	t.Helper()
-	return runWith(t, folder, upstream, "", wrap...)
+	return runConfig(t, basicConfig(folder, upstream), wrap...)
 }
 
-// runWith is run with more configuration.
-func runWith(t *testing.T, folder, upstream, more string, wrap ...string) *server {
+// basicConfig is what run writes, with more keys of storage.
+func basicConfig(folder, upstream string, storage ...string) string {
+	keys := strings.Join(append([]string{"path: " + folder, "min_free: 0"}, storage...), ", ")
+	return fmt.Sprintf("storage: {%s}\nupstreams: {docker.io: {url: %s}}\n", keys, upstream)
+}
+
+// runConfig is run with a configuration, which needs no addresses.
+func runConfig(t *testing.T, config string, wrap ...string) *server {
 	t.Helper()
 	path, err := binary()
 	if err != nil {
@@ -87,13 +98,7 @@ func runWith(t *testing.T, folder, upstream, more string, wrap ...string) *serve
 	}
 	dir := t.TempDir()
 	file := filepath.Join(dir, "config.yml")
-	config := fmt.Sprintf(`
-listen: 127.0.0.1:0
-admin: {listen: 127.0.0.1:0}
-storage: {path: %s, min_free: 0}
-upstreams: {docker.io: {url: %s}}
-%s
-`, folder, upstream, more)
+	config = "listen: 127.0.0.1:0\nadmin: {listen: 127.0.0.1:0}\n" + config
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -121,7 +126,7 @@ upstreams: {docker.io: {url: %s}}
 			if err == nil {
 				_ = resp.Body.Close()
 				if resp.StatusCode == http.StatusOK {
-					s.url = m[1]
+					s.url, s.admin = m[1], m[2]
 					return s
 				}
 			}

@@ -1,0 +1,275 @@
+package process
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+)
+
+// TestPowerCut takes the disk away from a mirror at a random moment of a storm,
+// 200 times (-short: 20), and looks at what is on it: after the journal's replay
+// every file in blobs/ is what its name says (I2). Over every tenth the mirror
+// starts again, serves what was kept and resumes what was broken off.
+//
+// The disk is an ext4 image behind a loop device, and a cut is a clone of that
+// image. It has what ext4 had written by then: dirty pages, blocks not yet
+// allocated and an open transaction are lost, as they are with the power. Writes
+// that the disk had acknowledged are not, synced or not: this disk has no cache
+// that forgets, and whether ext4 flushes such a cache is not tested here.
+func TestPowerCut(t *testing.T) {
+	t.Parallel()
+	cuts := 200
+	if testing.Short() {
+		cuts = 20
+	}
+	image, live := reflinkedDisk(t)
+	random := rand.New(rand.NewPCG(1, 2))
+	up, later := upstreamtest.New(t, upstreamtest.Options{}), upstreamtest.New(t, upstreamtest.Options{})
+	all := map[digest.Digest]upstreamtest.Content{}
+	add := func(seed uint64, size int) digest.Digest {
+		b := upstreamtest.NewContent("", upstreamtest.Random(seed, size))
+		all[b.Digest] = b
+		up.AddBlob("library/app", b)
+		later.AddBlob("library/app", b)
+		return b.Digest
+	}
+	var blobs []digest.Digest
+	for i := range 200 {
+		size := 1000 + random.IntN(100_000)
+		if i%4 == 0 {
+			size = 1000 + random.IntN(2<<20)
+		}
+		blobs = append(blobs, add(uint64(i), size))
+	}
+	s := ready(t, runConfig(t, fmt.Sprintf(
+		"storage: {path: %s, min_free: 0, max_size: 24MiB}\ntimeouts: {progress: 1h}\nupstreams: {docker.io: {url: %s}}\n", filepath.Join(live, "cachalot"), up.URL)))
+
+	// The load: pulls as fast as they go, which evict each other, and four that
+	// do not get beyond their half.
+	ended, release := make(chan struct{}), make(chan struct{})
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 8}}
+	var load sync.WaitGroup
+	for i := range 4 {
+		d := add(uint64(1000+i), 1<<20)
+		up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob, Reference: d.String()}, upstreamtest.StallAfter(1<<19, release))
+		load.Go(func() { _ = s.fetch(client, d) }) // it ends when the test does
+	}
+	for i := range 4 {
+		mine := rand.New(rand.NewPCG(3, uint64(i)))
+		load.Go(func() {
+			for {
+				select {
+				case <-ended:
+					return
+				default:
+				}
+				if err := s.fetch(client, blobs[mine.IntN(len(blobs))]); err != nil {
+					t.Errorf("under load: %v", err)
+				}
+			}
+		})
+	}
+	stop := sync.OnceFunc(func() {
+		close(ended)
+		close(release)
+		load.Wait()
+	})
+	t.Cleanup(stop) // before the mirror is killed
+
+	c := cut{upstream: later, contents: all}
+	for i := range cuts {
+		if i%3 == 0 { // the kernel's writeback, which else comes after 30 s
+			load.Go(func() { syncFS(t, live) })
+		}
+		wait := time.NewTimer(time.Duration(random.IntN(int(60 * time.Millisecond))))
+		<-wait.C // the random moment
+		c.look(t, image, i%10 == 9)
+	}
+	stop()
+	if !strings.Contains(s.log.String(), "msg=evicted") {
+		t.Error("nothing was evicted meanwhile")
+	}
+	if c.files < cuts || c.partials == 0 || c.resumed == 0 {
+		t.Errorf("too little happened: %+v", c)
+	}
+	t.Logf("%d cuts, %d of them spoilt blobs; %d files in blobs/; after %d starts %d kept blobs served, %d partials, %d resumed",
+		cuts, c.spoilt, c.files, c.starts, c.served, c.partials, c.resumed)
+}
+
+// cut is what was found on the copies of a disk.
+type cut struct {
+	upstream *upstreamtest.Registry
+	contents map[digest.Digest]upstreamtest.Content
+
+	spoilt, files     int
+	starts, served    int
+	partials, resumed int
+}
+
+// look clones the image, mounts the clone and checks it. With again the mirror
+// runs there too.
+func (c *cut) look(t *testing.T, image string, again bool) {
+	t.Helper()
+	clone := filepath.Join(filepath.Dir(image), "clone")
+	reflink(t, clone, image)
+	dir := t.TempDir()
+	mount(t, dir, "ext4", clone)
+	folder := filepath.Join(dir, "cachalot")
+	checked := map[string]bool{}
+	if !checkBlobs(t, folder, checked) {
+		c.spoilt++
+	}
+	c.files += len(checked)
+	if again {
+		c.start(t, folder, checked)
+	}
+	unmount(t, dir)
+	if err := os.Remove(clone); err != nil {
+		t.Error(err)
+	}
+}
+
+func (c *cut) start(t *testing.T, folder string, kept map[string]bool) {
+	t.Helper()
+	partials := map[digest.Digest][]byte{}
+	files, err := filepath.Glob(filepath.Join(folder, "fills", "*"))
+	for _, f := range files {
+		b, rerr := os.ReadFile(f)
+		err = errors.Join(err, rerr)
+		algorithm, hex, _ := strings.Cut(filepath.Base(f), "-")
+		partials[digest.Digest(algorithm+":"+hex)] = b
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	c.upstream.Forget()
+	s := start(t, folder, c.upstream.URL)
+	c.starts++
+	for path := range kept {
+		d := digest.NewDigestFromEncoded(digest.Algorithm(filepath.Base(filepath.Dir(filepath.Dir(path)))), filepath.Base(path))
+		if err := s.fetch(http.DefaultClient, d); err != nil || c.upstream.Sent(d) != 0 {
+			t.Errorf("kept blob %s: %v, %d bytes fetched: %s", d, err, c.upstream.Sent(d), s.log)
+		}
+		c.served++
+	}
+	for d, b := range partials {
+		err := s.fetch(http.DefaultClient, d)
+		if bytes.HasPrefix(c.contents[d].Bytes, b) {
+			c.partials++
+			if sent, rest := c.upstream.Sent(d), c.contents[d].Size-int64(len(b)); err != nil || sent != rest {
+				t.Errorf("partial of %d bytes: %v, %d fetched, want %d: %s", len(b), err, sent, rest, s.log)
+			}
+			if len(b) > 0 {
+				c.resumed++
+			}
+			continue
+		}
+		// Its end may be zeroes, which is found when all is there; it is fetched anew then.
+		if errors.Is(err, errWrongBytes) {
+			t.Error(err)
+		}
+	}
+	s.interrupt(t)
+}
+
+// reflinkedDisk mounts an ext4 image that can be cloned at any moment: it is a
+// file of btrfs, on a loop device.
+func reflinkedDisk(t *testing.T) (image, dir string) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("a disk to be cut off is mounted, and that needs root")
+	}
+	for _, tool := range []string{"mkfs.btrfs", "mkfs.ext4", "mount"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skip("a disk to be cut off is an ext4 image on btrfs: ", err)
+		}
+	}
+	outer, dir := t.TempDir(), t.TempDir()
+	file := filepath.Join(t.TempDir(), "btrfs")
+	sparse(t, file, 8<<30)
+	command(t, "mkfs.btrfs", "-q", file)
+	if out, err := exec.Command("mount", "-t", "btrfs", "-o", "loop", file, outer).CombinedOutput(); err != nil { //nolint:noctx // short
+		t.Skipf("a disk to be cut off needs btrfs and loop devices: mount: %v: %s", err, out)
+	}
+	t.Cleanup(func() { unmount(t, outer) })
+	image = filepath.Join(outer, "ext4")
+	sparse(t, image, 512<<20)
+	command(t, "mkfs.ext4", "-q", image)
+	mount(t, dir, "ext4", image)
+	return image, dir
+}
+
+func sparse(t *testing.T, name string, size int64) {
+	t.Helper()
+	if err := errors.Join(os.WriteFile(name, nil, 0o600), os.Truncate(name, size)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func command(t *testing.T, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil { //nolint:noctx // short
+		t.Fatalf("%s: %v: %s", strings.Join(args, " "), err, out)
+	}
+}
+
+// mount mounts an image until it is unmounted or the test ends.
+func mount(t *testing.T, dir, kind, image string) {
+	t.Helper()
+	command(t, "mount", "-t", kind, "-o", "loop", image, dir)
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: it is none any more
+			t.Errorf("unmount %s: %v", dir, err)
+		}
+	})
+}
+
+func unmount(t *testing.T, dir string) {
+	t.Helper()
+	if err := unix.Unmount(dir, 0); err != nil {
+		t.Errorf("unmount %s: %v", dir, err)
+	}
+}
+
+// reflink makes a copy of a file that shares its blocks, of one moment (FICLONE).
+func reflink(t *testing.T, to, from string) {
+	t.Helper()
+	src, err := os.Open(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = src.Close() }()
+	dst, err := os.Create(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = errors.Join(unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())), dst.Close())
+	if err != nil {
+		t.Fatal("clone the disk: ", err)
+	}
+}
+
+func syncFS(t *testing.T, dir string) {
+	t.Helper()
+	f, err := os.Open(dir)
+	if err == nil {
+		err = errors.Join(unix.Syncfs(int(f.Fd())), f.Close())
+	}
+	if err != nil {
+		t.Error(err)
+	}
+}
