@@ -68,8 +68,8 @@ func TestStorm(t *testing.T) {
 	up := ut.New(t, ut.Options{Auth: ut.Bearer, TokenElsewhere: true, CDN: true})
 	img := up.AddImage("library/app", "1", ut.NewImage(3, 64<<20, 1000))
 	layer := img.Layers[0]
-	for _, cut := range []int{5 << 20, 9 << 20, 30 << 20} {
-		up.Fault(ut.Match{Op: ut.CDN, Reference: "", Times: 1}, ut.CutAfter(cut))
+	for i, cut := range []int{5 << 20, 9 << 20, 30 << 20} {
+		up.Fault(ut.Match{Op: ut.CDN, After: i, Times: 1}, ut.CutAfter(cut))
 	}
 	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
 	var wg sync.WaitGroup
@@ -102,7 +102,7 @@ func TestStorm(t *testing.T) {
 		t.Errorf("%d bytes of the layer left the upstream, want %d and what was in flight at three resets", sent, layer.Size)
 	}
 	got := up.Counts()
-	if got[ut.Token] != 1 || got[ut.HeadManifest] != 1 || got[ut.GetManifest] != 2 || got[ut.GetBlob] != got[ut.CDN] {
+	if got[ut.Token] != 1 || got[ut.HeadManifest] != 1 || got[ut.GetManifest] != 2 || got[ut.GetBlob] != 4 || got[ut.CDN] != 4 {
 		t.Errorf("upstream requests: %v", got)
 	}
 }
