@@ -3,6 +3,7 @@ package proxy
 import (
 	"io"
 	"net/http"
+	"os"
 	"time"
 
 	"github.com/cachalot-registry/cachalot/upstream"
@@ -49,9 +50,23 @@ func (w *response) ReadFrom(src io.Reader) (int64, error) {
 	if !w.wrote {
 		w.WriteHeader(http.StatusOK)
 	}
-	n, err := io.Copy(w.ResponseWriter, src)
+	dst := io.Writer(w.ResponseWriter)
+	if !isFile(src) {
+		// net/http would hold two buffers for each reader, to try sendfile in vain.
+		dst = struct{ io.Writer }{dst}
+	}
+	n, err := io.Copy(dst, src)
 	w.bytes += n
 	return n, err
+}
+
+// isFile says whether a body is a file's, or the part of one that is to be sent.
+func isFile(src io.Reader) bool {
+	if part, ok := src.(*io.LimitedReader); ok {
+		src = part.R
+	}
+	_, ok := src.(*os.File)
+	return ok
 }
 
 // setCacheStatus says what the cache did (RFC 9211).
