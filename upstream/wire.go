@@ -9,6 +9,7 @@ import (
 	"net/http/httptrace"
 	"net/url"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/sony/gobreaker/v2"
@@ -131,7 +132,8 @@ func (r *Registry) roundTrip(ctx context.Context, op string, req *http.Request) 
 				r.log.Warn("egress refused", "upstream", r.cfg.Name, "op", op, "host", req.URL.Host, "reason", refused.Error())
 			}
 			return nil, r.fail(op, ErrInvalid, "%s", r.egress.told(refused))
-		case errors.Is(ctx.Err(), context.Canceled), ctx.Err() != nil && !sent.Load():
+		case errors.Is(ctx.Err(), context.Canceled), ctx.Err() != nil && !sent.Load(),
+			errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE): // our own want of descriptors
 			done(errIgnored)
 		default:
 			done(err)
