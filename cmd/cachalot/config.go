@@ -21,6 +21,8 @@ type config struct {
 	Listen string `yaml:"listen"`
 	// MaxConnections bounds the clients' open connections; more wait to be accepted.
 	MaxConnections int `yaml:"max_connections"`
+	// SendTimeout is how long a client may take nothing of its answer; 0: for ever.
+	SendTimeout time.Duration `yaml:"send_timeout"`
 	// ShutdownTimeout is how long running responses may take to end after SIGTERM.
 	ShutdownTimeout time.Duration `yaml:"shutdown_timeout"`
 	// DefaultUpstream serves the requests that name no registry.
@@ -143,6 +145,7 @@ func defaults() config {
 	return config{
 		Listen:            ":5000",
 		MaxConnections:    10_000,
+		SendTimeout:       time.Minute,
 		ShutdownTimeout:   30 * time.Second,
 		DefaultUpstream:   "docker.io",
 		UnlistedUpstreams: "deny",

@@ -81,8 +81,8 @@ func (l *boundedListener) release(_ net.Conn, state http.ConnState) {
 	}
 }
 
-// newServer serves what l accepts. There is no write timeout: a slow client may
-// take hours over a large blob.
+// newServer serves what l accepts. It has no write timeout, for a slow client may
+// take hours over a large blob; stuckClients ends those that take nothing.
 func newServer(h http.Handler, l *boundedListener, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           h,

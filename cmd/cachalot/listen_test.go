@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net"
@@ -14,11 +15,24 @@ import (
 type limited struct {
 	*boundedListener
 	addr   string
+	tls    *tls.Config   // of its clients; nil: plain
 	full   chan struct{} // one element each time nobody more is accepted
 	served atomic.Int64
 }
 
 func startLimited(t *testing.T, limit int) *limited {
+	t.Helper()
+	return startServer(t, limit, false, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/hijack" {
+			c, _, err := http.NewResponseController(w).Hijack()
+			if err == nil {
+				c.Close()
+			}
+		}
+	}, func(net.Conn, http.ConnState) {})
+}
+
+func startServer(t *testing.T, limit int, secure bool, handle http.HandlerFunc, state func(net.Conn, http.ConnState)) *limited {
 	t.Helper()
 	inner, err := listen(t.Context(), "127.0.0.1:0", "listen")
 	if err != nil {
@@ -28,16 +42,25 @@ func startLimited(t *testing.T, limit int) *limited {
 	l.boundedListener = newBoundedListener(inner, limit, func() { l.full <- struct{}{} })
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		l.served.Add(1)
-		if r.URL.Path == "/hijack" {
-			c, _, err := http.NewResponseController(w).Hijack()
-			if err == nil {
-				c.Close()
-			}
-		}
+		handle(w, r)
 	})
 	s := newServer(h, l.boundedListener, slog.New(slog.DiscardHandler))
+	s.ConnState = func(c net.Conn, now http.ConnState) {
+		l.release(c, now)
+		state(c, now)
+	}
+	var accepting net.Listener = l
+	if secure {
+		cfg := pairFiles(t)
+		l.tls = &tls.Config{RootCAs: writePair(t, cfg, 1), ServerName: "127.0.0.1"}
+		c, err := newCertificate(cfg, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		accepting = newTLSListener(l, c)
+	}
 	done := make(chan error, 1)
-	go func() { done <- s.Serve(l) }()
+	go func() { done <- s.Serve(accepting) }()
 	t.Cleanup(func() {
 		s.Close()
 		if err := <-done; !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
@@ -56,6 +79,9 @@ func (l *limited) ask(t *testing.T, path string) net.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
+	if l.tls != nil {
+		c = tls.Client(c, l.tls)
+	}
 	if _, err := c.Write([]byte("GET " + path + " HTTP/1.1\r\nHost: x\r\n\r\n")); err != nil {
 		t.Fatal(err)
 	}

@@ -7,7 +7,7 @@ import (
 )
 
 // reload reads the configuration again and puts into effect what can be: the
-// log level, shutdown_timeout, and all that a generation is made of. A file
+// log level, send_timeout, shutdown_timeout, and all that a generation is made of. A file
 // with a mistake changes nothing.
 func (m *mirror) reload() {
 	if m.file == "" {
@@ -43,6 +43,7 @@ func (m *mirror) tryReload() error {
 		g.close()
 		return err
 	}
+	m.stuck.limit.Store(int64(next.SendTimeout))
 	old := m.current.swap(g)
 	m.retiring.Go(old.close)
 	m.cfg = next

@@ -59,6 +59,7 @@ type mirror struct {
 	level    *slog.LevelVar
 	metrics  *metrics
 	main     *http.Server
+	stuck    *stuckClients
 	admin    *http.Server
 	current  current
 	draining atomic.Bool
@@ -123,6 +124,16 @@ func (m *mirror) run(ctx context.Context, l, adminListener net.Listener, signals
 	m.current.swap(first)
 
 	m.main = newServer(&m.current, clients, m.log)
+	m.stuck = newStuckClients(m.cfg.SendTimeout, m.log)
+	m.main.ConnState = func(c net.Conn, state http.ConnState) {
+		clients.release(c, state)
+		m.stuck.state(c, state)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var looking sync.WaitGroup
+	looking.Go(func() { m.stuck.run(ctx) })
+	defer looking.Wait()
+	defer cancel()
 	var accepting net.Listener = clients
 	if secure != nil {
 		accepting = newTLSListener(clients, secure)

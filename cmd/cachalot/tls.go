@@ -195,6 +195,9 @@ type wire struct {
 	held []byte     // nil: nothing is held
 }
 
+// NetConn is what it sends to.
+func (w *wire) NetConn() net.Conn { return w.Conn }
+
 func (w *wire) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -157,6 +157,7 @@ func (v *validator) durations(c *config) {
 		value time.Duration
 		zero  bool // 0 has a meaning
 	}{
+		{"send_timeout", c.SendTimeout, true},
 		{"shutdown_timeout", c.ShutdownTimeout, false},
 		{"tags.fresh_for", c.Tags.FreshFor, true},
 		{"tags.max_stale", c.Tags.MaxStale, true},

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"io"
+	"log/slog"
+	"net/http"
+	"testing"
+	"time"
+)
+
+// endless is the content of an answer.
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) { return len(p), nil }
+
+// send sends until the client is gone.
+func send(w http.ResponseWriter) {
+	w.Header().Set("Content-Length", "1000000000000") // as a blob has one: TLS sends it in bulk
+	_, _ = io.Copy(w, endless{})
+}
+
+// TestStuckClients: who takes nothing of an answer is cut off after the limit;
+// who is slow is not, nor who waits for an answer to go on.
+func TestStuckClients(t *testing.T) {
+	t.Parallel()
+	for name, secure := range map[string]bool{"plain": false, "TLS": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ended, release := make(chan struct{}), make(chan struct{})
+			s := newStuckClients(time.Minute, slog.New(slog.DiscardHandler))
+			l := startServer(t, 10, secure, func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/waits" {
+					<-release
+					return
+				}
+				send(w)
+				if r.URL.Path == "/stuck" {
+					close(ended)
+				}
+			}, s.state)
+
+			stuck, slow, waits := l.ask(t, "/stuck"), l.ask(t, "/slow"), l.ask(t, "/waits")
+			now := time.Now()
+			for cut, looks := false, 0; !cut; now = now.Add(time.Minute) { // its buffers fill first
+				if looks++; looks > 1000 {
+					t.Fatal("a client that takes nothing is not cut off")
+				}
+				if _, err := io.CopyN(io.Discard, slow, 16<<20); err != nil {
+					t.Fatal("a slow client: ", err)
+				}
+				s.look(now)
+				select {
+				case <-ended:
+					cut = true
+				default:
+				}
+			}
+			if _, err := io.Copy(io.Discard, stuck); err == nil {
+				t.Error("the answer ended as if it were whole")
+			}
+			if _, err := io.CopyN(io.Discard, slow, 16<<20); err != nil {
+				t.Error("a slow client: ", err)
+			}
+			close(release)
+			answered(t, waits)
+		})
+	}
+}
+
+// TestNobodyIsStuck: without a limit nobody is cut off.
+func TestNobodyIsStuck(t *testing.T) {
+	t.Parallel()
+	s := newStuckClients(0, slog.New(slog.DiscardHandler))
+	ended := make(chan struct{})
+	l := startServer(t, 10, false, func(w http.ResponseWriter, _ *http.Request) {
+		defer close(ended)
+		send(w)
+	}, s.state)
+	c := l.ask(t, "/")
+	if _, err := io.CopyN(io.Discard, c, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 10 {
+		s.look(time.Now().Add(time.Duration(i) * time.Hour))
+	}
+	if _, err := io.CopyN(io.Discard, c, 16<<20); err != nil {
+		t.Error(err)
+	}
+	c.Close()
+	<-ended
+}
