@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -247,4 +248,66 @@ func TestDescriptors(t *testing.T) {
 		}
 	}
 	s.interrupt(t)
+}
+
+// TestDescriptorsOfDownloads: downloads take all descriptors that the process may
+// have, a connection to the registry and a file each. It lives, nobody gets wrong
+// bytes, and all is served when they end.
+func TestDescriptorsOfDownloads(t *testing.T) {
+	t.Parallel()
+	up := upstreamtest.New(t, upstreamtest.Options{})
+	kept := upstreamtest.NewContent("", upstreamtest.Random(1, 100_000))
+	up.AddBlob("library/app", kept)
+	const limit = 100
+	s := start(t, t.TempDir(), up.URL, "sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$@"`, limit), "sh")
+	client := &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}} // has its connection already
+	if err := s.fetch(client, kept.Digest); err != nil {
+		t.Fatal(err)
+	}
+	s.await(t, "cachalot_storage_blobs", 1) // or its file could not be named any more
+	release := make(chan struct{})
+	var blobs []upstreamtest.Content
+	var wg sync.WaitGroup
+	for i := range 50 {
+		b := upstreamtest.NewContent("", upstreamtest.Random(uint64(100+i), 100_000))
+		up.AddBlob("library/app", b)
+		up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob, Reference: b.Digest.String(), Times: 1}, upstreamtest.StallAfter(50_000, release))
+		blobs = append(blobs, b)
+		wg.Go(func() {
+			if err := s.fetch(&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}, b.Digest); errors.Is(err, errWrongBytes) {
+				t.Error(err)
+			}
+		})
+	}
+	fds := fmt.Sprintf("/proc/%d/fd", s.cmd.Process.Pid)
+	for tick := time.NewTicker(5 * time.Millisecond); ; <-tick.C {
+		open, err := os.ReadDir(fds)
+		if err != nil {
+			t.Fatalf("%v: %s", err, s.log)
+		}
+		if len(open) >= limit {
+			break
+		}
+	}
+	if err := s.fetch(client, kept.Digest); errors.Is(err, errWrongBytes) {
+		t.Error(err)
+	}
+	close(release)
+	wg.Wait()
+	if !strings.Contains(s.log.String(), "too many open files") {
+		t.Errorf("it had enough: %s", s.log)
+	}
+	up.Forget()
+	for _, b := range append(blobs, kept) {
+		if err := s.fetch(http.DefaultClient, b.Digest); err != nil {
+			t.Errorf("%v: %s", err, s.log)
+		}
+	}
+	if n := up.Sent(kept.Digest); n != 0 {
+		t.Errorf("%d bytes of what is kept were fetched", n)
+	}
+	s.interrupt(t)
+	if strings.Contains(s.log.String(), "panic") {
+		t.Error(s.log)
+	}
 }

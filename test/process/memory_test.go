@@ -1,49 +1,196 @@
 package process
 
 import (
+	"bytes"
+	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestMemory: 50 clients of one cold 64 MiB blob cost one download, and less
-// than 150 MiB at the peak, badger and all.
-func TestMemory(t *testing.T) {
+// TestStorm: 200 clients pull one cold image of 64 MiB, a third of them leaves
+// half-way, another asks for ranges, and the registry breaks off three times.
+// Each byte is fetched once, and the process never has more than 100 MiB (I6, I7).
+func TestStorm(t *testing.T) {
 	t.Parallel()
 	up := upstreamtest.New(t, upstreamtest.Options{Auth: upstreamtest.Bearer})
-	blob := upstreamtest.NewContent("", upstreamtest.Random(2, 64<<20))
-	up.AddBlob("library/app", blob)
 	s := start(t, t.TempDir(), up.URL)
+	storm(t, s, up)
+	peak := s.status(t, "VmHWM")
+	if peak > 100<<20 {
+		t.Errorf("peak memory %d MiB", peak>>20)
+	}
+	t.Logf("peak memory %d MiB", peak>>20)
+}
+
+// TestMemoryLimit is the same storm in a cgroup of 100 MiB, which page cache and
+// all must fit: it is reclaimed, nobody is killed.
+func TestMemoryLimit(t *testing.T) {
+	t.Parallel()
+	const limit = 100 << 20
+	folder := t.TempDir()
+	var fs unix.Statfs_t
+	if err := unix.Statfs(folder, &fs); err != nil || fs.Type == unix.TMPFS_MAGIC {
+		t.Skip("the files of a tmpfs are memory that cannot be reclaimed; set TMPDIR to a folder on a disk")
+	}
+	g := newCgroup(t, limit)
+	up := upstreamtest.New(t, upstreamtest.Options{Auth: upstreamtest.Bearer})
+	s := start(t, folder, up.URL, "sh", "-c", `echo $$ >"$0" && exec "$@"`, filepath.Join(g.dir, "cgroup.procs"))
+	storm(t, s, up)
+	peak, killed := g.read(t)
+	if killed != 0 || peak < 64<<20 || peak > limit { // less than the image: it was not there
+		t.Errorf("%d processes killed, peak of the cgroup %d MiB", killed, peak>>20)
+	}
+	t.Logf("peak of the cgroup %d MiB, of the process %d MiB", peak>>20, s.status(t, "VmHWM")>>20)
+	s.interrupt(t)
+}
+
+func storm(t *testing.T, s *server, up *upstreamtest.Registry) {
+	t.Helper()
+	img := up.AddImage("library/app", "1", upstreamtest.NewImage(2, 64<<20, 1000))
+	layer := img.Layers[0]
+	for i, cut := range []int{5 << 20, 9 << 20, 30 << 20} {
+		up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob, Reference: layer.Digest.String(), After: i, Times: 1}, upstreamtest.CutAfter(cut))
+	}
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	get := func(path string, want []byte, n int) {
+		if err := compare(t.Context(), client, s.url+"/v2/library/app/"+path, want, 0, n); err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	blob := func(c upstreamtest.Content) string { return "blobs/" + c.Digest.String() }
 	var wg sync.WaitGroup
-	for range 50 {
+	for i := range 200 {
 		wg.Go(func() {
-			if err := s.fetch(client, blob.Digest); err != nil {
-				t.Error(err)
+			get("manifests/1", img.Index.Bytes, -1)
+			get("manifests/"+img.Manifest.Digest.String(), img.Manifest.Bytes, -1)
+			get(blob(img.Config), img.Config.Bytes, -1)
+			get(blob(img.Layers[1]), img.Layers[1].Bytes, -1)
+			switch i % 3 {
+			case 0:
+				get(blob(layer), layer.Bytes, len(layer.Bytes)/2)
+			case 1:
+				from := i * 300_000
+				if err := compare(t.Context(), client, s.url+"/v2/library/app/"+blob(layer), layer.Bytes, from, -1); err != nil {
+					t.Errorf("from %d: %v", from, err)
+				}
+			default:
+				get(blob(layer), layer.Bytes, -1)
 			}
 		})
 	}
 	wg.Wait()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))
+	if times := float64(up.SentAll()) / float64(img.Size()); times < 0.9995 || times > 1.0005 {
+		t.Errorf("%.4f x the image fetched", times)
+	}
+	got := up.Counts()
+	if got[upstreamtest.Token] != 1 || got[upstreamtest.HeadManifest] > 1 || got[upstreamtest.GetManifest] != 2 || got[upstreamtest.GetBlob] != 6 {
+		t.Errorf("upstream requests: %v", got)
+	}
+}
+
+// compare gets what begins at from, and compares n bytes of it before it goes; n
+// of -1 is all.
+func compare(ctx context.Context, client *http.Client, url string, want []byte, from, n int) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
 	if err != nil {
-		t.Skip("the peak is read from /proc: ", err)
+		return err
 	}
-	peak := regexp.MustCompile(`VmHWM:\s+(\d+) kB`).FindSubmatch(status)
-	if peak == nil {
-		t.Fatalf("no VmHWM in %s", status)
+	status := http.StatusOK
+	if from > 0 {
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", from))
+		status = http.StatusPartialContent
 	}
-	kib, err := strconv.Atoi(string(peak[1]))
-	if err != nil || kib > 150<<10 {
-		t.Errorf("peak memory %d MiB, %v", kib>>10, err)
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
 	}
-	t.Logf("peak memory %d MiB", kib>>10)
-	if sent := up.Sent(blob.Digest); sent != blob.Size || up.Count(upstreamtest.Token) != 1 {
-		t.Errorf("%d bytes and %d tokens from upstream", sent, up.Count(upstreamtest.Token))
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode != status {
+		return fmt.Errorf("status %d", resp.StatusCode)
 	}
+	want = want[from:]
+	buf := make([]byte, 32<<10)
+	for n < 0 || len(want) > 0 && n > 0 {
+		got, err := resp.Body.Read(buf)
+		if got > len(want) || !bytes.Equal(buf[:got], want[:got]) {
+			return errWrongBytes
+		}
+		want = want[got:]
+		if n > 0 {
+			n = max(0, n-got)
+		}
+		switch {
+		case err == io.EOF && len(want) == 0:
+			return nil
+		case err != nil:
+			return fmt.Errorf("%d bytes before the end: %w", len(want), err)
+		}
+	}
+	return nil
+}
+
+// cgroup is a group of processes that may use so much memory.
+type cgroup struct {
+	dir string
+	v1  bool
+}
+
+func newCgroup(t *testing.T, limit int) cgroup {
+	t.Helper()
+	g := cgroup{dir: "/sys/fs/cgroup"}
+	limits := map[string]string{"memory.max": strconv.Itoa(limit), "memory.swap.max": "0"}
+	if controllers, err := os.ReadFile(filepath.Join(g.dir, "cgroup.controllers")); err != nil || !bytes.Contains(controllers, []byte("memory")) {
+		g = cgroup{dir: "/sys/fs/cgroup/memory", v1: true}
+		limits = map[string]string{"memory.limit_in_bytes": strconv.Itoa(limit)}
+	}
+	dir, err := os.MkdirTemp(g.dir, "cachalot-test-") //nolint:usetesting // of the cgroup file system
+	if err != nil {
+		t.Skip("a limit on memory needs a cgroup of its own, and so root: ", err)
+	}
+	g.dir = dir
+	t.Cleanup(func() {
+		if err := os.Remove(g.dir); err != nil { // its processes have ended
+			t.Error(err)
+		}
+	})
+	for name, value := range limits {
+		if err := os.WriteFile(filepath.Join(g.dir, name), []byte(value), 0o600); err != nil && name != "memory.swap.max" { // there may be no swap
+			t.Skip("a limit on memory needs the memory controller: ", err)
+		}
+	}
+	return g
+}
+
+// read returns the most bytes that were ever charged, and how many processes
+// were killed for more.
+func (g cgroup) read(t *testing.T) (peak, killed int) {
+	t.Helper()
+	peakFile, eventsFile := "memory.peak", "memory.events"
+	if g.v1 {
+		peakFile, eventsFile = "memory.max_usage_in_bytes", "memory.oom_control"
+	}
+	p, perr := os.ReadFile(filepath.Join(g.dir, peakFile))
+	e, eerr := os.ReadFile(filepath.Join(g.dir, eventsFile))
+	peak, err := strconv.Atoi(strings.TrimSpace(string(p)))
+	m := regexp.MustCompile(`(?m)^oom_kill (\d+)$`).FindSubmatch(e)
+	if perr != nil || eerr != nil || err != nil || m == nil {
+		t.Fatalf("cannot read the cgroup: %v, %v, %v: %s", perr, eerr, err, e)
+	}
+	killed, err = strconv.Atoi(string(m[1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return peak, killed
 }

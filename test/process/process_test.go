@@ -45,11 +45,12 @@ func TestMain(m *testing.M) {
 
 // server is a running cachalot.
 type server struct {
-	cmd   *exec.Cmd
-	url   string
-	admin string // the admin listener's URL
-	log   logFile
-	ended chan struct{} // closed once the process has been waited for
+	cmd    *exec.Cmd
+	url    string
+	admin  string // the admin listener's URL
+	config string // its file
+	log    logFile
+	ended  chan struct{} // closed once the process has been waited for
 }
 
 // logFile is the path of what a process says.
@@ -89,6 +90,9 @@ func basicConfig(folder, upstream string, storage ...string) string {
 	return fmt.Sprintf("storage: {%s}\nupstreams: {docker.io: {url: %s}}\n", keys, upstream)
 }
 
+// addresses are any that are free.
+const addresses = "listen: 127.0.0.1:0\nadmin: {listen: 127.0.0.1:0}\n"
+
 // runConfig is run with a configuration, which needs no addresses.
 func runConfig(t *testing.T, config string, wrap ...string) *server {
 	t.Helper()
@@ -98,12 +102,11 @@ func runConfig(t *testing.T, config string, wrap ...string) *server {
 	}
 	dir := t.TempDir()
 	file := filepath.Join(dir, "config.yml")
-	config = "listen: 127.0.0.1:0\nadmin: {listen: 127.0.0.1:0}\n" + config
-	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(addresses+config), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	args := append(wrap, path, "serve", "--config", file)
-	s := &server{cmd: exec.Command(args[0], args[1:]...), log: logFile(filepath.Join(dir, "log")), ended: make(chan struct{})} //nolint:noctx // killed by the test
+	s := &server{cmd: exec.Command(args[0], args[1:]...), config: file, log: logFile(filepath.Join(dir, "log")), ended: make(chan struct{})} //nolint:noctx // killed by the test
 	out, err := os.Create(string(s.log))
 	if err != nil {
 		t.Fatal(err)
@@ -153,7 +156,13 @@ func (s *server) interrupt(t *testing.T) {
 	if err := syscall.Kill(-s.cmd.Process.Pid, syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
-	<-s.ended
+	limit := time.NewTimer(time.Minute) // shutdown_timeout is half of that
+	defer limit.Stop()
+	select {
+	case <-s.ended:
+	case <-limit.C:
+		t.Fatalf("it does not end: %s", s.log)
+	}
 	if !strings.Contains(s.log.String(), "msg=stopped") {
 		t.Errorf("no orderly end: %s", s.log)
 	}

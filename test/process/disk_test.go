@@ -1,0 +1,197 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+)
+
+// spoilt is a running mirror whose disk is about to go wrong.
+type spoilt struct {
+	up     *upstreamtest.Registry
+	folder string
+	server *server
+	kept   upstreamtest.Content
+	seed   uint64
+}
+
+func newSpoilt(t *testing.T, folder string) *spoilt {
+	t.Helper()
+	p := &spoilt{up: upstreamtest.New(t, upstreamtest.Options{}), folder: folder}
+	p.kept = p.blob(300_000)
+	p.server = start(t, folder, p.up.URL)
+	p.get(t, p.kept)
+	p.server.await(t, "cachalot_storage_blobs", 1)
+	return p
+}
+
+// blob adds another one to the registry.
+func (p *spoilt) blob(size int) upstreamtest.Content {
+	p.seed++
+	b := upstreamtest.NewContent("", upstreamtest.Random(p.seed, size))
+	p.up.AddBlob("library/app", b)
+	return b
+}
+
+func (p *spoilt) get(t *testing.T, b upstreamtest.Content) {
+	t.Helper()
+	if err := p.server.fetch(http.DefaultClient, b.Digest); err != nil {
+		t.Errorf("%v: %s", err, p.server.log)
+	}
+}
+
+// serves wants the mirror to serve what is kept, to new places too, and to pass
+// on what is new.
+func (p *spoilt) serves(t *testing.T) {
+	t.Helper()
+	p.up.Forget()
+	p.get(t, p.kept)
+	if asked := p.up.Requests(); len(asked) != 0 {
+		t.Errorf("asked upstream for what is kept: %+v", asked)
+	}
+	for i := range 20 {
+		repository := fmt.Sprintf("library/other-%d-%d", p.seed, i)
+		p.up.AddBlob(repository, p.kept)
+		if err := p.server.fetchPath("/v2/"+repository+"/blobs/"+p.kept.Digest.String(), p.kept); err != nil {
+			t.Fatalf("%v: %s", err, p.server.log)
+		}
+	}
+	if n := p.up.Sent(p.kept.Digest); n != 0 {
+		t.Errorf("%d bytes of what is kept were fetched", n)
+	}
+	for range 5 {
+		b := p.blob(300_000)
+		p.get(t, b)
+		p.get(t, b)
+	}
+	p.get(t, p.blob(8<<20))
+}
+
+// keeps wants the mirror to keep what is new, and to have lost nothing.
+func (p *spoilt) keeps(t *testing.T) {
+	t.Helper()
+	p.up.Forget()
+	p.get(t, p.kept)
+	if n := p.up.Sent(p.kept.Digest); n != 0 {
+		t.Errorf("%d bytes of what was kept were fetched", n)
+	}
+	b := p.blob(300_000)
+	p.get(t, b)
+	p.server.interrupt(t)
+	if _, err := os.Stat(filepath.Join(p.folder, "blobs", "sha256", b.Digest.Encoded()[:2], b.Digest.Encoded())); err != nil {
+		t.Errorf("not kept: %v: %s", err, p.server.log)
+	}
+	checkBlobs(t, p.folder, map[string]bool{})
+}
+
+// fetchPath gets and compares content on a connection of its own.
+func (s *server) fetchPath(path string, want upstreamtest.Content) error {
+	return compare(context.Background(), adminClient(), s.url+path, want.Bytes, 0, -1)
+}
+
+// TestDiskTurnsReadOnly: ext4 meets an error and turns read-only under a running
+// mirror. It serves on, says after a kill -9 why it cannot start, and has
+// everything again once the disk is repaired.
+func TestDiskTurnsReadOnly(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("a disk that fails is mounted, and that needs root")
+	}
+	for _, tool := range []string{"mkfs.ext4", "e2fsck", "mount"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skip("a disk that fails is an ext4 image: ", err)
+		}
+	}
+	image, dir := filepath.Join(t.TempDir(), "ext4"), t.TempDir()
+	sparse(t, image, 512<<20)
+	command(t, "mkfs.ext4", "-q", "-e", "remount-ro", image)
+	mount(t, dir, "ext4", image)
+	p := newSpoilt(t, filepath.Join(dir, "cachalot"))
+
+	breakExt4(t, dir)
+	p.serves(t)
+	p.server.kill()
+	failed := run(t, p.folder, p.up.URL)
+	if failed.url != "" || !strings.Contains(failed.log.String(), "read-only file system") {
+		t.Errorf("a start on a read-only disk: %s", failed.log)
+	}
+
+	unmount(t, dir)
+	// It exits with 1 where it has mended something.
+	if out, err := exec.Command("e2fsck", "-fy", image).CombinedOutput(); err != nil && !strings.Contains(string(out), "MODIFIED") { //nolint:noctx // short
+		t.Fatalf("e2fsck: %v: %s", err, out)
+	}
+	mount(t, dir, "ext4", image)
+	p.server = start(t, p.folder, p.up.URL)
+	p.keeps(t)
+}
+
+// breakExt4 has ext4 meet an error, for which it turns read-only whoever writes.
+func breakExt4(t *testing.T, dir string) {
+	t.Helper()
+	mounts, err := os.ReadFile("/proc/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	device := ""
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); f[1] == dir {
+			device = filepath.Base(f[0])
+		}
+	}
+	if err := os.WriteFile(filepath.Join("/sys/fs/ext4", device, "trigger_fs_error"), []byte("cachalot's test\n"), 0o600); err != nil {
+		t.Skip("ext4 fails on demand by /sys/fs/ext4/*/trigger_fs_error: ", err)
+	}
+	if f, err := os.Create(filepath.Join(dir, "x")); !errors.Is(err, unix.EROFS) {
+		t.Fatalf("the disk is not read-only: %v, %v", f, err)
+	}
+}
+
+// TestOutOfInodes: the file system has space, and takes no more files.
+func TestOutOfInodes(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=512m,nr_inodes=1000"); err != nil {
+		t.Skip("a disk with few inodes needs a file system of its own, and so root: mount: ", err)
+	}
+	t.Cleanup(func() { unmount(t, dir) })
+	p := newSpoilt(t, filepath.Join(dir, "cachalot"))
+	var others []string
+	for i := 0; ; i++ {
+		name := filepath.Join(dir, fmt.Sprint("other-", i))
+		err := os.WriteFile(name, nil, 0o600)
+		if errors.Is(err, unix.ENOSPC) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		others = append(others, name)
+	}
+	p.serves(t)
+	for _, end := range []func(*server){(*server).kill, func(s *server) { s.interrupt(t) }} {
+		end(p.server)
+		p.server = start(t, p.folder, p.up.URL)
+		p.get(t, p.kept)
+		if n := p.up.Sent(p.kept.Digest); n != 0 {
+			t.Errorf("%d bytes of what is kept were fetched: %s", n, p.server.log)
+		}
+		p.get(t, p.blob(300_000))
+	}
+	for _, name := range others {
+		if err := os.Remove(name); err != nil {
+			t.Error(err)
+		}
+	}
+	p.keeps(t)
+}

@@ -1,0 +1,168 @@
+package process
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// usage is what a process has of what it must give back.
+type usage struct {
+	goroutines int
+	sockets    int // listeners, and the connection that asks
+	files      int // open ones, but for the index's
+	index      int // files of the index
+	heap       int // bytes that are reachable
+	rss        int // bytes
+}
+
+func (u usage) String() string {
+	return fmt.Sprintf("%d goroutines, %d sockets, %d files, %d files of the index, heap %.1f MiB, RSS %.1f MiB",
+		u.goroutines, u.sockets, u.files, u.index, float64(u.heap)/(1<<20), float64(u.rss)/(1<<20))
+}
+
+// usage collects garbage and measures.
+func (s *server) usage(t *testing.T) usage {
+	t.Helper()
+	s.ask(t, "/debug/pprof/heap?gc=1")
+	m := s.metrics(t)
+	u := usage{
+		goroutines: int(m["go_goroutines"]), heap: int(m["go_memstats_heap_alloc_bytes"]),
+		rss: int(m["process_resident_memory_bytes"]),
+	}
+	dir := fmt.Sprintf("/proc/%d/fd", s.cmd.Process.Pid)
+	open, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatalf("%v: %s", err, s.log)
+	}
+	for _, e := range open {
+		to, err := os.Readlink(filepath.Join(dir, e.Name()))
+		switch {
+		case err != nil: // closed meanwhile
+		case strings.HasPrefix(to, "socket:"):
+			u.sockets++
+		case strings.Contains(to, "/index/"):
+			u.index++
+		default:
+			u.files++
+		}
+	}
+	return u
+}
+
+// quiet waits until nobody is served and nothing fetched, and measures then. With
+// before it waits, too, until there are no more goroutines than there were: badger
+// may be at work still.
+func (s *server) quiet(t *testing.T, before *usage) usage {
+	t.Helper()
+	const listeners, ours = 2, 1
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	limit := time.NewTimer(2 * time.Minute) // idle connections to a registry go after one
+	defer limit.Stop()
+	var last usage
+	for same := 0; same < 5; { // a goroutine may end a moment later
+		u := s.usage(t)
+		m := s.metrics(t)
+		if m["cachalot_connections"] == 0 && m["cachalot_fills_in_progress"] == 0 && u.sockets <= listeners+ours &&
+			u.goroutines == last.goroutines && (before == nil || u.goroutines <= before.goroutines) && u.files == last.files {
+			same++
+		} else {
+			same = 0
+		}
+		last = u
+		select {
+		case <-tick.C:
+		case <-limit.C:
+			t.Fatalf("not quiet after 2 minutes: %v, %v clients, %v downloads\n%s", u,
+				m["cachalot_connections"], m["cachalot_fills_in_progress"], s.ask(t, "/debug/pprof/goroutine?debug=1"))
+		}
+	}
+	return last
+}
+
+// metrics are what /metrics says; those that have labels are summed up.
+func (s *server) metrics(t *testing.T) map[string]float64 {
+	t.Helper()
+	values := map[string]float64{}
+	lines := bufio.NewScanner(strings.NewReader(s.ask(t, "/metrics")))
+	sample := regexp.MustCompile(`^(\w+)(?:\{.*\})? (\S+)$`)
+	for lines.Scan() {
+		m := sample.FindStringSubmatch(lines.Text())
+		if m == nil {
+			continue
+		}
+		v, err := strconv.ParseFloat(m[2], 64)
+		if err != nil {
+			t.Errorf("%s: %v", lines.Text(), err)
+		}
+		values[m[1]] += v
+	}
+	return values
+}
+
+// ask gets a page of the admin listener.
+func (s *server) ask(t *testing.T, path string) string {
+	t.Helper()
+	resp, err := adminClient().Get(s.admin + path) //nolint:noctx // loopback
+	if err != nil {
+		t.Fatalf("%v: %s", err, s.log)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %s, %v", path, resp.Status, err)
+	}
+	return string(b)
+}
+
+// adminClient leaves no connection behind.
+func adminClient() *http.Client {
+	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+}
+
+// status reads one of the lines in KiB of /proc/PID/status, in bytes.
+func (s *server) status(t *testing.T, key string) int {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile(key + `:\s+(\d+) kB`).FindSubmatch(b)
+	if m == nil {
+		t.Fatalf("no %s in %s", key, b)
+	}
+	kib, err := strconv.Atoi(string(m[1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kib << 10
+}
+
+// diskUse counts the files below a folder, and their bytes.
+func diskUse(t *testing.T, dir string) (files, bytes int64) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		info, err := e.Info()
+		if err == nil {
+			files, bytes = files+1, bytes+info.Size()
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	return files, bytes
+}
