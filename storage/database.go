@@ -58,6 +58,12 @@ func (x *index) free() int64 {
 		return 0
 	}
 	defer func() { _ = f.Close() }()
+	// Since Linux 6.16 an ext4 that has met an error does not say that it is
+	// read-only: only a write tells.
+	now := unix.Timespec{Nsec: unix.UTIME_NOW}
+	if err := unix.UtimesNanoAt(unix.AT_FDCWD, f.Name(), []unix.Timespec{now, now}, 0); err != nil {
+		return 0
+	}
 	var fs unix.Statfs_t
 	err = unix.Fstatfs(int(f.Fd()), &fs)
 	if err != nil || fs.Flags&unix.ST_RDONLY != 0 || fs.Files > 0 && fs.Ffree < 100 {

@@ -100,8 +100,8 @@ func (s *server) fetchPath(path string, want upstreamtest.Content) error {
 }
 
 // TestDiskTurnsReadOnly: ext4 meets an error and turns read-only under a running
-// mirror. It serves on, says after a kill -9 why it cannot start, and has
-// everything again once the disk is repaired.
+// mirror. It serves on, ends in good order or by kill -9, says why it cannot
+// start, and has everything again once the disk is repaired.
 func TestDiskTurnsReadOnly(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
@@ -112,28 +112,36 @@ func TestDiskTurnsReadOnly(t *testing.T) {
 			t.Skip("a disk that fails is an ext4 image: ", err)
 		}
 	}
-	image, dir := filepath.Join(t.TempDir(), "ext4"), t.TempDir()
-	sparse(t, image, 512<<20)
-	command(t, "mkfs.ext4", "-q", "-e", "remount-ro", image)
-	mount(t, dir, "ext4", image)
-	p := newSpoilt(t, filepath.Join(dir, "cachalot"))
+	for name, end := range map[string]func(*testing.T, *server){
+		"end":  func(t *testing.T, s *server) { t.Helper(); s.interrupt(t) },
+		"kill": func(_ *testing.T, s *server) { s.kill() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			image, dir := filepath.Join(t.TempDir(), "ext4"), t.TempDir()
+			sparse(t, image, 512<<20)
+			command(t, "mkfs.ext4", "-q", "-e", "remount-ro", image)
+			mount(t, dir, "ext4", image)
+			p := newSpoilt(t, filepath.Join(dir, "cachalot"))
 
-	breakExt4(t, dir)
-	p.serves(t)
-	p.server.kill()
-	failed := run(t, p.folder, p.up.URL)
-	if failed.url != "" || !strings.Contains(failed.log.String(), "read-only file system") {
-		t.Errorf("a start on a read-only disk: %s", failed.log)
-	}
+			breakExt4(t, dir)
+			p.serves(t)
+			end(t, p.server)
+			failed := run(t, p.folder, p.up.URL)
+			if failed.url != "" || !strings.Contains(failed.log.String(), "read-only file system") {
+				t.Errorf("a start on a read-only disk: %s", failed.log)
+			}
 
-	unmount(t, dir)
-	// It exits with 1 where it has mended something.
-	if out, err := exec.Command("e2fsck", "-fy", image).CombinedOutput(); err != nil && !strings.Contains(string(out), "MODIFIED") { //nolint:noctx // short
-		t.Fatalf("e2fsck: %v: %s", err, out)
+			unmount(t, dir)
+			// It exits with 1 where it has mended something.
+			if out, err := exec.Command("e2fsck", "-fy", image).CombinedOutput(); err != nil && !strings.Contains(string(out), "MODIFIED") { //nolint:noctx // short
+				t.Fatalf("e2fsck: %v: %s", err, out)
+			}
+			mount(t, dir, "ext4", image)
+			p.server = start(t, p.folder, p.up.URL)
+			p.keeps(t)
+		})
 	}
-	mount(t, dir, "ext4", image)
-	p.server = start(t, p.folder, p.up.URL)
-	p.keeps(t)
 }
 
 // breakExt4 has ext4 meet an error, for which it turns read-only whoever writes.
