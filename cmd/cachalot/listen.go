@@ -104,7 +104,7 @@ func mirrorURLs(addr net.Addr, scheme string) []any {
 	port := strconv.Itoa(tcp.Port)
 	urls := []any{"registry_mirror", scheme + "://" + net.JoinHostPort("127.0.0.1", port)}
 	if ip := hostAddress(); ip != nil {
-		urls = append(urls, "from_other_hosts", "http://"+net.JoinHostPort(ip.String(), port))
+		urls = append(urls, "from_other_hosts", scheme+"://"+net.JoinHostPort(ip.String(), port))
 	}
 	return urls
 }
