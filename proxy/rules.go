@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,6 +33,9 @@ type Rule struct {
 	// NoStore: what comes through these repositories is passed on, one download
 	// for all who ask meanwhile, and not kept.
 	NoStore *bool
+	// Pin: what has come through these repositories is never evicted, whatever
+	// KeepFor and NoStore say of it.
+	Pin *bool
 }
 
 const (
@@ -51,7 +55,7 @@ func (r Rule) Validate(maxStale time.Duration) error {
 			return fmt.Errorf("match[%d]: %q is not a pattern; write one such as docker.io/library/* or ghcr.io/acme/**:v[0-9]*", i, pattern)
 		case name != "**" && !strings.Contains(name, "/"):
 			return fmt.Errorf("match[%d]: %q fits no image; write UPSTREAM/REPOSITORY, such as %s/**", i, pattern, name)
-		case tag != "" && (r.Access != "" || r.KeepFor != nil || r.NoStore != nil):
+		case tag != "" && (r.Access != "" || r.KeepFor != nil || r.NoStore != nil || r.Pin != nil):
 			return fmt.Errorf("match[%d]: %q has a tag, beside which only fresh_for can stand: the same content can be asked for by digest; write %s", i, pattern, name)
 		}
 	}
@@ -64,11 +68,19 @@ func (r Rule) Validate(maxStale time.Duration) error {
 		return fmt.Errorf("fresh_for: longer than tags.max_stale, %s; write a shorter one", maxStale)
 	case r.KeepFor != nil && *r.KeepFor < 0:
 		return errors.New("keep_for: negative; write a duration such as 24h, or 0 for no limit")
-	case r.Access == "" && r.FreshFor == nil && r.KeepFor == nil && r.NoStore == nil:
-		return errors.New("match: nothing is set for these images; add access, fresh_for, keep_for or no_store")
+	case r.pins() && r.KeepFor != nil && *r.KeepFor > 0:
+		return errors.New("pin: what is pinned is not dropped, and keep_for says when it is; write one of the two")
+	case r.pins() && r.NoStore != nil && *r.NoStore:
+		return errors.New("pin: what is pinned is kept, and no_store says that it is not; write one of the two")
+	case r.pins() && r.Access == deny:
+		return errors.New("pin: nothing comes through repositories that access denies; write one of the two")
+	case r.Access == "" && r.FreshFor == nil && r.KeepFor == nil && r.NoStore == nil && r.Pin == nil:
+		return errors.New("match: nothing is set for these images; add access, fresh_for, keep_for, no_store or pin")
 	}
 	return nil
 }
+
+func (r Rule) pins() bool { return r.Pin != nil && *r.Pin }
 
 // splitTag takes the tag off a pattern. The colon before a registry's port is
 // followed by a slash.
@@ -90,7 +102,8 @@ type treatment struct {
 // rulesFor goes through the rules for a target. The error says which one denies it.
 func (c Config) rulesFor(t target) (treatment, error) {
 	says := treatment{freshFor: c.FreshFor}
-	var access, fresh, keep, store bool // decided
+	pinned := false
+	var access, fresh, keep, store, pin bool // decided
 	for i, r := range c.Rules {
 		if !r.fits(t.registry.Name()+"/"+t.repo, t.tag) {
 			continue
@@ -111,8 +124,29 @@ func (c Config) rulesFor(t target) (treatment, error) {
 		if r.NoStore != nil && !store {
 			store, says.noStore = true, *r.NoStore
 		}
+		if r.Pin != nil && !pin {
+			pin, pinned = true, *r.Pin
+		}
+	}
+	if pinned {
+		says.keepFor, says.noStore = 0, false
 	}
 	return says, nil
+}
+
+// Pinned returns what says whether a repository is pinned; nil: none is.
+func (c Config) Pinned() func(upstream, repository string) bool {
+	if !slices.ContainsFunc(c.Rules, Rule.pins) {
+		return nil
+	}
+	return func(upstream, repository string) bool {
+		for _, r := range c.Rules {
+			if r.Pin != nil && r.fits(upstream+"/"+repository, "") {
+				return *r.Pin
+			}
+		}
+		return false
+	}
 }
 
 func (r Rule) fits(name, tag string) bool {

@@ -26,6 +26,7 @@ func TestRules(t *testing.T) {
 		{Match: []string{"docker.io/library/{alpine,debian}"}, Access: allow, FreshFor: new(10 * time.Minute)},
 		{Match: []string{"docker.io/**"}, Access: deny},
 		{Match: []string{"docker.io/library/alpine"}, KeepFor: new(7 * time.Hour)},
+		{Match: []string{"r.corp:5000/ci/tools"}, Pin: new(true)},
 	}
 	registries := map[string]target{}
 	for _, name := range []string{"docker.io", "r.corp:5000"} {
@@ -46,6 +47,7 @@ func TestRules(t *testing.T) {
 		{"docker.io", "library/alpine", "edge", treatment{10 * time.Minute, 7 * time.Hour, false}, ""},
 		{"docker.io", "library/debian", "", treatment{10 * time.Minute, 0, false}, ""},
 		{"r.corp:5000", "ci/a/b/c", "latest", treatment{time.Second, 0, true}, ""},
+		{"r.corp:5000", "ci/tools", "", treatment{time.Hour, 0, false}, ""}, // pinned, so kept
 		{"r.corp:5000", "other/ci", "latest", treatment{time.Second, 0, false}, ""},
 		{"docker.io", "library/alpine2", "latest", treatment{}, "rules[6]"},
 		{"docker.io", "acme/deep/app", "latest", treatment{}, "rules[6]"}, // * is one part
@@ -55,6 +57,44 @@ func TestRules(t *testing.T) {
 		got, err := cfg.rulesFor(at)
 		if got != tc.want || (err != nil) != (tc.denied != "") || err != nil && !strings.Contains(err.Error(), tc.denied) {
 			t.Errorf("%s/%s:%s: %+v, %v; want %+v, %q", tc.upstream, tc.repo, tc.tag, got, err, tc.want, tc.denied)
+		}
+	}
+}
+
+// TestPinned: the first rule that fits and has the setting decides, whatever
+// the image's tag.
+func TestPinned(t *testing.T) {
+	t.Parallel()
+	cfg := testConfig()
+	cfg.Rules = []Rule{{Match: []string{"docker.io/**"}, KeepFor: new(time.Hour)}, {Match: []string{"**"}, Pin: new(false)}}
+	if cfg.Pinned() != nil {
+		t.Error("something is pinned by rules that pin nothing")
+	}
+	cfg.Rules = []Rule{
+		{Match: []string{"docker.io/**:latest"}, FreshFor: new(time.Second)},
+		{Match: []string{"docker.io/acme/scratch"}, Pin: new(false), KeepFor: new(time.Hour)},
+		{Match: []string{"docker.io/acme/**", "*.corp:5000/base"}, Pin: new(true)},
+	}
+	pinned := cfg.Pinned()
+	for name, want := range map[[2]string]bool{
+		{"docker.io", "acme/app"}:      true,
+		{"docker.io", "acme/a/b"}:      true,
+		{"docker.io", "acme/scratch"}:  false,
+		{"docker.io", "library/acme"}:  false,
+		{"r.corp:5000", "base"}:        true,
+		{"r.corp:5000", "base/app"}:    false,
+		{"quay.io", "docker.io/acme/"}: false,
+	} {
+		if got := pinned(name[0], name[1]); got != want {
+			t.Errorf("%v is pinned: %v", name, got)
+		}
+	}
+	for name, r := range map[string]Rule{
+		"no limit":   {Match: []string{"**"}, Pin: new(true), KeepFor: new(time.Duration(0))},
+		"not pinned": {Match: []string{"**"}, Pin: new(false), KeepFor: new(time.Hour), NoStore: new(true)},
+	} {
+		if err := r.Validate(time.Hour); err != nil {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
@@ -73,6 +113,10 @@ func TestInvalidRules(t *testing.T) {
 		"match[0]: \"**:1\" has a tag":  {Match: []string{"**:1"}, Access: deny},
 		"match[0]: \"**:2\" has a tag":  {Match: []string{"**:2"}, NoStore: new(true)},
 		"match[0]: \"**:3\" has a tag":  {Match: []string{"**:3"}, KeepFor: new(time.Hour)},
+		"match[0]: \"**:4\" has a tag":  {Match: []string{"**:4"}, Pin: new(true)},
+		"pin: what is pinned is not d":  {Match: match, KeepFor: new(time.Hour), Pin: new(true)},
+		"pin: what is pinned is kept":   {Match: match, NoStore: new(true), Pin: new(true)},
+		"pin: nothing comes through":    {Match: match, Access: deny, Pin: new(true)},
 		"access: \"never\" is not":      {Match: match, Access: "never"},
 		"fresh_for: negative":           {Match: match, FreshFor: new(-time.Second)},
 		"fresh_for: longer than tags.m": {Match: match, FreshFor: new(25 * time.Hour)},

@@ -162,19 +162,29 @@ func appendByte(name string) error {
 	return err
 }
 
-// openBadger opens a database. It reads all of it, to find what is damaged now
-// and not in the midst of a compaction. badger dies of some damage, in goroutines
-// of its own, where nobody can catch that: see mark.
+// openBadger opens a database. It reads all of it first, to find what is damaged
+// now and not in the midst of a compaction, and then opens it anew: pages that
+// were only read for that do not stay in memory. badger dies of some damage, in
+// goroutines of its own, where nobody can catch that: see mark.
 func openBadger(dir string, log *slog.Logger) (*badger.DB, error) {
-	db, err := badger.Open(badger.DefaultOptions(dir).
+	o := badger.DefaultOptions(dir).
 		WithMemTableSize(memtable).WithNumMemtables(2).
 		WithValueLogFileSize(16 << 20).
 		WithBlockCacheSize(16 << 20).WithIndexCacheSize(8 << 20).
 		WithNumCompactors(2).WithNumGoroutines(1).
 		WithDetectConflicts(false).
 		WithMetricsEnabled(false).
-		WithChecksumVerificationMode(options.OnTableRead).
-		WithLogger(badgerLog{log}))
+		WithLogger(badgerLog{log})
+	if fileExists(filepath.Join(dir, badger.ManifestFilename)) {
+		db, err := badger.Open(o.WithNumCompactors(0).WithChecksumVerificationMode(options.OnTableRead))
+		if err != nil {
+			return nil, fmt.Errorf("read index: %w", err)
+		}
+		if err := db.Close(); err != nil {
+			return nil, fmt.Errorf("read index: %w", err)
+		}
+	}
+	db, err := badger.Open(o)
 	if err != nil {
 		return nil, fmt.Errorf("open index: %w", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,6 +22,9 @@ func algorithms() []digest.Algorithm { return []digest.Algorithm{digest.SHA256, 
 
 // ParseDigest accepts what this package can keep: sha256 and sha512.
 func ParseDigest(s string) (digest.Digest, error) {
+	if isDigest(s) {
+		return digest.Digest(s), nil
+	}
 	d, err := digest.Parse(s)
 	if err != nil {
 		return "", err
@@ -29,6 +33,24 @@ func ParseDigest(s string) (digest.Digest, error) {
 		return "", digest.ErrDigestUnsupported
 	}
 	return d, nil
+}
+
+// isDigest says the same as [ParseDigest], which needs a regular expression to
+// say what is wrong; that takes too long for a million.
+func isDigest[T string | []byte](s T) bool {
+	const prefix = len("sha256:")
+	switch {
+	case len(s) == prefix+2*32 && string(s[:prefix]) == "sha256:":
+	case len(s) == prefix+2*64 && string(s[:prefix]) == "sha512:":
+	default:
+		return false
+	}
+	for i := prefix; i < len(s); i++ {
+		if c := s[i]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
 }
 
 // openDisk makes the folders and takes the lock, which the process holds until
@@ -126,25 +148,43 @@ func (k disk) partials(visit func(digest.Digest, fs.FileInfo)) error {
 	return nil
 }
 
+// shard returns the regular files in one of the 256 folders of an algorithm that
+// are named as digests which belong there. A folder that is not there has none.
+func (k disk) shard(a digest.Algorithm, shard string) (map[digest.Digest]fs.DirEntry, error) {
+	entries, err := os.ReadDir(filepath.Join(k.root, "blobs", a.String(), shard))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read blob folder: %w", err)
+	}
+	blobs := make(map[digest.Digest]fs.DirEntry, len(entries))
+	for _, e := range entries {
+		d := digest.Digest(a.String() + ":" + e.Name())
+		if isDigest(string(d)) && strings.HasPrefix(e.Name(), shard) && e.Type().IsRegular() {
+			blobs[d] = e
+		}
+	}
+	return blobs, nil
+}
+
 // blobs calls visit for every file in blobs/ that is named as a digest in the
 // right place, until it returns false. Folders it cannot read are passed over.
 func (k disk) blobs(visit func(digest.Digest, fs.FileInfo) bool) {
 	for _, a := range algorithms() {
-		for shard := range 256 {
-			dir := filepath.Join(k.root, "blobs", a.String(), fmt.Sprintf("%02x", shard))
-			entries, err := os.ReadDir(dir)
-			if err != nil {
-				continue
-			}
-			for _, e := range entries {
-				d, err := ParseDigest(a.String() + ":" + e.Name())
-				if err != nil || filepath.Dir(k.blob(d)) != dir {
-					continue
-				}
-				if info, err := e.Info(); err == nil && info.Mode().IsRegular() && !visit(d, info) {
+		for shard := range shards {
+			blobs, _ := k.shard(a, shard)
+			for _, d := range slices.Sorted(maps.Keys(blobs)) {
+				if info, err := blobs[d].Info(); err == nil && !visit(d, info) {
 					return
 				}
 			}
+		}
+	}
+}
+
+// shards are the names of the folders of an algorithm.
+func shards(yield func(string) bool) {
+	for n := range 256 {
+		if !yield(fmt.Sprintf("%02x", n)) {
+			return
 		}
 	}
 }

@@ -81,7 +81,7 @@ func TestDamagedPartial(t *testing.T) {
 	if err := os.WriteFile(disk{root: dir}.partial(o2.digest()), make([]byte, 2000), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s.filling.Add(2000)
+	s.grow(blocks(2000))
 	mustFetch(t, s, o2, Miss)
 	settle(t, s)
 	if s.filling.Load() != 0 {
@@ -404,7 +404,7 @@ func TestOldPartials(t *testing.T) {
 	if _, err := os.Stat(k.partial(old)); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("old partial: %v", err)
 	}
-	if _, err := os.Stat(k.partial(young)); err != nil || s.filling.Load() != 10 {
+	if _, err := os.Stat(k.partial(young)); err != nil || s.filling.Load() != block {
 		t.Errorf("young partial: %v; %d bytes counted", err, s.filling.Load())
 	}
 }

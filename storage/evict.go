@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -17,9 +18,9 @@ const (
 	maintenance = time.Minute
 	// partialAge is how long a broken download may wait to be resumed.
 	partialAge = 24 * time.Hour
-	// slack is evicted beyond what is needed, as a share of the limit, so
-	// that not every fill has to evict.
-	slack = 20
+	// mostVictims are picked at once, which bounds the memory that takes, to
+	// some 20 MiB.
+	mostVictims = 1 << 16
 	// smallBlob is a size below which eviction gains nothing: configs and the
 	// like, which every pull needs. They go last, with the manifests.
 	smallBlob = 64 << 10
@@ -35,7 +36,9 @@ const (
 // until the store closes.
 func (s *Store) maintain() {
 	s.index.keepReserve(indexFloor) // badger may be at work still
+	s.readIndex()
 	s.reconcile()
+	s.makeRoom(0) // for what nobody could count until now
 	tick := time.NewTicker(maintenance)
 	defer tick.Stop()
 	for {
@@ -61,27 +64,25 @@ func (s *Store) tend() {
 	}
 }
 
-// readIndex adds up what the index knows.
+// readIndex adds up what the index knows. Nobody waits for that but who must evict.
 func (s *Store) readIndex() {
-	if err := s.ledger.load(); err != nil {
+	if err := s.ledger.load(s.ctx); err != nil {
 		s.log.Error("cannot read index", "error", err)
 	}
 	s.index.opened()
 }
 
-// makeRoom reserves need bytes, and evicts until they fit below max_size and
-// above min_free. It returns false, with nothing reserved, where they do not.
+// makeRoom reserves need bytes. Where they would break a limit it evicts until
+// they do not, and leaves it to trim to go on to the low mark. It returns false,
+// with nothing reserved and nothing evicted in vain, where they cannot fit.
 func (s *Store) makeRoom(need int64) bool {
 	s.evicting.Lock()
 	defer s.evicting.Unlock()
-	if over := s.excess(need); over > 0 {
+	if s.excess(need) > 0 {
+		s.ledger.loaded(s.ctx)
 		s.flushTouched()
 		s.dropPartials(0)
-		over = s.excess(need)
-		if over > 0 && over <= s.ledger.total() { // else all blobs would go in vain
-			s.free(over + max(s.maxSize, s.minFree)/slack)
-		}
-		if s.excess(need) > 0 {
+		if !s.evictFor(need) {
 			return false
 		}
 	}
@@ -90,31 +91,76 @@ func (s *Store) makeRoom(need int64) bool {
 }
 
 // excess is by how many bytes need more would break a limit.
-func (s *Store) excess(need int64) int64 {
+func (s *Store) excess(need int64) int64 { return s.over(need, 100) }
+
+// over is by how many bytes need more would be above mark percent of max_size,
+// or eat into min_free and as large a part of it again as is missing to 100.
+func (s *Store) over(need int64, mark float64) int64 {
 	var over int64
 	reserved := s.reserved.Load()
 	if s.maxSize > 0 {
-		over = s.ledger.total() + s.filling.Load() + reserved + need - s.maxSize
+		over = s.ledger.total() + s.filling.Load() + reserved + need - share(s.maxSize, mark)
 	}
 	free, _, err := s.disk.space()
 	if err != nil {
 		s.log.Warn("cannot read free space", "error", err)
 		return over
 	}
-	return max(over, max(s.minFree, indexFloor)+reserved+need-free)
+	return max(over, max(share(s.minFree, 200-mark), indexFloor)+reserved+need-free)
 }
 
-// free removes the least valuable blobs until so many bytes are gone.
-func (s *Store) free(bytes int64) {
-	var blobs int
-	var gone int64
-	for _, v := range s.victims(bytes) {
-		if s.evict(v) {
-			blobs++
-			gone += v.size
+func share(bytes int64, percent float64) int64 { return int64(float64(bytes) * (percent / 100)) }
+
+// evictFor removes the least valuable blobs until need more bytes break no limit.
+func (s *Store) evictFor(need int64) bool {
+	for s.ctx.Err() == nil {
+		over := s.excess(need)
+		if over <= 0 {
+			return true
+		}
+		if over > s.ledger.total() {
+			return false // all would go in vain
+		}
+		picked, bytes := s.victims(max(over, s.over(need, s.lowMark)))
+		if bytes < over && len(picked) < mostVictims {
+			return false // so would these: all else is pinned or in use
+		}
+		rest, gone := s.evictAll(picked, func() bool { return s.excess(need) <= 0 })
+		if len(rest) > 0 {
+			s.trim(rest)
+		} else if gone == 0 {
+			return s.excess(need) <= 0
 		}
 	}
-	s.log.Info("evicted", "blobs", blobs, "bytes", gone, "wanted_bytes", bytes)
+	return false
+}
+
+// evictAll evicts one after the other until enough says so, and returns those
+// that are left, and how many went.
+func (s *Store) evictAll(victims []victim, enough func() bool) (rest []victim, blobs int) {
+	var bytes int64
+	for len(victims) > 0 && !enough() {
+		if v := victims[0]; s.evict(v) {
+			blobs++
+			bytes += v.room()
+		}
+		victims = victims[1:]
+	}
+	if blobs > 0 {
+		s.log.Info("evicted", "blobs", blobs, "bytes", bytes)
+	}
+	return victims, blobs
+}
+
+// trim evicts what goes for the low mark alone, while nobody waits for it. Where
+// it does so already, the low mark is reached another time.
+func (s *Store) trim(victims []victim) {
+	if s.trimming.TryLock() {
+		s.running.Go(func() {
+			defer s.trimming.Unlock()
+			s.evictAll(victims, func() bool { return s.ctx.Err() != nil })
+		})
+	}
 }
 
 // victim is a blob that may be evicted.
@@ -146,30 +192,37 @@ func (v victim) class() int {
 	return usedOnce
 }
 
-// victims picks the blobs to evict for so many bytes. It looks at every record
-// and keeps no more than it picks, twice: what was used only once goes first, but
+// victims picks the blobs to evict for so many bytes, those that go first before
+// others, and returns what they take of the disk. It looks at every record and
+// keeps no more than it picks, twice: what was used only once goes first, but
 // not when that is a small part of all, or else nothing new could stay.
-func (s *Store) victims(bytes int64) []victim {
+func (s *Store) victims(bytes int64) (picked []victim, sum int64) {
 	var once int64
 	first, merged := picker{bytes: bytes}, picker{bytes: bytes, merge: true}
-	err := s.index.records(func(d digest.Digest, r record) bool {
-		v := victim{d, r}
+	err := s.index.records("", func(d []byte, r record) bool {
+		v := victim{record: r}
 		if v.class() == usedOnce {
-			once += v.size
+			once += v.room()
 		}
-		if (first.wants(v) || merged.wants(v)) && !s.busy(d) {
+		if !first.wants(v) && !merged.wants(v) {
+			return s.ctx.Err() == nil
+		}
+		v.digest = digest.Digest(d)
+		if (first.wants(v) || merged.wants(v)) && !s.busy(v.digest) && !s.isPinned(v.digest) {
 			first.offer(v)
 			merged.offer(v)
 		}
-		return true
+		return s.ctx.Err() == nil
 	})
 	if err != nil {
 		s.log.Error("cannot read index for eviction", "error", err)
 	}
+	p := &merged
 	if once > s.ledger.total()/onceShare {
-		return first.picked
+		p = &first
 	}
-	return merged.picked
+	slices.SortFunc(p.picked, p.compare)
+	return p.picked, p.sum
 }
 
 // picker picks the least valuable victims that are so many bytes. They are a
@@ -181,9 +234,9 @@ type picker struct {
 	sum    int64 // of the sizes of picked
 }
 
-// before orders victims by class; in it the sooner limit goes first, then the
+// compare orders victims by class; in it the sooner limit goes first, then the
 // less recently used.
-func (p *picker) before(v, w victim) bool {
+func (p *picker) compare(v, w victim) int {
 	class := func(v victim) int {
 		if c := v.class(); c != usedOnce || !p.merge {
 			return c
@@ -191,10 +244,13 @@ func (p *picker) before(v, w victim) bool {
 		return usedAgain
 	}
 	return cmp.Or(cmp.Compare(class(v), class(w)), cmp.Compare(v.expires(), w.expires()),
-		cmp.Compare(v.accessed, w.accessed), cmp.Compare(v.digest, w.digest)) < 0
+		cmp.Compare(v.accessed, w.accessed), cmp.Compare(v.digest, w.digest))
 }
 
-func (p *picker) wants(v victim) bool { return p.sum < p.bytes || p.before(v, p.picked[0]) }
+// wants errs on the side of a victim without its digest.
+func (p *picker) wants(v victim) bool {
+	return p.sum < p.bytes && len(p.picked) < mostVictims || p.compare(v, p.picked[0]) < 0
+}
 
 // offer picks v if it wants it, and lets go what is too much then.
 func (p *picker) offer(v victim) {
@@ -202,13 +258,13 @@ func (p *picker) offer(v victim) {
 		return
 	}
 	heap.Push(p, v)
-	for p.sum += v.size; len(p.picked) > 1 && p.sum-p.picked[0].size >= p.bytes; {
-		p.sum -= heap.Pop(p).(victim).size
+	for p.sum += v.room(); len(p.picked) > mostVictims || len(p.picked) > 1 && p.sum-p.picked[0].room() >= p.bytes; {
+		p.sum -= heap.Pop(p).(victim).room()
 	}
 }
 
 func (p *picker) Len() int           { return len(p.picked) }
-func (p *picker) Less(i, j int) bool { return p.before(p.picked[j], p.picked[i]) }
+func (p *picker) Less(i, j int) bool { return p.compare(p.picked[j], p.picked[i]) < 0 }
 func (p *picker) Swap(i, j int)      { p.picked[i], p.picked[j] = p.picked[j], p.picked[i] }
 func (p *picker) Push(v any)         { p.picked = append(p.picked, v.(victim)) }
 func (p *picker) Pop() any {
@@ -262,8 +318,7 @@ func (s *Store) goneLocked(d digest.Digest) {
 // it or has used it since it was picked.
 func (s *Store) evict(v victim) (evicted bool) {
 	s.whileIdle(v.digest, func() {
-		s.flushTouched()
-		if r, _, err := s.index.record(v.digest); err != nil || r != v.record {
+		if s.usedSince(v) || s.isPinned(v.digest) {
 			return
 		}
 		if err := os.Remove(s.disk.blob(v.digest)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -271,11 +326,23 @@ func (s *Store) evict(v victim) (evicted bool) {
 			return
 		}
 		s.forget(v.digest)
-		s.metrics.evictedBytes.Add(float64(v.size))
+		s.metrics.evictedBytes.Add(float64(v.room()))
 		s.metrics.evictionAge.Observe(float64(max(0, time.Now().Unix()-v.accessed)))
 		evicted = true
 	})
 	return evicted
+}
+
+// usedSince says whether a blob that nobody can open now was used since it was
+// picked, or that is not known.
+func (s *Store) usedSince(v victim) bool {
+	s.flushing.Lock() // hits that are being written are in neither
+	defer s.flushing.Unlock()
+	s.mu.Lock()
+	_, touched := s.touched[v.digest]
+	s.mu.Unlock()
+	r, _, err := s.index.record(v.digest)
+	return touched || err != nil || r != v.record
 }
 
 // forget drops the record and the links of a blob that is not on disk.
@@ -295,7 +362,7 @@ func (s *Store) removePartial(d digest.Digest) {
 	}
 	switch {
 	case err == nil:
-		s.filling.Add(-info.Size())
+		s.grow(-blocks(info.Size()))
 	case !errors.Is(err, fs.ErrNotExist):
 		s.log.Warn("cannot remove partial", "digest", d, "error", err)
 		return
@@ -314,43 +381,4 @@ func (s *Store) dropPartials(age time.Duration) {
 	if err != nil {
 		s.log.Warn("cannot list partial downloads", "error", err)
 	}
-}
-
-// reconcile walks the disk and makes the index agree with it: a blob that the
-// index lost, or whose record cannot be decoded, is found again; a record whose
-// file is gone is dropped.
-func (s *Store) reconcile() {
-	start := time.Now()
-	var found, lost int
-	s.disk.blobs(func(d digest.Digest, info fs.FileInfo) bool {
-		if _, ok, err := s.index.record(d); err == nil && !ok {
-			r := record{size: info.Size(), accessed: info.ModTime().Unix()}
-			if err := s.ledger.add(d, r, false, func() bool { return s.exists(d) }); err != nil {
-				s.log.Warn("cannot record blob", "digest", d, "error", err)
-			}
-			found++
-		}
-		return s.ctx.Err() == nil
-	})
-	var missing []digest.Digest
-	err := s.index.records(func(d digest.Digest, _ record) bool {
-		if !s.exists(d) {
-			missing = append(missing, d)
-		}
-		return s.ctx.Err() == nil
-	})
-	for _, d := range missing {
-		s.forget(d)
-		lost++
-	}
-	if err != nil {
-		s.log.Error("cannot read index", "error", err)
-	}
-	s.log.Info("index agrees with the disk", "found_blobs", found, "lost_blobs", lost, "bytes", s.ledger.total(),
-		"seconds", time.Since(start).Seconds())
-}
-
-func (s *Store) exists(d digest.Digest) bool {
-	_, err := os.Stat(s.disk.blob(d))
-	return err == nil
 }

@@ -65,7 +65,9 @@ func indexOnly(t *testing.T) *Store {
 			t.Error(err)
 		}
 	})
-	return &Store{index: idx, ledger: &ledger{index: idx, metrics: NewMetrics()}, log: log}
+	s := &Store{index: idx, ledger: newLedger(idx, NewMetrics()), log: log, ctx: t.Context()}
+	s.readIndex()
+	return s
 }
 
 // TestVictims: what is wanted goes, and not one blob more.
@@ -84,15 +86,15 @@ func TestVictims(t *testing.T) {
 		others int64 // bytes of blobs that were just used again
 		want   []int64
 	}{
-		"exactly one":           {bytes: big, want: []int64{2}},
-		"a byte more":           {bytes: big + 1, want: []int64{2, 3}},
-		"all that was once":     {bytes: 3 * big, want: []int64{2, 3}},
-		"more than that":        {bytes: 4 * big, want: []int64{1, 2, 3}},
-		"exactly a quarter":     {bytes: big, others: 4*big - 1, want: []int64{1}},
-		"a byte over a quarter": {bytes: big, others: 4*big - 2, want: []int64{2}},
-		"once is little":        {bytes: 4 * big, others: 9 * big, want: []int64{1, 2}},
-		"once is but more":      {bytes: 7 * big, others: 9 * big, want: []int64{1, 2, 3, 4}},
-		"everything":            {bytes: 99 * big, want: []int64{0, 1, 2, 3, 4}},
+		"exactly one":            {bytes: big, want: []int64{2}},
+		"a byte more":            {bytes: big + 1, want: []int64{2, 3}},
+		"all that was once":      {bytes: 3 * big, want: []int64{2, 3}},
+		"more than that":         {bytes: 4 * big, want: []int64{1, 2, 3}},
+		"exactly a quarter":      {bytes: big, others: 4*big - block, want: []int64{1}},
+		"a block over a quarter": {bytes: big, others: 4*big - 2*block, want: []int64{2}},
+		"once is little":         {bytes: 4 * big, others: 9 * big, want: []int64{1, 2}},
+		"once is but more":       {bytes: 7 * big, others: 9 * big, want: []int64{1, 2, 3, 4}},
+		"everything":             {bytes: 99 * big, want: []int64{0, 1, 2, 3, 4}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -102,12 +104,13 @@ func TestVictims(t *testing.T) {
 				records = append(slices.Clone(records), record{size: tc.others, accessed: 9, again: true})
 			}
 			for i, r := range records {
-				if err := s.ledger.add(digest.FromString(strconv.Itoa(i)), r, true, func() bool { return true }); err != nil {
+				if err := s.ledger.add(digest.FromString(strconv.Itoa(i)), r); err != nil {
 					t.Fatal(err)
 				}
 			}
 			var got []int64
-			for _, v := range s.victims(tc.bytes) {
+			victims, _ := s.victims(tc.bytes)
+			for _, v := range victims {
 				got = append(got, v.accessed)
 			}
 			slices.Sort(got)
@@ -127,8 +130,8 @@ func TestLikeSimulator(t *testing.T) {
 	var requests []trace.Request
 	var now int64
 	for r := range w.Requests() {
-		now = max(now+1, r.Time) // no ties: the store breaks them by digest
-		r.Time = now
+		now = max(now+1, r.Time)             // no ties: the store breaks them by digest
+		r.Time, r.Size = now, blocks(r.Size) // as the store counts it
 		requests = append(requests, r)
 	}
 	s := indexOnly(t)
@@ -156,14 +159,15 @@ func TestLikeSimulator(t *testing.T) {
 			continue
 		}
 		if over := s.ledger.total() + r.Size - capacity; over > 0 {
-			for _, v := range s.victims(over + capacity/slack) {
+			victims, _ := s.victims(over + capacity/20)
+			for _, v := range victims {
 				evicted++
 				if err := s.ledger.drop(v.digest, always); err != nil {
 					t.Fatal(err)
 				}
 			}
 		}
-		if err := s.ledger.add(d, record{size: r.Size, accessed: r.Time, manifest: r.Manifest}, true, always); err != nil {
+		if err := s.ledger.add(d, record{size: r.Size, accessed: r.Time, manifest: r.Manifest}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -37,7 +37,7 @@ type fill struct {
 	// Owned by run until the phase is final, then read by readers.
 	file     *os.File
 	hash     hash.Hash // of the first `written` bytes
-	promised int64     // bytes reserved and not yet written
+	promised int64     // bytes reserved, and not yet taken of the disk
 
 	mu        sync.Mutex // guards the fields below
 	phase     phase
@@ -104,7 +104,7 @@ func (f *fill) run(ctx context.Context) {
 	case <-ctx.Done():
 	case <-s.ctx.Done():
 	}
-	s.reserved.Add(-f.promised)
+	defer func() { s.reserved.Add(-f.promised) }() // until a blob has it in the books
 	switch {
 	case err == nil:
 		f.publish(func() { f.phase = verified }) // readers get the last byte before it is durable
@@ -211,7 +211,7 @@ func (f *fill) openStream(ctx context.Context) (*stream, error) {
 		if err := f.file.Truncate(0); err != nil {
 			return nil, errors.Join(errSpill, err, st.Close())
 		}
-		f.store.filling.Add(-f.written)
+		f.store.grow(-blocks(f.written))
 		f.hash.Reset()
 		f.publish(func() { f.written = 0 })
 	}
@@ -220,7 +220,7 @@ func (f *fill) openStream(ctx context.Context) (*stream, error) {
 
 // reserve promises disk space for the blob to be size bytes long.
 func (f *fill) reserve(size int64) error {
-	need := size - f.written - f.promised
+	need := blocks(size) - blocks(f.written) - f.promised
 	if need <= 0 {
 		return nil
 	}
@@ -238,7 +238,8 @@ func (f *fill) copy(st *stream) error {
 	for {
 		n, err := st.Read(buf)
 		if n > 0 {
-			if f.promised < int64(n) {
+			grown := blocks(f.written+int64(n)) - blocks(f.written)
+			if f.promised < grown {
 				if err := f.reserve(f.written + step); err != nil {
 					return err
 				}
@@ -249,9 +250,9 @@ func (f *fill) copy(st *stream) error {
 				return errors.Join(fmt.Errorf("%w: write: %w", errSpill, werr), f.file.Truncate(f.written))
 			}
 			_, _ = f.hash.Write(buf[:n]) // a hash never fails
-			f.promised -= int64(n)
-			f.store.reserved.Add(-int64(n))
-			f.store.filling.Add(int64(n))
+			f.promised -= grown
+			f.store.grow(grown)
+			f.store.reserved.Add(-grown)
 			f.publish(func() { f.written += int64(n) })
 		}
 		switch {
@@ -302,11 +303,11 @@ func (f *fill) commit() error {
 	if err := s.disk.commit(f.file, f.digest); err != nil {
 		return err
 	}
-	s.filling.Add(-f.written)
+	defer s.grow(-blocks(f.written)) // it is counted twice meanwhile, not never
 	now := time.Now()
 	r := record{size: f.written, accessed: now.Unix(), until: f.state().keep.until(now), manifest: f.scope.Manifest}
-	if err := s.ledger.add(f.digest, r, true, func() bool { return true }); err != nil {
-		s.log.Warn("cannot record blob", "digest", f.digest, "error", err)
+	if err := s.ledger.add(f.digest, r); err != nil {
+		return errors.Join(fmt.Errorf("record blob: %w", err), os.Remove(s.disk.blob(f.digest))) // it would never go
 	}
 	return nil
 }

@@ -161,7 +161,7 @@ func mustFetch(t *testing.T, s *Store, o *origin, want Outcome) {
 	}
 }
 
-// settle waits until no fill is in progress.
+// settle waits until no fill is in progress, and what they made go has gone.
 func settle(t *testing.T, s *Store) {
 	t.Helper()
 	for {
@@ -172,6 +172,8 @@ func settle(t *testing.T, s *Store) {
 		}
 		s.mu.Unlock()
 		if f == nil {
+			s.trimming.Lock()
+			defer s.trimming.Unlock()
 			return
 		}
 		if _, err := f.await(t.Context(), func(st state) bool { return st.phase > streaming }); err != nil {
@@ -195,12 +197,12 @@ func checkDisk(t *testing.T, s *Store) {
 		if got := d.Algorithm().FromBytes(b); got != d {
 			t.Errorf("file of %s has the content of %s", d, got)
 		}
-		total += info.Size()
+		total += blocks(info.Size())
 		files++
 		return true
 	})
 	var partial int64
-	if err := s.disk.partials(func(_ digest.Digest, info os.FileInfo) { partial += info.Size() }); err != nil {
+	if err := s.disk.partials(func(_ digest.Digest, info os.FileInfo) { partial += blocks(info.Size()) }); err != nil {
 		t.Error(err)
 	}
 	if got := s.filling.Load(); got != partial || s.reserved.Load() != 0 {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -56,6 +57,15 @@ type record struct {
 	expendable bool // nothing points to it any more
 	again      bool // used again, sameUse or more after another use
 }
+
+// block is what a disk gives a file at a time: 4 KiB with nearly all file systems.
+const block = 4 << 10
+
+// blocks is what a file of size bytes takes of the disk.
+func blocks(size int64) int64 { return (size + block - 1) / block * block }
+
+// room is what the blob takes of the disk.
+func (r record) room() int64 { return blocks(r.size) }
 
 // expires is when the record's limit has passed, in Unix seconds.
 func (r record) expires() int64 {
@@ -128,6 +138,9 @@ func (r record) encode() []byte {
 	}
 	return binary.BigEndian.AppendUint64(append(b, marks), uint64(r.until))
 }
+
+// scanStep is after how many keys a scan lets others go first: less than 0.1 ms.
+const scanStep = 64
 
 const (
 	markManifest = 1 << iota
@@ -238,45 +251,78 @@ func (x *index) putRecords(records map[digest.Digest]record) error {
 	return x.write(entries)
 }
 
-// records calls visit for every blob until it returns false. Records that
-// cannot be read are passed over.
-func (x *index) records(visit func(digest.Digest, record) bool) error {
-	return x.scan([]byte{'b'}, func(key, value []byte) bool {
-		d, err := digest.Parse(string(key[1:]))
-		r, rerr := decodeRecord(value)
-		return err != nil || rerr != nil || visit(d, r)
-	})
+// records calls visit for every blob whose digest begins with prefix, until it
+// returns false. The digest is its own only during the call. Records that cannot
+// be read are passed over.
+func (x *index) records(prefix string, visit func(d []byte, r record) bool) error {
+	v := x.view(append([]byte{'b'}, prefix...))
+	defer v.close()
+	return v.records(visit)
 }
 
 // scan calls visit for every key that begins with prefix until it returns
 // false. What it is given is its own only during the call.
 func (x *index) scan(prefix []byte, visit func(key, value []byte) bool) error {
-	waiting := x.waitingWith(prefix)
-	for key, e := range waiting {
+	v := x.view(prefix)
+	defer v.close()
+	return v.scan(visit)
+}
+
+// view is what begins with prefix in the index at one moment. Close it.
+type view struct {
+	prefix  []byte
+	waiting map[string]entry
+	txn     *badger.Txn // nil without a database
+}
+
+// view takes what waits first: what is written meanwhile is in both, not in none.
+func (x *index) view(prefix []byte) view {
+	v := view{prefix: prefix, waiting: x.waitingWith(prefix)}
+	if db := x.db.Load(); db != nil {
+		v.txn = db.NewTransaction(false)
+	}
+	return v
+}
+
+func (v view) close() {
+	if v.txn != nil {
+		v.txn.Discard()
+	}
+}
+
+func (v view) scan(visit func(key, value []byte) bool) error {
+	for key, e := range v.waiting {
 		if e.alive() && !visit([]byte(key), e.value) {
 			return nil
 		}
 	}
-	db := x.db.Load()
-	if db == nil {
+	if v.txn == nil {
 		return nil
 	}
-	return db.View(func(txn *badger.Txn) error {
-		o := badger.DefaultIteratorOptions
-		o.Prefix = prefix
-		it := txn.NewIterator(o)
-		defer it.Close()
-		more := true
-		for it.Rewind(); it.Valid() && more; it.Next() {
-			item := it.Item()
-			if _, newer := waiting[string(item.Key())]; newer {
-				continue
-			}
-			if err := item.Value(func(b []byte) error { more = visit(item.Key(), b); return nil }); err != nil {
-				return err
-			}
+	o := badger.DefaultIteratorOptions
+	o.Prefix, o.PrefetchValues = v.prefix, false // values stand beside their keys
+	it := v.txn.NewIterator(o)
+	defer it.Close()
+	more, seen := true, 0
+	for it.Rewind(); it.Valid() && more; it.Next() {
+		if seen++; seen%scanStep == 0 {
+			runtime.Gosched() // clients first
 		}
-		return nil
+		item := it.Item()
+		if _, newer := v.waiting[string(item.Key())]; newer {
+			continue
+		}
+		if err := item.Value(func(b []byte) error { more = visit(item.Key(), b); return nil }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (v view) records(visit func(d []byte, r record) bool) error {
+	return v.scan(func(key, value []byte) bool {
+		r, err := decodeRecord(value)
+		return err != nil || !isDigest(key[1:]) || visit(key[1:], r)
 	})
 }
 
@@ -284,8 +330,15 @@ func (x *index) scan(prefix []byte, visit func(key, value []byte) bool) error {
 // nothing.
 func (x *index) forget(d digest.Digest) error {
 	gone := map[string]entry{}
-	collect := func(key, _ []byte) bool { gone[string(key)] = entry{deleted: true}; return true }
-	if err := errors.Join(x.scan(blobKey(d), collect), x.scan(linkPrefix(d), collect)); err != nil {
+	recorded, err := x.get(blobKey(d), func([]byte) error { return nil })
+	if recorded {
+		gone[string(blobKey(d))] = entry{deleted: true}
+	}
+	err = errors.Join(err, x.scan(linkPrefix(d), func(key, _ []byte) bool {
+		gone[string(key)] = entry{deleted: true}
+		return true
+	}))
+	if err != nil || len(gone) == 0 {
 		return err
 	}
 	return x.write(gone)

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -206,6 +207,9 @@ func FuzzParseDigest(f *testing.F) {
 	k := disk{root: "/r"}
 	f.Fuzz(func(t *testing.T, s string) {
 		d, err := ParseDigest(s)
+		if parsed, perr := digest.Parse(s); (err == nil) != (perr == nil && slices.Contains(algorithms(), parsed.Algorithm())) {
+			t.Errorf("%q: %v, the library says %v", s, err, perr)
+		}
 		if err != nil {
 			return
 		}

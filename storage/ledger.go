@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"context"
 	"errors"
 	"iter"
 	"math"
@@ -9,62 +10,125 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// ledger keeps the index's blob records and the byte counters the same. Adding
-// or removing a blob twice counts once.
+// ledger keeps the index's blob records and the counters the same. Adding or
+// removing a blob twice counts once. Bytes are what blobs take of the disk, in
+// whole blocks.
 type ledger struct {
 	index   *index
 	metrics *Metrics
 
 	mu      sync.Mutex // guards the fields below, and that they agree with the records
-	bytes   int64
+	bytes   int64      // while records are added up: of what has changed since
 	count   int64
-	soonest int64 // no record expires before; math.MaxInt64: none ever does
+	soonest int64         // no record expires before; math.MaxInt64: none ever does
+	adding  chan struct{} // closed once the records are added up; nil after that
 }
 
-// load adds up the records.
-func (l *ledger) load() error {
+func newLedger(x *index, m *Metrics) *ledger {
+	return &ledger{index: x, metrics: m, soonest: math.MaxInt64, adding: make(chan struct{})}
+}
+
+// load adds up the records, as they are when it begins. What changes meanwhile
+// is counted as it does: nobody waits.
+func (l *ledger) load(ctx context.Context) error {
+	l.mu.Lock()
+	if l.adding == nil {
+		l.adding = make(chan struct{})
+	}
+	l.bytes, l.count = 0, 0
+	then := l.index.view([]byte{'b'})
+	l.mu.Unlock()
+	defer then.close()
+
+	var bytes, count int64
+	soonest := int64(math.MaxInt64)
+	err := then.records(func(_ []byte, r record) bool {
+		bytes += r.room()
+		count++
+		soonest = min(soonest, r.expires())
+		return ctx.Err() == nil
+	})
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.bytes, l.count, l.soonest = 0, 0, math.MaxInt64
-	err := l.index.records(func(_ digest.Digest, r record) bool {
-		l.bytes += r.size
-		l.count++
-		l.soonest = min(l.soonest, r.expires())
-		return true
-	})
-	l.publish()
+	close(l.adding)
+	l.adding = nil
+	l.soonest = min(l.soonest, soonest)
+	l.changed(bytes, count)
 	return err
 }
 
-func (l *ledger) publish() {
-	l.metrics.bytes.Set(float64(l.bytes))
-	l.metrics.blobs.Set(float64(l.count))
+// loaded waits until the records are added up.
+func (l *ledger) loaded(ctx context.Context) {
+	l.mu.Lock()
+	adding := l.adding
+	l.mu.Unlock()
+	if adding == nil {
+		return
+	}
+	select {
+	case <-adding:
+	case <-ctx.Done():
+	}
 }
 
-// total is the bytes of all blobs.
+// changed counts, and says so once all is counted; l.mu is held.
+func (l *ledger) changed(bytes, count int64) {
+	l.bytes += bytes
+	l.count += count
+	if l.adding == nil {
+		l.metrics.bytes.Set(float64(l.bytes))
+		l.metrics.blobs.Set(float64(l.count))
+	}
+}
+
+// total is the bytes of all blobs, less what has yet to be added up.
 func (l *ledger) total() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.bytes
 }
 
-// add records a blob, unless it is recorded and overwrite is false. exists is
-// asked under the lock: a file may have gone since it was seen.
-func (l *ledger) add(d digest.Digest, r record, overwrite bool, exists func() bool) error {
+// add records a blob that has just become one.
+func (l *ledger) add(d digest.Digest, r record) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	old, ok, err := l.index.record(d)
-	if err == nil && ok && !overwrite || !exists() {
-		return nil
+	old, known, err := l.index.record(d)
+	if err == nil {
+		err = l.put(map[digest.Digest]record{d: r})
 	}
-	if ok {
-		l.bytes -= old.size
-		l.count--
+	switch {
+	case err != nil:
+		return err
+	case known:
+		l.changed(r.room()-old.room(), 0)
+	default:
+		l.changed(r.room(), 1)
 	}
-	l.bytes += r.size
-	l.count++
-	l.publish()
-	return l.put(map[digest.Digest]record{d: r})
+	return nil
+}
+
+// found records those of the blobs that are not recorded, and returns how many.
+// exists is asked under the lock: a file may have gone since it was seen.
+func (l *ledger) found(records map[digest.Digest]record, exists func(digest.Digest) bool) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	unknown := make(map[digest.Digest]record, len(records))
+	var bytes int64
+	for d, r := range records {
+		_, known, err := l.index.record(d)
+		if err != nil {
+			return 0, err
+		}
+		if !known && exists(d) {
+			unknown[d] = r
+			bytes += r.room()
+		}
+	}
+	if err := l.put(unknown); err != nil {
+		return 0, err
+	}
+	l.changed(bytes, int64(len(unknown)))
+	return len(unknown), nil
 }
 
 // put writes records; l.mu is held.
@@ -79,16 +143,17 @@ func (l *ledger) put(records map[digest.Digest]record) error {
 func (l *ledger) drop(d digest.Digest, gone func() bool) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	r, ok, err := l.index.record(d)
+	r, known, err := l.index.record(d)
 	if err != nil || !gone() {
 		return err
 	}
-	if ok {
-		l.bytes -= r.size
-		l.count--
-		l.publish()
+	if err := l.index.forget(d); err != nil {
+		return err
 	}
-	return l.index.forget(d)
+	if known {
+		l.changed(-r.room(), -1)
+	}
+	return nil
 }
 
 // update changes the records of blobs that are still recorded. One that cannot

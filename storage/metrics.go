@@ -9,6 +9,7 @@ type Metrics struct {
 	failures     *prometheus.CounterVec
 	spills       prometheus.Counter
 	bytes        prometheus.Gauge
+	partial      prometheus.Gauge
 	limit        prometheus.Gauge
 	blobs        prometheus.Gauge
 	evictedBytes prometheus.Counter
@@ -31,16 +32,19 @@ func NewMetrics() *Metrics {
 			Name: "fill_spills_total", Help: "Downloads passed on to clients without being kept, for want of disk space.",
 		}),
 		bytes: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "storage_bytes", Help: "Bytes of blobs on disk.",
+			Name: "storage_bytes", Help: "Bytes that blobs take on disk, in blocks of 4 KiB.",
+		}),
+		partial: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "storage_partial_bytes", Help: "Bytes that downloads in progress or broken off take on disk, in blocks of 4 KiB.",
 		}),
 		limit: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "storage_limit_bytes", Help: "Bytes of blobs that may be kept; 0 is no limit but free space.",
+			Name: "storage_limit_bytes", Help: "Bytes that blobs and downloads may take on disk; 0 is no limit but free space.",
 		}),
 		blobs: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "storage_blobs", Help: "Blobs on disk.",
 		}),
 		evictedBytes: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "evicted_bytes_total", Help: "Bytes of blobs removed to make room, or because their time was over.",
+			Name: "evicted_bytes_total", Help: "Bytes on disk of blobs removed to make room, or because their time was over.",
 		}),
 		evictionAge: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "eviction_age_seconds", Help: "Time since last use of blobs removed to make room, or because their time was over.",
@@ -56,7 +60,7 @@ func NewMetrics() *Metrics {
 // Collectors are what the caller registers.
 func (m *Metrics) Collectors() []prometheus.Collector {
 	return []prometheus.Collector{
-		m.fills, m.resumes, m.failures, m.spills, m.bytes, m.limit, m.blobs, m.evictedBytes, m.evictionAge,
+		m.fills, m.resumes, m.failures, m.spills, m.bytes, m.partial, m.limit, m.blobs, m.evictedBytes, m.evictionAge,
 	}
 }
 

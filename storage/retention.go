@@ -89,6 +89,10 @@ func (s *Store) Expendable(digests []digest.Digest) error {
 	return s.ledger.update(slices.Values(digests), func(_ digest.Digest, r *record) { r.expendable = true })
 }
 
+// pinnedExpiry is when a blob that outlives its limit for a pin is looked at
+// again: the pin may have gone.
+const pinnedExpiry = time.Hour
+
 // expire removes the blobs whose limit has passed. It reads the index only when
 // there can be such.
 func (s *Store) expire() {
@@ -98,13 +102,13 @@ func (s *Store) expire() {
 	}
 	var passed []victim
 	soonest := int64(math.MaxInt64)
-	err := s.index.records(func(d digest.Digest, r record) bool {
+	err := s.index.records("", func(d []byte, r record) bool {
 		if r.expires() < now {
-			passed = append(passed, victim{d, r})
+			passed = append(passed, victim{digest.Digest(d), r})
 		} else {
 			soonest = min(soonest, r.expires())
 		}
-		return true
+		return s.ctx.Err() == nil
 	})
 	if err != nil {
 		s.log.Error("cannot read index for expiry", "error", err)
@@ -113,12 +117,16 @@ func (s *Store) expire() {
 	var blobs int
 	var gone int64
 	for _, v := range passed {
+		if s.isPinned(v.digest) {
+			soonest = min(soonest, now+int64(pinnedExpiry/time.Second))
+			continue
+		}
 		if !s.evict(v) {
 			soonest = min(soonest, v.until)
 			continue
 		}
 		blobs++
-		gone += v.size
+		gone += v.room()
 	}
 	s.ledger.expect(soonest)
 	if blobs > 0 {

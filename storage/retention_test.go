@@ -86,7 +86,7 @@ func TestLimits(t *testing.T) {
 					t.Error("still here")
 				}
 				checkNothing(t, s)
-				if got := testutil.ToFloat64(s.metrics.evictedBytes); got != 1000 {
+				if got := testutil.ToFloat64(s.metrics.evictedBytes); got != block {
 					t.Errorf("%v bytes counted as evicted", got)
 				}
 				if o.opens.Load() != 1 {
@@ -162,7 +162,7 @@ func TestExpiry(t *testing.T) {
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if text := logged.String(); strings.Count(text, "msg=expired") != 3 || !strings.Contains(text, "msg=expired blobs=1 bytes=1001") {
+		if text := logged.String(); strings.Count(text, "msg=expired") != 3 || !strings.Contains(text, "msg=expired blobs=1 bytes=4096") {
 			t.Error(text)
 		}
 	})
@@ -269,7 +269,7 @@ func TestOrder(t *testing.T) {
 	for merge, order := range map[bool][]record{false: order, true: merged} {
 		for i, a := range order {
 			for j, b := range order {
-				if got := (&picker{merge: merge}).before(victim{record: a}, victim{record: b}); got != (i < j) {
+				if got := (&picker{merge: merge}).compare(victim{record: a}, victim{record: b}) < 0; got != (i < j) {
 					t.Errorf("%+v goes before %+v: %v, merged %v", a, b, got, merge)
 				}
 			}
@@ -329,7 +329,7 @@ func TestMixed(t *testing.T) {
 		time.Sleep(12 * time.Minute)
 		synctest.Wait()
 		limits := map[bool]int{}
-		if err := s.index.records(func(_ digest.Digest, r record) bool { limits[r.until != 0]++; return true }); err != nil {
+		if err := s.index.records("", func(_ []byte, r record) bool { limits[r.until != 0]++; return true }); err != nil {
 			t.Error(err)
 		}
 		if limits[true] != 0 || limits[false] == 0 {

@@ -17,9 +17,15 @@ import (
 // Config of a [Store].
 type Config struct {
 	Path     string // folder; created if missing
-	MaxSize  Size   // of all blobs and partial downloads; zero: no limit but MinFree
+	MaxSize  Size   // of all blobs and partial downloads, in blocks of 4 KiB; zero: no limit but MinFree
 	MinFree  Size   // free space that is left to others; what the index needs is left to it in any case
 	MaxFills int    // downloads at once; further ones wait
+	// LowMark is the share of MaxSize, in percent, that is left once blobs have to
+	// go, so that not every download has to evict; of MinFree as much more is
+	// freed. Zero: 95.
+	LowMark float64
+	// Pinned: see [Store.SetPinned].
+	Pinned func(upstream, repository string) bool
 }
 
 // Store is a folder of blobs. All methods may be called at any time from any
@@ -33,15 +39,18 @@ type Store struct {
 	log      *slog.Logger
 	maxSize  int64
 	minFree  int64
+	lowMark  float64       // percent
 	slots    chan struct{} // one is held by each running fill
 	room     *room         // for what fills fetch ahead
 	ctx      context.Context
 	stop     context.CancelCauseFunc
-	running  sync.WaitGroup // fills and maintenance
-	filling  atomic.Int64   // bytes in fills/
-	reserved atomic.Int64   // bytes that running fills have yet to write
-	evicting sync.Mutex     // held by the one that makes room
-	flushing sync.Mutex     // held by the one that writes touched
+	running  sync.WaitGroup                                         // fills and maintenance
+	filling  atomic.Int64                                           // what fills/ takes of the disk, in bytes
+	reserved atomic.Int64                                           // what running fills have yet to take of it
+	pins     atomic.Pointer[func(upstream, repository string) bool] // see SetPinned
+	evicting sync.Mutex                                             // held by the one that makes room
+	trimming sync.Mutex                                             // held by the one that evicts down to the low mark
+	flushing sync.Mutex                                             // held by the one that writes touched
 
 	mu      sync.Mutex // guards the fields below
 	closed  bool
@@ -52,9 +61,16 @@ type Store struct {
 }
 
 // Open opens or creates the folder in cfg.Path. It returns as soon as blobs can
-// be served; a walk of the disk then brings the index up to date. It fails with
+// be served; then what they take is added up, and a walk of the disk brings the
+// index up to date. It fails with
 // [ErrLocked] when another process uses the folder.
 func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
+	if cfg.LowMark == 0 {
+		cfg.LowMark = 95
+	}
+	if cfg.LowMark < 0 || cfg.LowMark > 100 {
+		return nil, fmt.Errorf("storage: a low mark of %g %%; it is a share of the limit", cfg.LowMark)
+	}
 	if cfg.MaxFills < 1 {
 		return nil, fmt.Errorf("storage: %d fills at once; at least 1 is needed", cfg.MaxFills)
 	}
@@ -70,8 +86,8 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	ctx, stop := context.WithCancelCause(context.Background())
 	s := &Store{
 		disk: k, lock: lock, index: idx, metrics: m, log: log,
-		ledger:  &ledger{index: idx, metrics: m},
-		maxSize: cfg.MaxSize.of(total), minFree: cfg.MinFree.of(total),
+		ledger:  newLedger(idx, m),
+		maxSize: cfg.MaxSize.of(total), minFree: cfg.MinFree.of(total), lowMark: cfg.LowMark,
 		slots: make(chan struct{}, cfg.MaxFills), room: newRoom(),
 		ctx: ctx, stop: stop,
 		fills:   map[digest.Digest]*fill{},
@@ -80,12 +96,11 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 		touched: map[digest.Digest]use{},
 	}
 	m.limit.Set(float64(s.maxSize))
-	s.readIndex()
-	if err := k.partials(func(_ digest.Digest, info fs.FileInfo) { s.filling.Add(info.Size()) }); err != nil {
+	s.SetPinned(cfg.Pinned)
+	if err := k.partials(func(_ digest.Digest, info fs.FileInfo) { s.grow(blocks(info.Size())) }); err != nil {
 		log.Warn("cannot list partial downloads", "error", err)
 	}
-	log.Info("storage open", "path", cfg.Path, "bytes", s.ledger.total(), "max_bytes", s.maxSize,
-		"free_bytes", free, "min_free_bytes", s.minFree)
+	log.Info("storage open", "path", cfg.Path, "max_bytes", s.maxSize, "free_bytes", free, "min_free_bytes", s.minFree)
 	s.running.Go(s.maintain)
 	return s, nil
 }
@@ -224,6 +239,12 @@ func (s *Store) hit(file *os.File, sc Scope, d digest.Digest, mediaType string) 
 			})
 		},
 	}, nil
+}
+
+// grow counts what fills/ takes of the disk.
+func (s *Store) grow(bytes int64) {
+	s.filling.Add(bytes)
+	s.metrics.partial.Add(float64(bytes))
 }
 
 // leave ends what s.open[d]++ began.

@@ -82,6 +82,9 @@ type storageConfig struct {
 	MaxSize storage.Size `yaml:"max_size"`
 	// MinFree is the free space left to others on the file system.
 	MinFree storage.Size `yaml:"min_free"`
+	// LowMark is the share of MaxSize that eviction goes down to; of MinFree it
+	// frees as much more.
+	LowMark storage.Size `yaml:"low_mark"`
 	// MaxFills bounds the downloads in progress.
 	MaxFills int `yaml:"max_fills"`
 }
@@ -154,6 +157,7 @@ func defaults() config {
 		Storage: storageConfig{
 			MaxSize:  storage.Size{Bytes: 50 << 30},
 			MinFree:  storage.Size{Percent: 5},
+			LowMark:  storage.Size{Percent: 95},
 			MaxFills: 256,
 		},
 		Tags: tagsConfig{
@@ -273,7 +277,9 @@ func (c config) storage() (storage.Config, error) {
 		Path:     c.Storage.Path,
 		MaxSize:  c.Storage.MaxSize,
 		MinFree:  c.Storage.MinFree,
+		LowMark:  c.Storage.LowMark.Percent,
 		MaxFills: c.Storage.MaxFills,
+		Pinned:   c.proxy().Pinned(),
 	}
 	if s.Path != "" {
 		return s, nil

@@ -44,6 +44,7 @@ func (m *mirror) tryReload() error {
 		return err
 	}
 	m.stuck.limit.Store(int64(next.SendTimeout))
+	m.store.SetPinned(next.proxy().Pinned())
 	old := m.current.swap(g)
 	m.retiring.Go(old.close)
 	m.cfg = next
@@ -77,6 +78,9 @@ func (m *mirror) keepFixed(next *config) {
 	}
 	if next.Storage.MinFree != m.cfg.Storage.MinFree {
 		changed = append(changed, "storage.min_free")
+	}
+	if next.Storage.LowMark != m.cfg.Storage.LowMark {
+		changed = append(changed, "storage.low_mark")
 	}
 	if next.Storage.MaxFills != m.cfg.Storage.MaxFills {
 		changed = append(changed, "storage.max_fills")

@@ -23,6 +23,8 @@ type ruleConfig struct {
 	KeepFor *time.Duration `yaml:"keep_for"`
 	// NoStore: content is passed on and not kept.
 	NoStore *bool `yaml:"no_store"`
+	// Pin: content is never evicted.
+	Pin *bool `yaml:"pin"`
 }
 
 func (v *validator) rules(c *config) {

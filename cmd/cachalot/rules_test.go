@@ -15,7 +15,7 @@ func TestRules(t *testing.T) {
 rules:
 - match: ["docker.io/acme/**", 'ghcr.io/*/[a-z]*:{v1,v2}.*']
   fresh_for: 24h
-- {match: [ "**" ], access: allow, fresh_for: 0s, keep_for: 0s, no_store: False}
+- {match: [ "**" ], access: allow, fresh_for: 0s, keep_for: 0s, no_store: False, pin: true}
 -
   access: "${ACCESS}"
   match:
@@ -26,7 +26,7 @@ rules:
 	day, none, kept, no, yes := 24*time.Hour, time.Duration(0), 90*time.Minute, false, true
 	want := []proxy.Rule{
 		{Match: []string{"docker.io/acme/**", "ghcr.io/*/[a-z]*:{v1,v2}.*"}, FreshFor: &day},
-		{Match: []string{"**"}, Access: "allow", FreshFor: &none, KeepFor: &none, NoStore: &no},
+		{Match: []string{"**"}, Access: "allow", FreshFor: &none, KeepFor: &none, NoStore: &no, Pin: &yes},
 		{Match: []string{"*/private/**"}, Access: "deny", KeepFor: &kept, NoStore: &yes},
 	}
 	if got := c.proxy().Rules; !reflect.DeepEqual(got, want) {

@@ -148,6 +148,9 @@ func (v *validator) storage(s storageConfig) {
 	if s.MinFree.Percent >= 100 {
 		v.fail("the whole disk; write how much of it to leave free, such as 5%", "storage.min_free")
 	}
+	if s.LowMark.Percent == 0 {
+		v.fail(fmt.Sprintf("%q is not a share of max_size; write one such as 95%%", s.LowMark), "storage.low_mark")
+	}
 	v.atLeastOne(s.MaxFills, "storage.max_fills")
 }
 

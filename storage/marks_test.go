@@ -1,0 +1,141 @@
+package storage
+
+import (
+	"io"
+	"io/fs"
+	"log/slog"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// TestLowMark: once room is needed, blobs go until what is there and what is
+// needed are down to the low mark, and not one more.
+func TestLowMark(t *testing.T) {
+	t.Parallel()
+	const blob = 100 << 10
+	for name, tc := range map[string]struct {
+		mark float64
+		want int // blobs of ten, and the new one
+	}{
+		"by default": {0, 9}, // 950 KiB
+		"half":       {50, 5},
+		"just so":    {100, 10},
+		"tiny":       {1, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := openStore(t, t.TempDir(), func(c *Config) { c.MaxSize, c.LowMark = Size{Bytes: 10 * blob}, tc.mark })
+			for i := range 10 {
+				put(t, s, uint64(i), blob, int64(i), false)
+			}
+			if got := s.ledger.total(); got != 10*blob {
+				t.Fatalf("%d bytes before anything has to go", got)
+			}
+			put(t, s, 99, blob, 99, false)
+			if got := s.ledger.total(); got != int64(tc.want*blob) {
+				t.Errorf("%d blobs are left, want %d", got/blob, tc.want)
+			}
+			checkDisk(t, s)
+		})
+	}
+	for _, mark := range []float64{-1, 101} {
+		if s, err := Open(Config{Path: t.TempDir(), MaxFills: 1, LowMark: mark}, NewMetrics(), slog.New(slog.DiscardHandler)); err == nil {
+			t.Errorf("a low mark of %v %% is taken", mark)
+			_ = s.Close()
+		}
+	}
+}
+
+// TestMostVictims: of more than are picked at once, all go that have to.
+func TestMostVictims(t *testing.T) {
+	t.Parallel()
+	p := picker{bytes: 3 * mostVictims * block}
+	for i := range 2 * mostVictims {
+		p.offer(victim{record: record{size: 1, accessed: int64((i * 7919) % (2 * mostVictims))}})
+	}
+	if len(p.picked) != mostVictims || p.sum != mostVictims*block {
+		t.Fatalf("%d picked, of %d bytes", len(p.picked), p.sum)
+	}
+	for _, v := range p.picked {
+		if v.accessed >= mostVictims {
+			t.Fatalf("picked one used at %d", v.accessed)
+		}
+	}
+}
+
+// TestBooksAreDu: the books are what the file system gives, by its own account,
+// with blobs and broken downloads of all sizes around a block.
+func TestBooksAreDu(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, smallDisk(t, 256))
+	for i, size := range []int{0, 1, block - 1, block, block + 1, 3*block - 1, 100_000, 1 << 20} {
+		o := &origin{content: content(uint64(i), size)}
+		mustFetch(t, s, o, Miss)
+		if size > 1 { // one that stops at half
+			stuck := &origin{content: content(uint64(100+i), size), hold: make(chan struct{})}
+			b := open(t, s, scope(), stuck.digest(), stuck.source)
+			if _, err := io.ReadFull(b.Content, make([]byte, size/2)); err != nil {
+				t.Fatal(err)
+			}
+			b.Close()
+		}
+	}
+	du := func(folder string) (bytes int64) {
+		err := filepath.WalkDir(folder, func(_ string, e fs.DirEntry, err error) error {
+			if err != nil || e.IsDir() {
+				return err
+			}
+			info, err := e.Info()
+			if err == nil {
+				bytes += info.Sys().(*syscall.Stat_t).Blocks * 512
+			}
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		return bytes
+	}
+	if got, want := s.ledger.total(), du(filepath.Join(s.disk.root, "blobs")); got != want {
+		t.Errorf("books say %d bytes in blobs/, du %d", got, want)
+	}
+	if got, want := s.filling.Load(), du(s.disk.fills()); got != want || got == 0 {
+		t.Errorf("books say %d bytes in fills/, du %d", got, want)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	checkDisk(t, s)
+	again := openStore(t, s.disk.root)
+	again.ledger.loaded(t.Context())
+	if again.ledger.total() != s.ledger.total() || again.filling.Load() != s.filling.Load() {
+		t.Errorf("books say %d and %d bytes after a restart, and %d and %d before",
+			again.ledger.total(), again.filling.Load(), s.ledger.total(), s.filling.Load())
+	}
+	if err := again.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestIsDigest holds the quick check to the library's.
+func TestIsDigest(t *testing.T) {
+	t.Parallel()
+	for _, good := range []digest.Digest{digest.FromString("x"), digest.SHA512.FromString("x")} {
+		tries := []string{string(good), string(good[1:]), string(good) + "0", string(good[:len(good)-1]), " " + string(good[1:]), "", ":"}
+		for i := range good {
+			for _, c := range "/09:`afgAF\x00-" {
+				tries = append(tries, string(good[:i])+string(c)+string(good[i+1:]))
+			}
+		}
+		for _, s := range tries {
+			d, err := digest.Parse(s)
+			want := err == nil && (d.Algorithm() == digest.SHA256 || d.Algorithm() == digest.SHA512)
+			if got := isDigest(s); got != want || isDigest([]byte(s)) != want {
+				t.Errorf("%q is a digest: %v, the library says %v", s, got, err)
+			}
+		}
+	}
+}

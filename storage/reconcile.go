@@ -1,0 +1,85 @@
+package storage
+
+import (
+	"os"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// reconcile walks the disk and makes the index agree with it, a folder at a
+// time: a blob that the index lost, or whose record cannot be decoded, is found
+// again; a record whose file is gone is dropped. It looks at names only, but for
+// blobs that have no record.
+func (s *Store) reconcile() {
+	start := time.Now()
+	var found, lost int
+	for _, a := range algorithms() {
+		for shard := range shards {
+			if s.ctx.Err() != nil {
+				return
+			}
+			f, l := s.reconcileShard(a, shard)
+			found += f
+			lost += l
+		}
+	}
+	s.log.Info("index agrees with the disk", "found_blobs", found, "lost_blobs", lost, "bytes", s.ledger.total(),
+		"seconds", time.Since(start).Seconds())
+}
+
+// reconcileBatch is how many records are written at once: hits and downloads
+// wait no longer than that takes.
+const reconcileBatch = 256
+
+func (s *Store) reconcileShard(a digest.Algorithm, shard string) (found, lost int) {
+	blobs, err := s.disk.shard(a, shard)
+	if err != nil {
+		s.log.Error("cannot read blob folder: what the index says of it stays", "error", err)
+		return 0, 0
+	}
+	var missing []digest.Digest
+	err = s.index.records(a.String()+":"+shard, func(d []byte, _ record) bool {
+		if _, here := blobs[digest.Digest(d)]; here {
+			delete(blobs, digest.Digest(d))
+		} else {
+			missing = append(missing, digest.Digest(d))
+		}
+		return true
+	})
+	if err != nil {
+		s.log.Error("cannot read index", "error", err)
+		return 0, 0
+	}
+	for _, d := range missing {
+		s.forget(d)
+		lost++
+	}
+	records := make(map[digest.Digest]record, reconcileBatch)
+	write := func() {
+		n, err := s.ledger.found(records, s.exists)
+		if err != nil {
+			s.log.Warn("cannot record blobs", "error", err)
+		}
+		found += n
+		clear(records)
+	}
+	for d, e := range blobs {
+		if s.ctx.Err() != nil {
+			return found, lost
+		}
+		if info, err := e.Info(); err == nil {
+			records[d] = record{size: info.Size(), accessed: info.ModTime().Unix()}
+		}
+		if len(records) == reconcileBatch {
+			write()
+		}
+	}
+	write()
+	return found, lost
+}
+
+func (s *Store) exists(d digest.Digest) bool {
+	_, err := os.Stat(s.disk.blob(d))
+	return err == nil
+}
