@@ -35,8 +35,8 @@ const (
 // maintain brings the index up to date with the disk, then looks after both
 // until the store closes.
 func (s *Store) maintain() {
-	s.index.keepReserve(indexFloor) // badger may be at work still
 	s.readIndex()
+	s.index.keepReserve(indexFloor) // badger may be at work still
 	s.reconcile()
 	s.makeRoom(0) // for what nobody could count until now
 	tick := time.NewTicker(maintenance)
@@ -66,6 +66,7 @@ func (s *Store) tend() {
 
 // readIndex adds up what the index knows. Nobody waits for that but who must evict.
 func (s *Store) readIndex() {
+	s.log.Debug("adding up records")
 	if err := s.ledger.load(s.ctx); err != nil {
 		s.log.Error("cannot read index", "error", err)
 	}

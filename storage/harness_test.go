@@ -188,6 +188,7 @@ func settle(t *testing.T, s *Store) {
 func checkDisk(t *testing.T, s *Store) {
 	t.Helper()
 	settle(t, s)
+	s.ledger.loaded(t.Context())
 	var total, files int64
 	s.disk.blobs(func(d digest.Digest, info os.FileInfo) bool {
 		b, err := os.ReadFile(s.disk.blob(d))

@@ -146,7 +146,12 @@ func runConfig(t *testing.T, config string, wrap ...string) *server {
 
 // kill is kill -9, of what wraps it too.
 func (s *server) kill() {
-	_ = syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL) // it may have ended
+	select {
+	case <-s.ended: // another process may have its number by now
+		return
+	default:
+	}
+	_ = syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL) // it may end by itself
 	<-s.ended
 }
 

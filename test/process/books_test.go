@@ -1,0 +1,189 @@
+package process
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+)
+
+// TestKillBooks kills the mirror 1,000 times (with -short 20), at a random moment
+// of concurrent pulls, evictions and broken downloads that go on. After each
+// restart what it says of its disk is what the disk says, to the byte, and every
+// file is what its name says.
+func TestKillBooks(t *testing.T) {
+	t.Parallel()
+	rounds := 1000
+	if testing.Short() {
+		rounds = 20
+	}
+	const limit = 2 << 20
+	up := upstreamtest.New(t, upstreamtest.Options{})
+	random := rand.New(rand.NewPCG(3, 4))
+	var blobs []upstreamtest.Content
+	for i := range 60 { // some three times the room
+		b := upstreamtest.NewContent("", upstreamtest.Random(uint64(i), 1+random.IntN(200<<10)))
+		up.AddBlob("library/app", b)
+		blobs = append(blobs, b)
+	}
+	folder := t.TempDir()
+	checked := map[string]bool{}
+	var evictions, partials, most int
+	for round := range rounds {
+		s := runConfig(t, basicConfig(folder, up.URL, fmt.Sprintf("max_size: %d", limit)))
+		if s.url == "" {
+			t.Fatalf("round %d: cachalot ended before it was ready: %s", round, s.log)
+		}
+		books := s.books(t, folder)
+		if books.bytes+books.partial > limit {
+			t.Errorf("round %d: %+v is more than max_size", round, books)
+		}
+		if books.partial > 0 {
+			partials++
+		}
+		most = max(most, books.blobs)
+		checkBlobs(t, folder, checked)
+
+		// Two downloads stop at half: what is left of them is resumed later.
+		release := make(chan struct{})
+		var faults []*upstreamtest.Scripted
+		for range 2 {
+			b := blobs[random.IntN(len(blobs))]
+			faults = append(faults, up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob, Reference: b.Digest.String()},
+				upstreamtest.StallAfter(len(b.Bytes)/2, release)))
+		}
+		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+		var wg sync.WaitGroup
+		for range 4 {
+			order := random.Perm(len(blobs))[:15]
+			wg.Go(func() {
+				for _, i := range order {
+					if err := s.fetch(client, blobs[i].Digest); errors.Is(err, errWrongBytes) {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wait := time.NewTimer(time.Duration(random.IntN(int(60 * time.Millisecond))))
+		<-wait.C // the random moment
+		s.kill()
+		close(release)
+		for _, f := range faults {
+			f.Remove()
+		}
+		wg.Wait()
+		evictions += strings.Count(s.log.String(), "msg=evicted")
+		if t.Failed() {
+			t.Fatalf("round %d: %s", round, s.log)
+		}
+	}
+	if evictions < rounds/4 || partials < rounds/10 || most < 10 {
+		t.Errorf("%d evictions, %d starts with partials, %d blobs at most: too little was tested", evictions, partials, most)
+	}
+	t.Logf("%d rounds, %d evictions, %d starts with partials, %d blobs at most", rounds, evictions, partials, most)
+
+	s := run(t, folder, up.URL)
+	for _, b := range blobs {
+		if err := s.fetch(http.DefaultClient, b.Digest); err != nil {
+			t.Errorf("%s: %v", b.Digest, err)
+		}
+	}
+	for s.books(t, folder).blobs < len(blobs) { // the last ones are being synced
+		runtime.Gosched()
+	}
+	if got := s.books(t, folder); got.partial != 0 {
+		t.Errorf("in the end %+v", got)
+	}
+	checkBlobs(t, folder, checked)
+	s.kill()
+	if err := os.RemoveAll(filepath.Join(folder, "index")); err != nil {
+		t.Fatal(err)
+	}
+	s = run(t, folder, up.URL)
+	s.books(t, folder)
+	s.interrupt(t)
+}
+
+// books are what blobs/ and fills/ hold, in bytes of whole blocks.
+type books struct {
+	blobs          int
+	bytes, partial int64
+}
+
+// books waits until the metrics say what the disk says, and returns that.
+func (s *server) books(t *testing.T, folder string) books {
+	t.Helper()
+	limit := time.After(20 * time.Second)
+	for tick := time.NewTicker(2 * time.Millisecond); ; {
+		disk, metrics := diskBooks(t, folder), s.metricBooks(t)
+		if disk == metrics {
+			return disk
+		}
+		select {
+		case <-tick.C:
+		case <-limit:
+			t.Fatalf("the disk holds %+v, the metrics say %+v: %s", disk, metrics, s.log)
+		}
+	}
+}
+
+func diskBooks(t *testing.T, folder string) (b books) {
+	t.Helper()
+	for name, count := range map[string]func(int64){
+		"blobs": func(n int64) { b.blobs++; b.bytes += n },
+		"fills": func(n int64) { b.partial += n },
+	} {
+		err := filepath.WalkDir(filepath.Join(folder, name), func(_ string, e fs.DirEntry, err error) error {
+			if err != nil || e.IsDir() {
+				return err
+			}
+			info, err := e.Info()
+			if err == nil {
+				count((info.Size() + 4095) &^ 4095)
+			}
+			return err
+		})
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // it goes while it is looked at
+			t.Fatal(err)
+		}
+	}
+	return b
+}
+
+func (s *server) metricBooks(t *testing.T) books {
+	t.Helper()
+	resp, err := http.Get(s.admin + "/metrics") //nolint:noctx // loopback
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	value := func(name string) int64 {
+		m := regexp.MustCompile(`(?m)^cachalot_` + name + ` (\S+)$`).FindSubmatch(text)
+		if m == nil {
+			t.Fatalf("no %s in %s", name, text)
+		}
+		v, err := strconv.ParseFloat(string(m[1]), 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return int64(v)
+	}
+	return books{int(value("storage_blobs")), value("storage_bytes"), value("storage_partial_bytes")}
+}
