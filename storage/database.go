@@ -170,7 +170,7 @@ func openBadger(dir string, log *slog.Logger) (*badger.DB, error) {
 	o := badger.DefaultOptions(dir).
 		WithMemTableSize(memtable).WithNumMemtables(2).
 		WithValueLogFileSize(16 << 20).
-		WithBlockCacheSize(16 << 20).WithIndexCacheSize(8 << 20).
+		WithBlockCacheSize(8 << 20).WithIndexCacheSize(8 << 20).
 		WithNumCompactors(2).WithNumGoroutines(1).
 		WithDetectConflicts(false).
 		WithMetricsEnabled(false).

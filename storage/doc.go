@@ -68,7 +68,29 @@
 // have passed. When room is needed, blobs that nothing points to go first, then
 // those with a limit, then what was used only once, while that is more than a
 // quarter of all, then the least recently used; manifests and small ones last.
-// None goes that was used since it was picked.
+// None goes that was used since it was picked, or has a link from a pinned
+// repository, whatever its limit. Whoever needs room evicts as much as that takes;
+// the rest, down to the low mark, goes while nobody waits.
+//
+// # Start
+//
+// Hits need the database open, and nothing else. Then, one after the other, while
+// hits and fills go on:
+//
+//	Open ──► add up records ──► walk of blobs/, a folder at a time ──► evict, if there is too much
+//
+// Until the records are added up only Config.MinFree limits fills, and the metrics
+// of blobs are 0; who must evict waits for that. The walk compares names, and looks
+// at a file only where the index has no record of it. In memory nothing is kept of
+// a blob; the index's files are mapped, and what was read of them stays as long as
+// the kernel has room.
+//
+// # Books
+//
+// What counts for the limits and in the metrics is what files take of the disk, in
+// blocks of 4 KiB: a million manifests of 1 KiB are 4 GB. Blobs are ledger.bytes,
+// partials Store.filling, and what running fills have yet to take Store.reserved. The
+// index and its reserve are in none of them.
 //
 // # A full disk
 //
@@ -98,6 +120,9 @@
 // either, but for one stat before a fill starts. ledger.mu is held while records
 // are written, and Store.flushing while hits are; neither is taken under Store.mu.
 // piece.mu guards what has come of a piece, and is held with no other.
+// Store.evicting is held by who makes room, and Store.trimming by who evicts down to
+// the low mark; they are taken first. None is held for a look at all records but
+// evicting, which hits never take.
 // index.writing is held while badger is written to, and index.mu guards what waits;
 // they are taken last, in this order.
 //

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -38,7 +39,8 @@ func (s *Store) maintain() {
 	s.readIndex()
 	s.index.keepReserve(indexFloor) // badger may be at work still
 	s.reconcile()
-	s.makeRoom(0) // for what nobody could count until now
+	s.makeRoom(0)        // for what nobody could count until now
+	debug.FreeOSMemory() // what it took to read the index
 	tick := time.NewTicker(maintenance)
 	defer tick.Stop()
 	for {
@@ -122,9 +124,14 @@ func (s *Store) evictFor(need int64) bool {
 		if over > s.ledger.total() {
 			return false // all would go in vain
 		}
+		if over > s.noMore && time.Since(s.noMoreAt) < maintenance {
+			return false // so it was a moment ago, and to look again takes long
+		}
 		picked, bytes := s.victims(max(over, s.over(need, s.lowMark)))
 		if bytes < over && len(picked) < mostVictims {
-			return false // so would these: all else is pinned or in use
+			s.noMore, s.noMoreAt = bytes, time.Now()
+			s.log.Warn("no room: all other blobs are pinned or in use", "wanted_bytes", over, "evictable_bytes", bytes)
+			return false // these would go in vain
 		}
 		rest, gone := s.evictAll(picked, func() bool { return s.excess(need) <= 0 })
 		if len(rest) > 0 {
@@ -159,6 +166,7 @@ func (s *Store) trim(victims []victim) {
 	if s.trimming.TryLock() {
 		s.running.Go(func() {
 			defer s.trimming.Unlock()
+			defer debug.FreeOSMemory() // what it took to look at all records
 			s.evictAll(victims, func() bool { return s.ctx.Err() != nil })
 		})
 	}

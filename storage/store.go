@@ -10,6 +10,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -48,7 +49,9 @@ type Store struct {
 	filling  atomic.Int64                                           // what fills/ takes of the disk, in bytes
 	reserved atomic.Int64                                           // what running fills have yet to take of it
 	pins     atomic.Pointer[func(upstream, repository string) bool] // see SetPinned
-	evicting sync.Mutex                                             // held by the one that makes room
+	evicting sync.Mutex                                             // held by the one that makes room; guards noMore
+	noMore   int64                                                  // no more bytes than these could be evicted
+	noMoreAt time.Time                                              // when that was found
 	trimming sync.Mutex                                             // held by the one that evicts down to the low mark
 	flushing sync.Mutex                                             // held by the one that writes touched
 

@@ -3,13 +3,11 @@ package process
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"math/rand/v2"
 	"net/http"
 	"os"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -20,14 +18,16 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestKillBooks kills the mirror 1,000 times (with -short 20), at a random moment
-// of concurrent pulls, evictions and broken downloads that go on. After each
-// restart what it says of its disk is what the disk says, to the byte, and every
-// file is what its name says.
+// TestKillBooks kills the mirror 1,000 times (with -short 20, or
+// CACHALOT_TEST_KILLS), at a random moment of concurrent pulls, evictions and
+// broken downloads that go on. After each restart what it says of its disk is what
+// the disk says, to the byte, and every file is what its name says.
 func TestKillBooks(t *testing.T) {
 	t.Parallel()
 	rounds := 1000
-	if testing.Short() {
+	if n, err := strconv.Atoi(os.Getenv("CACHALOT_TEST_KILLS")); err == nil {
+		rounds = n
+	} else if testing.Short() {
 		rounds = 20
 	}
 	const limit = 2 << 20
@@ -77,7 +77,7 @@ func TestKillBooks(t *testing.T) {
 				}
 			})
 		}
-		wait := time.NewTimer(time.Duration(random.IntN(int(60 * time.Millisecond))))
+		wait := time.NewTimer(time.Duration(random.IntN(int(50 * time.Millisecond))))
 		<-wait.C // the random moment
 		s.kill()
 		close(release)
@@ -165,25 +165,6 @@ func diskBooks(t *testing.T, folder string) (b books) {
 
 func (s *server) metricBooks(t *testing.T) books {
 	t.Helper()
-	resp, err := http.Get(s.admin + "/metrics") //nolint:noctx // loopback
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = resp.Body.Close() }()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	value := func(name string) int64 {
-		m := regexp.MustCompile(`(?m)^cachalot_` + name + ` (\S+)$`).FindSubmatch(text)
-		if m == nil {
-			t.Fatalf("no %s in %s", name, text)
-		}
-		v, err := strconv.ParseFloat(string(m[1]), 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return int64(v)
-	}
-	return books{int(value("storage_blobs")), value("storage_bytes"), value("storage_partial_bytes")}
+	m := s.metrics(t)
+	return books{int(m["cachalot_storage_blobs"]), int64(m["cachalot_storage_bytes"]), int64(m["cachalot_storage_partial_bytes"])}
 }

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -146,23 +145,4 @@ func (s *server) status(t *testing.T, key string) int {
 		t.Fatal(err)
 	}
 	return kib << 10
-}
-
-// diskUse counts the files below a folder, and their bytes.
-func diskUse(t *testing.T, dir string) (files, bytes int64) {
-	t.Helper()
-	err := filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
-		if err != nil || e.IsDir() {
-			return err
-		}
-		info, err := e.Info()
-		if err == nil {
-			files, bytes = files+1, bytes+info.Size()
-		}
-		return err
-	})
-	if err != nil {
-		t.Error(err)
-	}
-	return files, bytes
 }
