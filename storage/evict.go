@@ -124,12 +124,13 @@ func (s *Store) evictFor(need int64) bool {
 		if over > s.ledger.total() {
 			return false // all would go in vain
 		}
-		if over > s.noMore && time.Since(s.noMoreAt) < maintenance {
-			return false // so it was a moment ago, and to look again takes long
+		start := time.Now()
+		if over > s.noMore && start.Before(s.lookAgain) {
+			return false // so it was a moment ago
 		}
 		picked, bytes := s.victims(max(over, s.over(need, s.lowMark)))
 		if bytes < over && len(picked) < mostVictims {
-			s.noMore, s.noMoreAt = bytes, time.Now()
+			s.noMore, s.lookAgain = bytes, time.Now().Add(10*time.Since(start)) // a look at a million takes long
 			s.log.Warn("no room: all other blobs are pinned or in use", "wanted_bytes", over, "evictable_bytes", bytes)
 			return false // these would go in vain
 		}

@@ -32,28 +32,28 @@ type Config struct {
 // Store is a folder of blobs. All methods may be called at any time from any
 // goroutine, until Close.
 type Store struct {
-	disk     disk
-	lock     *os.File
-	index    *index
-	ledger   *ledger
-	metrics  *Metrics
-	log      *slog.Logger
-	maxSize  int64
-	minFree  int64
-	lowMark  float64       // percent
-	slots    chan struct{} // one is held by each running fill
-	room     *room         // for what fills fetch ahead
-	ctx      context.Context
-	stop     context.CancelCauseFunc
-	running  sync.WaitGroup                                         // fills and maintenance
-	filling  atomic.Int64                                           // what fills/ takes of the disk, in bytes
-	reserved atomic.Int64                                           // what running fills have yet to take of it
-	pins     atomic.Pointer[func(upstream, repository string) bool] // see SetPinned
-	evicting sync.Mutex                                             // held by the one that makes room; guards noMore
-	noMore   int64                                                  // no more bytes than these could be evicted
-	noMoreAt time.Time                                              // when that was found
-	trimming sync.Mutex                                             // held by the one that evicts down to the low mark
-	flushing sync.Mutex                                             // held by the one that writes touched
+	disk      disk
+	lock      *os.File
+	index     *index
+	ledger    *ledger
+	metrics   *Metrics
+	log       *slog.Logger
+	maxSize   int64
+	minFree   int64
+	lowMark   float64       // percent
+	slots     chan struct{} // one is held by each running fill
+	room      *room         // for what fills fetch ahead
+	ctx       context.Context
+	stop      context.CancelCauseFunc
+	running   sync.WaitGroup                                         // fills and maintenance
+	filling   atomic.Int64                                           // what fills/ takes of the disk, in bytes
+	reserved  atomic.Int64                                           // what running fills have yet to take of it
+	pins      atomic.Pointer[func(upstream, repository string) bool] // see SetPinned
+	evicting  sync.Mutex                                             // held by the one that makes room; guards the next two
+	noMore    int64                                                  // no more bytes than these could be evicted
+	lookAgain time.Time                                              // until then that is taken for true
+	trimming  sync.Mutex                                             // held by the one that evicts down to the low mark
+	flushing  sync.Mutex                                             // held by the one that writes touched
 
 	mu      sync.Mutex // guards the fields below
 	closed  bool

@@ -108,8 +108,11 @@ func start(t *testing.T, cfg string) *running {
 
 func (r *running) configure(t *testing.T, cfg string) {
 	t.Helper()
+	if !strings.HasPrefix(cfg, "storage:") {
+		cfg = "storage: {path: CACHE, min_free: 0}\n" + cfg
+	}
 	cfg = "listen: 127.0.0.1:0\nadmin: {listen: 127.0.0.1:0}\n" +
-		"storage: {path: " + filepath.Join(filepath.Dir(r.file), "cache") + ", min_free: 0}\n" + cfg
+		strings.Replace(cfg, "CACHE", filepath.Join(filepath.Dir(r.file), "cache"), 1)
 	if err := os.WriteFile(r.file, []byte(cfg), 0o600); err != nil {
 		t.Fatal(err)
 	}

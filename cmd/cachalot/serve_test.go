@@ -214,6 +214,48 @@ func TestReloadRules(t *testing.T) {
 	asks("library/app", http.StatusOK, 0)
 }
 
+// A pin holds from the start, and goes by a reload.
+func TestReloadPins(t *testing.T) {
+	t.Parallel()
+	up := upstreamtest.New(t, upstreamtest.Options{})
+	add := func(repo string, seed uint64) upstreamtest.Content {
+		b := upstreamtest.NewContent("", upstreamtest.Random(seed, 300<<10))
+		up.AddBlob(repo, b)
+		return b
+	}
+	base := add("acme/base", 1)
+	for seed := uint64(2); base.Digest.Encoded()[0] != '0'; seed++ { // of blobs as old as this it goes first
+		base = add("acme/base", seed)
+	}
+	const limit = "storage: {path: CACHE, min_free: 0, max_size: 1MiB}\n"
+	r := start(t, limit+upstreams(up.URL)+"rules: [{match: [docker.io/acme/base], pin: true}]\n")
+	pull := func(repo string, b upstreamtest.Content) {
+		t.Helper()
+		if status, body := r.read(t, r.url+"/v2/"+repo+"/blobs/"+b.Digest.String()); status != http.StatusOK || len(body) != len(b.Bytes) {
+			t.Errorf("%s: %d, %d bytes", repo, status, len(body))
+		}
+	}
+	pull("acme/base", base)
+	for seed := range uint64(10) {
+		pull("library/app", add("library/app", 1000+seed))
+	}
+	pull("acme/base", base)
+	if sent := up.Sent(base.Digest); sent != base.Size {
+		t.Errorf("%d bytes of what is pinned from upstream, want %d", sent, base.Size)
+	}
+
+	r.configure(t, limit+upstreams(up.URL))
+	r.signals <- syscall.SIGHUP
+	r.log.wait(t, `msg="configuration reloaded"`)
+	for seed := range uint64(10) {
+		pull("library/app", add("library/app", 2000+seed))
+	}
+	pull("acme/base", base)
+	if sent := up.Sent(base.Digest); sent != 2*base.Size {
+		t.Errorf("%d bytes of what is pinned no more, want %d", sent, 2*base.Size)
+	}
+}
+
 // A reload must not touch the responses that run.
 func TestReloadKeepsRunningResponses(t *testing.T) {
 	t.Parallel()
