@@ -20,8 +20,9 @@ import (
 
 // TestKillBooks kills the mirror 1,000 times (with -short 20, or
 // CACHALOT_TEST_KILLS), at a random moment of concurrent pulls, evictions and
-// broken downloads that go on. After each restart what it says of its disk is what
-// the disk says, to the byte, and every file is what its name says.
+// broken downloads that go on. After each restart, and at the end of every tenth
+// storm, what it says of its disk is what the disk says, to the byte, and every
+// file is what its name says.
 func TestKillBooks(t *testing.T) {
 	t.Parallel()
 	rounds := 1000
@@ -78,13 +79,20 @@ func TestKillBooks(t *testing.T) {
 			})
 		}
 		wait := time.NewTimer(time.Duration(random.IntN(int(50 * time.Millisecond))))
-		<-wait.C // the random moment
-		s.kill()
-		close(release)
+		<-wait.C           // the random moment
+		if round%10 == 9 { // a start counts anew: this is for what was counted since
+			close(release)
+			wg.Wait()
+			s.books(t, folder)
+			s.kill()
+		} else {
+			s.kill()
+			close(release)
+			wg.Wait()
+		}
 		for _, f := range faults {
 			f.Remove()
 		}
-		wg.Wait()
 		evictions += strings.Count(s.log.String(), "msg=evicted")
 		if t.Failed() {
 			t.Fatalf("round %d: %s", round, s.log)
