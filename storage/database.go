@@ -34,6 +34,10 @@ const (
 	maxEntry   = 60_000 // badger takes keys up to 65,000 bytes
 	// maxWaiting bounds the memory of what waits, at some 300 bytes each.
 	maxWaiting = 1 << 19
+	// survival is how long a process lives whose index is sound. Whatever kills it
+	// later was not the opening, though its records may not all have been read yet:
+	// two quick kills in a row must not cost the index of a large cache.
+	survival = 3 * time.Second
 )
 
 // openIndex opens the index in dir as far as that is possible now: see attach.
@@ -139,11 +143,13 @@ func (x *index) attach() bool {
 	x.wal = -1
 	x.allocate()
 	x.preferRecords(db)
+	x.survived = time.AfterFunc(survival, x.opened)
 	x.db.Store(db)
 	return true
 }
 
-// opened says that the database has been opened and read, and nobody died of it.
+// opened says that the database has been opened, and nobody died of it: all of it
+// was read, or the process has lived for long enough.
 func (x *index) opened() {
 	if err := os.Remove(x.mark()); err != nil {
 		x.log.Debug("no mark", "error", err)
@@ -387,6 +393,7 @@ func (x *index) close() error {
 	if db == nil {
 		return nil
 	}
+	x.survived.Stop()
 	x.writing.Lock()
 	defer x.writing.Unlock()
 	if !x.makeRoom() {

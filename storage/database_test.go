@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -332,6 +334,28 @@ func TestOpeningMark(t *testing.T) {
 			t.Errorf("after %d deaths the index was kept: %v, want %v", deaths, ok, want)
 		}
 	}
+}
+
+// TestOpeningMarkGoes: a process that lives need not have read all records.
+func TestOpeningMarkGoes(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "index")
+	synctest.Test(t, func(t *testing.T) {
+		x := openIndex(dir, slog.New(slog.DiscardHandler))
+		time.Sleep(survival - time.Nanosecond)
+		synctest.Wait()
+		if !fileExists(x.mark()) {
+			t.Error("no mark: nobody would know of what it dies")
+		}
+		time.Sleep(time.Nanosecond)
+		synctest.Wait()
+		if fileExists(x.mark()) {
+			t.Error("still marked: two kills in a row would cost the index")
+		}
+		if err := x.close(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // TestLogAllocated: the blocks of badger's log are the index's own, of each log

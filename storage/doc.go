@@ -110,7 +110,7 @@
 // Where there is no room at the start, not with the reserve given up either, badger
 // is not opened until there is: blobs are found by the walk, links by asking
 // upstream. An index that badger dies of is thrown away by the third start: one
-// death while opening it can be a kill.
+// death before it was read, or within three seconds, can be a kill.
 //
 // # Locks
 //

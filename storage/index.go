@@ -88,6 +88,8 @@ type index struct {
 	log *slog.Logger
 	db  atomic.Pointer[badger.DB] // nil until the disk has room to open it; then it stays
 
+	survived *time.Timer // calls opened; set by attach before db
+
 	writing sync.Mutex // held while entries are taken in or written to db; guards wal
 	wal     int        // the newest of badger's logs whose blocks are all allocated
 
