@@ -12,9 +12,9 @@ import (
 	"time"
 )
 
-// link is a Source whose connections have a rate, in the time of a bubble. It
+// network is a Source whose connections have a rate, in the time of a bubble. It
 // counts what it sends.
-type link struct {
+type network struct {
 	content []byte
 	each    int64                       // bytes a second of one connection; 0: any
 	all     int64                       // of all together; 0: any
@@ -34,7 +34,7 @@ type link struct {
 
 var errCut = errors.New("cut")
 
-func (l *link) source(ctx context.Context, s Span) (*Part, error) {
+func (l *network) source(ctx context.Context, s Span) (*Part, error) {
 	if s.IfLong && int64(len(l.content)) < 2*s.Length {
 		s.Length = 0
 	}
@@ -81,7 +81,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 }
 
 type linkBody struct {
-	link   *link
+	link   *network
 	ctx    context.Context
 	left   []byte
 	cut    int64
@@ -133,7 +133,7 @@ func (b *linkBody) Close() error {
 
 // download reads all of l in a bubble, with the room for pieces or without. late
 // is how far it was ever behind one connection that is never interrupted.
-func download(t *testing.T, l *link, r *room, reader time.Duration) (got []byte, took, late time.Duration, err error) {
+func download(t *testing.T, l *network, r *room, reader time.Duration) (got []byte, took, late time.Duration, err error) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
@@ -169,7 +169,7 @@ func download(t *testing.T, l *link, r *room, reader time.Duration) (got []byte,
 }
 
 // whole holds that the right bytes came, each of them once.
-func (l *link) whole(t *testing.T, got []byte, err error) {
+func (l *network) whole(t *testing.T, got []byte, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -190,7 +190,7 @@ func TestAhead(t *testing.T) {
 	blob := content(1, 96<<20)
 	const mib = 1 << 20
 	for name, tc := range map[string]struct {
-		link   *link
+		link   *network
 		reader time.Duration // for each chunk
 		quick  float64       // at least so many times as quick as one connection
 		most   int           // connections at once
@@ -199,24 +199,24 @@ func TestAhead(t *testing.T) {
 		asks   int // requests at most; 0: any number
 	}{
 		"each connection is slow": {
-			link: &link{each: 8 * mib, latency: 60 * time.Millisecond}, quick: 3, most: maxConnections, least: maxConnections,
+			link: &network{each: 8 * mib, latency: 60 * time.Millisecond}, quick: 3, most: maxConnections, least: maxConnections,
 		},
 		"each is slow, and far away": {
-			link: &link{each: 8 * mib, latency: 400 * time.Millisecond}, quick: 2.5, most: maxConnections, least: maxConnections,
+			link: &network{each: 8 * mib, latency: 400 * time.Millisecond}, quick: 2.5, most: maxConnections, least: maxConnections,
 		},
 		"all share a link": {
-			link: &link{each: 50 * mib, all: 8 * mib, latency: 60 * time.Millisecond}, quick: 0.99, most: 2, least: 2,
+			link: &network{each: 50 * mib, all: 8 * mib, latency: 60 * time.Millisecond}, quick: 0.99, most: 2, least: 2,
 			late: 300 * time.Millisecond, // 2 MiB of the link
 		},
 		"three fill the link": {
-			link: &link{each: 8 * mib, all: 25 * mib, latency: 60 * time.Millisecond}, quick: 2, most: maxConnections, least: 4,
+			link: &network{each: 8 * mib, all: 25 * mib, latency: 60 * time.Millisecond}, quick: 2, most: maxConnections, least: 4,
 			late: 400 * time.Millisecond, // while 8 are on trial
 		},
 		"the reader is slow": {
-			link: &link{each: 50 * mib}, reader: 10 * time.Millisecond, quick: 0, most: 2, least: 1, late: time.Hour, asks: 2,
+			link: &network{each: 50 * mib}, reader: 10 * time.Millisecond, quick: 0, most: 2, least: 1, late: time.Hour, asks: 2,
 		},
 		"the network is quick": {
-			link: &link{latency: 10 * time.Millisecond}, reader: time.Millisecond, most: 2, least: 1, late: time.Hour, asks: 2,
+			link: &network{latency: 10 * time.Millisecond}, reader: time.Millisecond, most: 2, least: 1, late: time.Hour, asks: 2,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -264,22 +264,22 @@ func TestAheadBreaks(t *testing.T) {
 		}
 	}
 	for name, tc := range map[string]struct {
-		link  *link
+		link  *network
 		broke int // what clients would be told of
 	}{
 		"every third connection breaks": {
-			link:  &link{cut: func(nth int, _ Span) int64 { return []int64{0, 0, 300_000}[nth%3] }},
+			link:  &network{cut: func(nth int, _ Span) int64 { return []int64{0, 0, 300_000}[nth%3] }},
 			broke: 2,
 		},
-		"the first breaks":                 {link: &link{cut: func(nth int, _ Span) int64 { return []int64{5 << 20, 0}[min(nth, 1)] }}, broke: 1},
-		"no spare connection":              {link: &link{refuse: busy(func(int) bool { return true })}},
-		"spare ones are refused later":     {link: &link{refuse: busy(func(nth int) bool { return nth > 7 })}},
-		"every other spare one is refused": {link: &link{refuse: busy(func(nth int) bool { return nth%2 == 0 })}},
-		"spare ones are refused too late": {link: &link{
+		"the first breaks":                 {link: &network{cut: func(nth int, _ Span) int64 { return []int64{5 << 20, 0}[min(nth, 1)] }}, broke: 1},
+		"no spare connection":              {link: &network{refuse: busy(func(int) bool { return true })}},
+		"spare ones are refused later":     {link: &network{refuse: busy(func(nth int) bool { return nth > 7 })}},
+		"every other spare one is refused": {link: &network{refuse: busy(func(nth int) bool { return nth%2 == 0 })}},
+		"spare ones are refused too late": {link: &network{
 			spare:  func(int) time.Duration { return 1800 * time.Millisecond },
 			refuse: busy(func(nth int) bool { return nth < 5 }),
 		}, broke: 2}, // the front was waiting
-		"one is refused after the others": {link: &link{
+		"one is refused after the others": {link: &network{
 			spare:  func(nth int) time.Duration { return []time.Duration{0, 600 * time.Millisecond}[nth%2] },
 			refuse: busy(func(nth int) bool { return nth > 2 }),
 		}},
@@ -302,7 +302,7 @@ func TestAheadBreaks(t *testing.T) {
 // for is used for the whole only.
 func TestAheadIgnoresSpans(t *testing.T) {
 	t.Parallel()
-	l := &link{content: content(3, 64<<20), each: 8 << 20}
+	l := &network{content: content(3, 64<<20), each: 8 << 20}
 	src := func(ctx context.Context, s Span) (*Part, error) {
 		if s.Offset > 0 {
 			if s.Spare {
@@ -345,7 +345,7 @@ func TestAheadLeft(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				l := &link{content: blob, each: 8 << 20, all: tc.all, latency: 50 * time.Millisecond}
+				l := &network{content: blob, each: 8 << 20, all: tc.all, latency: 50 * time.Millisecond}
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
 				st, err := openStream(ctx, l.source, 0, r, func(int64, error) {})
@@ -381,7 +381,7 @@ func TestAheadShares(t *testing.T) {
 	if r.take() != nil {
 		t.Error("more pieces than there may be")
 	}
-	l := &link{content: content(5, 64<<20), each: 8 << 20}
+	l := &network{content: content(5, 64<<20), each: 8 << 20}
 	got, _, _, err := download(t, l, r, 0)
 	l.whole(t, got, err)
 	if l.most > 2 || len(l.asked) != 2 {

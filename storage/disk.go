@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"maps"
 	"os"
 	"path/filepath"
@@ -57,7 +58,7 @@ func isDigest[T string | []byte](s T) bool {
 // the returned file is closed.
 func openDisk(root string) (disk, *os.File, error) {
 	k := disk{root: root}
-	for _, dir := range []string{root, k.fills()} {
+	for _, dir := range []string{root, k.fills(), k.quarantine()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return k, nil, fmt.Errorf("create storage folder: %w", err)
 		}
@@ -81,17 +82,21 @@ func openDisk(root string) (disk, *os.File, error) {
 	return k, lock, nil
 }
 
-func (k disk) fills() string { return filepath.Join(k.root, "fills") }
-func (k disk) index() string { return filepath.Join(k.root, "index") }
+func (k disk) fills() string      { return filepath.Join(k.root, "fills") }
+func (k disk) index() string      { return filepath.Join(k.root, "index") }
+func (k disk) quarantine() string { return filepath.Join(k.root, "quarantine") }
 
 func (k disk) blob(d digest.Digest) string {
 	hex := d.Encoded()
 	return filepath.Join(k.root, "blobs", d.Algorithm().String(), hex[:2], hex)
 }
 
-func (k disk) partial(d digest.Digest) string {
-	return filepath.Join(k.fills(), d.Algorithm().String()+"-"+d.Encoded())
-}
+func (k disk) partial(d digest.Digest) string { return filepath.Join(k.fills(), flatName(d)) }
+
+func (k disk) quarantined(d digest.Digest) string { return filepath.Join(k.quarantine(), flatName(d)) }
+
+// flatName is a digest's name in fills/ and quarantine/.
+func flatName(d digest.Digest) string { return d.Algorithm().String() + "-" + d.Encoded() }
 
 // commit makes a verified partial a blob (I2): fsync(file), mkdir and fsync of
 // a new shard's parent, rename, fsync of the folder it is renamed into. Where
@@ -129,9 +134,20 @@ func syncDir(dir string) error {
 	return nil
 }
 
-// partials calls visit for every file in fills/ that is named as a digest.
-func (k disk) partials(visit func(digest.Digest, fs.FileInfo)) error {
-	entries, err := os.ReadDir(k.fills())
+// putAway moves a blob into quarantine/, over what an earlier file of it left
+// there. A name that a power cut brings back is found damaged again, so that the
+// folders' sync may fail.
+func (k disk) putAway(d digest.Digest) error {
+	if err := os.Rename(k.blob(d), k.quarantined(d)); err != nil {
+		return fmt.Errorf("put blob into quarantine: %w", err)
+	}
+	_ = errors.Join(syncDir(k.quarantine()), syncDir(filepath.Dir(k.blob(d))))
+	return nil
+}
+
+// flat calls visit for every file in a folder that is named by [flatName].
+func flat(dir string, visit func(digest.Digest, fs.FileInfo)) error {
+	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
@@ -147,6 +163,9 @@ func (k disk) partials(visit func(digest.Digest, fs.FileInfo)) error {
 	}
 	return nil
 }
+
+// partials calls visit for every file in fills/ that is named as a digest.
+func (k disk) partials(visit func(digest.Digest, fs.FileInfo)) error { return flat(k.fills(), visit) }
 
 // shard returns the regular files in one of the 256 folders of an algorithm that
 // are named as digests which belong there. A folder that is not there has none.
@@ -168,12 +187,34 @@ func (k disk) shard(a digest.Algorithm, shard string) (map[digest.Digest]fs.DirE
 // blobs calls visit for every file in blobs/ that is named as a digest in the
 // right place, until it returns false. Folders it cannot read are passed over.
 func (k disk) blobs(visit func(digest.Digest, fs.FileInfo) bool) {
-	for _, a := range algorithms() {
-		for shard := range shards {
-			blobs, _ := k.shard(a, shard)
-			for _, d := range slices.Sorted(maps.Keys(blobs)) {
-				if info, err := blobs[d].Info(); err == nil && !visit(d, info) {
+	for d, err := range k.after("") {
+		if err != nil {
+			continue
+		}
+		if info, err := os.Lstat(k.blob(d)); err == nil && !visit(d, info) {
+			return
+		}
+	}
+}
+
+// after walks the names in blobs/ that come after a digest, in their order, and
+// the errors of folders that cannot be read. It lists one folder at a time.
+func (k disk) after(last digest.Digest) iter.Seq2[digest.Digest, error] {
+	return func(yield func(digest.Digest, error) bool) {
+		for _, a := range algorithms() {
+			for shard := range shards {
+				prefix := a.String() + ":" + shard
+				if last != "" && prefix < string(last)[:min(len(prefix), len(last))] {
+					continue
+				}
+				blobs, err := k.shard(a, shard)
+				if err != nil && !yield("", err) {
 					return
+				}
+				for _, d := range slices.Sorted(maps.Keys(blobs)) {
+					if d > last && !yield(d, nil) {
+						return
+					}
 				}
 			}
 		}

@@ -5,6 +5,7 @@
 //	PATH/lock                    flock: one process a folder
 //	PATH/blobs/sha256/ab/<hex>   whole, verified, durable (temp, fsync, rename, fsync of the folder)
 //	PATH/fills/sha256-<hex>      a download in progress or broken off; resumed on demand
+//	PATH/quarantine/sha256-<hex> a blob that was found damaged, to be looked at; bounded, counts as blobs do
 //	PATH/index/                  badger: tags, links, sizes, access times, limits; disposable
 //	PATH/index.opening           a byte for every start in a row that died while it opened index/
 //	PATH/reserve                 space for badger to open and close with on a full disk
@@ -89,8 +90,37 @@
 //
 // What counts for the limits and in the metrics is what files take of the disk, in
 // blocks of 4 KiB: a million manifests of 1 KiB are 4 GB. Blobs are ledger.bytes,
-// partials Store.filling, and what running fills have yet to take Store.reserved. The
-// index and its reserve are in none of them.
+// partials Store.filling, damaged ones Store.quarantined, and what running fills have
+// yet to take Store.reserved. The index and its reserve are in none of them.
+//
+// # Damage
+//
+// What is under its final name was right once. Disks forget, so it is looked at
+// again, where that costs a hit nothing:
+//
+//	hit: the file's length ≠ the link's ──────────────────┐
+//	walk at the start: empty, and has no record ──────────┤
+//	response cut short ─► Broken: read on from there ─────┤
+//	           │ that can be read                         ├─► putAway ─► quarantine/, record and links
+//	           ▼                                          │              dropped: the next Get is a miss
+//	suspects ─► scrub: hash of each blob, once ───────────┤
+//	            in ScrubEvery, by digest, from the cursor │
+//	Verify, in another process: the same at once ─────────┘
+//
+// A link has its blob's length, so that a hit reads no record for it. The scrub
+// reads with O_DIRECT: it finds what the page cache hides, and pushes nothing out
+// of it. It waits for its rate and its turn with timers, so no clock matters; the
+// cursor is a digest, kept in the index.
+//
+// putAway asks once more what is wrong while nobody else can have the digest
+// (Store.going), for the file may be another by now. Readers that have the damaged
+// one open go on with it; nothing can be done for them. A file that can be neither
+// moved nor removed is in Store.spoilt: Get takes it for missing, and the next fill
+// that can be kept is renamed over it.
+//
+// Verify takes no lock. It renames what it has read, if that still has its name;
+// Get finds the file gone, and maintenance, which lists quarantine/, drops the
+// record and the links, unless the blob is here again by then.
 //
 // # A full disk
 //
@@ -114,8 +144,8 @@
 //
 // # Locks
 //
-// Store.mu guards the tables of fills, of open and of vanishing blobs, and the
-// hits not yet written; fill.mu guards one fill's progress. fill.mu may be taken
+// Store.mu guards the tables of fills, of open, vanishing, suspect and spoilt blobs,
+// and the hits not yet written; fill.mu guards one fill's progress. fill.mu may be taken
 // under Store.mu, never the other way round. No file or network I/O happens under
 // either, but for one stat before a fill starts. ledger.mu is held while records
 // are written, and Store.flushing while hits are; neither is taken under Store.mu.
@@ -123,6 +153,8 @@
 // Store.evicting is held by who makes room, and Store.trimming by who evicts down to
 // the low mark; they are taken first. None is held for a look at all records but
 // evicting, which hits never take.
+// Store.quarantining is held while quarantine/ is listed, counted and trimmed, and
+// guards what was there the last time; Store.mu and ledger.mu are taken under it.
 // index.writing is held while badger is written to, and index.mu guards what waits;
 // they are taken last, in this order.
 //

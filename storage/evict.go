@@ -50,6 +50,8 @@ func (s *Store) maintain() {
 		case <-tick.C:
 		}
 		s.tend()
+		s.retrySpoilt()
+		s.tendQuarantine()
 		s.flushTouched()
 		s.dropPartials(partialAge)
 		s.expire()
@@ -102,7 +104,7 @@ func (s *Store) over(need int64, mark float64) int64 {
 	var over int64
 	reserved := s.reserved.Load()
 	if s.maxSize > 0 {
-		over = s.ledger.total() + s.filling.Load() + reserved + need - share(s.maxSize, mark)
+		over = s.ledger.total() + s.filling.Load() + s.quarantined.Load() + reserved + need - share(s.maxSize, mark)
 	}
 	free, _, err := s.disk.space()
 	if err != nil {
@@ -295,9 +297,17 @@ func (s *Store) busyLocked(d digest.Digest) bool {
 
 // whileIdle calls f while nobody can open or fill the digest, unless somebody
 // does already.
-func (s *Store) whileIdle(d digest.Digest, f func()) bool {
+func (s *Store) whileIdle(d digest.Digest, f func()) bool { return s.shutOut(d, s.busyLocked, f) }
+
+// alone is whileIdle, but that readers who have the blob open do not matter.
+func (s *Store) alone(d digest.Digest, f func()) bool {
+	return s.shutOut(d, func(d digest.Digest) bool { return s.fills[d] != nil || s.going[d] != nil }, f)
+}
+
+// shutOut calls f while nobody can open or fill the digest, unless it is busy.
+func (s *Store) shutOut(d digest.Digest, busyLocked func(digest.Digest) bool, f func()) bool {
 	s.mu.Lock()
-	if s.busyLocked(d) {
+	if busyLocked(d) {
 		s.mu.Unlock()
 		return false
 	}

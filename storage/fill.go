@@ -303,6 +303,7 @@ func (f *fill) commit() error {
 	if err := s.disk.commit(f.file, f.digest); err != nil {
 		return err
 	}
+	s.mended(f.digest)
 	defer s.grow(-blocks(f.written)) // it is counted twice meanwhile, not never
 	now := time.Now()
 	r := record{size: f.written, accessed: now.Unix(), until: f.state().keep.until(now), manifest: f.scope.Manifest}

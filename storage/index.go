@@ -79,8 +79,9 @@ func (r record) expires() int64 {
 // waits to be written to it. Its keys are
 //
 //	b <digest>                                   record
-//	l <digest> 00 <m|b> <upstream> 00 <repository>  media type
+//	l <digest> 00 <m|b> <upstream> 00 <repository>  link
 //	t <upstream> 00 <repository> 00 <name>       Tag
+//	c                                            the digest that the scrub has come to
 //
 // No part has a NUL in it: digests, names and tags are parsed before they come here.
 type index struct {
@@ -124,6 +125,8 @@ func tagKey(k TagKey) []byte {
 	b = append(append(b, 0), k.Repository...)
 	return append(append(b, 0), k.Name...)
 }
+
+func scrubKey() []byte { return []byte{'c'} }
 
 func (r record) encode() []byte {
 	b := binary.BigEndian.AppendUint64(nil, uint64(r.size))

@@ -83,9 +83,15 @@ func (l *ledger) changed(bytes, count int64) {
 
 // total is the bytes of all blobs, less what has yet to be added up.
 func (l *ledger) total() int64 {
+	bytes, _ := l.totals()
+	return bytes
+}
+
+// totals is the bytes of all blobs, and how many they are.
+func (l *ledger) totals() (bytes, count int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.bytes
+	return l.bytes, l.count
 }
 
 // add records a blob that has just become one.

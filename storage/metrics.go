@@ -14,6 +14,10 @@ type Metrics struct {
 	blobs        prometheus.Gauge
 	evictedBytes prometheus.Counter
 	evictionAge  prometheus.Histogram
+
+	scrubbed        prometheus.Counter
+	quarantined     prometheus.Counter
+	quarantineBytes prometheus.Gauge
 }
 
 // NewMetrics returns metrics at zero.
@@ -50,6 +54,15 @@ func NewMetrics() *Metrics {
 			Name: "eviction_age_seconds", Help: "Time since last use of blobs removed to make room, or because their time was over.",
 			Buckets: []float64{60, 600, 3600, 6 * 3600, 86400, 3 * 86400, 7 * 86400, 30 * 86400},
 		}),
+		scrubbed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "scrubbed_bytes_total", Help: "Bytes of blobs read again to compare their digests.",
+		}),
+		quarantined: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "quarantined_blobs_total", Help: "Blobs found damaged on disk and taken away, to be fetched anew.",
+		}),
+		quarantineBytes: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "quarantine_bytes", Help: "Bytes of damaged blobs kept to be looked at; they count towards the limit of storage_bytes.",
+		}),
 	}
 	for _, reason := range []string{reasonUpstream, reasonDigest, reasonDisk, reasonClosed} {
 		m.failures.WithLabelValues(reason)
@@ -61,6 +74,7 @@ func NewMetrics() *Metrics {
 func (m *Metrics) Collectors() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.fills, m.resumes, m.failures, m.spills, m.bytes, m.partial, m.limit, m.blobs, m.evictedBytes, m.evictionAge,
+		m.scrubbed, m.quarantined, m.quarantineBytes,
 	}
 }
 

@@ -9,8 +9,10 @@ import (
 
 // reconcile walks the disk and makes the index agree with it, a folder at a
 // time: a blob that the index lost, or whose record cannot be decoded, is found
-// again; a record whose file is gone is dropped. It looks at names only, but for
-// blobs that have no record.
+// again, unless it is empty and should not be; a record whose file is gone is
+// dropped. It looks at names only, but for blobs that have no record: a look at
+// each file would take seconds of processor time with a million. Files that have
+// another length than they should are found by hits and by the scrub.
 func (s *Store) reconcile() {
 	start := time.Now()
 	var found, lost int
@@ -68,7 +70,11 @@ func (s *Store) reconcileShard(a digest.Algorithm, shard string) (found, lost in
 		if s.ctx.Err() != nil {
 			return found, lost
 		}
-		if info, err := e.Info(); err == nil {
+		switch info, err := e.Info(); {
+		case err != nil: // it has gone
+		case wrongSize(d, info.Size(), -1) != nil:
+			s.putAway(d, s.badSize(d, -1))
+		default:
 			records[d] = record{size: info.Size(), accessed: info.ModTime().Unix()}
 		}
 		if len(records) == reconcileBatch {

@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,12 +14,13 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/time/rate"
 )
 
 // Config of a [Store].
 type Config struct {
 	Path     string // folder; created if missing
-	MaxSize  Size   // of all blobs and partial downloads, in blocks of 4 KiB; zero: no limit but MinFree
+	MaxSize  Size   // of all blobs, partial downloads and damaged blobs, in blocks of 4 KiB; zero: no limit but MinFree
 	MinFree  Size   // free space that is left to others; what the index needs is left to it in any case
 	MaxFills int    // downloads at once; further ones wait
 	// LowMark is the share of MaxSize, in percent, that is left once blobs have to
@@ -27,6 +29,9 @@ type Config struct {
 	LowMark float64
 	// Pinned: see [Store.SetPinned].
 	Pinned func(upstream, repository string) bool
+	// ScrubEvery is the time in which every blob is read again and compared with
+	// its digest; 0: never. It is longer where there is more than can be read in it.
+	ScrubEvery time.Duration
 }
 
 // Store is a folder of blobs. All methods may be called at any time from any
@@ -45,7 +50,7 @@ type Store struct {
 	room      *room         // for what fills fetch ahead
 	ctx       context.Context
 	stop      context.CancelCauseFunc
-	running   sync.WaitGroup                                         // fills and maintenance
+	running   sync.WaitGroup                                         // fills, maintenance and scrub
 	filling   atomic.Int64                                           // what fills/ takes of the disk, in bytes
 	reserved  atomic.Int64                                           // what running fills have yet to take of it
 	pins      atomic.Pointer[func(upstream, repository string) bool] // see SetPinned
@@ -55,12 +60,23 @@ type Store struct {
 	trimming  sync.Mutex                                             // held by the one that evicts down to the low mark
 	flushing  sync.Mutex                                             // held by the one that writes touched
 
+	scrubEvery    time.Duration
+	pace          *rate.Limiter // of what is read again
+	suspected     chan struct{} // has a value when suspects has
+	quarantined   atomic.Int64  // what quarantine/ takes of the disk, in bytes
+	quarantineMax int64
+	quarantining  sync.Mutex // held by the one that looks after quarantine/; guards inQuarantine
+	inQuarantine  map[digest.Digest]fs.FileInfo
+
 	mu      sync.Mutex // guards the fields below
 	closed  bool
 	fills   map[digest.Digest]*fill
 	open    map[digest.Digest]int           // readers of blobs on disk
 	going   map[digest.Digest]chan struct{} // not to be opened or joined; closed when that is over
 	touched map[digest.Digest]use           // not yet in the index
+
+	suspects map[digest.Digest]struct{}     // to be read again
+	spoilt   map[digest.Digest]func() error // damaged, and cannot be moved: as good as not there
 }
 
 // Open opens or creates the folder in cfg.Path. It returns as soon as blobs can
@@ -97,14 +113,21 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 		open:    map[digest.Digest]int{},
 		going:   map[digest.Digest]chan struct{}{},
 		touched: map[digest.Digest]use{},
+
+		scrubEvery: cfg.ScrubEvery, pace: rate.NewLimiter(scrubRate, checkSize),
+		suspected: make(chan struct{}, 1), suspects: map[digest.Digest]struct{}{},
+		spoilt: map[digest.Digest]func() error{},
 	}
+	s.quarantineMax = cmp.Or(s.maxSize, total) / quarantineShare
 	m.limit.Set(float64(s.maxSize))
 	s.SetPinned(cfg.Pinned)
 	if err := k.partials(func(_ digest.Digest, info fs.FileInfo) { s.grow(blocks(info.Size())) }); err != nil {
 		log.Warn("cannot list partial downloads", "error", err)
 	}
+	s.tendQuarantine()
 	log.Info("storage open", "path", cfg.Path, "max_bytes", s.maxSize, "free_bytes", free, "min_free_bytes", s.minFree)
 	s.running.Go(s.maintain)
+	s.running.Go(s.scrub)
 	return s, nil
 }
 
@@ -141,9 +164,10 @@ type Blob struct {
 	// or a reader that follows a fill. It belongs to one goroutine.
 	Content io.ReadSeeker
 
-	wait  func(context.Context) error
-	hold  func(int64)
-	close func()
+	wait   func(context.Context) error
+	hold   func(int64)
+	broken func() // nil: not on disk
+	close  func()
 }
 
 // Wait returns when the whole blob has verified, or the error of its fill.
@@ -153,6 +177,16 @@ func (b *Blob) Wait(ctx context.Context) error { return b.wait(ctx) }
 // the whole blob has verified: a range that ends there must not complete before.
 // Without it that is the blob's last byte.
 func (b *Blob) Hold(last int64) { b.hold(last) }
+
+// Broken says that Content could not be read, or ended early, in the midst of a
+// response. When it returns, a file that cannot be read on from there is in
+// quarantine, so that who asks again gets the blob from upstream; a file that can
+// is read whole in the background.
+func (b *Blob) Broken() {
+	if b.broken != nil {
+		b.broken()
+	}
+}
 
 // Close lets the blob go. The fill it came from goes on.
 func (b *Blob) Close() { b.close() }
@@ -183,9 +217,10 @@ func (s *Store) Get(ctx context.Context, sc Scope, d digest.Digest, src Source) 
 var errAgain = errors.New("look again")
 
 func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) (*Blob, error) {
-	mediaType, linked := s.link(sc, d)
+	l, linked := s.link(sc, d)
 	s.mu.Lock()
 	f, err := s.joinLocked(sc, d, linked)
+	_, spoilt := s.spoilt[d]
 	if f == nil && err == nil {
 		s.open[d]++ // keeps an eviction away while the file is opened
 	}
@@ -197,10 +232,13 @@ func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) 
 		return f.joined(ctx)
 	}
 
-	file, err := os.Open(s.disk.blob(d))
+	var file *os.File
+	if err = fs.ErrNotExist; !spoilt {
+		file, err = os.Open(s.disk.blob(d))
+	}
 	switch {
 	case err == nil && linked:
-		return s.hit(file, sc, d, mediaType)
+		return s.hit(file, sc, d, l)
 	case err == nil:
 		_ = file.Close()
 		s.leave(d)
@@ -209,6 +247,10 @@ func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) 
 			return nil, errAgain
 		}
 		return nil, ErrUnlinked
+	case unreadable(err):
+		s.leave(d)
+		s.putAway(d, s.unopenable(d))
+		return nil, errAgain
 	case !errors.Is(err, fs.ErrNotExist):
 		s.leave(d)
 		return nil, fmt.Errorf("open blob: %w", err)
@@ -220,21 +262,29 @@ func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) 
 	return s.start(ctx, sc, d, src, linked)
 }
 
-// hit returns a blob on disk; its place in s.open is the caller's.
-func (s *Store) hit(file *os.File, sc Scope, d digest.Digest, mediaType string) (*Blob, error) {
+// hit returns a blob on disk; its place in s.open is the caller's. A file that
+// is not as long as its blob is put away.
+func (s *Store) hit(file *os.File, sc Scope, d digest.Digest, l link) (*Blob, error) {
 	info, err := file.Stat()
 	if err != nil {
 		s.leave(d)
 		return nil, errors.Join(fmt.Errorf("stat blob: %w", err), file.Close())
+	}
+	if !s.fits(sc, d, l, info.Size()) {
+		_ = file.Close() // not read
+		s.leave(d)
+		s.putAway(d, s.badSize(d, l.size))
+		return nil, errAgain
 	}
 	s.mu.Lock()
 	s.touchLocked(d, sc.Keep)
 	s.mu.Unlock()
 	var once sync.Once
 	return &Blob{
-		Digest: d, Size: info.Size(), MediaType: mediaType, Outcome: Hit, Stored: true, Content: file,
-		wait: func(context.Context) error { return nil },
-		hold: func(int64) {},
+		Digest: d, Size: info.Size(), MediaType: l.mediaType, Outcome: Hit, Stored: true, Content: file,
+		wait:   func(context.Context) error { return nil },
+		hold:   func(int64) {},
+		broken: func() { s.broken(file, d) },
 		close: func() {
 			once.Do(func() {
 				_ = file.Close() // only read
@@ -284,7 +334,7 @@ func (s *Store) joinLocked(sc Scope, d digest.Digest, linked bool) (*fill, error
 func (s *Store) start(ctx context.Context, sc Scope, d digest.Digest, src Source, linked bool) (*Blob, error) {
 	s.mu.Lock()
 	f, err := s.joinLocked(sc, d, linked)
-	if f == nil && err == nil && s.exists(d) {
+	if f == nil && err == nil && s.spoilt[d] == nil && s.exists(d) {
 		err = errAgain // it has come since it was looked for: a fill that ended
 	}
 	if f != nil || err != nil {

@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"encoding/binary"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -36,18 +37,39 @@ func (s *Store) Tags(visit func(TagKey, Tag) bool) error {
 	})
 }
 
-// link returns the media type that the upstream gave the digest in this scope.
-func (s *Store) link(sc Scope, d digest.Digest) (mediaType string, ok bool) {
-	ok, err := s.index.get(linkKey(sc, d), func(b []byte) error { mediaType = string(b); return nil })
+// link is what an upstream said of a digest in a scope.
+type link struct {
+	mediaType string
+	size      int64 // of the blob; -1: it was not here yet when the link was made
+}
+
+// encode puts the size behind a NUL, which no media type has.
+func (l link) encode() []byte {
+	if l.size < 0 {
+		return []byte(l.mediaType)
+	}
+	return binary.BigEndian.AppendUint64(append([]byte(l.mediaType), 0), uint64(l.size))
+}
+
+func decodeLink(b []byte) link {
+	if i := len(b) - 9; i >= 0 && b[i] == 0 && b[i+1] < 128 {
+		return link{mediaType: string(b[:i]), size: int64(binary.BigEndian.Uint64(b[i+1:]))}
+	}
+	return link{mediaType: string(b), size: -1}
+}
+
+// link returns what the upstream said of the digest in this scope.
+func (s *Store) link(sc Scope, d digest.Digest) (l link, ok bool) {
+	ok, err := s.index.get(linkKey(sc, d), func(b []byte) error { l = decodeLink(b); return nil })
 	if err != nil {
 		s.log.Warn("cannot read link", "upstream", sc.Upstream, "repository", sc.Repository, "digest", d, "error", err)
-		return "", false
+		return link{}, false
 	}
-	return mediaType, ok
+	return l, ok
 }
 
 // PutLink records that the upstream has the digest in this scope, and with
 // which media type (manifests; "" for blobs).
 func (s *Store) PutLink(sc Scope, d digest.Digest, mediaType string) error {
-	return s.index.put(linkKey(sc, d), []byte(mediaType), 0)
+	return s.index.put(linkKey(sc, d), link{mediaType, s.size(d, -1)}.encode(), 0)
 }

@@ -1,0 +1,115 @@
+package storage
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
+)
+
+// Verification is what [Verify] found.
+type Verification struct {
+	Blobs   int   // that were read
+	Bytes   int64 // of them
+	Damaged []Damage
+}
+
+// Damage is a blob whose file is not what its name says.
+type Damage struct {
+	Digest     digest.Digest
+	Size       int64 // of the file
+	Reason     string
+	Quarantine string // the file's path now; "": it stands where it was
+}
+
+// Verify reads every blob below path, the folder of a [Store], and compares its
+// digest. What is damaged is moved into quarantine, unless dryRun. It needs no
+// lock: a Store on the same folder finds the file gone, and takes note of it
+// within a minute or at its next start. progress is told of each piece read, and
+// of the bytes that all blobs had at the start, by one goroutine at a time.
+//
+// With an error not all could be checked, or put away; what was found comes along.
+func Verify(ctx context.Context, path string, dryRun bool, progress func(read, all int64)) (Verification, error) {
+	k := disk{root: path}
+	var v Verification
+	if _, err := os.ReadDir(filepath.Join(path, "blobs")); err != nil {
+		return v, fmt.Errorf("list blobs: %w", err)
+	}
+	var all int64
+	k.blobs(func(_ digest.Digest, info fs.FileInfo) bool { all += info.Size(); return ctx.Err() == nil })
+
+	var mu sync.Mutex // guards v, failed, and progress
+	var failed []error
+	count := func(ctx context.Context, n int) error {
+		mu.Lock()
+		defer mu.Unlock()
+		progress(int64(n), all)
+		return ctx.Err()
+	}
+	var readers errgroup.Group
+	readers.SetLimit(max(1, runtime.GOMAXPROCS(0)/2)) // a mirror beside it goes on
+	for d, err := range k.after("") {
+		if ctx.Err() != nil {
+			break
+		}
+		if err != nil {
+			mu.Lock()
+			failed = append(failed, err)
+			mu.Unlock()
+			continue
+		}
+		readers.Go(func() error {
+			read, bad, err := k.check(ctx, d, count)
+			var found Damage
+			if bad != nil {
+				found = Damage{Digest: d, Size: bad.file.Size(), Reason: bad.why.Error()}
+				if !dryRun {
+					found.Quarantine, err = k.setAside(d, bad)
+				}
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case errors.Is(err, fs.ErrNotExist), ctx.Err() != nil && bad == nil: // evicted, or found by the mirror
+				return nil
+			case err != nil:
+				failed = append(failed, fmt.Errorf("%s: %w", d, err))
+			}
+			if err == nil || bad != nil {
+				v.Blobs++
+				v.Bytes += read
+			}
+			if bad != nil {
+				v.Damaged = append(v.Damaged, found)
+			}
+			return nil
+		})
+	}
+	_ = readers.Wait() // what fails is in failed
+	slices.SortFunc(v.Damaged, func(a, b Damage) int { return cmp.Compare(a.Digest, b.Digest) })
+	return v, errors.Join(append(failed, ctx.Err())...)
+}
+
+// setAside moves a damaged blob into quarantine, if it is still the file that
+// was read.
+func (k disk) setAside(d digest.Digest, bad *damage) (name string, err error) {
+	if bad.still(k.blob(d)) == nil {
+		return "", fs.ErrNotExist
+	}
+	if err := os.MkdirAll(k.quarantine(), 0o700); err != nil {
+		return "", err
+	}
+	if err := k.putAway(d); err != nil {
+		return "", err
+	}
+	return k.quarantined(d), nil
+}
