@@ -296,6 +296,10 @@ func (p *Proxy) send(w *response, r *http.Request, t target, b *storage.Blob, lo
 		}
 	case b.Outcome == storage.Hit:
 		http.ServeContent(w, r, "", time.Time{}, b.Content) // the *os.File itself, for sendfile
+		if err := w.cutByFile(r.Context()); err != nil {
+			b.Broken() // before the client can ask for the rest
+			return fmt.Errorf("kept content: %w", err)
+		}
 	default:
 		http.ServeContent(w, r, "", time.Time{}, body)
 	}

@@ -153,7 +153,11 @@ func (p *Proxy) readAll(ctx context.Context, sc storage.Scope, d digest.Digest, 
 		return nil, err
 	}
 	defer b.Close()
-	return io.ReadAll(b.Content)
+	body, err := io.ReadAll(b.Content)
+	if err != nil {
+		b.Broken()
+	}
+	return body, err
 }
 
 func writeJSON(w *response, r *http.Request, mediaType string, v any) error {

@@ -1,9 +1,14 @@
 package proxy
 
 import (
+	"context"
+	"errors"
 	"io"
+	"net"
 	"net/http"
 	"os"
+	"slices"
+	"syscall"
 	"time"
 
 	"github.com/cachalot-registry/cachalot/upstream"
@@ -22,6 +27,7 @@ type response struct {
 	firstByte time.Duration
 	result    result
 	kept      bool
+	cut       error // the body ended before its length, or could not be copied to its end
 	err       error
 }
 
@@ -57,6 +63,10 @@ func (w *response) ReadFrom(src io.Reader) (int64, error) {
 	}
 	n, err := io.Copy(dst, src)
 	w.bytes += n
+	w.cut = err
+	if l, ok := src.(*io.LimitedReader); ok && err == nil && l.N > 0 {
+		w.cut = io.ErrUnexpectedEOF
+	}
 	return n, err
 }
 
@@ -67,6 +77,16 @@ func isFile(src io.Reader) bool {
 	}
 	_, ok := src.(*os.File)
 	return ok
+}
+
+// cutByFile is why the body of a kept file was cut, if that was not its client's
+// doing: sendfile fails for either side.
+func (w *response) cutByFile(ctx context.Context) error {
+	clients := []error{syscall.EPIPE, syscall.ECONNRESET, syscall.ETIMEDOUT, os.ErrDeadlineExceeded, net.ErrClosed}
+	if ctx.Err() == nil && !slices.ContainsFunc(clients, func(err error) bool { return errors.Is(w.cut, err) }) {
+		return w.cut
+	}
+	return nil
 }
 
 // setCacheStatus says what the cache did (RFC 9211).
