@@ -87,6 +87,8 @@ type storageConfig struct {
 	LowMark storage.Size `yaml:"low_mark"`
 	// MaxFills bounds the downloads in progress.
 	MaxFills int `yaml:"max_fills"`
+	// ScrubEvery is the time in which every blob is read again and checked; 0: never.
+	ScrubEvery time.Duration `yaml:"scrub_every"`
 }
 
 type tagsConfig struct {
@@ -155,10 +157,11 @@ func defaults() config {
 		Admin:             adminConfig{Listen: "127.0.0.1:5001"},
 		Log:               logConfig{Level: "info", Format: "text"},
 		Storage: storageConfig{
-			MaxSize:  storage.Size{Bytes: 50 << 30},
-			MinFree:  storage.Size{Percent: 5},
-			LowMark:  storage.Size{Percent: 95},
-			MaxFills: 256,
+			MaxSize:    storage.Size{Bytes: 50 << 30},
+			MinFree:    storage.Size{Percent: 5},
+			LowMark:    storage.Size{Percent: 95},
+			MaxFills:   256,
+			ScrubEvery: 7 * 24 * time.Hour,
 		},
 		Tags: tagsConfig{
 			FreshFor:          time.Minute,
@@ -274,12 +277,13 @@ func (c config) proxy() proxy.Config {
 
 func (c config) storage() (storage.Config, error) {
 	s := storage.Config{
-		Path:     c.Storage.Path,
-		MaxSize:  c.Storage.MaxSize,
-		MinFree:  c.Storage.MinFree,
-		LowMark:  c.Storage.LowMark.Percent,
-		MaxFills: c.Storage.MaxFills,
-		Pinned:   c.proxy().Pinned(),
+		Path:       c.Storage.Path,
+		MaxSize:    c.Storage.MaxSize,
+		MinFree:    c.Storage.MinFree,
+		LowMark:    c.Storage.LowMark.Percent,
+		MaxFills:   c.Storage.MaxFills,
+		Pinned:     c.proxy().Pinned(),
+		ScrubEvery: c.Storage.ScrubEvery,
 	}
 	if s.Path != "" {
 		return s, nil

@@ -57,6 +57,7 @@ var invalidConfigs = map[string]string{
 	"several": `F:1:1: listne: unknown key; did you mean listen?` + "\n" +
 		`F:3:3: log.level: "loud" is not known; write one of debug, info, warn, error` + "\n" +
 		`F:5:3: tags.fresh_for: "1 minute" is not a duration; write one such as 1m`,
+	"scrub-every":              `F:2:3: storage.scrub_every: -1h is negative; write a duration such as 10s`,
 	"shutdown-timeout":         `F:1:1: shutdown_timeout: 0 is not a time to wait; write a duration such as 10s`,
 	"tls-key-missing":          `F:2:3: tls.key: missing beside tls.certificate; write the file with its key`,
 	"tls-certificate-missing":  `F:2:3: tls.certificate: missing beside tls.key; write the file with the certificate`,

@@ -3,12 +3,14 @@
 //	main ── cobra ─┬─ serve ───────── config ─► storage, upstream, proxy ─► two http.Servers
 //	               ├─ client ──────── config ─► proxy.Clients
 //	               ├─ dind ────────── environment ─► dind.Run ─► docker:dind's entrypoint
+//	               ├─ verify ──────── config ─► storage.Verify
 //	               ├─ config check ── config
 //	               ├─ version
 //	               └─ healthcheck ─── GET /readyz
 //
 // It exits with 0 when all went well, 1 when it failed, and 2 when the command
-// line, the configuration or a variable of dind is wrong.
+// line, the configuration or a variable of dind is wrong. verify's 1 is for what
+// it found; where it failed it exits with 2.
 package main
 
 import (
@@ -54,6 +56,9 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitUsage
 	}
 	root.PrintErrf("cachalot: %s\n", strings.TrimSpace(err.Error()))
+	if _, ok := errors.AsType[*unverifiedError](err); ok {
+		return exitUsage
+	}
 	if running {
 		return exitFailed
 	}
@@ -72,7 +77,7 @@ fetches once from Docker Hub or another registry and keeps what it fetched.`,
 		SilenceUsage:  true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(newServe(), newClient(), newDind(), newConfig(), newVersion(), newHealthcheck())
+	root.AddCommand(newServe(), newClient(), newDind(), newVerify(), newConfig(), newVersion(), newHealthcheck())
 	return root
 }
 

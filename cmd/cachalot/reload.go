@@ -85,6 +85,9 @@ func (m *mirror) keepFixed(next *config) {
 	if next.Storage.MaxFills != m.cfg.Storage.MaxFills {
 		changed = append(changed, "storage.max_fills")
 	}
+	if next.Storage.ScrubEvery != m.cfg.Storage.ScrubEvery {
+		changed = append(changed, "storage.scrub_every")
+	}
 	if len(changed) > 0 {
 		m.log.Warn("changed keys need a restart", "keys", strings.Join(changed, ", "))
 	}

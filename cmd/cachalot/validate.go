@@ -162,6 +162,7 @@ func (v *validator) durations(c *config) {
 	}{
 		{"send_timeout", c.SendTimeout, true},
 		{"shutdown_timeout", c.ShutdownTimeout, false},
+		{"storage.scrub_every", c.Storage.ScrubEvery, true},
 		{"tags.fresh_for", c.Tags.FreshFor, true},
 		{"tags.max_stale", c.Tags.MaxStale, true},
 		{"tags.revalidate_timeout", c.Tags.RevalidateTimeout, false},
