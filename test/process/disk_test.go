@@ -31,7 +31,7 @@ func newSpoilt(t *testing.T, folder string) *spoilt {
 	p.kept = p.blob(300_000)
 	p.server = start(t, folder, p.up.URL)
 	p.get(t, p.kept)
-	p.server.await(t, "cachalot_storage_blobs", 1)
+	p.server.awaitMetric(t, "cachalot_storage_blobs", 1)
 	return p
 }
 

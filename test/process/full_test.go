@@ -264,7 +264,7 @@ func TestDescriptorsOfDownloads(t *testing.T) {
 	if err := s.fetch(client, kept.Digest); err != nil {
 		t.Fatal(err)
 	}
-	s.await(t, "cachalot_storage_blobs", 1) // or its file could not be named any more
+	s.awaitMetric(t, "cachalot_storage_blobs", 1) // or its file could not be named any more
 	release := make(chan struct{})
 	var blobs []upstreamtest.Content
 	var wg sync.WaitGroup

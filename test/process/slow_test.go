@@ -73,7 +73,7 @@ func TestSlowReaders(t *testing.T) {
 			}
 		}
 	}()
-	s.await(t, "cachalot_connections", float64(slowReaders))
+	s.awaitMetric(t, "cachalot_connections", float64(slowReaders))
 	start := time.Now()
 	if err := s.fetch(quick, warm.Digest); err != nil {
 		t.Error("the quick client: ", err)
@@ -85,7 +85,7 @@ func TestSlowReaders(t *testing.T) {
 		t.Error("the quick client: ", err)
 	}
 	t.Logf("cold, %v", time.Since(start))
-	s.await(t, "cachalot_fills_in_progress", 0)
+	s.awaitMetric(t, "cachalot_fills_in_progress", 0)
 	during := s.usage(t)
 	heap, rss := (during.heap-before.heap)/slowReaders, (during.rss-before.rss)/slowReaders
 	if heap > 52<<10 || rss > 72<<10 {
@@ -105,7 +105,7 @@ func TestSlowReaders(t *testing.T) {
 	}
 	quick.CloseIdleConnections()
 	start = time.Now()
-	s.await(t, "cachalot_connections", float64(len(slow)))
+	s.awaitMetric(t, "cachalot_connections", float64(len(slow)))
 	t.Logf("cut off after %v", time.Since(start))
 	close(stop)
 	<-reading
@@ -148,24 +148,10 @@ func (s *server) slowClient(t *testing.T, path string) net.Conn {
 	return c
 }
 
-// await waits for a metric to have a value.
-func (s *server) await(t *testing.T, metric string, want float64) {
+// awaitMetric waits for a metric to have a value.
+func (s *server) awaitMetric(t *testing.T, metric string, want float64) {
 	t.Helper()
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	limit := time.NewTimer(time.Minute)
-	defer limit.Stop()
-	for {
-		got := s.metrics(t)[metric]
-		if got == want {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-limit.C:
-			t.Fatalf("%s is %v, want %v", metric, got, want)
-		}
-	}
+	s.await(t, fmt.Sprintf("%s %v", metric, want), func() bool { return s.metrics(t)[metric] == want })
 }
 
 // raiseDescriptors lets this process have so many descriptors, and one that it

@@ -1,0 +1,271 @@
+package process
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+)
+
+func blobFile(folder string, d digest.Digest) string {
+	return filepath.Join(folder, "blobs", "sha256", d.Encoded()[:2], d.Encoded())
+}
+
+func quarantineFile(folder string, d digest.Digest) string {
+	return filepath.Join(folder, "quarantine", "sha256-"+d.Encoded())
+}
+
+// rotten are ways in which a kept blob is no longer itself.
+func rotten() map[string]func([]byte) []byte {
+	return map[string]func([]byte) []byte{
+		"flipped":  func(b []byte) []byte { b[len(b)/2] ^= 1; return b },
+		"zeroed":   func(b []byte) []byte { return make([]byte, len(b)) },
+		"too long": func(b []byte) []byte { return append(b, 'x') },
+		"cut":      func(b []byte) []byte { return b[:len(b)/2] },
+		"emptied":  func([]byte) []byte { return nil },
+	}
+}
+
+// rot changes a kept blob in its own file.
+func rot(t *testing.T, folder string, d digest.Digest, change func([]byte) []byte) (damaged []byte) {
+	t.Helper()
+	b, err := os.ReadFile(blobFile(folder, d))
+	if err != nil {
+		t.Fatal(err)
+	}
+	damaged = change(b)
+	if err := os.WriteFile(blobFile(folder, d), damaged, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return damaged
+}
+
+// fetchedOnce has ten clients ask at once: each gets the right bytes, for one
+// download.
+func (s *server) fetchedOnce(t *testing.T, up *upstreamtest.Registry, blob upstreamtest.Content) {
+	t.Helper()
+	up.Forget()
+	var wg sync.WaitGroup
+	for range 10 {
+		wg.Go(func() {
+			if err := s.fetch(http.DefaultClient, blob.Digest); err != nil {
+				t.Errorf("%v: %s", err, s.log)
+			}
+		})
+	}
+	wg.Wait()
+	if n := up.Count(upstreamtest.GetBlob); n != 1 || up.Sent(blob.Digest) != blob.Size {
+		t.Errorf("%d downloads, %d bytes of a blob of %d", n, up.Sent(blob.Digest), blob.Size)
+	}
+}
+
+// verify runs `cachalot verify`, wrapped or not, and returns its exit code.
+func (s *server) verify(t *testing.T, flags string, wrap ...string) (code int, stdout string) {
+	t.Helper()
+	path, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := append(append(wrap, path, "verify", "--config", s.config), strings.Fields(flags)...)
+	cmd := exec.CommandContext(t.Context(), args[0], args[1:]...)
+	out, err := cmd.Output()
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		t.Logf("verify: %s", exit.Stderr)
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	return cmd.ProcessState.ExitCode(), string(out)
+}
+
+// TestRot damages blobs that a running mirror keeps. The next request, the scrub
+// or `cachalot verify` beside it finds each; it is downloaded again, once, and
+// the damaged file can be looked at.
+func TestRot(t *testing.T) {
+	t.Parallel()
+	for name, change := range rotten() {
+		for _, finder := range []string{"request", "scrub", "verify", "request after a start"} {
+			sameLength := name == "flipped" || name == "zeroed"
+			if sameLength && (strings.HasPrefix(finder, "request")) {
+				continue // served as it is, until one of the others has read it
+			}
+			t.Run(name+" "+finder, func(t *testing.T) {
+				t.Parallel()
+				blob := upstreamtest.NewContent("", upstreamtest.Random(uint64(len(name)*100+len(finder)), 300_000))
+				up := upstreamtest.New(t, upstreamtest.Options{})
+				up.AddBlob("library/app", blob)
+				folder := t.TempDir()
+				config := basicConfig(folder, up.URL, "scrub_every: 0s")
+				if finder == "scrub" {
+					config = basicConfig(folder, up.URL, "scrub_every: 1s")
+				}
+				s := ready(t, runConfig(t, config))
+				if err := s.fetch(http.DefaultClient, blob.Digest); err != nil {
+					t.Fatalf("%v: %s", err, s.log)
+				}
+				s.interrupt(t) // waits for the download to leave
+				s = ready(t, runConfig(t, config))
+				s.await(t, "the walk of the disk", func() bool { return strings.Contains(s.log.String(), "index agrees with the disk") })
+				damaged := rot(t, folder, blob.Digest, change)
+				switch finder {
+				case "scrub":
+					s.awaitFile(t, quarantineFile(folder, blob.Digest))
+				case "verify":
+					if code, out := s.verify(t, "--dry-run"); code != 1 || !strings.Contains(out, "left where it is") {
+						t.Errorf("verify --dry-run ends with %d: %s", code, out)
+					}
+					if code, out := s.verify(t, ""); code != 1 || !strings.Contains(out, quarantineFile(folder, blob.Digest)) {
+						t.Errorf("verify ends with %d: %s", code, out)
+					}
+				case "request after a start":
+					s.interrupt(t)
+					s = ready(t, runConfig(t, config))
+				}
+				s.fetchedOnce(t, up, blob)
+				if b, err := os.ReadFile(quarantineFile(folder, blob.Digest)); err != nil || !bytes.Equal(b, damaged) {
+					t.Errorf("in quarantine %d bytes of %d, %v", len(b), len(damaged), err)
+				}
+				s.awaitFile(t, blobFile(folder, blob.Digest))
+				if code, out := s.verify(t, ""); code != 0 {
+					t.Errorf("verify ends with %d after all: %s", code, out)
+				}
+				up.Forget()
+				if err := s.fetch(http.DefaultClient, blob.Digest); err != nil || len(up.Requests()) > 0 {
+					t.Errorf("%v, %+v", err, up.Requests())
+				}
+				if got := s.metrics(t)["cachalot_quarantined_blobs_total"]; finder != "verify" && got != 1 {
+					t.Errorf("quarantined_blobs_total %v", got)
+				}
+				s.interrupt(t)
+				checkBlobs(t, folder, map[string]bool{})
+			})
+		}
+	}
+}
+
+// await returns when the process has come so far.
+func (s *server) await(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	late := time.NewTimer(time.Minute)
+	defer late.Stop()
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-late.C:
+			t.Fatalf("no %s: %s", what, s.log)
+		}
+	}
+}
+
+func (s *server) awaitFile(t *testing.T, name string) {
+	t.Helper()
+	s.await(t, name, func() bool { _, err := os.Stat(name); return err == nil })
+}
+
+// TestReadFails: where the disk cannot read a kept blob the answer breaks off
+// short of its length, and the next request downloads the blob again, once. One
+// that can be read after all stays.
+func TestReadFails(t *testing.T) {
+	t.Parallel()
+	strace := straceOrSkip(t)
+	for name, tc := range map[string]struct {
+		calls string
+		when  string
+		stays bool
+	}{
+		"at the start":    {calls: "sendfile,read"},
+		"in the midst":    {calls: "sendfile,read", when: ":when=2+"}, // by thread
+		"once":            {calls: "sendfile", stays: true},
+		"once on opening": {calls: "openat", when: ":when=1", stays: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			up := upstreamtest.New(t, upstreamtest.Options{})
+			blob := upstreamtest.NewContent("", upstreamtest.Random(9, 32<<20))
+			up.AddBlob("library/app", blob)
+			folder := t.TempDir()
+			s := start(t, folder, up.URL)
+			if err := s.fetch(http.DefaultClient, blob.Digest); err != nil {
+				t.Fatal(err)
+			}
+			s.interrupt(t)
+			file := blobFile(folder, blob.Digest)
+			s = start(t, folder, up.URL, strace, "-f", "-qq", "-P", file, "-e", "trace="+tc.calls,
+				"-e", fmt.Sprintf("inject=%s:error=EIO%s", tc.calls, tc.when), "-o", "/dev/null")
+			up.Forget()
+			err := s.fetch(http.DefaultClient, blob.Digest)
+			if errors.Is(err, errWrongBytes) || (err == nil) != (tc.calls == "openat") {
+				t.Errorf("%v: %s", err, s.log)
+			}
+			if !tc.stays {
+				// The new file has the same name, at which strace fails reads too; who
+				// follows the download reads it by pread64.
+				if err := s.fetch(http.DefaultClient, blob.Digest); err != nil {
+					t.Errorf("%v: %s", err, s.log)
+				}
+			}
+			want := 1
+			if tc.stays {
+				want = 0
+			}
+			if n := up.Count(upstreamtest.GetBlob); n != want || up.Sent(blob.Digest) != int64(want)*blob.Size {
+				t.Errorf("%d downloads, %d bytes: %s", n, up.Sent(blob.Digest), s.log)
+			}
+			s.interrupt(t)
+			if _, err := os.Stat(quarantineFile(folder, blob.Digest)); (err == nil) == tc.stays {
+				t.Errorf("quarantine: %v; %s", err, s.log)
+			}
+			up.Forget()
+			s = start(t, folder, up.URL)
+			if err := s.fetch(http.DefaultClient, blob.Digest); err != nil || len(up.Requests()) > 0 {
+				t.Errorf("%v, %+v: %s", err, up.Requests(), s.log)
+			}
+			s.interrupt(t)
+		})
+	}
+}
+
+// TestVerifyReadFails: what verify cannot read is damaged; what cannot be read
+// past the page cache is read through it.
+func TestVerifyReadFails(t *testing.T) {
+	t.Parallel()
+	strace := straceOrSkip(t)
+	for _, tc := range []struct {
+		inject string
+		code   int
+	}{{"read:error=EINVAL:when=1", 0}, {"read:error=EIO", 1}, {"read:error=EIO:when=2+", 1}, {"openat:error=EACCES", 2}} {
+		t.Run(tc.inject, func(t *testing.T) {
+			t.Parallel()
+			up := upstreamtest.New(t, upstreamtest.Options{})
+			blob := upstreamtest.NewContent("", upstreamtest.Random(9, 3_000_000))
+			up.AddBlob("library/app", blob)
+			folder := filepath.Join(t.TempDir(), "cache")
+			s := start(t, folder, up.URL)
+			if err := s.fetch(http.DefaultClient, blob.Digest); err != nil {
+				t.Fatal(err)
+			}
+			s.interrupt(t)
+			call, _, _ := strings.Cut(tc.inject, ":")
+			code, out := s.verify(t, "", strace, "-f", "-qq", "-P", blobFile(folder, blob.Digest),
+				"-e", "trace="+call, "-e", "inject="+tc.inject, "-o", "/dev/null")
+			if code != tc.code {
+				t.Errorf("verify ends with %d, want %d: %s", code, tc.code, out)
+			}
+			if _, err := os.Stat(quarantineFile(folder, blob.Digest)); (err == nil) != (tc.code == 1) {
+				t.Errorf("quarantine: %v", err)
+			}
+		})
+	}
+}
