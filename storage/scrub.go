@@ -45,12 +45,11 @@ func (s *Store) scrub() {
 			if err == nil {
 				last = d
 			}
-			pause := s.share(n) - time.Since(begun)
-			if time.Since(saved)+pause >= maintenance {
+			if time.Since(saved)+s.share(n)-time.Since(begun) >= maintenance {
 				s.setScrubbed(last)
 				saved = time.Now()
 			}
-			if !s.rest(pause) {
+			if !s.turn(begun, n) {
 				break
 			}
 		}
@@ -68,6 +67,20 @@ func (s *Store) share(bytes int64) time.Duration {
 	all, count := s.ledger.totals()
 	part := float64(bytes+scrubWeight) / float64(max(all+count*scrubWeight, bytes+scrubWeight))
 	return time.Duration(part * float64(s.scrubEvery))
+}
+
+// turn waits until the share of a blob that was begun with is over. The share is
+// another when blobs have come or gone.
+func (s *Store) turn(begun time.Time, bytes int64) bool {
+	for {
+		left := s.share(bytes) - time.Since(begun)
+		if !s.rest(min(left, maintenance)) {
+			return false
+		}
+		if left <= maintenance {
+			return true
+		}
+	}
 }
 
 // rest waits, and reads meanwhile what is suspected. It returns false when the

@@ -99,6 +99,25 @@ func TestScrubSpread(t *testing.T) {
 	})
 }
 
+// TestScrubGrows: who waits for the next blob's turn does not wait for a turn
+// that has become shorter.
+func TestScrubGrows(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const period, size = 20 * time.Minute, 100_000
+		s := openStore(t, t.TempDir(), scrubEvery(period))
+		keep(t, s, 1, size)
+		time.Sleep(maintenance + time.Second)
+		for i := range uint64(9) {
+			put(t, s, i, size, 1, false)
+		}
+		time.Sleep(period / 10 * 3)
+		if got := testutil.ToFloat64(s.metrics.scrubbed); got < 2*size {
+			t.Errorf("%v bytes read", got)
+		}
+	})
+}
+
 // TestScrubRate: however short the period, no more is read than scrubRate.
 func TestScrubRate(t *testing.T) {
 	t.Parallel()
