@@ -3,6 +3,7 @@ package proxy
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -102,12 +103,19 @@ func TestLongRest(t *testing.T) {
 			layer := ut.NewContent("", ut.Random(10, 100_000))
 			up.AddBlob("library/app", layer)
 			path := "/v2/library/app/blobs/" + layer.Digest.String()
-			up.Fault(ut.Match{Op: ut.GetBlob, Times: 1}, ut.CutAfter(60_000))
+			begun := make(chan struct{})
+			up.Fault(ut.Match{Op: ut.GetBlob, Times: 1}, ut.StallAfter(30_000, begun), ut.CutAfter(60_000))
 			up.Fault(ut.Match{Op: ut.GetBlob, After: 1, Times: 1}, ut.Status(status, "Retry-After", "600"))
 			m := newMirror(t, nil, registry(t, "docker.io", up.URL))
 			start := time.Now()
-			if a := m.get(path); a.status != http.StatusOK || a.err == nil || !bytes.HasPrefix(layer.Bytes, a.body) {
-				t.Errorf("%d, %d bytes, %v", a.status, len(a.body), a.err)
+			resp, err := m.begin(t.Context(), http.MethodGet, path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			close(begun)
+			got, err := io.ReadAll(resp.Body)
+			if _ = resp.Body.Close(); resp.StatusCode != http.StatusOK || err == nil || !bytes.HasPrefix(layer.Bytes, got) {
+				t.Errorf("%d, %d bytes, %v", resp.StatusCode, len(got), err)
 			}
 			if took := time.Since(start); took > longestRest/2 {
 				t.Errorf("told after %s", took)

@@ -96,7 +96,7 @@ func TestRot(t *testing.T) {
 	for name, change := range rotten() {
 		for _, finder := range []string{"request", "scrub", "verify", "request after a start"} {
 			sameLength := name == "flipped" || name == "zeroed"
-			if sameLength && (strings.HasPrefix(finder, "request")) {
+			if sameLength && strings.HasPrefix(finder, "request") {
 				continue // served as it is, until one of the others has read it
 			}
 			t.Run(name+" "+finder, func(t *testing.T) {
