@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -91,7 +92,7 @@ func (p *spoilt) keeps(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(p.folder, "blobs", "sha256", b.Digest.Encoded()[:2], b.Digest.Encoded())); err != nil {
 		t.Errorf("not kept: %v: %s", err, p.server.log)
 	}
-	checkBlobs(t, p.folder, map[string]bool{})
+	checkBlobs(t, p.folder, map[string]time.Time{})
 }
 
 // fetchPath gets and compares content on a connection of its own.

@@ -160,7 +160,7 @@ func TestWriteFails(t *testing.T) {
 				}
 			}
 			s.interrupt(t)
-			checkBlobs(t, folder, map[string]bool{})
+			checkBlobs(t, folder, map[string]time.Time{})
 			if strings.Contains(inject, "when") { // counted by thread, so a later blob may be kept
 				if !strings.Contains(s.log.String(), "passed on without being kept") {
 					t.Error("no write failed")

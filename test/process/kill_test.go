@@ -23,7 +23,7 @@ func TestKill(t *testing.T) {
 	t.Parallel()
 	up := upstreamtest.New(t, upstreamtest.Options{})
 	folder := t.TempDir()
-	checked := map[string]bool{}
+	checked := map[string]time.Time{}
 	var all []upstreamtest.Content
 	random := rand.New(rand.NewPCG(1, 2))
 	resumable := 0
@@ -87,7 +87,7 @@ func TestKill(t *testing.T) {
 
 // checkBlobs hashes the files it has not seen yet, and says whether they are
 // what their names say.
-func checkBlobs(t *testing.T, folder string, checked map[string]bool) (whole bool) {
+func checkBlobs(t *testing.T, folder string, checked map[string]time.Time) (whole bool) {
 	t.Helper()
 	whole = true
 	err := filepath.WalkDir(filepath.Join(folder, "blobs"), func(path string, e fs.DirEntry, err error) error {
@@ -98,8 +98,7 @@ func checkBlobs(t *testing.T, folder string, checked map[string]bool) (whole boo
 		if err != nil {
 			return err
 		}
-		file := path + info.ModTime().String() // it may have gone and come again
-		if checked[file] {
+		if checked[path].Equal(info.ModTime()) { // or else it has gone and come again
 			return nil
 		}
 		f, err := os.Open(path)
@@ -115,7 +114,7 @@ func checkBlobs(t *testing.T, folder string, checked map[string]bool) (whole boo
 			t.Errorf("%s holds %s", path, d)
 			whole = false
 		}
-		checked[file] = true
+		checked[path] = info.ModTime()
 		return nil
 	})
 	if err != nil {

@@ -129,7 +129,7 @@ func (c *cut) look(t *testing.T, image string, again bool) {
 	dir := t.TempDir()
 	mount(t, dir, "ext4", clone)
 	folder := filepath.Join(dir, "cachalot")
-	checked := map[string]bool{}
+	checked := map[string]time.Time{}
 	if !checkBlobs(t, folder, checked) {
 		c.spoilt++
 	}
@@ -143,7 +143,7 @@ func (c *cut) look(t *testing.T, image string, again bool) {
 	}
 }
 
-func (c *cut) start(t *testing.T, folder string, kept map[string]bool) {
+func (c *cut) start(t *testing.T, folder string, kept map[string]time.Time) {
 	t.Helper()
 	partials := map[digest.Digest][]byte{}
 	files, err := filepath.Glob(filepath.Join(folder, "fills", "*"))

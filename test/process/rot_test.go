@@ -147,7 +147,7 @@ func TestRot(t *testing.T) {
 					t.Errorf("quarantined_blobs_total %v", got)
 				}
 				s.interrupt(t)
-				checkBlobs(t, folder, map[string]bool{})
+				checkBlobs(t, folder, map[string]time.Time{})
 			})
 		}
 	}

@@ -352,7 +352,7 @@ func (so *soak) settle(t *testing.T) {
 	if n := m["cachalot_fill_spills_total"] - spilled; n > 5 { // or else blobs are held that nobody reads
 		t.Errorf("%v blobs found no room, with one client", n)
 	}
-	checkBlobs(t, so.folder, map[string]bool{})
+	checkBlobs(t, so.folder, map[string]time.Time{})
 	so.server.kill()
 	s := start(t, so.folder, so.up.URL)
 	s.quiet(t, nil)
