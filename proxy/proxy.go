@@ -141,29 +141,27 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 type handler func(w *response, r *http.Request, t target) error
 
 func (p *Proxy) newRoutes() *mux.Router {
-	// The path is matched as it was sent: cleaning it would answer `..` with a
-	// redirect, and decoding it would let %2f make names.
+	// Cleaning the path would answer `..` with a redirect.
 	m := mux.NewRouter().SkipClean(true).UseEncodedPath()
 	m.NotFoundHandler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p.writeError(w.(*response), r, refuse(errcode.ErrorCodeUnsupported, http.StatusNotFound, "no such endpoint"))
 	})
+	lists := map[string]http.Handler{
+		"manifests": p.handle(upstream.KindManifest, p.manifest),
+		"blobs":     p.handle(upstream.KindBlob, p.blob),
+		"tags":      p.handle(upstream.KindTags, p.tags),
+		"referrers": p.handle(upstream.KindReferrers, p.referrers),
+	}
+	m.MatcherFunc(contentPath).HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := lists[mux.Vars(r)["list"]]
+		if h == nil {
+			h = m.NotFoundHandler
+		}
+		h.ServeHTTP(w, r)
+	})
 	m.HandleFunc("/", p.page())
 	for _, path := range []string{"/v2/", "/v2", "/{registry}/v2/", "/{registry}/v2"} {
 		m.HandleFunc(path, p.version)
-	}
-	for _, route := range []struct {
-		path   string
-		kind   upstream.Kind
-		handle handler
-	}{
-		{"/manifests/{reference:[^/]+}", upstream.KindManifest, p.manifest},
-		{"/blobs/{reference:[^/]+}", upstream.KindBlob, p.blob},
-		{"/tags/list", upstream.KindTags, p.tags},
-		{"/referrers/{reference:[^/]+}", upstream.KindReferrers, p.referrers},
-	} {
-		for _, prefix := range []string{"/v2/{name:.+}", "/{registry}/v2/{name:.+}"} {
-			m.Handle(prefix+route.path, p.handle(route.kind, route.handle))
-		}
 	}
 	return m
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -127,20 +128,20 @@ func (p *Proxy) finish(w *response, r *http.Request) {
 			p.metrics.firstByte.WithLabelValues(string(w.result)).Observe(w.firstByte.Seconds())
 		}
 	}
-	attrs := []any{
-		"method", r.Method, "client", r.RemoteAddr, "status", w.status, "bytes", w.bytes,
-		"first_byte_seconds", w.firstByte.Seconds(), "seconds", took.Seconds(),
+	attrs := []slog.Attr{
+		slog.String("method", r.Method), slog.String("client", r.RemoteAddr), slog.Int("status", w.status), slog.Int64("bytes", w.bytes),
+		slog.Float64("first_byte_seconds", w.firstByte.Seconds()), slog.Float64("seconds", took.Seconds()),
 	}
 	if w.target.registry != nil {
-		attrs = append(attrs, "upstream", w.target.registry.Name(), "repository", w.target.repo, "kind", kind,
-			"reference", w.target.reference(), "result", w.result)
+		attrs = append(attrs, slog.String("upstream", w.target.registry.Name()), slog.String("repository", w.target.repo),
+			slog.String("kind", string(kind)), slog.String("reference", w.target.reference()), slog.String("result", string(w.result)))
 	} else {
-		attrs = append(attrs, "path", bounded(r.URL.EscapedPath()))
+		attrs = append(attrs, slog.String("path", bounded(r.URL.EscapedPath())))
 	}
 	if w.err != nil {
-		attrs = append(attrs, "error", w.err)
+		attrs = append(attrs, slog.Any("error", w.err))
 	}
-	p.log.Info("request", attrs...)
+	p.log.LogAttrs(r.Context(), slog.LevelInfo, "request", attrs...)
 }
 
 // label is the registry in the metrics, where clients must not make new values.

@@ -57,7 +57,7 @@ func (p *Proxy) route(r *http.Request, prefix, name string) (reg *upstream.Regis
 		if reg = p.registries[strings.ToLower(ns)]; reg == nil {
 			reg, err = p.unlisted(ns)
 		}
-	case p.hosts[hostOf(r)] != nil:
+	case len(p.hosts) > 0 && p.hosts[hostOf(r)] != nil:
 		reg = p.hosts[hostOf(r)]
 	default:
 		reg = p.registries[p.cfg.DefaultUpstream]

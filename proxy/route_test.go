@@ -115,12 +115,9 @@ func TestRoute(t *testing.T) {
 func parseRequest(tb testing.TB, p *Proxy, host, path string) (got target, err error) {
 	tb.Helper()
 	m := mux.NewRouter().SkipClean(true).UseEncodedPath()
-	err = http.ErrNoLocation // no route
-	for _, prefix := range []string{"/v2/{name:.+}", "/{registry}/v2/{name:.+}"} {
-		m.HandleFunc(prefix+"/manifests/{reference:[^/]+}", func(_ http.ResponseWriter, r *http.Request) {
-			got, err = p.parse(r, upstream.KindManifest)
-		})
-	}
+	m.MatcherFunc(contentPath).HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		got, err = p.parse(r, upstream.KindManifest)
+	})
 	r := httptest.NewRequestWithContext(tb.Context(), http.MethodGet, "/", http.NoBody)
 	r.Host = host
 	r.URL, err = r.URL.Parse(path)
@@ -151,7 +148,7 @@ func FuzzRoute(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if !nameRegexp.MatchString(got.repo) || strings.Contains(got.repo, "..") || got.registry == nil {
+		if !nameRegexp().MatchString(got.repo) || strings.Contains(got.repo, "..") || got.registry == nil {
 			t.Errorf("%q %q %q %q: %+v", prefix, name, ns, host, got)
 		}
 		if prefix != "" && got.registry != p.registries[prefix] {

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"regexp"
 	"strings"
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
@@ -28,13 +27,8 @@ type target struct {
 	rules treatment
 }
 
-// Names of the OCI distribution-spec, "Pulling manifests", and a bound for what
-// it leaves open: registries refuse longer names.
-var (
-	nameRegexp = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
-	tagRegexp  = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
-)
-
+// maxName bounds what the specification leaves open: registries refuse longer
+// names.
 const maxName = 255
 
 // dockerHub's official images live below library/, which clients leave out.
@@ -49,7 +43,7 @@ func (p *Proxy) parse(r *http.Request, kind upstream.Kind) (target, error) {
 	if t.registry, t.repo, err = p.route(r, vars["registry"], vars["name"]); err != nil {
 		return target{}, err
 	}
-	if len(t.repo) > maxName || !nameRegexp.MatchString(t.repo) {
+	if len(t.repo) > maxName || !isName(t.repo) {
 		return target{}, refuse(errcode.ErrorCodeNameInvalid, http.StatusBadRequest, "repository names are lower-case letters, digits and . _ - between slashes, %d characters at most", maxName)
 	}
 	t.name = t.repo
@@ -61,7 +55,7 @@ func (p *Proxy) parse(r *http.Request, kind upstream.Kind) (target, error) {
 	switch {
 	case kind == upstream.KindTags:
 		return t, nil
-	case err == nil && kind == upstream.KindManifest && tagRegexp.MatchString(reference):
+	case err == nil && kind == upstream.KindManifest && isTag(reference):
 		t.tag = reference
 		return t, nil
 	case err == nil && kind == upstream.KindManifest && !strings.Contains(reference, ":"):

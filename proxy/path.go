@@ -1,0 +1,88 @@
+package proxy
+
+import (
+	"net/http"
+	"strings"
+
+	"github.com/gorilla/mux"
+)
+
+// contentPath matches the paths of content (distribution-spec, "Endpoints"), in
+// which the registry may stand before /v2:
+//
+//	[/{registry}]/v2/{name}/{manifests|blobs|referrers}/{reference}
+//	[/{registry}]/v2/{name}/tags/list
+//
+// A name has slashes, so what is asked for is read from the end. The path is read
+// as it was sent, for decoding it would let %2f make names.
+func contentPath(r *http.Request, match *mux.RouteMatch) bool {
+	rest, reference, _ := cutLast(r.URL.EscapedPath())
+	rest, list, _ := cutLast(rest)
+	if reference == "" || list == "tags" && reference != "list" {
+		return false
+	}
+	registry, name, found := "", "", false
+	if name, found = strings.CutPrefix(rest, "/v2/"); !found {
+		registry, name, found = strings.Cut(strings.TrimPrefix(rest, "/"), "/v2/")
+		found = found && rest[0] == '/' && registry != "" && !strings.Contains(registry, "/")
+	}
+	if !found || name == "" {
+		return false
+	}
+	match.Vars = map[string]string{"registry": registry, "name": name, "list": list, "reference": reference}
+	return true
+}
+
+// cutLast slices s around its last slash.
+func cutLast(s string) (before, after string, found bool) {
+	i := strings.LastIndexByte(s, '/')
+	if i < 0 {
+		return s, "", false
+	}
+	return s[:i], s[i+1:], true
+}
+
+// isName reports whether s is a repository's name (distribution-spec, "Pulling
+// manifests"): words of small letters and digits, with one of . _ __ or any number
+// of - between two, and slashes.
+func isName(s string) bool {
+	for part := range strings.SplitSeq(s, "/") {
+		for word := true; word; {
+			n := 0
+			for n < len(part) && isLowerOrDigit(part[n]) {
+				n++
+			}
+			if n == 0 {
+				return false // before, after or between separators
+			}
+			part = part[n:]
+			separator := len(part) - len(strings.TrimLeft(part, "-"))
+			switch {
+			case strings.HasPrefix(part, "__"):
+				separator = 2
+			case strings.HasPrefix(part, "_"), strings.HasPrefix(part, "."):
+				separator = 1
+			}
+			part, word = part[separator:], separator > 0
+			if !word && part != "" {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// isTag reports whether s is a tag, by the same page.
+func isTag(s string) bool {
+	if s == "" || len(s) > 128 || s[0] == '.' || s[0] == '-' {
+		return false
+	}
+	for _, c := range []byte(s) {
+		if !isLowerOrDigit(c) && (c < 'A' || c > 'Z') && c != '_' && c != '.' && c != '-' {
+			return false
+		}
+	}
+	return true
+}
+
+func isLowerOrDigit(c byte) bool { return c >= 'a' && c <= 'z' || c >= '0' && c <= '9' }

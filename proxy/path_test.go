@@ -1,0 +1,102 @@
+package proxy
+
+import (
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/gorilla/mux"
+)
+
+// The grammar, in the specification's words: what isName and isTag are held to.
+func nameRegexp() *regexp.Regexp {
+	return regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(\/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
+}
+
+func tagRegexp() *regexp.Regexp { return regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`) }
+
+// words are all strings of up to n of the letters.
+func words(letters string, n int, visit func(string)) {
+	visit("")
+	if n == 0 {
+		return
+	}
+	for _, c := range letters {
+		words(letters, n-1, func(s string) { visit(string(c) + s) })
+	}
+}
+
+func TestNameGrammar(t *testing.T) {
+	t.Parallel()
+	name, tag := nameRegexp(), tagRegexp()
+	n := 0
+	words("a0._-/", 6, func(s string) {
+		n++
+		if isName(s) != name.MatchString(s) {
+			t.Errorf("isName(%q) is %t", s, isName(s))
+		}
+	})
+	words("Aa0._-:", 4, func(s string) {
+		if isTag(s) != tag.MatchString(s) {
+			t.Errorf("isTag(%q) is %t", s, isTag(s))
+		}
+	})
+	for _, s := range []string{strings.Repeat("a", 128), strings.Repeat("a", 129), "A", "a\x00", "a\n", "é", "a b", "a%2fb", "~", "a@b", "{", "`"} {
+		if isName(s) != name.MatchString(s) || isTag(s) != tag.MatchString(s) {
+			t.Errorf("%q: a name %t, a tag %t", s, isName(s), isTag(s))
+		}
+	}
+	if n < 50_000 {
+		t.Errorf("%d words", n)
+	}
+}
+
+// FuzzContentPath holds contentPath to what the routes are in mux's own words.
+func FuzzContentPath(f *testing.F) {
+	routes := mux.NewRouter().SkipClean(true).UseEncodedPath()
+	for _, path := range []string{"/manifests/{reference:[^/]+}", "/blobs/{reference:[^/]+}", "/tags/{reference:list}", "/referrers/{reference:[^/]+}"} {
+		for _, prefix := range []string{"/v2/{name:.+}", "/{registry}/v2/{name:.+}"} {
+			routes.Path(prefix + path).Name(strings.Split(path, "/")[1])
+		}
+	}
+	for _, s := range []string{
+		"/v2/a/manifests/1", "/v2/a/b/blobs/sha256:0", "/hub/v2/a/tags/list", "/v2/a/tags/lists", "/v2/v2/a/blobs/1", "/a/b/v2/c/blobs/1", "//v2/a/blobs/1",
+		"/v2//blobs/1", "/v2/a/blobs/", "/v2/a/blobs", "/v2/manifests/1", "/v2/a%2fb/manifests/%31", "/v2/a/manifests/1/", "/x/v2/v2/a/tags/list", "v2/a/tags/list", "/v2/a/uploads/1", "*",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, path string) {
+		u, err := url.ParseRequestURI(path)
+		if err != nil || strings.ContainsAny(path, "\n\r") {
+			t.Skip() // net/http sends none
+		}
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", http.NoBody)
+		r.URL = u
+		var got, want mux.RouteMatch
+		ok := contentPath(r, &got)
+		if ok {
+			switch got.Vars["list"] {
+			case "manifests", "blobs", "tags", "referrers":
+			default:
+				ok = false // no such endpoint, says the handler
+			}
+		}
+		if known := routes.Match(r, &want); ok != known {
+			t.Fatalf("%q: matches %t, want %t", path, ok, known)
+		}
+		if !ok {
+			return
+		}
+		if want.Vars["registry"] == "" {
+			want.Vars["registry"] = ""
+		}
+		want.Vars["list"] = want.Route.GetName()
+		if !maps.Equal(got.Vars, want.Vars) {
+			t.Errorf("%q: %v, want %v", path, got.Vars, want.Vars)
+		}
+	})
+}
