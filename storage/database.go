@@ -42,7 +42,7 @@ const (
 
 // openIndex opens the index in dir as far as that is possible now: see attach.
 func openIndex(dir string, log *slog.Logger) *index {
-	x := &index{dir: dir, log: log, waiting: map[string]entry{}}
+	x := &index{dir: dir, log: log, waiting: map[string]entry{}, recent: newRecent()}
 	x.attach()
 	return x
 }
@@ -231,6 +231,7 @@ func (x *index) write(entries map[string]entry) error {
 	maps.Copy(x.waiting, entries)
 	x.waits.Store(int64(len(x.waiting)))
 	x.mu.Unlock()
+	x.recent.changed(entries)
 	x.settle()
 	return nil
 }

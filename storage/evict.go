@@ -367,6 +367,9 @@ func (s *Store) usedSince(v victim) bool {
 
 // forget drops the record and the links of a blob that is not on disk.
 func (s *Store) forget(d digest.Digest) {
+	s.mu.Lock()
+	s.memory.remove(d)
+	s.mu.Unlock()
 	if err := s.ledger.drop(d, func() bool { return !s.exists(d) }); err != nil {
 		s.log.Warn("cannot forget blob", "digest", d, "error", err)
 	}

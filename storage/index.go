@@ -97,6 +97,8 @@ type index struct {
 	mu      sync.RWMutex     // guards waiting; taken under writing, never the other way round
 	waiting map[string]entry // newer than what db has
 	waits   atomic.Int64     // len(waiting), for those who read and need no lock where it is 0
+
+	recent *recent // links and tags; records are read once and written
 }
 
 // entry is a value that waits to be written.
@@ -197,28 +199,49 @@ func decodeTag(b []byte) (Tag, error) {
 
 // get reads one key; a missing key is (false, nil).
 func (x *index) get(key []byte, read func([]byte) error) (bool, error) {
-	if e, ok := x.waitingFor(key); ok {
-		if !e.alive() {
-			return false, nil
+	keep := key[0] != 'b'
+	var writes uint64
+	if keep {
+		var e entry
+		var ok bool
+		if e, ok, writes = x.recent.get(key); ok && e.alive() {
+			err := read(e.value)
+			return err == nil, err
 		}
-		err := read(e.value)
-		return err == nil, err
+	}
+	e, ok, err := x.read(key)
+	if !ok || err != nil {
+		return false, err
+	}
+	if keep {
+		x.recent.add(key, e, writes)
+	}
+	err = read(e.value)
+	return err == nil, err
+}
+
+// read is get, from what waits or the database.
+func (x *index) read(key []byte) (e entry, ok bool, err error) {
+	if e, ok := x.waitingFor(key); ok {
+		return e, e.alive(), nil
 	}
 	db := x.db.Load()
 	if db == nil {
-		return false, nil
+		return entry{}, false, nil
 	}
-	err := db.View(func(txn *badger.Txn) error {
+	err = db.View(func(txn *badger.Txn) error {
 		item, err := txn.Get(key)
 		if err != nil {
 			return err
 		}
-		return item.Value(read)
+		e.expires = item.ExpiresAt()
+		e.value, err = item.ValueCopy(nil)
+		return err
 	})
 	if errors.Is(err, badger.ErrKeyNotFound) {
-		return false, nil
+		return entry{}, false, nil
 	}
-	return err == nil, err
+	return e, err == nil, err
 }
 
 // put writes one key; keep > 0 forgets it after so long.

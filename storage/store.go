@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -74,6 +75,7 @@ type Store struct {
 	open    map[digest.Digest]int           // readers of blobs on disk
 	going   map[digest.Digest]chan struct{} // not to be opened or joined; closed when that is over
 	touched map[digest.Digest]use           // not yet in the index
+	memory  *memory                         // small blobs
 
 	suspects map[digest.Digest]struct{}     // to be read again
 	spoilt   map[digest.Digest]func() error // damaged, and cannot be moved: as good as not there
@@ -113,6 +115,7 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 		open:    map[digest.Digest]int{},
 		going:   map[digest.Digest]chan struct{}{},
 		touched: map[digest.Digest]use{},
+		memory:  newMemory(),
 
 		scrubEvery: cfg.ScrubEvery, pace: rate.NewLimiter(scrubRate, checkSize),
 		suspected: make(chan struct{}, 1), suspects: map[digest.Digest]struct{}{},
@@ -160,8 +163,9 @@ type Blob struct {
 	MediaType string
 	Outcome   Outcome
 	Stored    bool // on disk, or about to be as far as is known; false where it is not to be kept
-	// Content is the *os.File of a blob on disk, so that sendfile can be used,
-	// or a reader that follows a fill. It belongs to one goroutine.
+	// Content is the *os.File of a blob on disk, so that sendfile can be used, a
+	// *bytes.Reader of a small one, or a reader that follows a fill. It belongs to
+	// one goroutine.
 	Content io.ReadSeeker
 
 	wait   func(context.Context) error
@@ -219,6 +223,11 @@ var errAgain = errors.New("look again")
 func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) (*Blob, error) {
 	l, linked := s.link(sc, d)
 	s.mu.Lock()
+	if small, ok := s.memory.get(d); ok && linked && !s.closed {
+		s.touchLocked(d, sc.Keep)
+		s.mu.Unlock()
+		return inMemory(d, l.mediaType, small), nil
+	}
 	f, err := s.joinLocked(sc, d, linked)
 	_, spoilt := s.spoilt[d]
 	if f == nil && err == nil {
@@ -276,13 +285,26 @@ func (s *Store) hit(file *os.File, sc Scope, d digest.Digest, l link) (*Blob, er
 		s.putAway(d, s.badSize(d, l.size))
 		return nil, errAgain
 	}
+	var small []byte
+	if info.Size() < smallBlob {
+		if small, err = readSmall(file, d); err != nil {
+			_ = file.Close() // not served
+			s.leave(d)
+			bad := damage{info, err}
+			s.putAway(d, func() error { return bad.still(s.disk.blob(d)) })
+			return nil, errAgain
+		}
+	}
 	s.mu.Lock()
 	s.touchLocked(d, sc.Keep)
+	if small != nil {
+		s.memory.add(d, small)
+	}
 	s.mu.Unlock()
 	var once sync.Once
 	return &Blob{
 		Digest: d, Size: info.Size(), MediaType: l.mediaType, Outcome: Hit, Stored: true, Content: file,
-		wait:   func(context.Context) error { return nil },
+		wait:   verifiedAlready,
 		hold:   func(int64) {},
 		broken: func() { s.broken(file, d) },
 		close: func() {
@@ -293,6 +315,32 @@ func (s *Store) hit(file *os.File, sc Scope, d digest.Digest, l link) (*Blob, er
 		},
 	}, nil
 }
+
+// readSmall returns what the file has, and leaves it as it was. An error says that
+// it is damaged.
+func readSmall(file *os.File, d digest.Digest) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(file, smallBlob))
+	if err == nil {
+		_, err = file.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read blob: %w", pathless(err))
+	}
+	if sum := d.Algorithm().FromBytes(b); sum != d {
+		return nil, fmt.Errorf("%w: it has the content of %s", ErrDigest, sum)
+	}
+	return b, nil
+}
+
+// inMemory is a blob that needs no file.
+func inMemory(d digest.Digest, mediaType string, b []byte) *Blob {
+	return &Blob{
+		Digest: d, Size: int64(len(b)), MediaType: mediaType, Outcome: Hit, Stored: true, Content: bytes.NewReader(b),
+		wait: verifiedAlready, hold: func(int64) {}, close: func() {},
+	}
+}
+
+func verifiedAlready(context.Context) error { return nil }
 
 // grow counts what fills/ takes of the disk.
 func (s *Store) grow(bytes int64) {
