@@ -142,10 +142,19 @@
 // upstream. An index that badger dies of is thrown away by the third start: one
 // death before it was read, or within three seconds, can be a kill.
 //
+// # In memory
+//
+// A pull begins with a tag and manifests, which many clients ask for again and
+// again. So links and tags that were just read stay in memory, and so does small
+// content, once it has been compared with its digest. A write to the index takes
+// out what it changes, before it returns; what was read before it is not taken in
+// after it. Content goes with its blob.
+//
 // # Locks
 //
 // Store.mu guards the tables of fills, of open, vanishing, suspect and spoilt blobs,
-// and the hits not yet written; fill.mu guards one fill's progress. fill.mu may be taken
+// the hits not yet written, and small content in memory; fill.mu guards one fill's
+// progress. fill.mu may be taken
 // under Store.mu, never the other way round. No file or network I/O happens under
 // either, but for one stat before a fill starts. ledger.mu is held while records
 // are written, and Store.flushing while hits are; neither is taken under Store.mu.
@@ -155,6 +164,7 @@
 // evicting, which hits never take.
 // Store.quarantining is held while quarantine/ is listed, counted and trimmed, and
 // guards what was there the last time; Store.mu and ledger.mu are taken under it.
+// recent.mu guards index entries in memory; nothing is done under it.
 // index.writing is held while badger is written to, and index.mu guards what waits;
 // they are taken last, in this order.
 //

@@ -103,7 +103,7 @@ func (s storm) rows(samples []sample) []row {
 		}
 	}
 	requests := count("requests for blobs", 0, func(c Counted) int { return c.Requests[upstreamtest.GetBlob] })
-	requests.goal, requests.verdict = "", 0 // a long blob comes in parts
+	requests.goal, requests.verdict = "", noGoal // a long blob comes in parts
 	fetched := bytesRow(stormTitle, samples, "", nil)
 	peak := worst(func(x sample) float64 { return float64(x.peak) / mib })
 	return []row{
