@@ -7,6 +7,7 @@ import (
 	"hash"
 	"io"
 	"os"
+	"runtime"
 	"sync"
 	"time"
 
@@ -254,6 +255,7 @@ func (f *fill) copy(st *stream) error {
 			f.store.grow(grown)
 			f.store.reserved.Add(-grown)
 			f.publish(func() { f.written += int64(n) })
+			runtime.Gosched() // readers first
 		}
 		switch {
 		case errors.Is(err, io.EOF):
