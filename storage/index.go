@@ -190,7 +190,7 @@ func decodeTag(b []byte) (Tag, error) {
 	if len(b) < 8 {
 		return Tag{}, fmt.Errorf("tag record of %d bytes is malformed", len(b))
 	}
-	d, err := digest.Parse(string(b[8:]))
+	d, err := ParseDigest(string(b[8:]))
 	if err != nil {
 		return Tag{}, fmt.Errorf("decode tag record: %w", err)
 	}

@@ -170,7 +170,7 @@ func TestScrubResumes(t *testing.T) {
 func TestScrubWhileRead(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
-	o := &origin{content: content(1, 1000)}
+	o := &origin{content: content(1, 100_000)}
 	mustFetch(t, s, o, Miss)
 	settle(t, s)
 	damaged := overwrite(t, s, o.digest(), flip(5))
@@ -180,7 +180,7 @@ func TestScrubWhileRead(t *testing.T) {
 	mustFetch(t, s, o, Miss)
 	settle(t, s)
 	checkDisk(t, s)
-	got := make([]byte, 1000)
+	got := make([]byte, 100_000)
 	if _, err := b.Content.(*os.File).ReadAt(got, 0); err != nil || !bytes.Equal(got, damaged) {
 		t.Errorf("the reader lost its file: %v", err)
 	}
