@@ -24,8 +24,7 @@ func TestLongBlob(t *testing.T) {
 		"no ranges":            {size: 48 << 20, pulled: true, faults: []ut.Fault{ut.IgnoreRange()}},
 		"no ranges, no length": {size: 48 << 20, pulled: true, faults: []ut.Fault{ut.IgnoreRange(), ut.NoLength()}},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
+		t.Run(name, func(t *testing.T) { // one after the other, for the memory they take
 			up := ut.New(t, ut.Options{CDN: true})
 			img := up.AddImage("library/app", "1", ut.NewImage(uint64(len(name)), tc.size, 1000))
 			layer := img.Layers[0]
