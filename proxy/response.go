@@ -21,6 +21,7 @@ type response struct {
 	http.ResponseWriter
 	target  target
 	started time.Time
+	secure  bool // it goes out over TLS, which sends all content in bulk
 
 	wrote     bool // the header
 	status    int
@@ -58,7 +59,7 @@ func (w *response) ReadFrom(src io.Reader) (int64, error) {
 		w.WriteHeader(http.StatusOK)
 	}
 	dst := io.Writer(w.ResponseWriter)
-	if !isFile(src) {
+	if !isFile(src) && !w.secure {
 		// net/http would hold two buffers for each reader, to try sendfile in vain.
 		dst = struct{ io.Writer }{dst}
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -21,7 +22,7 @@ import (
 )
 
 // TestPowerCut takes the disk away from a mirror at a random moment of a storm,
-// 200 times (-short: 20), and looks at what is on it: after the journal's replay
+// 20 times (CACHALOT_TEST_CUTS, 200 in .ci/run), and looks at what is on it: after the journal's replay
 // every file in blobs/ is what its name says (I2). Over every tenth the mirror
 // starts again, serves what was kept and resumes what was broken off.
 //
@@ -32,9 +33,9 @@ import (
 // that forgets, and whether ext4 flushes such a cache is not tested here.
 func TestPowerCut(t *testing.T) {
 	t.Parallel()
-	cuts := 200
-	if testing.Short() {
-		cuts = 20
+	cuts := 20
+	if n, err := strconv.Atoi(os.Getenv("CACHALOT_TEST_CUTS")); err == nil {
+		cuts = n
 	}
 	image, live := reflinkedDisk(t)
 	random := rand.New(rand.NewPCG(1, 2))
