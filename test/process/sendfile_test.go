@@ -50,8 +50,9 @@ func TestSendfile(t *testing.T) {
 			other = append(other, line)
 		}
 	}
-	if len(sent) == 0 || len(sent) > 40 {
-		t.Errorf("%d sendfile calls for 64 MiB, want 1 to 40", len(sent))
+	// How many depends on how fast the client takes them; copies would be 4,100.
+	if len(sent) == 0 || len(sent) > 1000 {
+		t.Errorf("%d sendfile calls for 64 MiB, want 1 to 1000", len(sent))
 	}
 	if len(other) > 40 {
 		t.Errorf("%d reads and writes of more than 1000 bytes: the body does not go by sendfile\n%s", len(other), strings.Join(other[:10], "\n"))
