@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -289,15 +288,12 @@ func (p *Proxy) send(w *response, r *http.Request, t target, b *storage.Blob, lo
 		return err
 	}
 	body := &noteError{ReadSeeker: b.Content}
-	_, small := b.Content.(*bytes.Reader)
 	switch {
 	case b.Size < 0: // the upstream did not say, so chunked
 		w.WriteHeader(http.StatusOK)
 		if r.Method == http.MethodGet {
 			_, _ = io.Copy(w, body) // a client that has left is no news
 		}
-	case small:
-		http.ServeContent(plain{w}, r, "", time.Time{}, b.Content)
 	case b.Outcome == storage.Hit:
 		http.ServeContent(w, r, "", time.Time{}, b.Content) // the *os.File itself, for sendfile
 		if err := w.cutByFile(r.Context()); err != nil {
@@ -309,9 +305,6 @@ func (p *Proxy) send(w *response, r *http.Request, t target, b *storage.Blob, lo
 	}
 	return p.broke(r.Context(), t, b.Digest, body.err)
 }
-
-// plain hides ReadFrom, so that what is in memory goes out with its header.
-type plain struct{ http.ResponseWriter }
 
 // brokenFor is how long content is not fetched again whose download has failed
 // half-way, after all tries: clients ask for the rest at once, and find it

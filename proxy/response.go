@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -59,8 +60,9 @@ func (w *response) ReadFrom(src io.Reader) (int64, error) {
 		w.WriteHeader(http.StatusOK)
 	}
 	dst := io.Writer(w.ResponseWriter)
-	if !isFile(src) && !w.secure {
-		// net/http would hold two buffers for each reader, to try sendfile in vain.
+	if !w.inBulk(src) {
+		// net/http would hold two buffers for each reader, to try sendfile in vain,
+		// and send what is in memory apart from its header.
 		dst = struct{ io.Writer }{dst}
 	}
 	n, err := io.Copy(dst, src)
@@ -72,13 +74,20 @@ func (w *response) ReadFrom(src io.Reader) (int64, error) {
 	return n, err
 }
 
-// isFile says whether a body is a file's, or the part of one that is to be sent.
-func isFile(src io.Reader) bool {
+// inBulk says whether the connection sends a body, or the part of one, better by
+// its ReadFrom: a file's, and over TLS all that is not in memory.
+func (w *response) inBulk(src io.Reader) bool {
 	if part, ok := src.(*io.LimitedReader); ok {
 		src = part.R
 	}
-	_, ok := src.(*os.File)
-	return ok
+	switch src.(type) {
+	case *os.File:
+		return true
+	case *bytes.Reader:
+		return false
+	default:
+		return w.secure
+	}
 }
 
 // cutByFile is why the body of a kept file was cut, if that was not its client's

@@ -335,7 +335,7 @@ func (p *piece) Read(b []byte) (int, error) {
 	st := p.st
 	p.mu.Unlock()
 	if p.read == st.n {
-		return 0, st.err
+		return 0, io.ErrUnexpectedEOF // what a further connection was refused, the stream may get
 	}
 	n := copy(b, p.buf[p.read:st.n])
 	p.read += n

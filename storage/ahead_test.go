@@ -254,7 +254,7 @@ func TestAhead(t *testing.T) {
 func TestAheadBreaks(t *testing.T) {
 	t.Parallel()
 	blob := content(2, 64<<20)
-	refused := errors.New("busy")
+	refused := fmt.Errorf("%w: busy", ErrRefused) // that connection; not the blob
 	busy := func(of func(nth int) bool) func(int, Span) error {
 		return func(nth int, s Span) error {
 			if s.Spare && of(nth) {

@@ -15,10 +15,7 @@ import (
 
 // checkSize is what a check reads at a time: few calls, and no more memory than
 // a check is worth.
-const (
-	checkSize = 1 << 20
-	page      = 4096
-)
+const checkSize = 1 << 20
 
 // damage is a file that is not the blob it is named as.
 type damage struct {
@@ -54,7 +51,7 @@ func (k disk) check(ctx context.Context, d digest.Digest, before func(context.Co
 	hash := d.Algorithm().Hash()
 	// A slice of whole pages begins at one, as a read past the cache wants it. What
 	// the file system wants more is EINVAL, and then it goes through the cache.
-	buf := make([]byte, min(checkSize, (info.Size()+page-1)/page*page))
+	buf := make([]byte, min(checkSize, blocks(info.Size())))
 	for read < info.Size() {
 		if err := before(ctx, int(min(checkSize, info.Size()-read))); err != nil {
 			return read, nil, err

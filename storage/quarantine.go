@@ -33,6 +33,11 @@ func (s *Store) putAway(d digest.Digest, bad func() error) {
 	s.tendQuarantine()
 }
 
+// putAwayFile is putAway of a file that was read, unless the digest has another by now.
+func (s *Store) putAwayFile(d digest.Digest, bad damage) {
+	s.putAway(d, func() error { return bad.still(s.disk.blob(d)) })
+}
+
 // tryPutAway is putAway, while nobody else can have the digest. Where the file
 // can be neither moved nor removed it is spoilt: passed over from now on.
 func (s *Store) tryPutAway(d digest.Digest, bad func() error) {
@@ -196,7 +201,7 @@ func (s *Store) broken(f *os.File, d digest.Digest) {
 		s.suspect(d)
 		return
 	}
-	s.putAway(d, func() error { return bad.still(s.disk.blob(d)) })
+	s.putAwayFile(d, bad)
 }
 
 // unreadable says that an error is the disk's, not the process's or the file's

@@ -140,8 +140,6 @@ func (s *stream) Read(p []byte) (int, error) {
 			return n, nil
 		case err == nil:
 			continue
-		case errors.Is(err, ErrRefused):
-			return 0, err
 		case errors.Is(err, io.EOF) && s.size < 0:
 			s.size, s.end = s.pos, s.pos
 			continue
@@ -170,7 +168,7 @@ func (s *stream) advance() error {
 		return nil
 	}
 	if err := s.reopen(); err != nil {
-		return s.resumeAfter(err)
+		return s.resume(err)
 	}
 	return nil
 }
@@ -178,10 +176,6 @@ func (s *stream) advance() error {
 // resume opens the rest of the part after a break.
 func (s *stream) resume(cause error) error {
 	_ = s.body.Close() // it broke already
-	return s.resumeAfter(cause)
-}
-
-func (s *stream) resumeAfter(cause error) error {
 	if errors.Is(cause, ErrRefused) || errors.Is(cause, ErrChanged) {
 		return cause
 	}

@@ -290,8 +290,7 @@ func (s *Store) hit(file *os.File, sc Scope, d digest.Digest, l link) (*Blob, er
 		if small, err = readSmall(file, d); err != nil {
 			_ = file.Close() // not served
 			s.leave(d)
-			bad := damage{info, err}
-			s.putAway(d, func() error { return bad.still(s.disk.blob(d)) })
+			s.putAwayFile(d, damage{info, err})
 			return nil, errAgain
 		}
 	}
