@@ -239,9 +239,18 @@ func mount(t *testing.T, dir, kind, image string) {
 	})
 }
 
+// unmount waits while the disk is busy: a process that another test just forked
+// has our open files too, until its exec.
 func unmount(t *testing.T, dir string) {
 	t.Helper()
-	if err := unix.Unmount(dir, 0); err != nil {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	err := unix.Unmount(dir, 0)
+	for try := 0; errors.Is(err, unix.EBUSY) && try < 60_000; try++ {
+		<-tick.C
+		err = unix.Unmount(dir, 0)
+	}
+	if err != nil {
 		t.Errorf("unmount %s: %v", dir, err)
 	}
 }
