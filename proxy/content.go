@@ -25,7 +25,6 @@ func (p *Proxy) blob(w *response, r *http.Request, t target) error {
 // open returns content by digest: from disk, or by a fill from the upstream. What
 // came through another repository needs a HEAD to the upstream first.
 func (p *Proxy) open(ctx context.Context, t target, d digest.Digest) (*storage.Blob, error) {
-	name := digestName(t, d)
 	src := p.source(t, d)
 	b, err := p.store.Get(ctx, t.scope(), d, src)
 	if errors.Is(err, storage.ErrUnlinked) {
@@ -38,7 +37,7 @@ func (p *Proxy) open(ctx context.Context, t target, d digest.Digest) (*storage.B
 		return nil, p.broke(ctx, t, d, err)
 	}
 	if err != nil {
-		return nil, p.note(name, err)
+		return nil, p.note(digestName(t, d), err)
 	}
 	return b, nil
 }
@@ -50,10 +49,9 @@ func digestName(t target, d digest.Digest) string {
 // source fetches content by digest for the fill engine. What was refused a
 // moment ago is not asked for.
 func (p *Proxy) source(t target, d digest.Digest) storage.Source {
-	name := digestName(t, d)
 	var tried atomic.Bool // anew, after a body whose end may have been none
 	return func(ctx context.Context, s storage.Span) (*storage.Part, error) {
-		if err := p.recall(name); err != nil {
+		if err := p.recall(digestName(t, d)); err != nil {
 			return nil, fmt.Errorf("%w: %w", storage.ErrRefused, err)
 		}
 		span := upstream.Span{Offset: s.Offset, Length: s.Length, Spare: s.Spare}

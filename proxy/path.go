@@ -1,36 +1,47 @@
 package proxy
 
 import (
-	"net/http"
 	"strings"
 
-	"github.com/gorilla/mux"
+	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// contentPath matches the paths of content (distribution-spec, "Endpoints"), in
-// which the registry may stand before /v2:
+// contentPath is a path of content (distribution-spec, "Endpoints"), in which the
+// registry may stand before /v2:
 //
 //	[/{registry}]/v2/{name}/{manifests|blobs|referrers}/{reference}
 //	[/{registry}]/v2/{name}/tags/list
-//
-// A name has slashes, so what is asked for is read from the end. The path is read
-// as it was sent, for decoding it would let %2f make names.
-func contentPath(r *http.Request, match *mux.RouteMatch) bool {
-	rest, reference, _ := cutLast(r.URL.EscapedPath())
+type contentPath struct {
+	registry, name string
+	kind           upstream.Kind
+	reference      string
+}
+
+// parsePath reads a path as it was sent, for decoding it would let %2f make names.
+// A name has slashes, so what is asked for is read from the end.
+func parsePath(path string) (c contentPath, ok bool) {
+	rest, reference, _ := cutLast(path)
 	rest, list, _ := cutLast(rest)
-	if reference == "" || list == "tags" && reference != "list" {
-		return false
+	switch {
+	case reference == "":
+		return contentPath{}, false
+	case list == "manifests":
+		c.kind = upstream.KindManifest
+	case list == "blobs":
+		c.kind = upstream.KindBlob
+	case list == "referrers":
+		c.kind = upstream.KindReferrers
+	case list == "tags" && reference == "list":
+		c.kind = upstream.KindTags
+	default:
+		return contentPath{}, false
 	}
-	registry, name, found := "", "", false
-	if name, found = strings.CutPrefix(rest, "/v2/"); !found {
-		registry, name, found = strings.Cut(strings.TrimPrefix(rest, "/"), "/v2/")
-		found = found && rest[0] == '/' && registry != "" && !strings.Contains(registry, "/")
+	c.reference = reference
+	if c.name, ok = strings.CutPrefix(rest, "/v2/"); !ok {
+		c.registry, c.name, ok = strings.Cut(strings.TrimPrefix(rest, "/"), "/v2/")
+		ok = ok && rest[0] == '/' && c.registry != "" && !strings.Contains(c.registry, "/")
 	}
-	if !found || name == "" {
-		return false
-	}
-	match.Vars = map[string]string{"registry": registry, "name": name, "list": list, "reference": reference}
-	return true
+	return c, ok && c.name != ""
 }
 
 // cutLast slices s around its last slash.

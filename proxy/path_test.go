@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -10,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/gorilla/mux"
+
+	"github.com/cachalot-registry/cachalot/upstream"
 )
 
 // The grammar, in the specification's words: what isName and isTag are held to.
@@ -55,12 +56,16 @@ func TestNameGrammar(t *testing.T) {
 	}
 }
 
-// FuzzContentPath holds contentPath to what the routes are in mux's own words.
-func FuzzContentPath(f *testing.F) {
+// FuzzParsePath holds parsePath to what the routes are in mux's own words.
+func FuzzParsePath(f *testing.F) {
 	routes := mux.NewRouter().SkipClean(true).UseEncodedPath()
-	for _, path := range []string{"/manifests/{reference:[^/]+}", "/blobs/{reference:[^/]+}", "/tags/{reference:list}", "/referrers/{reference:[^/]+}"} {
+	kinds := map[string]upstream.Kind{
+		"/manifests/{reference:[^/]+}": upstream.KindManifest, "/blobs/{reference:[^/]+}": upstream.KindBlob,
+		"/tags/{reference:list}": upstream.KindTags, "/referrers/{reference:[^/]+}": upstream.KindReferrers,
+	}
+	for path := range kinds {
 		for _, prefix := range []string{"/v2/{name:.+}", "/{registry}/v2/{name:.+}"} {
-			routes.Path(prefix + path).Name(strings.Split(path, "/")[1])
+			routes.Path(prefix + path).Name(path)
 		}
 	}
 	for _, s := range []string{
@@ -76,27 +81,17 @@ func FuzzContentPath(f *testing.F) {
 		}
 		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", http.NoBody)
 		r.URL = u
-		var got, want mux.RouteMatch
-		ok := contentPath(r, &got)
-		if ok {
-			switch got.Vars["list"] {
-			case "manifests", "blobs", "tags", "referrers":
-			default:
-				ok = false // no such endpoint, says the handler
-			}
-		}
+		got, ok := parsePath(u.EscapedPath())
+		var want mux.RouteMatch
 		if known := routes.Match(r, &want); ok != known {
 			t.Fatalf("%q: matches %t, want %t", path, ok, known)
 		}
 		if !ok {
 			return
 		}
-		if want.Vars["registry"] == "" {
-			want.Vars["registry"] = ""
-		}
-		want.Vars["list"] = want.Route.GetName()
-		if !maps.Equal(got.Vars, want.Vars) {
-			t.Errorf("%q: %v, want %v", path, got.Vars, want.Vars)
+		w := contentPath{want.Vars["registry"], want.Vars["name"], kinds[want.Route.GetName()], want.Vars["reference"]}
+		if got != w {
+			t.Errorf("%q: %v, want %v", path, got, w)
 		}
 	})
 }

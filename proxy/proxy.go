@@ -134,30 +134,47 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		p.writeError(rec, r, refuse(errcode.ErrorCodeUnsupported, http.StatusMethodNotAllowed, "this is a read-only mirror; push to the registry itself"))
 		return
 	}
+	if path, ok := parsePath(r.URL.EscapedPath()); ok { // mux would copy the request twice
+		p.serveContent(rec, r, path)
+		return
+	}
 	p.routes.ServeHTTP(rec, r)
 }
 
-// handler answers a parsed request, or returns why it cannot.
-type handler func(w *response, r *http.Request, t target) error
+// serveContent answers a request for content.
+func (p *Proxy) serveContent(w *response, r *http.Request, path contentPath) {
+	t, err := p.parse(r, path)
+	if err == nil {
+		t.rules, err = p.cfg.rulesFor(t)
+	}
+	w.target = t
+	w.target.kind = path.kind
+	if err == nil {
+		if ns := namespace(r); ns != "" {
+			w.Header().Set("OCI-Namespace", ns)
+		}
+		switch path.kind {
+		case upstream.KindManifest:
+			err = p.manifest(w, r, t)
+		case upstream.KindBlob:
+			err = p.blob(w, r, t)
+		case upstream.KindTags:
+			err = p.tags(w, r, t)
+		case upstream.KindReferrers:
+			err = p.referrers(w, r, t)
+		}
+	}
+	if err != nil {
+		p.writeError(w, r, err)
+	}
+}
 
+// newRoutes are the paths that are not of content.
 func (p *Proxy) newRoutes() *mux.Router {
 	// Cleaning the path would answer `..` with a redirect.
 	m := mux.NewRouter().SkipClean(true).UseEncodedPath()
 	m.NotFoundHandler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p.writeError(w.(*response), r, refuse(errcode.ErrorCodeUnsupported, http.StatusNotFound, "no such endpoint"))
-	})
-	lists := map[string]http.Handler{
-		"manifests": p.handle(upstream.KindManifest, p.manifest),
-		"blobs":     p.handle(upstream.KindBlob, p.blob),
-		"tags":      p.handle(upstream.KindTags, p.tags),
-		"referrers": p.handle(upstream.KindReferrers, p.referrers),
-	}
-	m.MatcherFunc(contentPath).HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		h := lists[mux.Vars(r)["list"]]
-		if h == nil {
-			h = m.NotFoundHandler
-		}
-		h.ServeHTTP(w, r)
 	})
 	m.HandleFunc("/", p.page())
 	for _, path := range []string{"/v2/", "/v2", "/{registry}/v2/", "/{registry}/v2"} {
@@ -185,27 +202,6 @@ func (p *Proxy) version(hw http.ResponseWriter, r *http.Request) {
 // apiVersion: older daemons ask for it before they speak v2.
 func apiVersion(w http.ResponseWriter) {
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
-}
-
-func (p *Proxy) handle(kind upstream.Kind, h handler) http.Handler {
-	return http.HandlerFunc(func(hw http.ResponseWriter, r *http.Request) {
-		w := hw.(*response)
-		t, err := p.parse(r, kind)
-		if err == nil {
-			t.rules, err = p.cfg.rulesFor(t)
-		}
-		w.target = t
-		w.target.kind = kind
-		if err == nil {
-			if ns := namespace(r); ns != "" {
-				w.Header().Set("OCI-Namespace", ns)
-			}
-			err = h(w, r, t)
-		}
-		if err != nil {
-			p.writeError(w, r, err)
-		}
-	})
 }
 
 // once runs f for all callers with the same key, under the Proxy's context, and

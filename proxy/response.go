@@ -138,20 +138,25 @@ func (p *Proxy) finish(w *response, r *http.Request) {
 			p.metrics.firstByte.WithLabelValues(string(w.result)).Observe(w.firstByte.Seconds())
 		}
 	}
-	attrs := []slog.Attr{
+	log := p.log.Handler()
+	if !log.Enabled(r.Context(), slog.LevelInfo) {
+		return
+	}
+	line := slog.NewRecord(time.Now(), slog.LevelInfo, "request", 0) // whose source no handler writes, and slog would look for
+	line.AddAttrs(
 		slog.String("method", r.Method), slog.String("client", r.RemoteAddr), slog.Int("status", w.status), slog.Int64("bytes", w.bytes),
 		slog.Float64("first_byte_seconds", w.firstByte.Seconds()), slog.Float64("seconds", took.Seconds()),
-	}
+	)
 	if w.target.registry != nil {
-		attrs = append(attrs, slog.String("upstream", w.target.registry.Name()), slog.String("repository", w.target.repo),
+		line.AddAttrs(slog.String("upstream", w.target.registry.Name()), slog.String("repository", w.target.repo),
 			slog.String("kind", string(kind)), slog.String("reference", w.target.reference()), slog.String("result", string(w.result)))
 	} else {
-		attrs = append(attrs, slog.String("path", bounded(r.URL.EscapedPath())))
+		line.AddAttrs(slog.String("path", bounded(r.URL.EscapedPath())))
 	}
 	if w.err != nil {
-		attrs = append(attrs, slog.Any("error", w.err))
+		line.AddAttrs(slog.Any("error", w.err))
 	}
-	p.log.LogAttrs(r.Context(), slog.LevelInfo, "request", attrs...)
+	_ = log.Handle(r.Context(), line) // there is nowhere else to say so
 }
 
 // label is the registry in the metrics, where clients must not make new values.

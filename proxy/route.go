@@ -63,7 +63,7 @@ func (p *Proxy) route(r *http.Request, prefix, name string) (reg *upstream.Regis
 		reg = p.registries[p.cfg.DefaultUpstream]
 		// No account of Docker Hub has a dot or colon in it: that is a registry, if
 		// perhaps one with a bad name.
-		if more && reg.Name() == dockerHub && named == nil && (looksLikeHost(first) || badHostRegexp.MatchString(first)) {
+		if more && reg.Name() == dockerHub && named == nil && (looksLikeHost(first) || strings.Contains(first, ".") && badHostRegexp.MatchString(first)) {
 			if reg, err = p.unlisted(first); err == nil {
 				return reg, rest, nil
 			}

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/gorilla/mux"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/cachalot-registry/cachalot/upstream"
@@ -111,22 +110,20 @@ func TestRoute(t *testing.T) {
 	}
 }
 
-// parseRequest routes a request through mux as the Proxy does.
+// parseRequest parses a request as the Proxy does.
 func parseRequest(tb testing.TB, p *Proxy, host, path string) (got target, err error) {
 	tb.Helper()
-	m := mux.NewRouter().SkipClean(true).UseEncodedPath()
-	m.MatcherFunc(contentPath).HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		got, err = p.parse(r, upstream.KindManifest)
-	})
 	r := httptest.NewRequestWithContext(tb.Context(), http.MethodGet, "/", http.NoBody)
 	r.Host = host
 	r.URL, err = r.URL.Parse(path)
 	if err != nil {
 		return got, err
 	}
-	err = http.ErrNoLocation
-	m.ServeHTTP(httptest.NewRecorder(), r)
-	return got, err
+	parsed, ok := parsePath(r.URL.EscapedPath())
+	if !ok {
+		return got, http.ErrNoLocation
+	}
+	return p.parse(r, parsed)
 }
 
 // FuzzRoute holds that whatever a path, a host and ns are, a request that is
@@ -143,8 +140,7 @@ func FuzzRoute(f *testing.F) {
 		q := r.URL.Query()
 		q.Set("ns", ns)
 		r.URL.RawQuery = q.Encode()
-		r = mux.SetURLVars(r, map[string]string{"registry": prefix, "name": name, "reference": "1"})
-		got, err := p.parse(r, upstream.KindManifest)
+		got, err := p.parse(r, contentPath{registry: prefix, name: name, kind: upstream.KindManifest, reference: "1"})
 		if err != nil {
 			return
 		}

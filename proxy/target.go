@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
-	"github.com/gorilla/mux"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/cachalot-registry/cachalot/storage"
@@ -36,11 +35,11 @@ const dockerHub = "docker.io"
 
 // parse reads the request's registry, repository and reference. It never asks
 // an upstream.
-func (p *Proxy) parse(r *http.Request, kind upstream.Kind) (target, error) {
-	vars := mux.Vars(r)
+func (p *Proxy) parse(r *http.Request, path contentPath) (target, error) {
+	kind := path.kind
 	t := target{kind: kind}
 	var err error
-	if t.registry, t.repo, err = p.route(r, vars["registry"], vars["name"]); err != nil {
+	if t.registry, t.repo, err = p.route(r, path.registry, path.name); err != nil {
 		return target{}, err
 	}
 	if len(t.repo) > maxName || !isName(t.repo) {
@@ -51,7 +50,7 @@ func (p *Proxy) parse(r *http.Request, kind upstream.Kind) (target, error) {
 		t.repo = "library/" + t.repo
 	}
 
-	reference, err := url.PathUnescape(vars["reference"])
+	reference, err := url.PathUnescape(path.reference)
 	switch {
 	case kind == upstream.KindTags:
 		return t, nil
