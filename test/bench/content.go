@@ -15,6 +15,7 @@ import (
 
 const (
 	repository = "library/bench"
+	earlier    = "library/earlier" // what a rival has pulled before its cold work
 	tag        = "latest"
 
 	mib = 1 << 20

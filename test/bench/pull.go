@@ -21,10 +21,11 @@ import (
 // puller pulls images as dockerd does: HEAD of the tag, the index, the manifest
 // and the config by digest, then the layers, three at once.
 type puller struct {
-	client *http.Client
-	base   string // what /v2/ follows
-	verify bool   // hash what comes, which takes time
-	buffer int
+	client     *http.Client
+	base       string // what /v2/ follows
+	repository string
+	verify     bool // hash what comes, which takes time
+	buffer     int
 
 	mu    sync.Mutex // guards token
 	token string
@@ -36,7 +37,7 @@ const (
 )
 
 func newPuller(base string) *puller {
-	return &puller{client: httpClient(), base: base, buffer: bigBuffer}
+	return &puller{client: httpClient(), base: base, repository: repository, buffer: bigBuffer}
 }
 
 // pulled tells of a pull.
@@ -168,7 +169,7 @@ func (p *puller) do(ctx context.Context, method, path, accept string) (*http.Res
 	p.mu.Lock()
 	token := p.token
 	p.mu.Unlock()
-	full := p.base + "/v2/" + repository + "/" + path
+	full := p.base + "/v2/" + p.repository + "/" + path
 	resp, err := ask(full, token)
 	if err != nil {
 		return nil, err

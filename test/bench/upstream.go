@@ -90,8 +90,9 @@ type Added struct {
 	Size   int64
 }
 
-// Add adds an image.
+// Add adds an image, and a small one as earlier:tag.
 func (c *Control) Add(spec ImageSpec, reply *Added) error {
+	c.registry.AddImage(earlier, tag, upstreamtest.NewImage(spec.Seed+1, 1024))
 	img := c.registry.AddImage(repository, tag, upstreamtest.NewImage(spec.Seed, spec.Sizes...))
 	*reply = Added{URL: c.registry.URL, Size: img.Size()}
 	for _, l := range img.Layers {
