@@ -70,8 +70,17 @@
 // those with a limit, then what was used only once, while that is more than a
 // quarter of all, then the least recently used; manifests and small ones last.
 // None goes that was used since it was picked, or has a link from a pinned
-// repository, whatever its limit. Whoever needs room evicts as much as that takes;
-// the rest, down to the low mark, goes while nobody waits.
+// repository, whatever its limit.
+//
+//	reserve ──┬─ fits ──────────────► go on ─── above the high mark? ──► trim, in the background:
+//	          └─ breaks a limit ────► evictFor: wait, then go on ──────► down to the low mark
+//
+// trim works in steps of some 100 us, or of one blob, and rests nine times as long
+// after each, so that hits hardly notice. Where a fill, or maintenance, finds a limit
+// broken nobody rests until that has an end. Records are looked at by one goroutine at
+// a time, and what it picks (Store.picked) goes by whoever evicts: a fill that waits
+// uses what trim has found. Where pins and use leave too little for the low mark,
+// nothing goes for it, only what a fill needs.
 //
 // # Start
 //
@@ -159,9 +168,12 @@
 // either, but for one stat before a fill starts. ledger.mu is held while records
 // are written, and Store.flushing while hits are; neither is taken under Store.mu.
 // piece.mu guards what has come of a piece, and is held with no other.
-// Store.evicting is held by who makes room, and Store.trimming by who evicts down to
-// the low mark; they are taken first. None is held for a look at all records but
-// evicting, which hits never take.
+// Store.evicting is held by who picks victims or evicts one, and Store.trimming by who
+// evicts down to the low mark; they are taken first, trimming before evicting. They
+// are channels, for who holds them may rest. None is held for a look at all records
+// but these, which hits never take. Store.reserving is held while the books are added
+// up, and while a fill's bytes become a blob's: nothing is counted twice, or never.
+// ledger.mu is taken under it.
 // Store.quarantining is held while quarantine/ is listed, counted and trimmed, and
 // guards what was there the last time; Store.mu and ledger.mu are taken under it.
 // recent.mu guards index entries in memory; nothing is done under it.

@@ -77,104 +77,6 @@ func (s *Store) readIndex() {
 	s.index.opened()
 }
 
-// makeRoom reserves need bytes. Where they would break a limit it evicts until
-// they do not, and leaves it to trim to go on to the low mark. It returns false,
-// with nothing reserved and nothing evicted in vain, where they cannot fit.
-func (s *Store) makeRoom(need int64) bool {
-	s.evicting.Lock()
-	defer s.evicting.Unlock()
-	if s.excess(need) > 0 {
-		s.ledger.loaded(s.ctx)
-		s.flushTouched()
-		s.dropPartials(0)
-		if !s.evictFor(need) {
-			return false
-		}
-	}
-	s.reserved.Add(need)
-	return true
-}
-
-// excess is by how many bytes need more would break a limit.
-func (s *Store) excess(need int64) int64 { return s.over(need, 100) }
-
-// over is by how many bytes need more would be above mark percent of max_size,
-// or eat into min_free and as large a part of it again as is missing to 100.
-func (s *Store) over(need int64, mark float64) int64 {
-	var over int64
-	reserved := s.reserved.Load()
-	if s.maxSize > 0 {
-		over = s.ledger.total() + s.filling.Load() + s.quarantined.Load() + reserved + need - share(s.maxSize, mark)
-	}
-	free, _, err := s.disk.space()
-	if err != nil {
-		s.log.Warn("cannot read free space", "error", err)
-		return over
-	}
-	return max(over, max(share(s.minFree, 200-mark), indexFloor)+reserved+need-free)
-}
-
-func share(bytes int64, percent float64) int64 { return int64(float64(bytes) * (percent / 100)) }
-
-// evictFor removes the least valuable blobs until need more bytes break no limit.
-func (s *Store) evictFor(need int64) bool {
-	for s.ctx.Err() == nil {
-		over := s.excess(need)
-		if over <= 0 {
-			return true
-		}
-		if over > s.ledger.total() {
-			return false // all would go in vain
-		}
-		start := time.Now()
-		if over > s.noMore && start.Before(s.lookAgain) {
-			return false // so it was a moment ago
-		}
-		picked, bytes := s.victims(max(over, s.over(need, s.lowMark)))
-		if bytes < over && len(picked) < mostVictims {
-			s.noMore, s.lookAgain = bytes, time.Now().Add(10*time.Since(start)) // a look at a million takes long
-			s.log.Warn("no room: all other blobs are pinned or in use", "wanted_bytes", over, "evictable_bytes", bytes)
-			return false // these would go in vain
-		}
-		rest, gone := s.evictAll(picked, func() bool { return s.excess(need) <= 0 })
-		if len(rest) > 0 {
-			s.trim(rest)
-		} else if gone == 0 {
-			return s.excess(need) <= 0
-		}
-	}
-	return false
-}
-
-// evictAll evicts one after the other until enough says so, and returns those
-// that are left, and how many went.
-func (s *Store) evictAll(victims []victim, enough func() bool) (rest []victim, blobs int) {
-	var bytes int64
-	for len(victims) > 0 && !enough() {
-		if v := victims[0]; s.evict(v) {
-			blobs++
-			bytes += v.room()
-		}
-		victims = victims[1:]
-	}
-	if blobs > 0 {
-		s.log.Info("evicted", "blobs", blobs, "bytes", bytes)
-	}
-	return victims, blobs
-}
-
-// trim evicts what goes for the low mark alone, while nobody waits for it. Where
-// it does so already, the low mark is reached another time.
-func (s *Store) trim(victims []victim) {
-	if s.trimming.TryLock() {
-		s.running.Go(func() {
-			defer s.trimming.Unlock()
-			defer debug.FreeOSMemory() // what it took to look at all records
-			s.evictAll(victims, func() bool { return s.ctx.Err() != nil })
-		})
-	}
-}
-
 // victim is a blob that may be evicted.
 type victim struct {
 	digest digest.Digest
@@ -211,7 +113,12 @@ func (v victim) class() int {
 func (s *Store) victims(bytes int64) (picked []victim, sum int64) {
 	var once int64
 	first, merged := picker{bytes: bytes}, picker{bytes: bytes, merge: true}
+	begun, seen := time.Now(), 0
 	err := s.index.records("", func(d []byte, r record) bool {
+		if seen++; seen >= step {
+			s.breathe(time.Since(begun))
+			begun, seen = time.Now(), 0
+		}
 		v := victim{record: r}
 		if v.class() == usedOnce {
 			once += v.room()
@@ -220,6 +127,9 @@ func (s *Store) victims(bytes int64) (picked []victim, sum int64) {
 			return s.ctx.Err() == nil
 		}
 		v.digest = digest.Digest(d)
+		if s.pins.Load() != nil {
+			seen += pinStep
+		}
 		if (first.wants(v) || merged.wants(v)) && !s.busy(v.digest) && !s.isPinned(v.digest) {
 			first.offer(v)
 			merged.offer(v)

@@ -306,7 +306,9 @@ func (f *fill) commit() error {
 		return err
 	}
 	s.mended(f.digest)
-	defer s.grow(-blocks(f.written)) // it is counted twice meanwhile, not never
+	s.reserving.Lock() // it is counted once: in fills/, then as a blob
+	defer s.reserving.Unlock()
+	defer s.grow(-blocks(f.written))
 	now := time.Now()
 	r := record{size: f.written, accessed: now.Unix(), until: f.state().keep.until(now), manifest: f.scope.Manifest}
 	if err := s.ledger.add(f.digest, r); err != nil {

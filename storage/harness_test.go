@@ -172,8 +172,8 @@ func settle(t *testing.T, s *Store) {
 		}
 		s.mu.Unlock()
 		if f == nil {
-			s.trimming.Lock()
-			defer s.trimming.Unlock()
+			s.trimming <- struct{}{}
+			<-s.trimming
 			return
 		}
 		if _, err := f.await(t.Context(), func(st state) bool { return st.phase > streaming }); err != nil {

@@ -3,51 +3,12 @@ package storage
 import (
 	"io"
 	"io/fs"
-	"log/slog"
 	"path/filepath"
 	"syscall"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
 )
-
-// TestLowMark: once room is needed, blobs go until what is there and what is
-// needed are down to the low mark, and not one more.
-func TestLowMark(t *testing.T) {
-	t.Parallel()
-	const blob = 100 << 10
-	for name, tc := range map[string]struct {
-		mark float64
-		want int // blobs of ten, and the new one
-	}{
-		"by default": {0, 9}, // 950 KiB
-		"half":       {50, 5},
-		"just so":    {100, 10},
-		"tiny":       {1, 1},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			s := openStore(t, t.TempDir(), func(c *Config) { c.MaxSize, c.LowMark = Size{Bytes: 10 * blob}, tc.mark })
-			for i := range 10 {
-				put(t, s, uint64(i), blob, int64(i), false)
-			}
-			if got := s.ledger.total(); got != 10*blob {
-				t.Fatalf("%d bytes before anything has to go", got)
-			}
-			put(t, s, 99, blob, 99, false)
-			if got := s.ledger.total(); got != int64(tc.want*blob) {
-				t.Errorf("%d blobs are left, want %d", got/blob, tc.want)
-			}
-			checkDisk(t, s)
-		})
-	}
-	for _, mark := range []float64{-1, 101} {
-		if s, err := Open(Config{Path: t.TempDir(), MaxFills: 1, LowMark: mark}, NewMetrics(), slog.New(slog.DiscardHandler)); err == nil {
-			t.Errorf("a low mark of %v %% is taken", mark)
-			_ = s.Close()
-		}
-	}
-}
 
 // TestMostVictims: of more than are picked at once, all go that have to.
 func TestMostVictims(t *testing.T) {

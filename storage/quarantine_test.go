@@ -336,7 +336,7 @@ func TestQuarantineBounds(t *testing.T) {
 	if got := testutil.ToFloat64(s.metrics.quarantineBytes); got != 2*mib {
 		t.Errorf("quarantine_bytes %v", got)
 	}
-	if over := s.excess(18*mib + 1); over != 1 {
+	if over := s.over(18*mib+1, 100); over != 1 {
 		t.Errorf("%d bytes too much, want 1: quarantine counts", over)
 	}
 	checkDisk(t, s)

@@ -3,9 +3,7 @@ package storage
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -238,66 +236,6 @@ func BenchmarkRebuild(b *testing.B) {
 			b.Fatal(err)
 		}
 		b.StartTimer()
-	}
-}
-
-// BenchmarkHitWhileEvicting compares hits beside evictions, each of which looks
-// at all records, with hits alone.
-func BenchmarkHitWhileEvicting(b *testing.B) {
-	n := benchBlobs(b)
-	for name, pinned := range map[string]func(string, string) bool{
-		"": nil, "with pins": func(_, repository string) bool { return repository == "acme/base" },
-	} {
-		b.Run(fmt.Sprintf("%d blobs%s", n, name), func(b *testing.B) {
-			s := benchStore(b, Config{Path: manyBlobs(b, n), Pinned: pinned})
-			waitReconciled(b, s, n)
-			measure := func(count int) (all []time.Duration) {
-				random := rand.New(rand.NewPCG(1, 2))
-				for range count {
-					all = append(all, hitTime(b, s, digest.FromBytes(tiny(random.IntN(n/2)))))
-				}
-				return all
-			}
-			// The blobs that are asked for are the last to go.
-			for i := range n / 2 {
-				s.mu.Lock()
-				s.touchLocked(digest.FromBytes(tiny(i)), Retention{})
-				s.mu.Unlock()
-			}
-			s.flushTouched()
-			var alone, beside []time.Duration
-			var scans int
-			var scanned time.Duration
-			for b.Loop() {
-				alone = append(alone, measure(20_000)...)
-				var stop atomic.Bool
-				var wg sync.WaitGroup
-				wg.Go(func() {
-					for !stop.Load() {
-						start := time.Now()
-						picked, _ := s.victims(int64(n / 100 * block))
-						scanned += time.Since(start)
-						scans++
-						for _, v := range picked {
-							if !stop.Load() {
-								s.evict(v)
-							}
-						}
-					}
-				})
-				beside = append(beside, measure(20_000)...)
-				stop.Store(true)
-				wg.Wait()
-			}
-			b.ReportMetric(micro(alone, 50), "us/p50-alone")
-			b.ReportMetric(micro(beside, 50), "us/p50-evicting")
-			b.ReportMetric(micro(alone, 99), "us/p99-alone")
-			b.ReportMetric(micro(beside, 99), "us/p99-evicting")
-			b.ReportMetric(scanned.Seconds()*1000/float64(scans), "ms/scan")
-			if err := s.Close(); err != nil {
-				b.Fatal(err)
-			}
-		})
 	}
 }
 

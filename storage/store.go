@@ -24,10 +24,11 @@ type Config struct {
 	MaxSize  Size   // of all blobs, partial downloads and damaged blobs, in blocks of 4 KiB; zero: no limit but MinFree
 	MinFree  Size   // free space that is left to others; what the index needs is left to it in any case
 	MaxFills int    // downloads at once; further ones wait
-	// LowMark is the share of MaxSize, in percent, that is left once blobs have to
-	// go, so that not every download has to evict; of MinFree as much more is
-	// freed. Zero: 95.
-	LowMark float64
+	// HighMark and LowMark are shares of MaxSize, in percent: above the first one
+	// blobs go in the background, until no more than the second one is left, so that
+	// downloads need not wait for it. Of MinFree as much more is freed. Zero: 98, or
+	// LowMark if that is more, and 95, or HighMark if that is less.
+	HighMark, LowMark float64
 	// Pinned: see [Store.SetPinned].
 	Pinned func(upstream, repository string) bool
 	// ScrubEvery is the time in which every blob is read again and compared with
@@ -46,6 +47,7 @@ type Store struct {
 	log       *slog.Logger
 	maxSize   int64
 	minFree   int64
+	highMark  float64       // percent
 	lowMark   float64       // percent
 	slots     chan struct{} // one is held by each running fill
 	room      *room         // for what fills fetch ahead
@@ -55,10 +57,13 @@ type Store struct {
 	filling   atomic.Int64                                           // what fills/ takes of the disk, in bytes
 	reserved  atomic.Int64                                           // what running fills have yet to take of it
 	pins      atomic.Pointer[func(upstream, repository string) bool] // see SetPinned
-	evicting  sync.Mutex                                             // held by the one that makes room; guards the next two
+	reserving sync.Mutex                                             // held while the books are added up, and while bytes in fills/ become a blob's
+	trimming  chan struct{}                                          // has a value while somebody evicts down to the low mark
+	waiting   atomic.Int32                                           // fills that cannot go on before something is evicted: nobody rests then
+	evicting  chan struct{}                                          // has a value of the one who picks victims or evicts one; guards the next three
+	picked    []victim                                               // go next, in this order
 	noMore    int64                                                  // no more bytes than these could be evicted
 	lookAgain time.Time                                              // until then that is taken for true
-	trimming  sync.Mutex                                             // held by the one that evicts down to the low mark
 	flushing  sync.Mutex                                             // held by the one that writes touched
 
 	scrubEvery    time.Duration
@@ -86,11 +91,14 @@ type Store struct {
 // index up to date. It fails with
 // [ErrLocked] when another process uses the folder.
 func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
-	if cfg.LowMark == 0 {
-		cfg.LowMark = 95
+	if cfg.HighMark == 0 {
+		cfg.HighMark = max(98, cfg.LowMark)
 	}
-	if cfg.LowMark < 0 || cfg.LowMark > 100 {
-		return nil, fmt.Errorf("storage: a low mark of %g %%; it is a share of the limit", cfg.LowMark)
+	if cfg.LowMark == 0 {
+		cfg.LowMark = min(95, cfg.HighMark)
+	}
+	if cfg.LowMark < 0 || cfg.LowMark > cfg.HighMark || cfg.HighMark > 100 {
+		return nil, fmt.Errorf("storage: a low mark of %g %% and a high mark of %g %%; they are shares of the limit", cfg.LowMark, cfg.HighMark)
 	}
 	if cfg.MaxFills < 1 {
 		return nil, fmt.Errorf("storage: %d fills at once; at least 1 is needed", cfg.MaxFills)
@@ -108,7 +116,8 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	s := &Store{
 		disk: k, lock: lock, index: idx, metrics: m, log: log,
 		ledger:  newLedger(idx, m),
-		maxSize: cfg.MaxSize.of(total), minFree: cfg.MinFree.of(total), lowMark: cfg.LowMark,
+		maxSize: cfg.MaxSize.of(total), minFree: cfg.MinFree.of(total), highMark: cfg.HighMark, lowMark: cfg.LowMark,
+		trimming: make(chan struct{}, 1), evicting: make(chan struct{}, 1),
 		slots: make(chan struct{}, cfg.MaxFills), room: newRoom(),
 		ctx: ctx, stop: stop,
 		fills:   map[digest.Digest]*fill{},

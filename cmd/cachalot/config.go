@@ -82,9 +82,10 @@ type storageConfig struct {
 	MaxSize storage.Size `yaml:"max_size"`
 	// MinFree is the free space left to others on the file system.
 	MinFree storage.Size `yaml:"min_free"`
-	// LowMark is the share of MaxSize that eviction goes down to; of MinFree it
-	// frees as much more.
-	LowMark storage.Size `yaml:"low_mark"`
+	// HighMark is the share of MaxSize above which eviction begins, and LowMark the
+	// one that it goes down to; of MinFree they leave as much more free.
+	HighMark storage.Size `yaml:"high_mark"`
+	LowMark  storage.Size `yaml:"low_mark"`
 	// MaxFills bounds the downloads in progress.
 	MaxFills int `yaml:"max_fills"`
 	// ScrubEvery is the time in which every blob is read again and checked; 0: never.
@@ -159,6 +160,7 @@ func defaults() config {
 		Storage: storageConfig{
 			MaxSize:    storage.Size{Bytes: 50 << 30},
 			MinFree:    storage.Size{Percent: 5},
+			HighMark:   storage.Size{Percent: 98},
 			LowMark:    storage.Size{Percent: 95},
 			MaxFills:   256,
 			ScrubEvery: 7 * 24 * time.Hour,
@@ -280,6 +282,7 @@ func (c config) storage() (storage.Config, error) {
 		Path:       c.Storage.Path,
 		MaxSize:    c.Storage.MaxSize,
 		MinFree:    c.Storage.MinFree,
+		HighMark:   c.Storage.HighMark.Percent,
 		LowMark:    c.Storage.LowMark.Percent,
 		MaxFills:   c.Storage.MaxFills,
 		Pinned:     c.proxy().Pinned(),

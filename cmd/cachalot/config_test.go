@@ -98,7 +98,7 @@ func TestConfigValues(t *testing.T) {
 	c := parse(t, `
 listen: 127.0.0.1:0
 max_connections: "20"
-storage: {path: /srv/cache, max_size: 1TiB, min_free: 10GB, low_mark: 80%, scrub_every: 720h}
+storage: {path: /srv/cache, max_size: 1TiB, min_free: 10GB, high_mark: 90%, low_mark: 80%, scrub_every: 720h}
 tags: {fresh_for: 0s, max_stale: 24h}
 upstreams:
   docker.io:
@@ -115,7 +115,7 @@ upstreams:
     allow_addresses: [10.0.0.0/8, 192.168.1.5, "fd00::/8", "::1", 0.0.0.0/0]
 `)
 	if c.Listen != "127.0.0.1:0" || c.MaxConnections != 20 || c.Storage.Path != "/srv/cache" ||
-		c.Storage.MaxSize.Bytes != 1<<40 || c.Storage.MinFree.Bytes != 10_000_000_000 || c.Storage.LowMark.Percent != 80 ||
+		c.Storage.MaxSize.Bytes != 1<<40 || c.Storage.MinFree.Bytes != 10_000_000_000 || c.Storage.HighMark.Percent != 90 || c.Storage.LowMark.Percent != 80 ||
 		c.Storage.ScrubEvery != 720*time.Hour || c.Tags.FreshFor != 0 || c.Tags.MaxStale != 24*time.Hour || c.Tags.NegativeFor != 10*time.Second {
 		t.Errorf("%+v", c)
 	}

@@ -79,6 +79,9 @@ func (m *mirror) keepFixed(next *config) {
 	if next.Storage.MinFree != m.cfg.Storage.MinFree {
 		changed = append(changed, "storage.min_free")
 	}
+	if next.Storage.HighMark != m.cfg.Storage.HighMark {
+		changed = append(changed, "storage.high_mark")
+	}
 	if next.Storage.LowMark != m.cfg.Storage.LowMark {
 		changed = append(changed, "storage.low_mark")
 	}

@@ -148,8 +148,14 @@ func (v *validator) storage(s storageConfig) {
 	if s.MinFree.Percent >= 100 {
 		v.fail("the whole disk; write how much of it to leave free, such as 5%", "storage.min_free")
 	}
+	if s.HighMark.Percent == 0 {
+		v.fail(fmt.Sprintf("%q is not a share of max_size; write one such as 98%%", s.HighMark), "storage.high_mark")
+	}
 	if s.LowMark.Percent == 0 {
 		v.fail(fmt.Sprintf("%q is not a share of max_size; write one such as 95%%", s.LowMark), "storage.low_mark")
+	}
+	if !v.below("storage.high_mark") && s.LowMark.Percent > s.HighMark.Percent {
+		v.fail(fmt.Sprintf("%s is above storage.high_mark, %s; write a lower one, or a higher storage.high_mark", s.LowMark, s.HighMark), "storage.low_mark", "storage.high_mark")
 	}
 	v.atLeastOne(s.MaxFills, "storage.max_fills")
 }

@@ -1,0 +1,217 @@
+package storage
+
+import (
+	"runtime/debug"
+	"time"
+)
+
+// Who works while nobody waits for it goes on for a step, some 100 us, then rests
+// for so much longer that it takes a tenth of a processor. A timer ends the rest:
+// who merely yields is before those who wait for the network.
+const (
+	step      = 128 // records that are looked at
+	pinStep   = 16  // that one look at a blob's links counts for
+	restShare = 9
+	minRest   = time.Millisecond // timers are no finer
+	maxRest   = time.Second      // a clock may say what it likes
+)
+
+// maxLooking is how long at most a look at all records is believed that found too
+// little.
+const maxLooking = 10 * time.Second
+
+// breathe rests after a step that took so long, unless somebody waits.
+func (s *Store) breathe(took time.Duration) {
+	if s.waiting.Load() > 0 {
+		return
+	}
+	over := time.NewTimer(min(max(restShare*took, minRest), maxRest))
+	defer over.Stop()
+	select {
+	case <-over.C:
+	case <-s.ctx.Done():
+	}
+}
+
+// makeRoom reserves need bytes. Only where they would break a limit it waits, until
+// enough is evicted; above the high mark it leaves that to trim. It returns false,
+// with nothing reserved and nothing evicted in vain, where they cannot fit.
+func (s *Store) makeRoom(need int64) bool {
+	switch {
+	case s.reserve(need):
+		if s.over(0, s.highMark) > 0 {
+			s.trim()
+		}
+	case s.evictFor(need):
+		s.trim()
+	default:
+		return false
+	}
+	return true
+}
+
+// reserve promises need bytes, unless they would break a limit.
+func (s *Store) reserve(need int64) bool {
+	s.reserving.Lock()
+	defer s.reserving.Unlock()
+	if s.overLocked(need, 100) > 0 {
+		return false
+	}
+	s.reserved.Add(need)
+	return true
+}
+
+// over is by how many bytes need more would be above mark percent of max_size,
+// or eat into min_free and as large a part of it again as is missing to 100.
+func (s *Store) over(need int64, mark float64) int64 {
+	s.reserving.Lock()
+	defer s.reserving.Unlock()
+	return s.overLocked(need, mark)
+}
+
+func (s *Store) overLocked(need int64, mark float64) int64 {
+	var over int64
+	reserved := s.reserved.Load()
+	if s.maxSize > 0 {
+		over = s.ledger.total() + s.filling.Load() + s.quarantined.Load() + reserved + need - share(s.maxSize, mark)
+	}
+	free, _, err := s.disk.space()
+	if err != nil {
+		s.log.Warn("cannot read free space", "error", err)
+		return over
+	}
+	return max(over, max(share(s.minFree, 200-mark), indexFloor)+reserved+need-free)
+}
+
+func share(bytes int64, percent float64) int64 { return int64(float64(bytes) * (percent / 100)) }
+
+// evictFor reserves need bytes once so much is evicted that they fit. Nobody rests
+// meanwhile: not trim either, whose look at all records is waited for and used.
+func (s *Store) evictFor(need int64) bool {
+	s.ledger.loaded(s.ctx)
+	s.waiting.Add(1)
+	defer s.waiting.Add(-1)
+	s.evicting <- struct{}{}
+	defer func() { <-s.evicting }()
+	s.dropPartials(0)
+	var e eviction
+	defer func() { s.evicted("evicted for a download", e) }()
+	for s.ctx.Err() == nil {
+		if s.reserve(need) {
+			return true
+		}
+		if !s.evictNext(need, &e) {
+			return s.reserve(need)
+		}
+	}
+	return false
+}
+
+// trim evicts down to the low mark while nobody waits for it, unless it does so
+// already.
+func (s *Store) trim() {
+	select {
+	case s.trimming <- struct{}{}:
+	default:
+		return
+	}
+	s.running.Go(func() {
+		defer func() { <-s.trimming }()
+		s.ledger.loaded(s.ctx)
+		var e eviction
+		for s.ctx.Err() == nil && s.evictAbove(&e) {
+			s.breathe(e.took)
+		}
+		s.evicted("evicted", e)
+		if e.looked {
+			debug.FreeOSMemory() // what it took
+		}
+	})
+}
+
+// evictAbove evicts a blob of what is above the low mark. It returns false where
+// there is no such.
+func (s *Store) evictAbove(e *eviction) bool {
+	s.evicting <- struct{}{}
+	defer func() { <-s.evicting }()
+	if s.over(0, s.lowMark) <= 0 {
+		s.picked = nil
+		return false
+	}
+	return s.evictNext(0, e)
+}
+
+// eviction is what one goroutine evicts.
+type eviction struct {
+	blobs  int
+	bytes  int64
+	looked bool          // at all records
+	gone   bool          // something went since
+	took   time.Duration // the last one
+}
+
+func (s *Store) evicted(message string, e eviction) {
+	if e.blobs > 0 {
+		s.log.Info(message, "blobs", e.blobs, "bytes", e.bytes)
+	}
+}
+
+// evictNext evicts one of those picked, or picks some first. It returns false where
+// nothing more can go. s.evicting is held.
+func (s *Store) evictNext(need int64, e *eviction) bool {
+	if len(s.picked) == 0 {
+		if e.looked && !e.gone || !s.pick(need) {
+			return false
+		}
+		e.looked, e.gone = true, false
+	}
+	if len(s.picked) == 0 {
+		return true // partials were enough
+	}
+	v := s.picked[0]
+	s.picked = s.picked[1:]
+	begun := time.Now()
+	defer func() { e.took = time.Since(begun) }()
+	if s.evict(v) {
+		e.blobs++
+		e.bytes += v.room()
+		e.gone = true
+	}
+	return true
+}
+
+// pick looks for what must go for need bytes to fit, and for the low mark. Where
+// that cannot be reached nothing goes for it. It returns false where all would go
+// in vain. s.evicting is held.
+func (s *Store) pick(need int64) bool {
+	s.dropPartials(0)
+	least, most := max(0, s.over(need, 100)), s.over(need, s.lowMark)
+	if most <= 0 {
+		return true
+	}
+	wanted := least
+	if wanted == 0 {
+		wanted = most
+	}
+	start := time.Now()
+	if wanted > s.ledger.total() || wanted > s.noMore && start.Before(s.lookAgain) {
+		return false // so it was a moment ago
+	}
+	s.log.Debug("looking at all records", "wanted_bytes", most)
+	s.flushTouched()
+	picked, bytes := s.victims(most)
+	if bytes < wanted && len(picked) < mostVictims {
+		s.log.Warn("no room: all other blobs are pinned or in use", "wanted_bytes", wanted, "evictable_bytes", bytes)
+	}
+	if bytes < most && len(picked) < mostVictims {
+		n, sum := 0, int64(0)
+		for bytes >= least && sum < least {
+			sum += picked[n].room()
+			n++
+		}
+		picked = picked[:n]
+		s.noMore, s.lookAgain = bytes-sum, time.Now().Add(min(10*time.Since(start), maxLooking)) // a look at a million takes long
+	}
+	s.picked = picked
+	return len(picked) > 0
+}

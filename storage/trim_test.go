@@ -1,0 +1,333 @@
+package storage
+
+import (
+	"context"
+	"log/slog"
+	"strconv"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+)
+
+// TestMarks: nothing goes at the high mark; above it blobs go until no more is left
+// than the low mark, and not one more.
+func TestMarks(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		high, low float64
+		most      int // blobs of 40 that there is room for
+		left      int // of these and one more
+	}{
+		"by default":         {0, 0, 39, 38},
+		"low mark alone":     {0, 50, 39, 20},
+		"high low mark":      {0, 100, 40, 40},
+		"low high mark":      {80, 0, 32, 32},
+		"far apart":          {90, 25, 36, 10},
+		"the limit":          {100, 50, 40, 20},
+		"a block above that": {100, 52.4, 40, 20},
+		"a block below that": {100, 52.5, 40, 21},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s := openStore(t, t.TempDir(), func(c *Config) {
+					c.MaxSize, c.HighMark, c.LowMark = Size{Bytes: 40 * block}, tc.high, tc.low
+				})
+				var blobs []digest.Digest
+				for i := range tc.most {
+					blobs = append(blobs, put(t, s, uint64(i), block, int64(i), false))
+				}
+				time.Sleep(2 * maintenance)
+				checkDisk(t, s)
+				if got := s.ledger.total(); got != int64(tc.most)*block {
+					t.Fatalf("%d blobs are left of %d", got/block, tc.most)
+				}
+				blobs = append(blobs, put(t, s, 99, block, 99, false))
+				time.Sleep(2 * maintenance)
+				checkDisk(t, s)
+				for i, d := range blobs {
+					if want := i >= len(blobs)-tc.left; s.exists(d) != want {
+						t.Errorf("blob %d of %d is here: %v", i, len(blobs), !want)
+					}
+				}
+				if err := s.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+	for _, mark := range [][2]float64{{0, -1}, {0, 101}, {101, 0}, {-1, 0}, {90, 91}} {
+		c := Config{Path: t.TempDir(), MaxFills: 1, HighMark: mark[0], LowMark: mark[1]}
+		if s, err := Open(c, NewMetrics(), slog.New(slog.DiscardHandler)); err == nil {
+			t.Errorf("marks of %v %% are taken", mark)
+			_ = s.Close()
+		}
+	}
+}
+
+// TestMarksOfFreeSpace: above min_free there are marks too.
+func TestMarksOfFreeSpace(t *testing.T) {
+	t.Parallel()
+	const mib = 1 << 20
+	s := openStore(t, smallDisk(t, 300), func(c *Config) { c.MinFree, c.HighMark, c.LowMark = Size{Bytes: 80 * mib}, 95, 90 })
+	s.ledger.loaded(t.Context())
+	for i := range uint64(150) {
+		put(t, s, i, mib, int64(i), false)
+		free, _, err := s.disk.space()
+		if err != nil {
+			t.Fatal(err)
+		}
+		gone := testutil.ToFloat64(s.metrics.evictedBytes)
+		switch {
+		case free < 84*mib:
+			t.Fatalf("%d bytes are free after %d blobs", free, i+1)
+		case gone == 0:
+			continue
+		case free < 88*mib || free >= 90*mib: // its log may grow too
+			t.Errorf("%d bytes are free, and %v have gone", free, gone)
+		}
+		return
+	}
+	t.Error("nothing went")
+}
+
+// messages is a log that counts them.
+type messages struct {
+	mu   sync.Mutex // guards seen
+	seen map[string]int
+}
+
+func (m *messages) Handle(_ context.Context, r slog.Record) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.seen[r.Message]++
+	return nil
+}
+func (m *messages) Enabled(context.Context, slog.Level) bool { return true }
+func (m *messages) WithAttrs([]slog.Attr) slog.Handler       { return m }
+func (m *messages) WithGroup(string) slog.Handler            { return m }
+
+func (m *messages) count(message string) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.seen[message]
+}
+
+const (
+	looked  = "looking at all records"
+	waited  = "evicted for a download"
+	records = 20 * step
+)
+
+// fullStore has records, without files, of blobs that are just the high mark, 90 %;
+// the low one is 80.
+func fullStore(t *testing.T, change ...func(*Config)) (*Store, *messages, []digest.Digest) {
+	t.Helper()
+	log := &messages{seen: map[string]int{}}
+	c := Config{Path: t.TempDir(), MaxFills: 16, MaxSize: Size{Bytes: records*block*10/9 + block/2}, HighMark: 90, LowMark: 80}
+	for _, f := range change {
+		f(&c)
+	}
+	s, err := Open(c, NewMetrics(), slog.New(log))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	synctest.Wait() // the walk would miss their files
+	blobs := map[digest.Digest]record{}
+	var order []digest.Digest
+	for i := range records {
+		order = append(order, digest.FromString(strconv.Itoa(i)))
+		blobs[order[i]] = record{size: block, accessed: int64(i), manifest: true}
+	}
+	if _, err := s.ledger.found(blobs, func(digest.Digest) bool { return true }); err != nil {
+		t.Fatal(err)
+	}
+	if over := s.over(0, s.highMark); over > 0 || over <= -block {
+		t.Fatalf("%d bytes above the high mark", over)
+	}
+	return s, log, order
+}
+
+// TestNobodyWaits: while downloads stay below the limit none waits for an eviction,
+// though one is under way, which takes a tenth of the time.
+func TestNobodyWaits(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, log, _ := fullStore(t)
+		start := time.Now()
+		const fills = 100 // a twentieth would be up to the limit
+		for i := range uint64(fills) {
+			before := time.Now()
+			o := &origin{content: content(i, block)}
+			mustFetch(t, s, o, Miss)
+			if took := time.Since(before); took > 0 {
+				t.Errorf("download %d took %v", i, took)
+			}
+			time.Sleep(minRest)
+		}
+		if i := len(s.trimming); i != 1 {
+			t.Error("nobody evicts")
+		}
+		settle(t, s)
+		took := time.Since(start)
+		if n := log.count(waited); n != 0 {
+			t.Errorf("%d downloads waited for an eviction", n)
+		}
+		if over := s.over(0, s.lowMark); over > 0 || over <= -block {
+			t.Errorf("%d bytes above the low mark", over)
+		}
+		gone := testutil.ToFloat64(s.metrics.evictedBytes) / block
+		rests := log.count(looked)*records/step + int(gone) - 3 // what is last is not rested after
+		if least := time.Duration(rests) * minRest; took < least || took > 2*least || gone < records/10 {
+			t.Errorf("%v for %v blobs, want a little more than %v", took, gone, least)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestOutrun: a download for which there is no room is not held up by the pace of an
+// eviction that is under way, and needs no second look at all records.
+func TestOutrun(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, log, order := fullStore(t)
+		mustFetch(t, s, &origin{content: content(1, block)}, Miss)
+		time.Sleep(3 * minRest)
+		if log.count(looked) != 1 || testutil.ToFloat64(s.metrics.evictedBytes) != 0 {
+			t.Fatal("not looking at records, or no longer")
+		}
+		start := time.Now()
+		o := &origin{content: content(2, records*block/9)} // all of the last tenth
+		mustFetch(t, s, o, Miss)
+		if took := time.Since(start); took > minRest {
+			t.Errorf("waited for %v", took)
+		}
+		if n, m := log.count(waited), log.count(looked); n != 1 || m != 1 {
+			t.Errorf("%d waited, and records were looked at %d times", n, m)
+		}
+		r, known, err := s.index.record(order[len(order)-1])
+		if err != nil || !known || !s.exists(o.digest()) {
+			t.Errorf("%v, %v: %v", r, known, err)
+		}
+		settle(t, s)
+		if over := s.over(0, s.lowMark); over > 0 || over <= -block {
+			t.Errorf("%d bytes above the low mark", over)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestCloseWhileTrimming: an eviction that looks at records, or rests between two
+// blobs, ends with the store.
+func TestCloseWhileTrimming(t *testing.T) {
+	t.Parallel()
+	for name, rests := range map[string]time.Duration{"looks": records / step / 2, "evicts": records/step + 10} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s, log, _ := fullStore(t)
+				mustFetch(t, s, &origin{content: content(1, block)}, Miss)
+				time.Sleep(rests*minRest + minRest/2)
+				gone := testutil.ToFloat64(s.metrics.evictedBytes)
+				if log.count(looked) != 1 || len(s.trimming) != 1 || gone > 0 != (name == "evicts") {
+					t.Fatalf("too early or too late: %v bytes have gone", gone)
+				}
+				start := time.Now()
+				if err := s.Close(); err != nil {
+					t.Error(err)
+				}
+				if took := time.Since(start); took > 0 {
+					t.Errorf("waited for %v", took)
+				}
+			})
+		})
+	}
+}
+
+// TestTrimSpares: what is pinned, in use or was used a moment ago does not go for the
+// low mark.
+func TestTrimSpares(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := openStore(t, t.TempDir(), func(c *Config) {
+			c.MaxSize, c.HighMark, c.LowMark, c.Pinned = Size{Bytes: 40 * block}, 90, 50, pinnedBase
+		})
+		var blobs []digest.Digest
+		for i := range 36 {
+			blobs = append(blobs, put(t, s, uint64(i), block, int64(i), false))
+		}
+		pin(t, s, blobs[0])
+		open(t, s, Scope{Upstream: "u", Repository: "r"}, blobs[1], nil)
+		s.mu.Lock()
+		s.open[blobs[2]]++ // someone who is about to open it
+		s.mu.Unlock()
+		open(t, s, Scope{Upstream: "u", Repository: "r"}, blobs[3], nil).Close()
+		blobs = append(blobs, put(t, s, 99, block, 99, false))
+		checkDisk(t, s)
+		for i, d := range blobs {
+			if want := i < 4 || i >= len(blobs)-16; s.exists(d) != want {
+				t.Errorf("blob %d is here: %v", i, !want)
+			}
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestUnreachableMark: where too much is pinned, nothing goes for the low mark, and
+// records are not looked at again and again for it.
+func TestUnreachableMark(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, log, order := fullStore(t, func(c *Config) { c.Pinned = pinnedBase })
+		const loose = 20
+		pin(t, s, order[loose:]...)
+		start := time.Now()
+		const fills = 100
+		for i := range uint64(fills) {
+			mustFetch(t, s, &origin{content: content(i, block)}, Miss)
+			time.Sleep(time.Second)
+		}
+		n := log.count(looked)
+		const look = records * (1 + pinStep) / step * minRest
+		if most := int(time.Since(start) / 10 / look); n < 2 || n > most {
+			t.Errorf("records were looked at %d times, for %v each, want at most %d", n, look, most)
+		}
+		if gone := testutil.ToFloat64(s.metrics.evictedBytes); gone != 0 {
+			t.Errorf("%v bytes went in vain", gone)
+		}
+		// What is needed goes all the same, and no more.
+		need := -s.over(0, 100) + 3*block
+		if !s.makeRoom(need) || s.makeRoom(fills*2*block) {
+			t.Error("no room, or too much")
+		}
+		settle(t, s)
+		if gone := testutil.ToFloat64(s.metrics.evictedBytes); gone != 3*block {
+			t.Errorf("%v bytes went for three blocks", gone)
+		}
+		for i, d := range order {
+			if _, known, err := s.index.record(d); err != nil || known != (i >= 3) {
+				t.Fatalf("blob %d: %v, %v", i, known, err)
+			}
+		}
+		s.SetPinned(nil)
+		time.Sleep(2 * maintenance)
+		settle(t, s)
+		if over := s.over(0, s.lowMark); over > 0 || over <= -block {
+			t.Errorf("%d bytes above the low mark without pins", over)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
