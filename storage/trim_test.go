@@ -226,6 +226,34 @@ func TestOutrun(t *testing.T) {
 	})
 }
 
+// TestTrimStops: once there is no more than the low mark, for a download that failed,
+// no more goes of what was picked.
+func TestTrimStops(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, _, _ := fullStore(t)
+		const need = records / 9 * block // up to the limit, nearly
+		if !s.makeRoom(need) {
+			t.Fatal("no room")
+		}
+		for testutil.ToFloat64(s.metrics.evictedBytes) < need+10*block { // the low mark is a tenth below
+			time.Sleep(minRest)
+		}
+		before := testutil.ToFloat64(s.metrics.evictedBytes)
+		s.reserved.Add(-need)
+		settle(t, s)
+		if gone := testutil.ToFloat64(s.metrics.evictedBytes) - before; gone > 0 && s.over(block, s.lowMark) <= 0 {
+			t.Errorf("%v bytes too many", gone)
+		}
+		if len(s.picked) > 0 {
+			t.Errorf("%d stay in memory", len(s.picked))
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // TestCloseWhileTrimming: an eviction that looks at records, or rests between two
 // blobs, ends with the store.
 func TestCloseWhileTrimming(t *testing.T) {
