@@ -95,7 +95,11 @@ func (s *Store) evictFor(need int64) bool {
 	defer func() { <-s.evicting }()
 	s.dropPartials(0)
 	var e eviction
-	defer func() { s.evicted("evicted for a download", e) }()
+	defer func() {
+		if e.blobs > 0 {
+			s.log.Info("evicted for a download", "blobs", e.blobs, "bytes", e.bytes)
+		}
+	}()
 	for s.ctx.Err() == nil {
 		if s.reserve(need) {
 			return true
@@ -122,7 +126,9 @@ func (s *Store) trim() {
 		for s.ctx.Err() == nil && s.evictAbove(&e) {
 			s.breathe(e.took)
 		}
-		s.evicted("evicted", e)
+		if e.blobs > 0 {
+			s.log.Info("evicted", "blobs", e.blobs, "bytes", e.bytes)
+		}
 		if e.looked {
 			debug.FreeOSMemory() // what it took
 		}
@@ -148,12 +154,6 @@ type eviction struct {
 	looked bool          // at all records
 	gone   bool          // something went since
 	took   time.Duration // the last one
-}
-
-func (s *Store) evicted(message string, e eviction) {
-	if e.blobs > 0 {
-		s.log.Info(message, "blobs", e.blobs, "bytes", e.bytes)
-	}
 }
 
 // evictNext evicts one of those picked, or picks some first. It returns false where

@@ -126,11 +126,11 @@ func hotStore(b *testing.B, c Config, n int) (s *Store, hot [2][]digest.Digest) 
 // how long that took.
 func answering(b *testing.B, s *Store, hot [2][]digest.Digest) (ask func(kind int) time.Duration) {
 	b.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := new(net.ListenConfig).Listen(b.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		b.Fatal(err)
 	}
-	client, err := net.Dial("tcp", l.Addr().String())
+	client, err := new(net.Dialer).DialContext(b.Context(), "tcp", l.Addr().String())
 	if err != nil {
 		b.Fatal(err)
 	}
