@@ -75,8 +75,8 @@
 //	reserve ──┬─ fits ──────────────► go on ─── above the high mark? ──► trim, in the background:
 //	          └─ breaks a limit ────► evictFor: wait, then go on ──────► down to the low mark
 //
-// trim works in steps of some 100 us, or of one blob, and rests nine times as long
-// after each, so that hits hardly notice. Where a fill, or maintenance, finds a limit
+// trim works in steps of some 100 us, or of one blob, and rests a hundred times
+// as long after each, so that hits hardly notice. Where a fill, or maintenance, finds a limit
 // broken nobody rests until that has an end. Records are looked at by one goroutine at
 // a time, and what it picks (Store.picked) goes by whoever evicts: a fill that waits
 // uses what trim has found. Where pins and use leave too little for the low mark,
