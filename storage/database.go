@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -38,11 +39,19 @@ const (
 	// later was not the opening, though its records may not all have been read yet:
 	// two quick kills in a row must not cost the index of a large cache.
 	survival = 3 * time.Second
+	// muchWork is how many keys are read by scans, or written, before what that has
+	// left in memory is given back, a pause of atRest after: badger compacts for some
+	// seconds more, and keeps what that took for another 18. Nothing else makes Go
+	// collect it, when little is asked for.
+	muchWork = 10_000
+	atRest   = 30 * time.Second
 )
 
 // openIndex opens the index in dir as far as that is possible now: see attach.
 func openIndex(dir string, log *slog.Logger) *index {
 	x := &index{dir: dir, log: log, waiting: map[string]entry{}, recent: newRecent()}
+	x.resting = time.AfterFunc(atRest, debug.FreeOSMemory)
+	x.resting.Stop()
 	x.attach()
 	return x
 }
@@ -176,10 +185,11 @@ func openBadger(dir string, log *slog.Logger) (*badger.DB, error) {
 	o := badger.DefaultOptions(dir).
 		WithMemTableSize(memtable).WithNumMemtables(2).
 		WithValueLogFileSize(16 << 20).
-		WithBlockCacheSize(8 << 20).WithIndexCacheSize(8 << 20).
+		WithBlockCacheSize(8 << 20).
 		WithNumCompactors(2).WithNumGoroutines(1).
 		WithDetectConflicts(false).
 		WithMetricsEnabled(false).
+		WithExternalMagic(format).
 		WithLogger(badgerLog{log})
 	if fileExists(filepath.Join(dir, badger.ManifestFilename)) {
 		db, err := badger.Open(o.WithNumCompactors(0).WithChecksumVerificationMode(options.OnTableRead))
@@ -195,6 +205,14 @@ func openBadger(dir string, log *slog.Logger) (*badger.DB, error) {
 		return nil, fmt.Errorf("open index: %w", err)
 	}
 	return db, nil
+}
+
+// worked is told of the keys that were read by a scan, or written.
+func (x *index) worked(keys int) {
+	if x.work.Add(int64(keys)) >= muchWork {
+		x.work.Store(0)
+		x.resting.Reset(atRest)
+	}
 }
 
 // badgerLog passes badger's warnings and errors on; the rest is its own business.
@@ -233,6 +251,7 @@ func (x *index) write(entries map[string]entry) error {
 	x.mu.Unlock()
 	x.recent.changed(entries)
 	x.settle()
+	x.worked(len(entries))
 	return nil
 }
 
@@ -390,6 +409,7 @@ func (x *index) tend() (attached bool) {
 // close writes what waits and closes the database. Where the disk has no room
 // for that, it is left as a process that is killed leaves it.
 func (x *index) close() error {
+	x.resting.Stop()
 	db := x.db.Load()
 	if db == nil {
 		return nil

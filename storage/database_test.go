@@ -358,6 +358,55 @@ func TestOpeningMarkGoes(t *testing.T) {
 	})
 }
 
+// TestGiveBack: memory is given back a while after the last of much work, and
+// after nothing less.
+func TestGiveBack(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "index")
+	synctest.Test(t, func(t *testing.T) {
+		x := openIndex(dir, slog.New(slog.DiscardHandler))
+		times := 0
+		x.resting = time.AfterFunc(atRest, func() { times++ })
+		x.resting.Stop()
+		wait := func(d time.Duration, want int) {
+			t.Helper()
+			time.Sleep(d)
+			synctest.Wait()
+			if times != want {
+				t.Errorf("given back %d times, want %d", times, want)
+			}
+		}
+		write := func(from, to int) {
+			t.Helper()
+			entries := map[string]entry{}
+			for i := from; i < to; i++ {
+				entries[string(tagKey(tagOf(i)))] = entry{value: []byte{1}}
+			}
+			if err := x.write(entries); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write(0, muchWork-1)
+		wait(time.Hour, 0)
+		write(0, muchWork/2) // with that before it is much
+		write(0, muchWork/2)
+		wait(atRest-time.Nanosecond, 0)
+		if err := x.scan([]byte{'t'}, func(_, _ []byte) bool { return true }); err != nil {
+			t.Error(err)
+		}
+		write(0, 2)
+		wait(atRest-time.Nanosecond, 0)
+		wait(time.Nanosecond, 1)
+		write(0, 10)
+		wait(time.Hour, 1)
+		write(0, muchWork)
+		if err := x.close(); err != nil {
+			t.Error(err)
+		}
+		wait(time.Hour, 1)
+	})
+}
+
 // TestLogAllocated: the blocks of badger's log are the index's own, of each log
 // anew, so that a disk that fills up cannot fail a write to it.
 func TestLogAllocated(t *testing.T) {

@@ -38,11 +38,11 @@ func ParseDigest(s string) (digest.Digest, error) {
 
 // isDigest says the same as [ParseDigest], which needs a regular expression to
 // say what is wrong; that takes too long for a million.
-func isDigest[T string | []byte](s T) bool {
+func isDigest(s string) bool {
 	const prefix = len("sha256:")
 	switch {
-	case len(s) == prefix+2*32 && string(s[:prefix]) == "sha256:":
-	case len(s) == prefix+2*64 && string(s[:prefix]) == "sha512:":
+	case len(s) == prefix+2*32 && s[:prefix] == "sha256:":
+	case len(s) == prefix+2*64 && s[:prefix] == "sha512:":
 	default:
 		return false
 	}

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/dgraph-io/badger/v4"
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 )
@@ -116,9 +117,10 @@ func TestWholePartial(t *testing.T) {
 	checkDisk(t, s)
 }
 
-// TestIndexLost holds I8, for an index that is gone and for one that is damaged.
+// TestIndexLost holds I8, for an index that is gone, damaged, or of another format.
 func TestIndexLost(t *testing.T) {
 	t.Parallel()
+	kept := digest.FromBytes(content(24, 100_000))
 	for name, damage := range map[string]func(t *testing.T, dir string){
 		"removed": func(t *testing.T, dir string) {
 			t.Helper()
@@ -137,6 +139,19 @@ func TestIndexLost(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+		},
+		"of before formats": func(t *testing.T, dir string) {
+			t.Helper()
+			otherIndex(t, dir, 0, map[string][]byte{
+				"b" + string(kept): make([]byte, 25),
+				"l" + string(kept) + "\x00b" + scope().Upstream + "\x00" + scope().Repository: nil,
+			})
+		},
+		"of another format": func(t *testing.T, dir string) {
+			t.Helper()
+			otherIndex(t, dir, format+1, map[string][]byte{
+				string(blobKey(kept)): record{size: 1}.encode(), string(linkKey(scope(), kept)): link{size: 1}.encode(),
+			})
 		},
 		"a file": func(t *testing.T, dir string) {
 			t.Helper()
@@ -172,7 +187,31 @@ func TestIndexLost(t *testing.T) {
 			if o.opens.Load() != 1 {
 				t.Errorf("%d downloads", o.opens.Load())
 			}
+			if b, l := keys(t, s, []byte{'b'}), keys(t, s, []byte{'l'}); b != 1 || l != 1 {
+				t.Errorf("%d records and %d links of one blob", b, l)
+			}
 		})
+	}
+}
+
+// otherIndex makes an index that has a format of its own.
+func otherIndex(t *testing.T, dir string, format uint16, entries map[string][]byte) {
+	t.Helper()
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	db, err := badger.Open(badger.DefaultOptions(dir).WithExternalMagic(format).WithLogger(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(func(txn *badger.Txn) (err error) {
+		for key, value := range entries {
+			err = errors.Join(err, txn.Set([]byte(key), value))
+		}
+		return err
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
 	}
 }
 

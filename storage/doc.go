@@ -6,14 +6,15 @@
 //	PATH/blobs/sha256/ab/<hex>   whole, verified, durable (temp, fsync, rename, fsync of the folder)
 //	PATH/fills/sha256-<hex>      a download in progress or broken off; resumed on demand
 //	PATH/quarantine/sha256-<hex> a blob that was found damaged, to be looked at; bounded, counts as blobs do
-//	PATH/index/                  badger: tags, links, sizes, access times, limits; disposable
+//	PATH/index/                  badger: tags, links, sizes, access times, limits; disposable (see format)
 //	PATH/index.opening           a byte for every start in a row that died while it opened index/
 //	PATH/reserve                 space for badger to open and close with on a full disk
 //
 // The disk is the truth for content. The index only remembers what the disk
 // cannot say. When it is lost, a walk of blobs/ finds sizes again, and links and
 // tags come back with the next HEAD to the upstream; no content is fetched again.
-// Limits are forgotten: what had one is then kept as long as there is room.
+// Limits are forgotten: what had one is then kept as long as there is room. An
+// index of another format, which its manifest says, is as good as lost.
 //
 // # A fill
 //
@@ -92,8 +93,10 @@
 // Until the records are added up only Config.MinFree limits fills, and the metrics
 // of blobs are 0; who must evict waits for that. The walk compares names, and looks
 // at a file only where the index has no record of it. In memory nothing is kept of
-// a blob; the index's files are mapped, and what was read of them stays as long as
-// the kernel has room.
+// a blob; the index's files are mapped, some 50 bytes a blob and as many for each
+// place that it has a link from, and what was read of them stays as long as the
+// kernel has room. What much work on the index leaves in memory is given back when
+// that has rested for a while.
 //
 // # Books
 //

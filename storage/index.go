@@ -1,14 +1,11 @@
 package storage
 
 import (
-	"encoding/binary"
 	"errors"
-	"fmt"
 	"log/slog"
 	"math"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -76,20 +73,15 @@ func (r record) expires() int64 {
 }
 
 // index is what the disk cannot say of its blobs: a badger database, and what
-// waits to be written to it. Its keys are
-//
-//	b <digest>                                   record
-//	l <digest> 00 <m|b> <upstream> 00 <repository>  link
-//	t <upstream> 00 <repository> 00 <name>       Tag
-//	c                                            the digest that the scrub has come to
-//
-// No part has a NUL in it: digests, names and tags are parsed before they come here.
+// waits to be written to it. format.go has its keys and values.
 type index struct {
 	dir string
 	log *slog.Logger
 	db  atomic.Pointer[badger.DB] // nil until the disk has room to open it; then it stays
 
-	survived *time.Timer // calls opened; set by attach before db
+	survived *time.Timer  // calls opened; set by attach before db
+	resting  *time.Timer  // gives memory back; set by worked
+	work     atomic.Int64 // what worked was told since it set resting
 
 	writing sync.Mutex // held while entries are taken in or written to db; guards wal
 	wal     int        // the newest of badger's logs whose blocks are all allocated
@@ -108,94 +100,8 @@ type entry struct {
 	deleted bool
 }
 
-func blobKey(d digest.Digest) []byte { return append([]byte{'b'}, d...) }
-
-func linkPrefix(d digest.Digest) []byte { return append(append([]byte{'l'}, d...), 0) }
-
-func linkKey(s Scope, d digest.Digest) []byte {
-	kind := byte('b')
-	if s.Manifest {
-		kind = 'm'
-	}
-	k := append(linkPrefix(d), kind)
-	k = append(append(k, s.Upstream...), 0)
-	return append(k, s.Repository...)
-}
-
-func tagKey(k TagKey) []byte {
-	b := append([]byte{'t'}, k.Upstream...)
-	b = append(append(b, 0), k.Repository...)
-	return append(append(b, 0), k.Name...)
-}
-
-func scrubKey() []byte { return []byte{'c'} }
-
-func (r record) encode() []byte {
-	b := binary.BigEndian.AppendUint64(nil, uint64(r.size))
-	b = binary.BigEndian.AppendUint64(b, uint64(r.accessed))
-	var marks byte
-	if r.manifest {
-		marks |= markManifest
-	}
-	if r.expendable {
-		marks |= markExpendable
-	}
-	if r.again {
-		marks |= markAgain
-	}
-	return binary.BigEndian.AppendUint64(append(b, marks), uint64(r.until))
-}
-
 // scanStep is after how many keys a scan lets others go first: less than 0.1 ms.
 const scanStep = 64
-
-const (
-	markManifest = 1 << iota
-	markExpendable
-	markAgain
-)
-
-// decodeRecord reads what encode writes, and what it wrote before records had
-// a limit: the same without the last 8 bytes.
-func decodeRecord(b []byte) (record, error) {
-	if len(b) == 17 {
-		b = append(slices.Clone(b), make([]byte, 8)...)
-	}
-	if len(b) != 25 || b[0] > 127 || b[17] > 127 {
-		return record{}, fmt.Errorf("blob record of %d bytes is malformed", len(b))
-	}
-	return record{
-		size:       int64(binary.BigEndian.Uint64(b)),
-		accessed:   int64(binary.BigEndian.Uint64(b[8:])),
-		until:      int64(binary.BigEndian.Uint64(b[17:])),
-		manifest:   b[16]&markManifest != 0,
-		expendable: b[16]&markExpendable != 0,
-		again:      b[16]&markAgain != 0,
-	}, nil
-}
-
-func decodeTagKey(b []byte) (TagKey, error) {
-	parts := strings.Split(string(b), "\x00")
-	if len(parts) != 3 || !strings.HasPrefix(parts[0], "t") {
-		return TagKey{}, fmt.Errorf("tag key of %d parts is malformed", len(parts))
-	}
-	return TagKey{Upstream: parts[0][1:], Repository: parts[1], Name: parts[2]}, nil
-}
-
-func (t Tag) encode() []byte {
-	return append(binary.BigEndian.AppendUint64(nil, uint64(t.Checked.UnixNano())), t.Digest...)
-}
-
-func decodeTag(b []byte) (Tag, error) {
-	if len(b) < 8 {
-		return Tag{}, fmt.Errorf("tag record of %d bytes is malformed", len(b))
-	}
-	d, err := ParseDigest(string(b[8:]))
-	if err != nil {
-		return Tag{}, fmt.Errorf("decode tag record: %w", err)
-	}
-	return Tag{Digest: d, Checked: time.Unix(0, int64(binary.BigEndian.Uint64(b)))}, nil
-}
 
 // get reads one key; a missing key is (false, nil).
 func (x *index) get(key []byte, read func([]byte) error) (bool, error) {
@@ -279,11 +185,16 @@ func (x *index) putRecords(records map[digest.Digest]record) error {
 	return x.write(entries)
 }
 
-// records calls visit for every blob whose digest begins with prefix, until it
-// returns false. The digest is its own only during the call. Records that cannot
-// be read are passed over.
+// records calls visit for every blob whose digest begins with prefix (an
+// algorithm, a colon and an even number of digits, or nothing), until it returns
+// false. The digest is its own only during the call. Records that cannot be read
+// are passed over.
 func (x *index) records(prefix string, visit func(d []byte, r record) bool) error {
-	v := x.view(append([]byte{'b'}, prefix...))
+	key := []byte{'b'}
+	if prefix != "" {
+		key = pack(key, digest.Digest(prefix))
+	}
+	v := x.view(key)
 	defer v.close()
 	return v.records(visit)
 }
@@ -298,6 +209,7 @@ func (x *index) scan(prefix []byte, visit func(key, value []byte) bool) error {
 
 // view is what begins with prefix in the index at one moment. Close it.
 type view struct {
+	index   *index
 	prefix  []byte
 	waiting map[string]entry
 	txn     *badger.Txn // nil without a database
@@ -305,7 +217,7 @@ type view struct {
 
 // view takes what waits first: what is written meanwhile is in both, not in none.
 func (x *index) view(prefix []byte) view {
-	v := view{prefix: prefix, waiting: x.waitingWith(prefix)}
+	v := view{index: x, prefix: prefix, waiting: x.waitingWith(prefix)}
 	if db := x.db.Load(); db != nil {
 		v.txn = db.NewTransaction(false)
 	}
@@ -332,6 +244,7 @@ func (v view) scan(visit func(key, value []byte) bool) error {
 	it := v.txn.NewIterator(o)
 	defer it.Close()
 	more, seen := true, 0
+	defer func() { v.index.worked(seen) }()
 	for it.Rewind(); it.Valid() && more; it.Next() {
 		if seen++; seen%scanStep == 0 {
 			runtime.Gosched() // clients first
@@ -348,9 +261,15 @@ func (v view) scan(visit func(key, value []byte) bool) error {
 }
 
 func (v view) records(visit func(d []byte, r record) bool) error {
+	var d []byte
 	return v.scan(func(key, value []byte) bool {
 		r, err := decodeRecord(value)
-		return err != nil || !isDigest(key[1:]) || visit(key[1:], r)
+		if err != nil || len(key) < 1 {
+			return true
+		}
+		var ok bool
+		d, ok = unpack(d[:0], key[1:])
+		return !ok || visit(d, r)
 	})
 }
 

@@ -122,7 +122,7 @@ func (s *Store) recheck(d digest.Digest) (read int64) {
 // scrubbed is the last digest of this round that was read; "": none.
 func (s *Store) scrubbed() (last digest.Digest) {
 	if _, err := s.index.get(scrubKey(), func(b []byte) (err error) {
-		last, err = ParseDigest(string(b))
+		last, err = decodeDigest(b)
 		return err
 	}); err != nil {
 		s.log.Warn("cannot read how far blobs were checked: from the start", "error", err)
@@ -133,7 +133,7 @@ func (s *Store) scrubbed() (last digest.Digest) {
 func (s *Store) setScrubbed(last digest.Digest) {
 	err := s.index.remove(scrubKey())
 	if last != "" {
-		err = s.index.put(scrubKey(), []byte(last), 0)
+		err = s.index.put(scrubKey(), pack(nil, last), 0)
 	}
 	if err != nil {
 		s.log.Warn("cannot record how far blobs were checked", "error", err)

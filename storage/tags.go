@@ -1,7 +1,6 @@
 package storage
 
 import (
-	"encoding/binary"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -41,21 +40,6 @@ func (s *Store) Tags(visit func(TagKey, Tag) bool) error {
 type link struct {
 	mediaType string
 	size      int64 // of the blob; -1: it was not here yet when the link was made
-}
-
-// encode puts the size behind a NUL, which no media type has.
-func (l link) encode() []byte {
-	if l.size < 0 {
-		return []byte(l.mediaType)
-	}
-	return binary.BigEndian.AppendUint64(append([]byte(l.mediaType), 0), uint64(l.size))
-}
-
-func decodeLink(b []byte) link {
-	if i := len(b) - 9; i >= 0 && b[i] == 0 && b[i+1] < 128 {
-		return link{mediaType: string(b[:i]), size: int64(binary.BigEndian.Uint64(b[i+1:]))}
-	}
-	return link{mediaType: string(b), size: -1}
 }
 
 // link returns what the upstream said of the digest in this scope.

@@ -1,0 +1,180 @@
+package storage
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"math"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// format is of the index's keys and values. Whoever changes them counts it up: an
+// index of another format is thrown away, and built anew from the disk.
+//
+//	b <digest>                                   record
+//	l <digest> <m|b> <upstream> 00 <repository>  link
+//	t <upstream> 00 <repository> 00 <name>       Tag
+//	c                                            the digest that the scrub has come to
+//
+// A digest is a byte for its algorithm, which says its length, and its bytes. So
+// digests have the order of their text, and none begins like another. No name or
+// tag has a NUL in it: they are parsed before they come here.
+const format = 1
+
+// algorithmKeys are the algorithms' bytes in keys, in the order of their names.
+const (
+	sha256Key = 1 + iota
+	sha512Key
+)
+
+// pack appends a digest, or what one begins with, as keys have it. What has not
+// been parsed stays as it is behind a 0, and is no digest to unpack.
+func pack(b []byte, d digest.Digest) []byte {
+	var key byte
+	algorithm, digits, _ := strings.Cut(string(d), ":")
+	switch algorithm {
+	case "sha256":
+		key = sha256Key
+	case "sha512":
+		key = sha512Key
+	default:
+		return append(append(b, 0), d...)
+	}
+	packed, err := hex.AppendDecode(append(b, key), []byte(digits))
+	if err != nil {
+		return append(append(b, 0), d...)
+	}
+	return packed
+}
+
+// unpack appends the text of a packed digest. It returns false where it is none.
+func unpack(b, packed []byte) ([]byte, bool) {
+	switch {
+	case len(packed) == 1+32 && packed[0] == sha256Key:
+		b = append(b, "sha256:"...)
+	case len(packed) == 1+64 && packed[0] == sha512Key:
+		b = append(b, "sha512:"...)
+	default:
+		return b, false
+	}
+	return hex.AppendEncode(b, packed[1:]), true
+}
+
+func decodeDigest(packed []byte) (digest.Digest, error) {
+	var text [len("sha512:") + 2*64]byte
+	d, ok := unpack(text[:0], packed)
+	if !ok {
+		return "", fmt.Errorf("digest of %d bytes is malformed", len(packed))
+	}
+	return digest.Digest(d), nil
+}
+
+func blobKey(d digest.Digest) []byte { return pack([]byte{'b'}, d) }
+
+func linkPrefix(d digest.Digest) []byte { return pack([]byte{'l'}, d) }
+
+func linkKey(s Scope, d digest.Digest) []byte {
+	kind := byte('b')
+	if s.Manifest {
+		kind = 'm'
+	}
+	k := make([]byte, 0, 1+1+64+1+len(s.Upstream)+1+len(s.Repository))
+	k = append(pack(append(k, 'l'), d), kind)
+	k = append(append(k, s.Upstream...), 0)
+	return append(k, s.Repository...)
+}
+
+func tagKey(k TagKey) []byte {
+	b := append([]byte{'t'}, k.Upstream...)
+	b = append(append(b, 0), k.Repository...)
+	return append(append(b, 0), k.Name...)
+}
+
+func scrubKey() []byte { return []byte{'c'} }
+
+// Marks of a record.
+const (
+	markManifest = 1 << iota
+	markExpendable
+	markAgain
+	marksEnd
+)
+
+// encode has the marks, then size, accessed and until as varints: mostly 10 bytes.
+func (r record) encode() []byte {
+	var marks byte
+	if r.manifest {
+		marks |= markManifest
+	}
+	if r.expendable {
+		marks |= markExpendable
+	}
+	if r.again {
+		marks |= markAgain
+	}
+	b := binary.AppendUvarint([]byte{marks}, uint64(r.size))
+	b = binary.AppendVarint(b, r.accessed) // a file may be older than 1970
+	return binary.AppendUvarint(b, uint64(r.until))
+}
+
+func decodeRecord(b []byte) (record, error) {
+	if len(b) == 0 || b[0] >= marksEnd {
+		return record{}, fmt.Errorf("blob record of %d bytes is malformed", len(b))
+	}
+	marks, rest := b[0], b[1:]
+	size, n := binary.Uvarint(rest)
+	accessed, m := binary.Varint(rest[max(n, 0):])
+	until, k := binary.Uvarint(rest[max(n, 0)+max(m, 0):])
+	if min(n, m, k) <= 0 || n+m+k != len(rest) || max(size, until) > math.MaxInt64 {
+		return record{}, fmt.Errorf("blob record of %d bytes is malformed", len(b))
+	}
+	return record{
+		size:       int64(size),
+		accessed:   accessed,
+		until:      int64(until),
+		manifest:   marks&markManifest != 0,
+		expendable: marks&markExpendable != 0,
+		again:      marks&markAgain != 0,
+	}, nil
+}
+
+func decodeTagKey(b []byte) (TagKey, error) {
+	parts := strings.Split(string(b), "\x00")
+	if len(parts) != 3 || !strings.HasPrefix(parts[0], "t") {
+		return TagKey{}, fmt.Errorf("tag key of %d parts is malformed", len(parts))
+	}
+	return TagKey{Upstream: parts[0][1:], Repository: parts[1], Name: parts[2]}, nil
+}
+
+func (t Tag) encode() []byte {
+	return pack(binary.BigEndian.AppendUint64(nil, uint64(t.Checked.UnixNano())), t.Digest)
+}
+
+func decodeTag(b []byte) (Tag, error) {
+	if len(b) < 8 {
+		return Tag{}, fmt.Errorf("tag record of %d bytes is malformed", len(b))
+	}
+	d, err := decodeDigest(b[8:])
+	if err != nil {
+		return Tag{}, fmt.Errorf("decode tag record: %w", err)
+	}
+	return Tag{Digest: d, Checked: time.Unix(0, int64(binary.BigEndian.Uint64(b)))}, nil
+}
+
+// encode has the media type behind the size and one, as a varint: 0 is a size
+// that is not known.
+func (l link) encode() []byte {
+	return append(binary.AppendUvarint(nil, uint64(l.size+1)), l.mediaType...)
+}
+
+// decodeLink reads no size where there is none, or one that is no size.
+func decodeLink(b []byte) link {
+	size, n := binary.Uvarint(b)
+	if n <= 0 || size > math.MaxInt64 {
+		return link{size: -1}
+	}
+	return link{mediaType: string(b[n:]), size: int64(size) - 1}
+}
