@@ -40,9 +40,9 @@ const (
 	// two quick kills in a row must not cost the index of a large cache.
 	survival = 3 * time.Second
 	// muchWork is how many keys are read by scans, or written, before what that has
-	// left in memory is given back, a pause of atRest after: badger compacts for some
-	// seconds more, and keeps what that took for another 18. Nothing else makes Go
-	// collect it, when little is asked for.
+	// left in memory is given back, atRest later: badger compacts for some seconds
+	// more, and keeps what that took for another 18. Where little is asked for, Go
+	// by itself would keep most of it for longer than some minutes.
 	muchWork = 10_000
 	atRest   = 30 * time.Second
 )

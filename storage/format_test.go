@@ -2,8 +2,11 @@ package storage
 
 import (
 	"bytes"
+	"encoding/binary"
+	"encoding/hex"
 	"log/slog"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
@@ -12,6 +15,55 @@ import (
 
 	"github.com/opencontainers/go-digest"
 )
+
+// TestFormat: whoever makes this fail makes an index that earlier versions would
+// misread, and counts format up.
+func TestFormat(t *testing.T) {
+	t.Parallel()
+	d, e := digest.FromString("x"), digest.SHA512.FromString("x")
+	for want, got := range map[string][]byte{
+		"b\x01" + raw(t, d):                             blobKey(d),
+		"b\x02" + raw(t, e):                             blobKey(e),
+		"l\x01" + raw(t, d) + "bdocker.io\x00library/a": linkKey(Scope{Upstream: "docker.io", Repository: "library/a"}, d),
+		"l\x02" + raw(t, e) + "mdocker.io\x00library/a": linkKey(Scope{Upstream: "docker.io", Repository: "library/a", Manifest: true}, e),
+		"tdocker.io\x00library/a\x00latest":             tagKey(TagKey{"docker.io", "library/a", "latest"}),
+		"c":                                             scrubKey(),
+
+		"\x01\xe8\x07\x80\xa8\xd6\xb9\x07\x00":             record{size: 1000, accessed: 1_000_000_000, manifest: true}.encode(),
+		"\x06\x00\x02\x81\x94\xeb\xdc\x03":                 record{accessed: 1, until: 1_000_000_001, expendable: true, again: true}.encode(),
+		"\x00\x00\x00\x01\x2a\x05\xf2\x07\x01" + raw(t, d): Tag{Digest: d, Checked: time.Unix(5, 7)}.encode(),
+		"\xe9\x07a/b": link{"a/b", 1000}.encode(),
+		"\x00a/b":     link{"a/b", -1}.encode(),
+	} {
+		if string(got) != want || format != 1 {
+			t.Errorf("%q, want %q in format %d", got, want, format)
+		}
+	}
+}
+
+func raw(t *testing.T, d digest.Digest) string {
+	t.Helper()
+	b, err := hex.DecodeString(d.Encoded())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func TestMalformedRecords(t *testing.T) {
+	t.Parallel()
+	good := record{size: 1000, accessed: 7, until: 8, again: true}.encode()
+	huge := binary.AppendUvarint([]byte{0}, math.MaxUint64)
+	for name, b := range map[string][]byte{
+		"nothing": nil, "unknown mark": append([]byte{marksEnd}, good[1:]...), "longer": append(slices.Clone(good), 0),
+		"only marks": good[:1], "only a size": good[:3], "no limit": good[:len(good)-1],
+		"half a size": {0, 0x80}, "huge": append(huge, 0, 0), "endless": append([]byte{0}, bytes.Repeat([]byte{0x80}, 20)...),
+	} {
+		if r, err := decodeRecord(b); err == nil {
+			t.Errorf("%s: read as %+v", name, r)
+		}
+	}
+}
 
 // TestKeyOrder: keys have the order of their digests, so that the scrub goes on
 // where it was, and a folder's records stand together.
