@@ -365,15 +365,15 @@ func TestGiveBack(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "index")
 	synctest.Test(t, func(t *testing.T) {
 		x := openIndex(dir, slog.New(slog.DiscardHandler))
-		times := 0
-		x.resting = time.AfterFunc(atRest, func() { times++ })
+		var times atomic.Int64
+		x.resting = time.AfterFunc(atRest, func() { times.Add(1) })
 		x.resting.Stop()
-		wait := func(d time.Duration, want int) {
+		wait := func(d time.Duration, want int64) {
 			t.Helper()
 			time.Sleep(d)
 			synctest.Wait()
-			if times != want {
-				t.Errorf("given back %d times, want %d", times, want)
+			if got := times.Load(); got != want {
+				t.Errorf("given back %d times, want %d", got, want)
 			}
 		}
 		write := func(from, to int) {
