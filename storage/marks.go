@@ -6,9 +6,9 @@ import (
 )
 
 // Who works while nobody waits for it goes on for a step, some 100 us, then rests
-// for so much longer that it takes a hundredth of a processor: with a tenth the p99 of
-// hits is a third more. A timer ends the rest: who merely yields is before those who
-// wait for the network.
+// for so much longer that it takes a hundredth of a processor; with a tenth hits are
+// slower (BenchmarkHitWhileEvicting). A timer ends the rest: who merely yields is
+// before those who wait for the network.
 const (
 	step      = 128 // records that are looked at
 	pinStep   = 16  // that one look at a blob's links counts for
