@@ -1,20 +1,26 @@
 package proxy
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
 
 // Metrics of a [Proxy]. The caller registers them and adds the prefix.
 type Metrics struct {
 	requests  *prometheus.CounterVec
 	served    *prometheus.CounterVec
 	firstByte *prometheus.HistogramVec
+	inFlight  atomic.Int64
+	running   prometheus.GaugeFunc // inFlight
 }
 
 // NewMetrics returns metrics at zero.
 func NewMetrics() *Metrics {
-	return &Metrics{
+	m := &Metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "requests_total",
-			Help: "Requests for content, by upstream, kind (manifest, blob, tags, referrers) and result (hit, revalidated, miss, collapsed, stale, negative, denied, error).",
+			Help: "Requests for content, by upstream (unknown: of none that is configured, or for nothing that can be), kind (manifest, blob, tags, referrers) and result (hit, revalidated, miss, collapsed, stale, negative, denied, error).",
 		}, []string{"upstream", "kind", "result"}),
 		served: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "served_bytes_total",
@@ -26,11 +32,15 @@ func NewMetrics() *Metrics {
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
 		}, []string{"result"}),
 	}
+	m.running = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "requests_in_flight", Help: "Requests of clients that are being answered.",
+	}, func() float64 { return float64(m.inFlight.Load()) })
+	return m
 }
 
 // Collectors are what the caller registers.
 func (m *Metrics) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.requests, m.served, m.firstByte}
+	return []prometheus.Collector{m.requests, m.served, m.firstByte, m.running}
 }
 
 // result of a request, as in requests_total.

@@ -127,6 +127,7 @@ func (p *Proxy) Close() {
 // ServeHTTP answers one request.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rec := &response{ResponseWriter: w, started: time.Now(), secure: r.TLS != nil, result: resultError}
+	p.metrics.inFlight.Add(1)
 	defer p.finish(rec, r) // also when the handler breaks the connection off
 	apiVersion(rec)
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {

@@ -138,6 +138,7 @@ func (p *Proxy) finish(w *response, r *http.Request) {
 			p.metrics.firstByte.WithLabelValues(string(w.result)).Observe(w.firstByte.Seconds())
 		}
 	}
+	p.metrics.inFlight.Add(-1)
 	log := p.log.Handler()
 	if !log.Enabled(r.Context(), slog.LevelInfo) {
 		return

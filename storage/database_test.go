@@ -270,7 +270,7 @@ func TestBlobsLeaveRoom(t *testing.T) {
 			t.Fatalf("%d bytes free after %d blobs", free, i+1)
 		}
 	}
-	if n := testutil.ToFloat64(s.metrics.evictedBytes); n == 0 {
+	if n := testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace)); n == 0 {
 		t.Error("nothing was evicted: the disk is too large for this test")
 	}
 	checkDisk(t, s)

@@ -323,7 +323,7 @@ func TestEviction(t *testing.T) {
 				}
 			}
 			checkDisk(t, s)
-			if got := testutil.ToFloat64(s.metrics.evictedBytes); got == 0 {
+			if got := testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace)); got == 0 {
 				t.Error("evicted_bytes_total is 0")
 			}
 		})

@@ -256,8 +256,12 @@ func (s *Store) evict(v victim) (evicted bool) {
 			return
 		}
 		s.forget(v.digest)
-		s.metrics.evictedBytes.Add(float64(v.room()))
-		s.metrics.evictionAge.Observe(float64(max(0, time.Now().Unix()-v.accessed)))
+		now, reason := time.Now().Unix(), reasonSpace
+		if v.expires() < now {
+			reason = reasonAge
+		}
+		s.metrics.evictedBytes.WithLabelValues(reason).Add(float64(v.room()))
+		s.metrics.evictionAge.WithLabelValues(reason).Observe(float64(max(0, now-v.accessed)))
 		evicted = true
 	})
 	return evicted

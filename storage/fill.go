@@ -96,14 +96,11 @@ func (f *fill) run(ctx context.Context) {
 	defer f.release()
 	defer s.ended(f)
 	err := errAgain // others who wait for it start another
-	select {
-	case s.slots <- struct{}{}:
+	if s.slot(ctx) {
 		defer func() { <-s.slots }()
 		s.metrics.fills.Inc()
 		defer s.metrics.fills.Dec()
 		err = f.fetch(s.ctx)
-	case <-ctx.Done():
-	case <-s.ctx.Done():
 	}
 	defer func() { s.reserved.Add(-f.promised) }() // until a blob has it in the books
 	switch {
@@ -135,9 +132,25 @@ func (f *fill) run(ctx context.Context) {
 		if wrong || f.written == 0 || f.unwanted() {
 			f.discard()
 		}
-		s.metrics.failures.WithLabelValues(reason).Inc()
+		if f.state().phase > opening || !errors.Is(err, ErrRefused) { // or else there was nothing to download
+			s.metrics.failures.WithLabelValues(reason).Inc()
+		}
 		f.publish(func() { f.phase, f.err = failed, err })
 	}
+}
+
+// slot waits for one of the fills that may run at once; false: ctx, or the store,
+// has ended.
+func (s *Store) slot(ctx context.Context) bool {
+	s.metrics.fillsWaiting.Inc()
+	defer s.metrics.fillsWaiting.Dec()
+	select {
+	case s.slots <- struct{}{}:
+		return true
+	case <-ctx.Done():
+	case <-s.ctx.Done():
+	}
+	return false
 }
 
 // fetch brings the whole blob into the file and verifies it.

@@ -1,10 +1,18 @@
 package storage
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"math"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
 
 // Metrics of one [Store]. The caller registers them and adds the prefix.
 type Metrics struct {
 	fills        prometheus.Gauge
+	fillsWaiting prometheus.Gauge
+	fillsLimit   prometheus.Gauge
 	resumes      prometheus.Counter
 	failures     *prometheus.CounterVec
 	spills       prometheus.Counter
@@ -12,8 +20,11 @@ type Metrics struct {
 	partial      prometheus.Gauge
 	limit        prometheus.Gauge
 	blobs        prometheus.Gauge
-	evictedBytes prometheus.Counter
-	evictionAge  prometheus.Histogram
+	disk         atomic.Pointer[disk] // whose free space is read at each scrape; nil before Open
+	free         prometheus.GaugeFunc
+	minFree      prometheus.Gauge
+	evictedBytes *prometheus.CounterVec
+	evictionAge  *prometheus.HistogramVec
 
 	scrubbed        prometheus.Counter
 	quarantined     prometheus.Counter
@@ -26,11 +37,17 @@ func NewMetrics() *Metrics {
 		fills: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "fills_in_progress", Help: "Downloads from upstreams in progress.",
 		}),
+		fillsWaiting: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "fills_waiting", Help: "Downloads that wait for one of those in progress to end.",
+		}),
+		fillsLimit: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "fills_limit", Help: "Downloads that may be in progress at once; further ones wait.",
+		}),
 		resumes: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "fill_resumes_total", Help: "Downloads that broke and were continued where they stopped.",
 		}),
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "fill_failures_total", Help: "Downloads that ended without a blob, by reason: upstream, digest, disk or closed.",
+			Name: "fill_failures_total", Help: "Downloads that ended without a blob, by reason: upstream, digest (wrong content), disk or closed. What an upstream does not have counts as none.",
 		}, []string{"reason"}),
 		spills: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "fill_spills_total", Help: "Downloads passed on to clients without being kept, for want of disk space.",
@@ -47,13 +64,19 @@ func NewMetrics() *Metrics {
 		blobs: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "storage_blobs", Help: "Blobs on disk.",
 		}),
-		evictedBytes: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "evicted_bytes_total", Help: "Bytes on disk of blobs removed to make room, or because their time was over.",
+		minFree: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "storage_min_free_bytes", Help: "Free space that is left to others on the disk: blobs are removed, or not kept, for it.",
 		}),
-		evictionAge: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "eviction_age_seconds", Help: "Time since last use of blobs removed to make room, or because their time was over.",
-			Buckets: []float64{60, 600, 3600, 6 * 3600, 86400, 3 * 86400, 7 * 86400, 30 * 86400},
-		}),
+		evictedBytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "evicted_bytes_total", Help: "Bytes on disk of removed blobs, by reason: space (to make room) or age (keep_for was over).",
+		}, []string{"reason"}),
+		evictionAge: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "eviction_age_seconds", Help: "Time since last use of removed blobs, by reason: space (to make room) or age (keep_for was over).",
+			Buckets:                         []float64{60, 600, 3600, 6 * 3600, 86400, 3 * 86400, 7 * 86400, 30 * 86400},
+			NativeHistogramBucketFactor:     1.1,
+			NativeHistogramMaxBucketNumber:  160,
+			NativeHistogramMinResetDuration: time.Hour,
+		}, []string{"reason"}),
 		scrubbed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "scrubbed_bytes_total", Help: "Bytes of blobs read again to compare their digests.",
 		}),
@@ -67,13 +90,28 @@ func NewMetrics() *Metrics {
 	for _, reason := range []string{reasonUpstream, reasonDigest, reasonDisk, reasonClosed} {
 		m.failures.WithLabelValues(reason)
 	}
+	for _, reason := range []string{reasonSpace, reasonAge} {
+		m.evictedBytes.WithLabelValues(reason)
+		m.evictionAge.WithLabelValues(reason)
+	}
+	m.free = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "storage_free_bytes", Help: "Free space on the disk that holds the blobs; NaN where it cannot be read.",
+	}, func() float64 {
+		if k := m.disk.Load(); k != nil {
+			if free, _, err := k.space(); err == nil {
+				return float64(free)
+			}
+		}
+		return math.NaN()
+	})
 	return m
 }
 
 // Collectors are what the caller registers.
 func (m *Metrics) Collectors() []prometheus.Collector {
 	return []prometheus.Collector{
-		m.fills, m.resumes, m.failures, m.spills, m.bytes, m.partial, m.limit, m.blobs, m.evictedBytes, m.evictionAge,
+		m.fills, m.fillsWaiting, m.fillsLimit, m.resumes, m.failures, m.spills,
+		m.bytes, m.partial, m.limit, m.blobs, m.free, m.minFree, m.evictedBytes, m.evictionAge,
 		m.scrubbed, m.quarantined, m.quarantineBytes,
 	}
 }
@@ -84,4 +122,10 @@ const (
 	reasonDigest   = "digest"
 	reasonDisk     = "disk"
 	reasonClosed   = "closed"
+)
+
+// Reasons of evicted_bytes_total and eviction_age_seconds.
+const (
+	reasonSpace = "space"
+	reasonAge   = "age"
 )

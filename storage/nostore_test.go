@@ -72,7 +72,7 @@ func TestNoStore(t *testing.T) {
 			if o.sent.Load() != size || o.cuts == nil && o.opens.Load() != 1 {
 				t.Errorf("%d opens, %d bytes from upstream for %d", o.opens.Load(), o.sent.Load(), size)
 			}
-			if got := testutil.ToFloat64(s.metrics.evictedBytes); got != 0 {
+			if got := testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace)); got != 0 {
 				t.Errorf("%v bytes evicted", got)
 			}
 		})

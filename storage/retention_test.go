@@ -86,7 +86,7 @@ func TestLimits(t *testing.T) {
 					t.Error("still here")
 				}
 				checkNothing(t, s)
-				if got := testutil.ToFloat64(s.metrics.evictedBytes); got != block {
+				if got := testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonAge)); got != block {
 					t.Errorf("%v bytes counted as evicted", got)
 				}
 				if o.opens.Load() != 1 {
@@ -323,7 +323,7 @@ func TestMixed(t *testing.T) {
 		if got := s.ledger.total(); got > limit {
 			t.Errorf("%d bytes kept, limit %d", got, limit)
 		}
-		if testutil.ToFloat64(s.metrics.evictedBytes) == 0 {
+		if testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace)) == 0 {
 			t.Error("nothing had to go")
 		}
 		time.Sleep(12 * time.Minute)

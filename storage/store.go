@@ -132,6 +132,9 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	}
 	s.quarantineMax = cmp.Or(s.maxSize, total) / quarantineShare
 	m.limit.Set(float64(s.maxSize))
+	m.minFree.Set(float64(max(s.minFree, indexFloor)))
+	m.fillsLimit.Set(float64(cfg.MaxFills))
+	m.disk.Store(&s.disk)
 	s.SetPinned(cfg.Pinned)
 	if err := k.partials(func(_ digest.Digest, info fs.FileInfo) { s.grow(blocks(info.Size())) }); err != nil {
 		log.Warn("cannot list partial downloads", "error", err)

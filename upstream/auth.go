@@ -261,6 +261,18 @@ func (a *account) credential(ctx context.Context, op string) (authn.AuthConfig, 
 	return cred, nil
 }
 
+// credentialFailed counts that the credential of the account at key could not be
+// had, and logs it where nobody gets the error: while an older one still serves.
+func (r *Registry) credentialFailed(key string) func(err error, serves bool) {
+	failures := r.metrics.credentials.WithLabelValues(r.cfg.label())
+	return func(err error, serves bool) {
+		failures.Inc()
+		if serves {
+			r.log.Warn("credential not renewed; the old one is used until it expires", "upstream", r.cfg.Name, "account", key, "error", err)
+		}
+	}
+}
+
 // shown are the secrets that an answer could repeat.
 func (a *account) shown(sent authorization) []string {
 	a.mu.Lock()

@@ -67,9 +67,10 @@ func (a Account) validate() (key string, err error) {
 }
 
 // newCredentials finds what a may show at base, a URL of registry. What is
-// asked of the registry itself goes by rt. The error is about docker_config or
-// keychain, whichever is set, and says what to write instead.
-func newCredentials(a Account, registry string, base *url.URL, rt http.RoundTripper) (credentials, error) {
+// asked of the registry itself goes by rt. failed is told of each time that it
+// could not be had, and whether an older one serves. The error is about
+// docker_config or keychain, whichever is set, and says what to write instead.
+func newCredentials(a Account, registry string, base *url.URL, rt http.RoundTripper, failed func(err error, serves bool)) (credentials, error) {
 	var ask asker
 	var err error
 	switch {
@@ -83,7 +84,7 @@ func newCredentials(a Account, registry string, base *url.URL, rt http.RoundTrip
 	if err != nil {
 		return nil, err
 	}
-	return &shared{ask: ask}, nil
+	return &shared{ask: ask, failed: failed}, nil
 }
 
 // asker gets a credential. It may ignore ctx.
@@ -129,7 +130,8 @@ const (
 // what may be kept. The question lives as long as somebody waits for it; a
 // second one is not asked before it has ended, so that no more than one hangs.
 type shared struct {
-	ask asker
+	ask    asker
+	failed func(err error, serves bool)
 
 	mu   sync.Mutex // guards the fields below, and question.waiting
 	kept granted
@@ -157,12 +159,16 @@ func (s *shared) get(ctx context.Context) (authn.AuthConfig, error) {
 	}
 	renewal, cancel := context.WithTimeout(ctx, maxRenewal)
 	defer cancel()
-	if c, err := s.wait(renewal, kept); err == nil {
+	c, err := s.wait(renewal, kept)
+	if err == nil {
 		return c, nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.kept == kept {
+		if renewal.Err() != nil && ctx.Err() == nil { // given up, so that run says nothing
+			s.failed(err, true)
+		}
 		s.kept.renew = now.Add(renewalPause)
 	}
 	return kept.AuthConfig, nil // the failure will show when this one has expired
@@ -220,10 +226,13 @@ func (s *shared) run(ctx context.Context, q *question) {
 	answer, err := s.ask(ctx)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err == nil {
+	switch {
+	case err == nil:
 		s.kept = answer
-	} else if errors.Is(ctx.Err(), context.Canceled) {
+	case errors.Is(ctx.Err(), context.Canceled):
 		err = errGivenUp
+	default:
+		s.failed(err, time.Now().Before(s.kept.expires))
 	}
 	q.cancel()
 	q.answer, q.err, s.now = answer, err, nil

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -36,7 +37,7 @@ func trySource(tb testing.TB, a Account, registry, base string, rt http.RoundTri
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return newCredentials(a, registry, u, rt)
+	return newCredentials(a, registry, u, rt, func(error, bool) {})
 }
 
 func wantGot(t *testing.T, c credentials, want authn.AuthConfig) {
@@ -171,8 +172,9 @@ func TestCredentialBlockedFile(t *testing.T) {
 
 // scripted is an asker that answers as it is told to.
 type scripted struct {
-	mu      sync.Mutex // guards asked
+	mu      sync.Mutex // guards asked and serves
 	asked   int
+	serves  []bool // what failed was told
 	answers chan func(context.Context) (granted, error)
 }
 
@@ -181,6 +183,12 @@ func (s *scripted) ask(ctx context.Context) (granted, error) {
 	s.asked++
 	s.mu.Unlock()
 	return (<-s.answers)(ctx)
+}
+
+func (s *scripted) failed(_ error, serves bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.serves = append(s.serves, serves)
 }
 
 func (s *scripted) count() int {
@@ -202,7 +210,7 @@ func TestCredentialShared(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := &scripted{answers: make(chan func(context.Context) (granted, error))}
-		c := &shared{ask: s.ask}
+		c := &shared{ask: s.ask, failed: s.failed}
 		var all sync.WaitGroup
 		for range 100 {
 			all.Go(func() { wantGot(t, c, authn.AuthConfig{Password: "a"}) })
@@ -224,7 +232,7 @@ func TestCredentialEnded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := &scripted{answers: make(chan func(context.Context) (granted, error), 1)}
-		c := &shared{ask: s.ask}
+		c := &shared{ask: s.ask, failed: s.failed}
 		ended := make(chan struct{})
 		proceed := make(chan struct{})
 		s.answers <- func(ctx context.Context) (granted, error) {
@@ -278,7 +286,7 @@ func TestCredentialHangs(t *testing.T) {
 		c := &shared{ask: func(ctx context.Context) (granted, error) {
 			<-ctx.Done()
 			return granted{}, ctx.Err()
-		}}
+		}, failed: func(error, bool) {}}
 		begun := time.Now()
 		if _, err := c.get(t.Context()); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("got %v", err)
@@ -295,7 +303,7 @@ func TestCredentialKept(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := &scripted{answers: make(chan func(context.Context) (granted, error), 1)}
-		c := &shared{ask: s.ask}
+		c := &shared{ask: s.ask, failed: s.failed}
 		wantAsked := func(n int) {
 			t.Helper()
 			if s.count() != n {
@@ -339,6 +347,9 @@ func TestCredentialKept(t *testing.T) {
 		wantGot(t, c, authn.AuthConfig{Password: "c"})
 		wantGot(t, c, authn.AuthConfig{Password: "c"})
 		wantAsked(6)
+		if want := []bool{true, true, false}; !slices.Equal(s.serves, want) {
+			t.Errorf("failures, and whether the old one served: %v, want %v", s.serves, want)
+		}
 	})
 }
 
@@ -369,7 +380,7 @@ func TestCredentialShortLived(t *testing.T) {
 			t.Errorf("renewed at %s", g.renew)
 		}
 		s := &scripted{answers: make(chan func(context.Context) (granted, error), 1)}
-		c := &shared{ask: s.ask}
+		c := &shared{ask: s.ask, failed: s.failed}
 		for n := range 3 {
 			s.will(until(now.Add(-time.Minute), "a"), nil)
 			wantGot(t, c, authn.AuthConfig{Password: "a"})

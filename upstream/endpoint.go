@@ -60,7 +60,7 @@ func newEndpoint(r *Registry, base *url.URL) (*endpoint, error) {
 	}
 	for i, configured := range r.cfg.Accounts {
 		key := r.cfg.accountKey(i, configured.key())
-		source, err := newCredentials(configured, r.cfg.Name, base, wire{r})
+		source, err := newCredentials(configured, r.cfg.Name, base, wire{r}, r.credentialFailed(key))
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", key, err)
 		}
@@ -71,6 +71,20 @@ func newEndpoint(r *Registry, base *url.URL) (*endpoint, error) {
 		e.accounts = append(e.accounts, a)
 	}
 	return e, nil
+}
+
+// setUp says whether the endpoint's host is asked. That of a registry which a
+// client named has no metric.
+func (e *endpoint) setUp(up bool) {
+	r := e.registry
+	if r.cfg.Unlisted {
+		return
+	}
+	value := 0.0
+	if up {
+		value = 1
+	}
+	r.metrics.up.WithLabelValues(r.cfg.label(), e.base.Host).Set(value)
 }
 
 // url is where q is asked at e. The host is the configured one whatever q holds.

@@ -15,22 +15,30 @@ type Metrics struct {
 	seconds   *prometheus.HistogramVec
 	limit     *prometheus.GaugeVec
 	remaining *prometheus.GaugeVec
+
+	up          *prometheus.GaugeVec
+	lastSuccess *prometheus.GaugeVec
+	credentials *prometheus.CounterVec // that could not be had
 }
 
 func NewMetrics() *Metrics {
 	return &Metrics{
 		fetched: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "fetched_bytes_total",
-			Help: "Body bytes read from upstreams.",
+			Help: "Body bytes of content read from upstreams, by upstream and kind (manifest, blob, tags, referrers).",
 		}, []string{"upstream", "kind"}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "upstream_requests_total",
-			Help: "Requests sent to upstreams, redirects and token requests included, by status code (error: no answer).",
+			Help: "Requests to upstreams, redirects and token requests included, by upstream, op and status code (error: no answer came; canceled: nobody waited for it any more).",
 		}, []string{"upstream", "op", "code"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "upstream_request_seconds",
-			Help:    "Time until an upstream's answer began.",
+			Help:    "Time until an upstream's answer began, by upstream and op.",
 			Buckets: []float64{.005, .02, .05, .1, .2, .5, 1, 2, 5, 10, 30},
+
+			NativeHistogramBucketFactor:     1.1,
+			NativeHistogramMaxBucketNumber:  160,
+			NativeHistogramMinResetDuration: time.Hour,
 		}, []string{"upstream", "op"}),
 		limit: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "upstream_ratelimit_limit",
@@ -40,11 +48,23 @@ func NewMetrics() *Metrics {
 			Name: "upstream_ratelimit_remaining",
 			Help: "Pulls left in an upstream's window, as it last said.",
 		}, []string{"upstream"}),
+		up: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "upstream_up",
+			Help: "Whether the host of one of an upstream's URLs is asked: 0 once 5 requests in a row have failed, until one succeeds.",
+		}, []string{"upstream", "host"}),
+		lastSuccess: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "upstream_last_success_timestamp_seconds",
+			Help: "Unix time at which one of an upstream's own hosts last answered with a status below 500.",
+		}, []string{"upstream"}),
+		credentials: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "upstream_credential_failures_total",
+			Help: "Times that an account's credential could not be read, renewed or had of its helper or cloud.",
+		}, []string{"upstream"}),
 	}
 }
 
 func (m *Metrics) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.fetched, m.requests, m.seconds, m.limit, m.remaining}
+	return []prometheus.Collector{m.fetched, m.requests, m.seconds, m.limit, m.remaining, m.up, m.lastSuccess, m.credentials}
 }
 
 func (m *Metrics) answered(upstream, op, code string, took time.Duration) {

@@ -70,12 +70,28 @@ func (r *Registry) breaker(origin string) *gobreaker.TwoStepCircuitBreaker[struc
 		IsExcluded:  func(err error) bool { return errors.Is(err, errIgnored) },
 		OnStateChange: func(origin string, from, to gobreaker.State) {
 			r.log.Info("upstream circuit breaker", "upstream", r.cfg.Name, "origin", origin, "from", from.String(), "to", to.String())
+			if e := r.own(origin); e != nil {
+				e.setUp(to == gobreaker.StateClosed)
+			}
 		},
 	})
 	if before, ok, _ := r.breakers.PeekOrAdd(origin, b); ok {
 		return before
 	}
+	if e := r.own(origin); e != nil {
+		e.setUp(true)
+	}
 	return b
+}
+
+// own is the endpoint at origin; nil: it is a redirect's or a token server's.
+func (r *Registry) own(origin string) *endpoint {
+	for _, e := range r.endpoints {
+		if e.origin == origin {
+			return e
+		}
+	}
+	return nil
 }
 
 // errResting: the origin has asked to be left alone for a while.
@@ -108,12 +124,14 @@ func (r *Registry) roundTrip(ctx context.Context, op string, req *http.Request) 
 	if err != nil {
 		return nil, r.fail(op, errNotAsked, "%s", req.URL.Host)
 	}
-	var sent atomic.Bool // false while waiting for one of our own connections
+	var sent atomic.Bool  // false while waiting for one of our own connections
+	var wrote atomic.Bool // the whole request
 	reqCtx, cancel := context.WithCancelCause(ctx)
 	reqCtx = httptrace.WithClientTrace(reqCtx, &httptrace.ClientTrace{
 		DNSStart:     func(httptrace.DNSStartInfo) { sent.Store(true) },
 		ConnectStart: func(_, _ string) { sent.Store(true) },
 		GotConn:      func(httptrace.GotConnInfo) { sent.Store(true) },
+		WroteRequest: func(i httptrace.WroteRequestInfo) { wrote.Store(i.Err == nil) },
 	})
 	req.Header.Set("User-Agent", userAgent)
 	start := time.Now()
@@ -135,6 +153,9 @@ func (r *Registry) roundTrip(ctx context.Context, op string, req *http.Request) 
 		case errors.Is(ctx.Err(), context.Canceled), ctx.Err() != nil && !sent.Load(),
 			errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE): // our own want of descriptors
 			done(errIgnored)
+			if wrote.Load() {
+				r.metrics.requests.WithLabelValues(r.cfg.label(), op, "canceled").Inc() // which says nothing of its time
+			}
 		default:
 			done(err)
 			r.metrics.answered(r.cfg.label(), op, "error", took)
@@ -147,6 +168,9 @@ func (r *Registry) roundTrip(ctx context.Context, op string, req *http.Request) 
 		r.heed(origin(req.URL), resp)
 	} else {
 		done(nil)
+		if r.own(origin(req.URL)) != nil {
+			r.metrics.lastSuccess.WithLabelValues(r.cfg.label()).SetToCurrentTime()
+		}
 	}
 	resp.Body = newBody(ctx, reqCtx, cancel, r, op, resp)
 	return resp, nil

@@ -20,8 +20,9 @@ type metrics struct {
 	reloaded prometheus.Gauge // 1 or 0: did the last reload succeed
 }
 
-// newMetrics registers all metrics; open counts the clients' connections.
-func newMetrics(b build, open func() float64) (*metrics, error) {
+// newMetrics registers all metrics; open counts the clients' connections, of which
+// there may be limit.
+func newMetrics(b build, open func() float64, limit int) (*metrics, error) {
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
 		storage:  storage.NewMetrics(),
@@ -39,10 +40,15 @@ func newMetrics(b build, open func() float64) (*metrics, error) {
 		ConstLabels: prometheus.Labels{"version": b.version, "revision": b.revision, "go_version": runtime.Version()},
 	})
 	buildInfo.Set(1)
+	connectionsLimit := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "connections_limit",
+		Help: "Connections of clients that may be open at once; further ones wait.",
+	})
+	connectionsLimit.Set(float64(limit))
 	own := []prometheus.Collector{m.reloaded, buildInfo, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "connections",
-		Help: "Open connections of clients; max_connections is the limit.",
-	}, open)}
+		Help: "Open connections of clients.",
+	}, open), connectionsLimit}
 
 	prefixed := prometheus.WrapRegistererWithPrefix("cachalot_", m.registry)
 	for _, part := range [][]prometheus.Collector{own, m.storage.Collectors(), m.upstream.Collectors(), m.proxy.Collectors()} {

@@ -107,7 +107,7 @@ func (m *mirror) run(ctx context.Context, l, adminListener net.Listener, signals
 
 	b := currentBuild()
 	var err error
-	m.metrics, err = newMetrics(b, func() float64 { return float64(clients.open.Load()) })
+	m.metrics, err = newMetrics(b, func() float64 { return float64(clients.open.Load()) }, m.cfg.MaxConnections)
 	if err != nil {
 		return err
 	}
