@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,9 +12,8 @@ import (
 	"testing/synctest"
 	"time"
 
-	"net/http"
-
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/sony/gobreaker/v2"
 
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
@@ -43,6 +43,9 @@ func TestUpMetric(t *testing.T) {
 		ask()
 		want(0)
 		time.Sleep(breakerPause + time.Millisecond)
+		if s := r.breaker(r.endpoints[0].origin).State(); s != gobreaker.StateHalfOpen {
+			t.Errorf("the breaker is %s", s)
+		}
 		want(0) // nobody has found out yet
 		status = http.StatusNotFound
 		ask()

@@ -125,13 +125,13 @@ func (r *Registry) roundTrip(ctx context.Context, op string, req *http.Request) 
 		return nil, r.fail(op, errNotAsked, "%s", req.URL.Host)
 	}
 	var sent atomic.Bool  // false while waiting for one of our own connections
-	var wrote atomic.Bool // the whole request
+	var wrote atomic.Bool // its header, before it was sent
 	reqCtx, cancel := context.WithCancelCause(ctx)
 	reqCtx = httptrace.WithClientTrace(reqCtx, &httptrace.ClientTrace{
 		DNSStart:     func(httptrace.DNSStartInfo) { sent.Store(true) },
 		ConnectStart: func(_, _ string) { sent.Store(true) },
 		GotConn:      func(httptrace.GotConnInfo) { sent.Store(true) },
-		WroteRequest: func(i httptrace.WroteRequestInfo) { wrote.Store(i.Err == nil) },
+		WroteHeaders: func() { wrote.Store(true) },
 	})
 	req.Header.Set("User-Agent", userAgent)
 	start := time.Now()

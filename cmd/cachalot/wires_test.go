@@ -218,6 +218,7 @@ func startWires(t *testing.T, scheme string, hub, other *ut.Registry) *wires {
 }
 
 func testWires(t *testing.T, scheme string) {
+	t.Helper()
 	hub := ut.New(t, ut.Options{Auth: ut.Bearer, Username: "me", Password: "right", TokenElsewhere: true, CDN: true})
 	other := ut.New(t, ut.Options{})
 	w := startWires(t, scheme, hub, other)
