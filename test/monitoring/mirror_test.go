@@ -122,6 +122,25 @@ func (m *mirror) get(ctx context.Context, path string) int {
 	return resp.StatusCode
 }
 
+// metrics is what /metrics says.
+func (m *mirror) metrics() []byte {
+	m.t.Helper()
+	req, err := http.NewRequestWithContext(m.t.Context(), http.MethodGet, "http://"+m.admin+"/metrics", http.NoBody)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return text
+}
+
 func blobPath(registry, repository string, c ut.Content) string {
 	return "/" + registry + "/v2/" + repository + "/blobs/" + c.Digest.String()
 }

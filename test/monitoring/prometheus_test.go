@@ -188,12 +188,27 @@ func (p *prometheus) get(t *testing.T, path string, data any) {
 	}
 }
 
-// firing are the names of the alerts that fire now.
+// firing are the names of the alerts that fire now. What they say is whole.
 func (p *prometheus) firing(t *testing.T) map[string]bool {
 	t.Helper()
+	var now struct {
+		Alerts []struct {
+			Labels, Annotations map[string]string
+			State               string
+		}
+	}
+	p.get(t, "/api/v1/alerts", &now)
 	names := map[string]bool{}
-	for _, s := range p.query(t, `ALERTS{alertstate="firing"}`) {
-		names[s.labels["alertname"]] = true
+	for _, a := range now.Alerts {
+		if a.State != "firing" {
+			continue
+		}
+		names[a.Labels["alertname"]] = true
+		for key, text := range a.Annotations {
+			if strings.Contains(text, "<") || strings.Contains(text, "  ") {
+				t.Errorf("%s: the %s is %q", a.Labels["alertname"], key, text)
+			}
+		}
 	}
 	return names
 }

@@ -43,7 +43,7 @@ type story struct {
 type chapter struct {
 	title  string
 	alerts []string
-	panels map[string]string // by title
+	panels map[string][]string // by title
 }
 
 // TestStory: an hour, in a minute, of a mirror that helps, is stormed, loses
@@ -96,6 +96,7 @@ func TestStory(t *testing.T) {
 	s.quota()
 	s.pressure()
 	s.troubles(password)
+	s.checkMetrics(s.mirror.metrics())
 	s.mirror.kill()
 	s.tell("The mirror is killed", 0, "CachalotDown")
 	s.checkPanels()

@@ -11,9 +11,9 @@ import (
 	"github.com/dustin/go-humanize"
 )
 
-// look asks each panel's queries, and returns what the panels show.
-func (s *story) look() map[string]string {
-	shown := map[string]string{}
+// look asks each panel's queries, and returns what the panels show that is not 0 of something.
+func (s *story) look() map[string][]string {
+	shown := map[string][]string{}
 	for _, p := range s.dashboard.Panels {
 		var values []string
 		for i, q := range p.Targets {
@@ -22,18 +22,23 @@ func (s *story) look() map[string]string {
 					continue
 				}
 				s.seen[[2]int{p.ID, i}] = true
-				values = append(values, legend(q.LegendFormat, v.labels)+" "+format(p.FieldConfig.Defaults.Unit, v.value))
+				if text := format(p.FieldConfig.Defaults.Unit, v.value); v.value != 0 || p.FieldConfig.Defaults.Unit == "none" {
+					values = append(values, strings.TrimSpace(legend(q.LegendFormat, v.labels)+" "+text))
+				}
 			}
 		}
 		slices.Sort(values)
-		shown[p.Title] = strings.Join(values, "<br>")
+		shown[p.Title] = values
 	}
 	return shown
 }
 
 // legend is Grafana's, of a series.
 func legend(text string, labels map[string]string) string {
-	return regexp.MustCompile(`\{\{(\w+)\}\}`).ReplaceAllStringFunc(text, func(name string) string {
+	return regexp.MustCompile(`\{\{\w+\}\}`).ReplaceAllStringFunc(strings.TrimPrefix(text, "{{instance}}: "), func(name string) string {
+		if name == "{{instance}}" {
+			return "" // there is one
+		}
 		return labels[strings.Trim(name, "{}")]
 	})
 }
@@ -65,37 +70,27 @@ func format(unit string, v float64) string {
 	}
 }
 
-// tabled are the panels that the table has, with what is left of their legends.
+// tabled are the panels that the table has.
 func tabled() []string {
 	return []string{
-		"Bytes saved, share", "Requests saved, share", "Errors to clients, share", "Bytes", "Asked", "Failed requests, share",
-		"Stale answers", "Pulls left", "Time to the limit", "Disk used", "Disk free", "Age of what is removed for others",
-		"Downloads", "Downloads that went wrong", "Connections of clients",
+		"Bytes saved, share", "Errors to clients, share", "Failed requests, share", "Stale answers", "Pulls left", "Time to the limit",
+		"Disk used", "Disk free", "Age of what is removed for others", "Downloads that went wrong",
 	}
 }
 
-// table is the story as Markdown: a line for each chapter's alerts, and what
-// some of the panels showed at its end.
+// table is the story as Markdown: a line for each chapter, with the alerts that
+// fire at its end, and what some of the panels showed then that is not 0.
 func (s *story) table() string {
 	var b strings.Builder
-	host := regexp.MustCompile(`127\.0\.0\.1:\d+(: )?`)
-	b.WriteString("| chapter | alerts that fire at its end |\n|---|---|\n")
-	for _, c := range s.chapters {
-		alerts := strings.Join(c.alerts, ", ")
-		if alerts == "" {
-			alerts = "none"
-		}
-		fmt.Fprintf(&b, "| %s | %s |\n", c.title, alerts)
-	}
-	b.WriteString("\n| panel |")
-	for _, c := range s.chapters {
-		fmt.Fprintf(&b, " %s |", c.title)
-	}
-	b.WriteString("\n|---|" + strings.Repeat("---|", len(s.chapters)) + "\n")
+	b.WriteString("| | alerts |")
 	for _, title := range tabled() {
-		fmt.Fprintf(&b, "| %s |", title)
-		for _, c := range s.chapters {
-			fmt.Fprintf(&b, " %s |", host.ReplaceAllString(c.panels[title], ""))
+		b.WriteString(" " + title + " |")
+	}
+	b.WriteString("\n|---|---|" + strings.Repeat("---|", len(tabled())) + "\n")
+	for _, c := range s.chapters {
+		fmt.Fprintf(&b, "| %s | %s |", c.title, strings.Join(c.alerts, "<br>"))
+		for _, title := range tabled() {
+			fmt.Fprintf(&b, " %s |", strings.Join(c.panels[title], "<br>"))
 		}
 		b.WriteString("\n")
 	}
