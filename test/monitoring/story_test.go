@@ -214,6 +214,7 @@ func (s *story) pressure() {
 	stop := every(100*time.Millisecond, blob)
 	defer func() { stop() }()
 	s.tell("More is pulled than the disk holds", 0, "CachalotCacheTooSmall")
+	stop() // while the disk fills, blobs would go for it, as long as that helps
 	var fs unix.Statfs_t
 	if err := unix.Statfs(s.mirror.disk, &fs); err != nil {
 		s.t.Fatal(err)
@@ -229,6 +230,7 @@ func (s *story) pressure() {
 	if err := f.Close(); err != nil {
 		s.t.Fatal(err)
 	}
+	stop = every(100*time.Millisecond, blob)
 	s.tell("Another program fills the disk", 0, "CachalotCacheTooSmall", "CachalotDiskFull")
 	stop()
 	if err := os.Remove(other); err != nil {
