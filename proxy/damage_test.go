@@ -96,8 +96,8 @@ func TestCutByFile(t *testing.T) {
 		{&os.PathError{Op: "read", Path: "x", Err: syscall.EIO}, t.Context(), true},
 		{io.ErrUnexpectedEOF, t.Context(), true},
 	} {
-		w := &response{cut: tc.err}
-		if got := w.cutByFile(tc.ctx); (got != nil) != tc.file {
+		w := &response{cut: tc.err, ctx: tc.ctx}
+		if got := w.cutByFile(); (got != nil) != tc.file {
 			t.Errorf("%v: %v", tc.err, got)
 		}
 	}

@@ -102,7 +102,9 @@ func (p *Proxy) writeError(w *response, r *http.Request, err error) {
 		}
 		panic(http.ErrAbortHandler)
 	}
-	body, merr := json.Marshal(errcode.Errors{a.code.WithDetail(a.detail)})
+	w.digest = ""
+	// Who asks for help has the client's words, and rarely its headers.
+	body, merr := json.Marshal(errcode.Errors{a.code.WithDetail(a.detail + " (request " + w.id + ")")})
 	if merr != nil { // strings always marshal
 		body = []byte(`{"errors":[]}`)
 	}

@@ -83,7 +83,7 @@ func (p *Proxy) resolve(ctx context.Context, ptr pointer) (resolution, error) {
 	case errors.Is(err, errSlow):
 		p.setSuspect(ptr.key.Upstream, true)
 	}
-	p.log.Debug("served without a check", "upstream", ptr.key.Upstream, "repository", ptr.key.Repository,
+	p.log.DebugContext(ctx, "served without a check", "upstream", ptr.key.Upstream, "repository", ptr.key.Repository,
 		"name", ptr.key.Name, "checked", tag.Checked, "error", err)
 	return stale, nil
 }
@@ -110,9 +110,9 @@ func (p *Proxy) check(ctx context.Context, ptr pointer, name string) (resolution
 	case saysNo(err):
 		p.setSuspect(ptr.key.Upstream, false)
 		if known {
-			p.log.Info("gone upstream", "upstream", ptr.key.Upstream, "repository", ptr.key.Repository, "name", ptr.key.Name, "error", err)
+			p.log.InfoContext(ctx, "gone upstream", "upstream", ptr.key.Upstream, "repository", ptr.key.Repository, "name", ptr.key.Name, "error", err)
 			if err := p.store.DeleteTag(ptr.key); err != nil {
-				p.log.Warn("cannot forget tag", "error", err)
+				p.log.WarnContext(ctx, "cannot forget tag", "error", err)
 			}
 			p.release(ptr.key, tag.Digest)
 		}
@@ -125,7 +125,7 @@ func (p *Proxy) check(ctx context.Context, ptr pointer, name string) (resolution
 	}
 	p.setSuspect(ptr.key.Upstream, false)
 	if err := p.store.PutTag(ptr.key, storage.Tag{Digest: d, Checked: time.Now()}, keptTimes*p.cfg.MaxStale); err != nil {
-		p.log.Warn("cannot record tag", "upstream", ptr.key.Upstream, "repository", ptr.key.Repository, "name", ptr.key.Name, "error", err)
+		p.log.WarnContext(ctx, "cannot record tag", "upstream", ptr.key.Upstream, "repository", ptr.key.Repository, "name", ptr.key.Name, "error", err)
 	}
 	if known && d == tag.Digest {
 		return resolution{d, resultRevalidated}, nil

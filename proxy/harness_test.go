@@ -42,6 +42,7 @@ type mirror struct {
 	// From the next start on:
 	aliases, hosts map[string][]string // of registries by name
 	maxSize        int64               // of the store; 0: no limit
+	log            slog.Handler        // of the proxy; nil: nowhere
 }
 
 func testConfig() Config {
@@ -94,7 +95,10 @@ func (m *mirror) start(change func(*Config), registries ...*upstream.Registry) {
 	for i, r := range registries {
 		upstreams[i] = Upstream{Registry: r, Aliases: m.aliases[r.Name()], Hosts: m.hosts[r.Name()]}
 	}
-	m.proxy, err = New(cfg, m.store, upstreams, m.metrics, slog.New(slog.DiscardHandler))
+	if m.log == nil {
+		m.log = slog.DiscardHandler
+	}
+	m.proxy, err = New(cfg, m.store, upstreams, m.metrics, slog.New(m.log))
 	if err != nil {
 		m.t.Fatal(err)
 	}

@@ -127,11 +127,11 @@ func (p *Proxy) list(w *response, r *http.Request, t target, name string, fetch 
 		return storage.Bytes("", body)(ctx, s)
 	}
 	for try := 0; ; try++ {
-		res, err := p.resolve(r.Context(), ptr)
+		res, err := p.resolve(w.ctx, ptr)
 		if err != nil {
 			return nil, err
 		}
-		body, err := p.readAll(r.Context(), sc, res.digest, again)
+		body, err := p.readAll(w.ctx, sc, res.digest, again)
 		switch {
 		case err == nil:
 			w.result = res.result

@@ -19,7 +19,7 @@ func (p *Proxy) manifest(w *response, r *http.Request, t target) error {
 	if t.digest != "" {
 		return p.serve(w, r, t, t.digest, resultHit)
 	}
-	res, err := p.resolve(r.Context(), pointer{
+	res, err := p.resolve(w.ctx, pointer{
 		key:      storage.TagKey{Upstream: t.registry.Name(), Repository: t.repo, Name: t.tag},
 		freshFor: t.rules.freshFor,
 		check: func(ctx context.Context, old storage.Tag, known bool) (digest.Digest, error) {

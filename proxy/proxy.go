@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -27,6 +28,10 @@ type Config struct {
 	RevalidateTimeout time.Duration // a client waits no longer for a check while something is kept
 	NegativeFor       time.Duration // a 404 is remembered so long
 	Rules             []Rule        // for some images
+	// TrustedProxies are the addresses of load balancers whose ForwardedHeader,
+	// X-Forwarded-For or Forwarded, says who the client is. Others' is not believed.
+	TrustedProxies  []netip.Prefix
+	ForwardedHeader string
 	// Unlisted makes a registry that is not configured, by the name a client
 	// used. Nil: there are none. The Proxy closes what it made.
 	Unlisted func(name string) (*upstream.Registry, error)
@@ -128,6 +133,7 @@ func (p *Proxy) Close() {
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rec := &response{ResponseWriter: w, started: time.Now(), secure: r.TLS != nil, result: resultError}
 	p.metrics.inFlight.Add(1)
+	rec.identify(r)
 	defer p.finish(rec, r) // also when the handler breaks the connection off
 	apiVersion(rec)
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
@@ -205,8 +211,18 @@ func apiVersion(w http.ResponseWriter) {
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
 }
 
-// once runs f for all callers with the same key, under the Proxy's context, and
-// waits for it as long as ctx.
+// apart is ctx with the end of the Proxy in place of its own.
+func (p *Proxy) apart(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(p.ctx, func() { cancel(context.Cause(p.ctx)) })
+	return ctx, func() {
+		stop()
+		cancel(nil)
+	}
+}
+
+// once runs f for all callers with the same key and waits for it as long as ctx.
+// f itself ends with the Proxy only; it has the values of the first caller's ctx.
 func once[T any](ctx context.Context, p *Proxy, key string, f func(context.Context) (T, error)) (T, error) {
 	type reply struct {
 		value T
@@ -214,7 +230,11 @@ func once[T any](ctx context.Context, p *Proxy, key string, f func(context.Conte
 	}
 	ch := make(chan reply, 1)
 	p.running.Go(func() {
-		v, err, _ := p.flights.Do(key, func() (any, error) { return f(p.ctx) })
+		v, err, _ := p.flights.Do(key, func() (any, error) {
+			ctx, cancel := p.apart(ctx)
+			defer cancel()
+			return f(ctx)
+		})
 		value, _ := v.(T)
 		ch <- reply{value, err}
 	})

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
@@ -21,6 +23,9 @@ import (
 type response struct {
 	http.ResponseWriter
 	target  target
+	ctx     context.Context // the request's, with its id
+	id      string
+	said    [1]string // the id, for the header
 	started time.Time
 	secure  bool // it goes out over TLS, which sends all content in bulk
 
@@ -29,6 +34,7 @@ type response struct {
 	bytes     int64
 	firstByte time.Duration
 	result    result
+	digest    digest.Digest // of what is served; "" of lists and errors
 	kept      bool
 	cut       error // the body ended before its length, or could not be copied to its end
 	err       error
@@ -92,9 +98,9 @@ func (w *response) inBulk(src io.Reader) bool {
 
 // cutByFile is why the body of a kept file was cut, if that was not its client's
 // doing: sendfile fails for either side.
-func (w *response) cutByFile(ctx context.Context) error {
+func (w *response) cutByFile() error {
 	clients := []error{syscall.EPIPE, syscall.ECONNRESET, syscall.ETIMEDOUT, os.ErrDeadlineExceeded, net.ErrClosed}
-	if ctx.Err() == nil && !slices.ContainsFunc(clients, func(err error) bool { return errors.Is(w.cut, err) }) {
+	if w.ctx.Err() == nil && !slices.ContainsFunc(clients, func(err error) bool { return errors.Is(w.cut, err) }) {
 		return w.cut
 	}
 	return nil
@@ -127,7 +133,11 @@ func (w *response) setCacheStatus() {
 	w.Header().Set("Cache-Status", s)
 }
 
-// finish counts and logs the request.
+// maxUserAgent is what the log has of one; dockerd's has some 140 bytes.
+const maxUserAgent = 200
+
+// finish counts and logs the request. It is on every request's way, so the line
+// is built by hand.
 func (p *Proxy) finish(w *response, r *http.Request) {
 	took := time.Since(w.started)
 	kind, label := w.target.kind, p.label(w.target.registry)
@@ -140,24 +150,30 @@ func (p *Proxy) finish(w *response, r *http.Request) {
 	}
 	p.metrics.inFlight.Add(-1)
 	log := p.log.Handler()
-	if !log.Enabled(r.Context(), slog.LevelInfo) {
+	if !log.Enabled(w.ctx, slog.LevelInfo) {
 		return
 	}
 	line := slog.NewRecord(time.Now(), slog.LevelInfo, "request", 0) // whose source no handler writes, and slog would look for
-	line.AddAttrs(
-		slog.String("method", r.Method), slog.String("client", r.RemoteAddr), slog.Int("status", w.status), slog.Int64("bytes", w.bytes),
+	var room [20]slog.Attr                                           // for all of them, so that they are copied once
+	attrs := append(room[:0],
+		slog.String("method", r.Method), slog.String("client", p.client(r)), slog.String("user_agent", boundedTo(r.UserAgent(), maxUserAgent)),
+		slog.String("request_id", w.id), slog.Int("status", w.status), slog.Int64("bytes", w.bytes),
 		slog.Float64("first_byte_seconds", w.firstByte.Seconds()), slog.Float64("seconds", took.Seconds()),
 	)
 	if w.target.registry != nil {
-		line.AddAttrs(slog.String("upstream", w.target.registry.Name()), slog.String("repository", w.target.repo),
+		attrs = append(attrs, slog.String("upstream", w.target.registry.Name()), slog.String("repository", w.target.repo),
 			slog.String("kind", string(kind)), slog.String("reference", w.target.reference()), slog.String("result", string(w.result)))
+		if w.digest != "" {
+			attrs = append(attrs, slog.String("digest", string(w.digest)))
+		}
 	} else {
-		line.AddAttrs(slog.String("path", bounded(r.URL.EscapedPath())))
+		attrs = append(attrs, slog.String("path", bounded(r.URL.EscapedPath())))
 	}
 	if w.err != nil {
-		line.AddAttrs(slog.Any("error", w.err))
+		attrs = append(attrs, slog.String("error", w.err.Error()))
 	}
-	_ = log.Handle(r.Context(), line) // there is nowhere else to say so
+	line.AddAttrs(attrs...)
+	_ = log.Handle(context.Background(), line) // there is nowhere else to say so
 }
 
 // label is the registry in the metrics, where clients must not make new values.

@@ -78,9 +78,11 @@ func (t target) scope() storage.Scope {
 }
 
 // bounded keeps a client's words short enough to repeat.
-func bounded(s string) string {
-	if len(s) > 100 {
-		return s[:100] + "..."
+func bounded(s string) string { return boundedTo(s, 100) }
+
+func boundedTo(s string, limit int) string {
+	if len(s) > limit {
+		return s[:limit] + "..."
 	}
 	return s
 }

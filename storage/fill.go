@@ -90,9 +90,13 @@ var errSpill = errors.New("not kept")
 
 // run downloads the blob and makes it durable if it is to be kept. Whatever
 // happens to it, the fill ends in a final phase and leaves the store's table.
-// Only until it has a slot does it depend on ctx, of the one who started it.
+// Only until it has a slot does it depend on ctx, of the one who started it; of
+// its values the fill has those of ctx all along.
 func (f *fill) run(ctx context.Context) {
 	s := f.store
+	own, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	defer context.AfterFunc(s.ctx, func() { cancel(context.Cause(s.ctx)) })()
 	defer f.release()
 	defer s.ended(f)
 	err := errAgain // others who wait for it start another
@@ -100,15 +104,15 @@ func (f *fill) run(ctx context.Context) {
 		defer func() { <-s.slots }()
 		s.metrics.fills.Inc()
 		defer s.metrics.fills.Dec()
-		err = f.fetch(s.ctx)
+		err = f.fetch(own)
 	}
 	defer func() { s.reserved.Add(-f.promised) }() // until a blob has it in the books
 	switch {
 	case err == nil:
 		f.publish(func() { f.phase = verified }) // readers get the last byte before it is durable
-		if f.settle() {
+		if f.settle(own) {
 			if err := s.PutLink(f.scope, f.digest, f.state().mediaType); err != nil {
-				s.log.Warn("cannot record link", "digest", f.digest, "error", err)
+				s.log.WarnContext(own, "cannot record link", "digest", f.digest, "error", err)
 			}
 		}
 	case errors.Is(err, errAgain):
@@ -116,7 +120,7 @@ func (f *fill) run(ctx context.Context) {
 		f.publish(func() { f.phase, f.err = failed, err })
 	case errors.Is(err, errSpill):
 		s.metrics.spills.Inc()
-		s.log.Warn("blob passed on without being kept", "digest", f.digest, "error", err)
+		s.log.WarnContext(own, "blob passed on without being kept", "digest", f.digest, "error", err)
 		f.discard()
 		f.publish(func() { f.phase = spilled })
 	default:
@@ -125,9 +129,12 @@ func (f *fill) run(ctx context.Context) {
 		switch {
 		case wrong:
 			reason = reasonDigest
-			s.log.Error("upstream sent wrong content", "upstream", f.scope.Upstream, "repository", f.scope.Repository, "digest", f.digest, "error", err)
+			s.log.ErrorContext(own, "upstream sent wrong content", "upstream", f.scope.Upstream, "repository", f.scope.Repository, "digest", f.digest, "error", err)
 		case s.ctx.Err() != nil:
 			reason, err = reasonClosed, ErrClosed
+		case f.written > 0: // or else it is told to all who wait, at once
+			s.log.WarnContext(own, "download failed", "upstream", f.scope.Upstream, "repository", f.scope.Repository,
+				"digest", f.digest, "bytes", f.written, "error", err)
 		}
 		if wrong || f.written == 0 || f.unwanted() {
 			f.discard()
@@ -161,7 +168,7 @@ func (f *fill) fetch(ctx context.Context) error {
 	if f.written > 0 && f.sum() == f.digest {
 		// Whole since before a restart; whether this scope may have it is not
 		// known, so it becomes a blob, or goes, and the caller looks again.
-		f.settle()
+		f.settle(ctx)
 		return errAgain
 	}
 	st, err := f.openStream(ctx)
@@ -206,7 +213,7 @@ func (f *fill) openPartial() error {
 func (f *fill) openStream(ctx context.Context) (*stream, error) {
 	resumed := func(offset int64, cause error) {
 		f.store.metrics.resumes.Inc()
-		f.store.log.Info("download broke and goes on", "upstream", f.scope.Upstream, "repository", f.scope.Repository,
+		f.store.log.InfoContext(ctx, "download broke and goes on", "upstream", f.scope.Upstream, "repository", f.scope.Repository,
 			"digest", f.digest, "offset", offset, "error", cause)
 	}
 	st, err := openStream(ctx, f.src, f.written, f.store.room, resumed)
@@ -286,14 +293,14 @@ func (f *fill) sum() digest.Digest {
 
 // settle makes the verified file a blob, or removes it where nobody wants it
 // kept. A disk that fails now costs the blob, not the readers.
-func (f *fill) settle() (kept bool) {
+func (f *fill) settle(ctx context.Context) (kept bool) {
 	if f.unwanted() {
 		f.discard()
 		return false
 	}
 	if err := f.commit(); err != nil {
 		f.store.metrics.failures.WithLabelValues(reasonDisk).Inc()
-		f.store.log.Error("cannot keep blob", "digest", f.digest, "error", err)
+		f.store.log.ErrorContext(ctx, "cannot keep blob", "digest", f.digest, "error", err)
 		f.discard()
 		return false
 	}

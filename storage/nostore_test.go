@@ -277,7 +277,7 @@ func TestJoinWhileCommitting(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.publish(func() { f.phase = verified })
-	if !f.settle() {
+	if !f.settle(t.Context()) {
 		t.Fatal("not kept")
 	}
 	if b := open(t, s, scope(), f.digest, nil); b.Outcome != Hit {

@@ -98,7 +98,7 @@ func (r *Registry) askOne(ctx context.Context, e *endpoint, q query) (*http.Resp
 			return nil, err
 		}
 		if len(e.accounts) > 1 && !errors.Is(err, ErrRateLimited) { // of which the budget speaks
-			r.log.Warn("account refused", "upstream", r.cfg.Name, "account", a.key, "repository", q.repo, "error", err)
+			r.log.WarnContext(ctx, "account refused", "upstream", r.cfg.Name, "account", a.key, "repository", q.repo, "error", err)
 		}
 		telling = moreTelling(telling, err)
 	}
@@ -207,7 +207,7 @@ func (r *Registry) chase(ctx context.Context, a *account, q query, shown authori
 			a.budget.note(q.op, resp.StatusCode, resp.Header)
 			e.publish()
 		case resp.StatusCode == http.StatusTooManyRequests:
-			r.heed(origin(u), resp)
+			r.heed(ctx, origin(u), resp)
 		}
 		switch resp.StatusCode {
 		case 301, 302, 303, 307, 308:

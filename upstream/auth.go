@@ -178,7 +178,7 @@ func (a *account) bearer(ctx context.Context, c challenge, rejected string) (aut
 		if t, ok := a.valid(key, rejected); ok {
 			return t, nil
 		}
-		t, err := a.fetchToken(realm, key, credentialed)
+		t, err := a.fetchToken(ctx, realm, key, credentialed)
 		if err != nil {
 			return "", err
 		}

@@ -141,7 +141,9 @@ func (e *endpoint) meet(ctx context.Context) error {
 	e.first.Do(func() {
 		go func() {
 			defer close(e.met)
-			e.ping()
+			ctx, cancel := e.registry.apart(ctx)
+			defer cancel()
+			e.ping(ctx)
 		}()
 	})
 	select {
@@ -152,11 +154,11 @@ func (e *endpoint) meet(ctx context.Context) error {
 	}
 }
 
-// ping runs under the registry's own context, for many callers wait for it. It
+// ping ends with the registry and with no caller, for many wait for it. It
 // follows no redirect: another origin's challenge is not this registry's.
-func (e *endpoint) ping() {
+func (e *endpoint) ping(ctx context.Context) {
 	r := e.registry
-	ctx, cancel := context.WithTimeout(r.ctx, pingTime)
+	ctx, cancel := context.WithTimeout(ctx, pingTime)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.url(query{}).String(), nil)
 	if err != nil {
@@ -206,7 +208,7 @@ func (e *endpoint) healthy() bool {
 		if e.probing.CompareAndSwap(false, true) {
 			go func() {
 				defer e.probing.Store(false)
-				e.ping()
+				e.ping(e.registry.ctx)
 			}()
 		}
 	}

@@ -29,11 +29,13 @@ const (
 
 // fetchToken asks a token server (distribution's "Token Authentication
 // Specification", and its "OAuth2 Token Authentication" for an identity token).
-// It runs under the registry's own context, for many callers wait for it, and
-// within Timeouts.ResponseHeader altogether.
-func (a *account) fetchToken(realm *url.URL, key tokenKey, credentialed bool) (token, error) {
+// It ends with the registry and with no caller, for many wait for it, and takes
+// Timeouts.ResponseHeader altogether.
+func (a *account) fetchToken(ctx context.Context, realm *url.URL, key tokenKey, credentialed bool) (token, error) {
 	r := a.endpoint.registry
-	ctx, cancel := context.WithTimeout(r.ctx, r.cfg.Timeouts.ResponseHeader)
+	ctx, end := r.apart(ctx)
+	defer end()
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.Timeouts.ResponseHeader)
 	defer cancel()
 	cred, err := a.credential(ctx, opToken)
 	if err != nil {

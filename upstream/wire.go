@@ -5,9 +5,11 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -101,13 +103,13 @@ var errResting = fmt.Errorf("%w: not asked, for it said when to ask again", ErrU
 const maxRest = 5 * time.Minute
 
 // heed lets an origin rest that says when to ask again (RFC 9110 section 10.2.3).
-func (r *Registry) heed(origin string, resp *http.Response) {
+func (r *Registry) heed(ctx context.Context, origin string, resp *http.Response) {
 	d := min(parseRetryAfter(resp.Header.Get("Retry-After"), time.Now()), maxRest)
 	if d == 0 {
 		return
 	}
 	r.rests.Add(origin, time.Now().Add(d))
-	r.log.Warn("upstream said when to ask again", "upstream", r.cfg.Name, "origin", origin, "status", resp.StatusCode, "seconds", d.Seconds())
+	r.log.WarnContext(ctx, "upstream said when to ask again", "upstream", r.cfg.Name, "origin", origin, "status", resp.StatusCode, "seconds", d.Seconds())
 }
 
 // roundTrip sends one request and waits for the head of the answer; it follows
@@ -134,12 +136,14 @@ func (r *Registry) roundTrip(ctx context.Context, op string, req *http.Request) 
 		WroteHeaders: func() { wrote.Store(true) },
 	})
 	req.Header.Set("User-Agent", userAgent)
+	r.pass(ctx, req)
 	start := time.Now()
 	var resp *http.Response
 	if reqCtx, err = r.egress.route(reqCtx, req, r.transport.Proxy); err == nil {
 		resp, err = r.transport.RoundTrip(req.WithContext(reqCtx))
 	}
 	took := time.Since(start)
+	r.debug(ctx, op, req, resp, err, took)
 	if err != nil {
 		cancel(nil)
 		refused, ok := errors.AsType[*refusal](err)
@@ -147,7 +151,7 @@ func (r *Registry) roundTrip(ctx context.Context, op string, req *http.Request) 
 		case ok: // nobody was asked
 			done(errIgnored)
 			if op != opPing { // the question itself will say it
-				r.log.Warn("egress refused", "upstream", r.cfg.Name, "op", op, "host", req.URL.Host, "reason", refused.Error())
+				r.log.WarnContext(ctx, "egress refused", "upstream", r.cfg.Name, "op", op, "host", req.URL.Host, "reason", refused.Error())
 			}
 			return nil, r.fail(op, ErrInvalid, "%s", r.egress.told(refused))
 		case errors.Is(ctx.Err(), context.Canceled), ctx.Err() != nil && !sent.Load(),
@@ -165,7 +169,7 @@ func (r *Registry) roundTrip(ctx context.Context, op string, req *http.Request) 
 	r.metrics.answered(r.cfg.label(), op, codeLabel(resp.StatusCode), took)
 	if resp.StatusCode >= 500 && resp.StatusCode != http.StatusNotImplemented {
 		done(fmt.Errorf("status %d", resp.StatusCode))
-		r.heed(origin(req.URL), resp)
+		r.heed(ctx, origin(req.URL), resp)
 	} else {
 		done(nil)
 		if r.own(origin(req.URL)) != nil {
@@ -174,6 +178,31 @@ func (r *Registry) roundTrip(ctx context.Context, op string, req *http.Request) 
 	}
 	resp.Body = newBody(ctx, reqCtx, cancel, r, op, resp)
 	return resp, nil
+}
+
+// pass tells the registry which request of a client this one is for. Nobody else
+// is told: not where a redirect leads, nor a token server.
+func (r *Registry) pass(ctx context.Context, req *http.Request) {
+	if !slices.ContainsFunc(r.endpoints, func(e *endpoint) bool { return e.origin == origin(req.URL) }) {
+		return
+	}
+	if id := RequestID(ctx); id != "" {
+		req.Header.Set("X-Request-Id", id)
+	}
+}
+
+// debug logs a request by its host alone: paths and queries may be signed.
+func (r *Registry) debug(ctx context.Context, op string, req *http.Request, resp *http.Response, err error, took time.Duration) {
+	if !r.log.Enabled(ctx, slog.LevelDebug) {
+		return
+	}
+	answer := slog.Any("error", err)
+	if err == nil {
+		answer = slog.Int("status", resp.StatusCode)
+	}
+	r.log.LogAttrs(ctx, slog.LevelDebug, "asked upstream", slog.String("upstream", r.cfg.Name), slog.String("op", op),
+		slog.String("method", req.Method), slog.String("host", req.URL.Host), slog.String("range", req.Header.Get("Range")),
+		slog.Float64("seconds", took.Seconds()), answer)
 }
 
 // wire is a registry's roundTrip for libraries that speak to it: by its egress

@@ -27,6 +27,10 @@ type config struct {
 	ShutdownTimeout time.Duration `yaml:"shutdown_timeout"`
 	// DefaultUpstream serves the requests that name no registry.
 	DefaultUpstream string `yaml:"default_upstream"`
+	// TrustedProxies are load balancers before the mirror: ranges as in AllowAddresses.
+	TrustedProxies []string `yaml:"trusted_proxies"`
+	// ForwardedHeader is where they say who the client is: "X-Forwarded-For" or "Forwarded".
+	ForwardedHeader string `yaml:"forwarded_header"`
 	// UnlistedUpstreams says what becomes of a registry that is not among
 	// Upstreams: "deny" or "allow".
 	UnlistedUpstreams string `yaml:"unlisted_upstreams"`
@@ -154,6 +158,7 @@ func defaults() config {
 		SendTimeout:       time.Minute,
 		ShutdownTimeout:   30 * time.Second,
 		DefaultUpstream:   "docker.io",
+		ForwardedHeader:   "X-Forwarded-For",
 		UnlistedUpstreams: "deny",
 		Admin:             adminConfig{Listen: "127.0.0.1:5001"},
 		Log:               logConfig{Level: "info", Format: "text"},
@@ -230,24 +235,28 @@ func (u upstreamConfig) addresses() []string {
 
 func (c config) upstream(name string) upstream.Config {
 	u := c.Upstreams[name]
-	var allowed []netip.Prefix
-	for _, s := range u.AllowAddresses {
-		if p, err := addressRange(s); err == nil { // or else validate says so
-			allowed = append(allowed, p)
-		}
-	}
 	return upstream.Config{
 		Name:           name,
 		URLs:           u.addresses(),
 		Accounts:       u.accounts(),
 		CAFile:         u.CAFile,
 		TokenRealms:    u.TokenRealms,
-		AllowAddresses: allowed,
+		AllowAddresses: addressRanges(u.AllowAddresses),
 		Private:        !slices.Equal(u.addresses(), wellKnown()[name].addresses()),
 		RaceAfter:      u.RaceAfter,
 		MaxConnections: u.MaxConnections,
 		Timeouts:       upstream.Timeouts(c.Timeouts),
 	}
+}
+
+func addressRanges(list []string) []netip.Prefix {
+	var ranges []netip.Prefix
+	for _, s := range list {
+		if p, err := addressRange(s); err == nil { // or else validate says so
+			ranges = append(ranges, p)
+		}
+	}
+	return ranges
 }
 
 // unlisted is a registry that only a client has named. It gets nothing of what
@@ -273,6 +282,8 @@ func (c config) proxy() proxy.Config {
 		MaxStale:          c.Tags.MaxStale,
 		RevalidateTimeout: c.Tags.RevalidateTimeout,
 		NegativeFor:       c.Tags.NegativeFor,
+		TrustedProxies:    addressRanges(c.TrustedProxies),
+		ForwardedHeader:   c.ForwardedHeader,
 		Rules:             rules,
 	}
 }

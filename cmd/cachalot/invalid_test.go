@@ -10,6 +10,8 @@ var invalidConfigs = map[string]string{
 		`F:2:1: log: YAML anchors and aliases are not supported; write keys, each on a line of its own, as in config.yml`,
 	"alias-name":              `F:3:15: upstreams.docker.io.aliases[0]: "Docker Hub" is not a name for a registry; write a host or a word in small letters, such as dockerhub`,
 	"alias-taken":             `F:4:15: upstreams.quay.io.aliases[0]: dockerhub is a name of docker.io already; write another one`,
+	"forwarded-header":        `F:1:1: forwarded_header: "X-Real-IP" is not known; write one of X-Forwarded-For, Forwarded`,
+	"trusted-proxies":         `F:1:31: trusted_proxies[1]: "ingress.example" is not a range of addresses; write one such as 10.0.0.0/8, or an address such as 10.1.2.3`,
 	"host-port":               `F:3:13: upstreams.docker.io.hosts[0]: "hub.example:5000" is not the name of a host; write one without a port, such as hub.mirror.example`,
 	"host-taken":              `F:6:13: upstreams.quay.io.hosts[0]: Hub.example leads to docker.io already; write another one`,
 	"allow-addresses":         `F:3:23: upstreams.docker.io.allow_addresses[0]: "10.0.0.0/33" is not a range of addresses; write one such as 10.0.0.0/8, or an address such as 10.1.2.3`,

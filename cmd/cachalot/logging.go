@@ -1,9 +1,12 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
+
+	"github.com/cachalot-registry/cachalot/upstream"
 )
 
 // newLogger writes to w in the configured format, from level on. The level may
@@ -11,10 +14,27 @@ import (
 func newLogger(w io.Writer, format string, level *slog.LevelVar) *slog.Logger {
 	opts := &slog.HandlerOptions{Level: level}
 	if format == "json" {
-		return slog.New(slog.NewJSONHandler(w, opts))
+		return slog.New(attributed{slog.NewJSONHandler(w, opts)})
 	}
-	return slog.New(slog.NewTextHandler(w, opts))
+	return slog.New(attributed{slog.NewTextHandler(w, opts)})
 }
+
+// attributed says in a line which client's request it is because of, where that
+// is known.
+type attributed struct{ slog.Handler }
+
+func (h attributed) Handle(ctx context.Context, line slog.Record) error {
+	if id := upstream.RequestID(ctx); id != "" {
+		line.AddAttrs(slog.String("request_id", id))
+	}
+	return h.Handler.Handle(ctx, line)
+}
+
+func (h attributed) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return attributed{h.Handler.WithAttrs(attrs)}
+}
+
+func (h attributed) WithGroup(name string) slog.Handler { return attributed{h.Handler.WithGroup(name)} }
 
 // setLevel moves level to the one named in a checked configuration.
 func setLevel(level *slog.LevelVar, name string) error {

@@ -21,6 +21,9 @@ import (
 
 // complete fills in what the file need not say about well-known registries.
 func (c *config) complete() {
+	if len(c.TrustedProxies) == 0 {
+		c.TrustedProxies = nil
+	}
 	known := wellKnown()
 	for name, u := range c.Upstreams {
 		if k, ok := known[name]; ok {
@@ -50,6 +53,8 @@ func (c *config) validate(at positions, already []problem) []problem {
 	}
 	v.tls(c.TLS)
 	v.atLeastOne(c.MaxConnections, "max_connections")
+	v.addressRanges(c.TrustedProxies, "trusted_proxies")
+	v.oneOf(c.ForwardedHeader, "forwarded_header", "X-Forwarded-For", "Forwarded")
 	v.oneOf(c.UnlistedUpstreams, "unlisted_upstreams", "deny", "allow")
 	v.oneOf(c.Log.Level, "log.level", "debug", "info", "warn", "error")
 	v.oneOf(c.Log.Format, "log.format", "text", "json")
@@ -235,15 +240,19 @@ func (v *validator) upstream(name string, u upstreamConfig) {
 			v.fail(fmt.Sprintf("%q is not a host; write one such as auth.docker.io", realm), fmt.Sprintf("%s.token_realms[%d]", key, i))
 		}
 	}
-	for i, s := range u.AllowAddresses {
-		if _, err := addressRange(s); err != nil {
-			v.fail(err.Error(), fmt.Sprintf("%s.allow_addresses[%d]", key, i))
-		}
-	}
+	v.addressRanges(u.AllowAddresses, key+".allow_addresses")
 	if u.RaceAfter < 0 {
 		v.fail(brief(u.RaceAfter)+" is negative; write a duration such as 1s, or 0 for never", key+".race_after")
 	}
 	v.atLeastOne(u.MaxConnections, key+".max_connections")
+}
+
+func (v *validator) addressRanges(list []string, key string) {
+	for i, s := range list {
+		if _, err := addressRange(s); err != nil {
+			v.fail(err.Error(), fmt.Sprintf("%s[%d]", key, i))
+		}
+	}
 }
 
 // addressRange reads 10.0.0.0/8, or a single address. It insists on the one
