@@ -126,6 +126,9 @@ func (r *Registry) askAs(ctx context.Context, a *account, q query) (*http.Respon
 			continue
 		}
 		failed := r.statusError(q.op, resp, a.shown(sent)...)
+		if away { // its words may have the signed URL in them
+			failed.Code, failed.Message = "", "from "+resp.Request.URL.Host+", where the registry leads"
+		}
 		switch {
 		case away && q.method == http.MethodHead && status == http.StatusForbidden:
 			failed.Err = ErrUnsupported // a URL signed for GET

@@ -133,6 +133,19 @@ func (r *Registry) networkError(ctx context.Context, op, doing string, err error
 	return e
 }
 
+// unquoted is what the transport says of an answer that is no HTTP without what
+// it quotes of it: that may be the credential, sent back.
+func unquoted(err error) error {
+	var network net.Error
+	if errors.As(err, &network) {
+		return err
+	}
+	if told, _, quotes := strings.Cut(err.Error(), `"`); quotes {
+		return errors.New(strings.TrimRight(told, " :"))
+	}
+	return err
+}
+
 // maxErrorBody bounds what is read of an error's body: an OCI error is a few
 // hundred bytes, and a proxy's page in its place is of no use.
 const maxErrorBody = 64 << 10

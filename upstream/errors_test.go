@@ -96,3 +96,20 @@ func TestClosed(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestUnquoted(t *testing.T) {
+	t.Parallel()
+	refused := &net.OpError{Op: "dial", Err: errors.New(`"x"`)}
+	for _, tc := range []struct {
+		err  error
+		want string
+	}{
+		{fmt.Errorf("transport connection broken: %w", errors.New(`malformed MIME header: missing colon: "Basic c2VjcmV0"`)), "transport connection broken: malformed MIME header: missing colon"},
+		{io.ErrUnexpectedEOF, io.ErrUnexpectedEOF.Error()},
+		{refused, refused.Error()},
+	} {
+		if got := unquoted(tc.err); got.Error() != tc.want {
+			t.Errorf("%v became %v", tc.err, got)
+		}
+	}
+}

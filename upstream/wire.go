@@ -143,6 +143,9 @@ func (r *Registry) roundTrip(ctx context.Context, op string, req *http.Request) 
 		resp, err = r.transport.RoundTrip(req.WithContext(reqCtx))
 	}
 	took := time.Since(start)
+	if err != nil {
+		err = unquoted(err)
+	}
 	r.debug(ctx, op, req, resp, err, took)
 	if err != nil {
 		cancel(nil)

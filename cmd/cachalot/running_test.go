@@ -101,7 +101,7 @@ func start(t *testing.T, cfg string) *running {
 		<-exited
 		transport.CloseIdleConnections()
 	})
-	m := r.log.wait(t, `msg="serving; give this to dockerd" registry_mirror=(\S+) admin=(\S+)`)
+	m := r.log.wait(t, `serving; give this to dockerd",? ?"?registry_mirror"?[=:]"?([^\s"]+)"?,? ?"?admin"?[=:]"?([^\s"]+)`)
 	r.url, r.admin = m[1], m[2]
 	return r
 }

@@ -1,0 +1,293 @@
+package main
+
+import (
+	"bufio"
+	"encoding/base64"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+)
+
+// canaries are secrets that must come out nowhere.
+type canaries struct {
+	mu    sync.Mutex        // guards where
+	where map[string]string // what each is, by its text
+}
+
+// new returns a secret.
+func (c *canaries) new(what string) string {
+	s := "canary-" + strings.ReplaceAll(what, " ", "-") + "-end"
+	c.add(s, what)
+	return s
+}
+
+func (c *canaries) add(secret, what string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.where == nil {
+		c.where = map[string]string{}
+	}
+	c.where[secret] = what
+}
+
+// shown adds what a request's header shows: tokens that upstreams have issued,
+// and passwords in base64.
+func (c *canaries) shown(h http.Header) {
+	if _, secret, ok := strings.Cut(h.Get("Authorization"), " "); ok {
+		c.add(secret, "an Authorization")
+	}
+}
+
+// check fails the test for each secret in the text, as it is or in a query.
+func (c *canaries) check(t *testing.T, from, text string) {
+	t.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for secret, what := range c.where {
+		for _, form := range []string{secret, url.QueryEscape(secret), base64.StdEncoding.EncodeToString([]byte(secret))} {
+			if i := strings.Index(text, form); i >= 0 {
+				t.Errorf("%s: %s comes out: ...%s...", from, what, text[max(i-200, 0):min(i+len(form)+50, len(text))])
+				break
+			}
+		}
+	}
+}
+
+// babbler is a registry whose answers are no HTTP, and repeat what they were shown.
+func babbler(t *testing.T, c *canaries) string {
+	t.Helper()
+	var lc net.ListenConfig
+	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	t.Cleanup(func() {
+		l.Close()
+		serving.Wait()
+	})
+	serving.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			serving.Go(func() {
+				defer conn.Close()
+				req, err := http.ReadRequest(bufio.NewReader(conn))
+				if err != nil {
+					return
+				}
+				c.shown(req.Header)
+				secret := req.Header.Get("Authorization")
+				answer := "HTTP/1.1 401 no\r\nWww-Authenticate: Basic realm=\"x\"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+				switch {
+				case secret == "":
+				case strings.Contains(req.URL.Path, "header"):
+					answer = "HTTP/1.1 200 OK\r\nno header " + secret + "\r\n\r\n"
+				case strings.Contains(req.URL.Path, "length"):
+					answer = "HTTP/1.1 200 OK\r\nContent-Length: " + secret + "\r\n\r\n"
+				case strings.Contains(req.URL.Path, "encoding"):
+					answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: " + secret + "\r\n\r\n"
+				case strings.Contains(req.URL.Path, "content"):
+					answer = "HTTP/1.1 200 OK\r\nContent-Encoding: x\r\nContent-Length: 0\r\n\r\n"
+				default:
+					answer = secret + "\r\n\r\n"
+				}
+				_, _ = fmt.Fprint(conn, answer) // whoever left has not heard it
+			})
+		}
+	})
+	return "http://" + l.Addr().String()
+}
+
+// No secret comes out, whatever goes well or wrong: in the log at its most
+// talkative, in answers, in metrics.
+func TestSecretsStaySecret(t *testing.T) {
+	t.Parallel()
+	for _, format := range []string{"text", "json"} {
+		t.Run(format, func(t *testing.T) {
+			t.Parallel()
+			secretsStaySecret(t, format)
+		})
+	}
+}
+
+func secretsStaySecret(t *testing.T, format string) {
+	t.Helper()
+	c := &canaries{}
+	c.add("canary-signature", "the query of a signed URL")
+	c.add("/signed/", "the path of a signed URL")
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	password, fromFile, inDocker, refresh := c.new("password"), c.new("password file"), c.new("docker config"), c.new("identity token")
+	basic := upstreamtest.New(t, upstreamtest.Options{Auth: upstreamtest.Basic, Username: "bob", Password: password, CDN: true})
+	bearer := upstreamtest.New(t, upstreamtest.Options{Auth: upstreamtest.Bearer, Username: "bob", Password: fromFile, CDN: true, TokenElsewhere: true})
+	docker := upstreamtest.New(t, upstreamtest.Options{Auth: upstreamtest.Bearer, Username: "bob", Password: inDocker, CDN: true})
+	identity := upstreamtest.New(t, upstreamtest.Options{Auth: upstreamtest.Bearer, RefreshToken: refresh, CDN: true})
+	auth := base64.StdEncoding.EncodeToString([]byte("bob:" + inDocker))
+	c.add(auth, "an auth of a docker config")
+	dockerConfig := write("config.json", fmt.Sprintf(`{"auths": {%q: {"auth": %q}, %q: {"auth": %q, "identitytoken": %q}}}`,
+		docker.Host(), auth, identity.Host(), base64.StdEncoding.EncodeToString([]byte("bob:")), refresh))
+	r := start(t, fmt.Sprintf(`
+log: {level: debug, format: %s}
+default_upstream: basic.test
+timeouts: {dial: 500ms, response_header: 1s}
+upstreams:
+  basic.test: {url: %s, username: bob, password: %s}
+  bearer.test: {url: %s, username: bob, password_file: %s, token_realms: [%q]}
+  docker.test: {url: %s, docker_config: %s}
+  identity.test: {url: %s, docker_config: %s}
+  babbler.test: {url: %s, username: bob, password: %s}
+`, format, basic.URL, password, bearer.URL, write("password", fromFile+"\n"), bearer.TokenHost(), docker.URL, dockerConfig, identity.URL, dockerConfig,
+		babbler(t, c), c.new("babbled password")))
+
+	clients := []string{
+		"Authorization", "Bearer " + c.new("client token"), "Proxy-Authorization", "Basic " + c.new("client proxy"), "Cookie", "session=" + c.new("cookie"),
+		"Baggage", "user=" + c.new("baggage"), "Tracestate", "vendor=" + c.new("tracestate"), "X-Api-Key", c.new("api key"),
+		"Referer", "http://elsewhere/?" + c.new("referer"), "X-Request-Id", c.new("request id") + " !", "Traceparent", c.new("traceparent"),
+	}
+	query := "&token=" + c.new("query of a client")
+	asked := 0
+	asks := func(name, path string) {
+		asked++
+		status, body, header := r.ask(t, r.url+"/v2/"+path+"?ns="+name+query, clients...)
+		c.check(t, "the answer to "+path, fmt.Sprint(status, string(body), header))
+	}
+
+	registries := map[string]*upstreamtest.Registry{"basic.test": basic, "bearer.test": bearer, "docker.test": docker, "identity.test": identity}
+	seed := uint64(0)
+	for name, up := range registries {
+		own := map[string]string{"basic.test": password, "bearer.test": fromFile, "docker.test": inDocker, "identity.test": refresh}[name]
+		add := func(repo string) (blob string) {
+			seed++
+			img := up.AddImage(repo, "latest", upstreamtest.NewImage(seed, 100_000))
+			return repo + "/blobs/" + img.Layers[0].Digest.String()
+		}
+		blob := add("team/well")
+		asks(name, "team/well/manifests/latest")
+		asks(name, blob)
+		asks(name, "team/well/tags/list")
+		for _, q := range up.Select(upstreamtest.Match{Op: upstreamtest.GetBlob}) {
+			if q.Status == http.StatusTemporaryRedirect && q.Header.Get("Authorization") == "" {
+				t.Errorf("%s shows no credential, so nothing is tested", name)
+			}
+		}
+		if up.Count(upstreamtest.CDN) == 0 {
+			t.Errorf("%s: nothing came from the CDN", name)
+		}
+
+		away := func(what string) string { return "user=" + c.new(what) }
+		for what, fault := range map[string]upstreamtest.Fault{
+			"a status that repeats":     upstreamtest.StatusError(http.StatusForbidden, own, "no such password: "+own),
+			"an error that repeats":     upstreamtest.StatusError(http.StatusInternalServerError, "UNKNOWN", "failed with "+own+"."),
+			"too many":                  upstreamtest.Status(http.StatusTooManyRequests, "Retry-After", "0"),
+			"a user in a location":      upstreamtest.Redirect("http://bob:" + c.new("user of a location") + "@127.0.0.1:1/?" + away("query beside a user")),
+			"a port that is closed":     upstreamtest.Redirect("http://127.0.0.1:1/x?" + away("query of a closed port")),
+			"a host that is none":       upstreamtest.Redirect("http://nowhere.invalid/x?" + away("query of no host")),
+			"an address within":         upstreamtest.Redirect("http://169.254.169.254/x?" + away("query of a forbidden address")),
+			"TLS where there is none":   upstreamtest.Redirect("https://" + basic.Host() + "/x?" + away("query without TLS")),
+			"another scheme":            upstreamtest.Redirect("ftp://127.0.0.1/x?" + away("query of another scheme")),
+			"no URL":                    upstreamtest.Redirect("http://127.0.0.1:port/%zz?" + away("query of no URL")),
+			"a loop":                    upstreamtest.RedirectLoop(),
+			"a realm with a user":       challenge("http://bob:" + c.new("user of a realm") + "@127.0.0.1:1/token"),
+			"a realm nobody listens at": challenge("http://127.0.0.1:1/token?key=" + c.new("query of a realm")),
+			"a realm that is no URL":    challenge("http://" + c.new("realm") + ":port/"),
+		} {
+			repo := "team/" + strings.ReplaceAll(strings.ToLower(what), " ", "-")
+			blob := add(repo)
+			up.Fault(upstreamtest.Match{Repo: repo, AnyAuth: true}, fault)
+			asks(name, blob)
+			asks(name, repo+"/manifests/latest")
+		}
+
+		for what, fault := range map[string]upstreamtest.Fault{
+			"cut":     upstreamtest.CutAfter(1000),
+			"wrong":   upstreamtest.WrongBytes(),
+			"forgets": upstreamtest.Status(http.StatusNotFound),
+			"repeats": upstreamtest.StatusError(http.StatusBadRequest, "canary-signature", "the URL http://cdn/signed/x?signature=canary-signature is bad"),
+			"broken":  upstreamtest.StatusError(http.StatusBadGateway, "UNKNOWN", "no answer to /signed/x?signature=canary-signature"),
+			"shorter": upstreamtest.ChangedLength(-10),
+			"gzip":    upstreamtest.Gzip(),
+			"onwards": upstreamtest.RedirectLoop(),
+		} {
+			blob := add("cdn/" + what)
+			up.Fault(upstreamtest.Match{Op: upstreamtest.CDN, Reference: blob[strings.LastIndex(blob, "/")+1:]}, fault)
+			asks(name, blob)
+		}
+		blob = add("team/down")
+		for _, q := range up.Requests() {
+			c.shown(q.Header)
+		}
+		up.Down()
+		asks(name, blob)
+		asks(name, "team/well/manifests/other")
+	}
+	for _, what := range []string{"status", "header", "length", "encoding", "content"} {
+		asks("babbler.test", "team/"+what+"/manifests/latest")
+	}
+	_, text := r.read(t, r.admin+"/metrics")
+	c.check(t, "the metrics", text)
+	r.signals <- os.Interrupt
+	if err := <-r.ended; err != nil {
+		t.Error(err)
+	}
+	log, _ := r.log.now()
+	c.check(t, "the log", log)
+	if n := strings.Count(log, "127.0.0.1") + strings.Count(log, "asked upstream"); n < asked {
+		t.Errorf("%d requests and hardly a line: nothing is tested", asked)
+	}
+}
+
+// challenge is a 401 that names a token server.
+func challenge(realm string) upstreamtest.Fault {
+	return upstreamtest.Status(http.StatusUnauthorized, "WWW-Authenticate", `Bearer realm="`+realm+`",service="x"`)
+}
+
+// What is wrong with a configuration is said without what is secret in it.
+func TestProblemsHoldNoSecret(t *testing.T) {
+	t.Parallel()
+	c := &canaries{}
+	secret := c.new("configured secret")
+	for _, text := range []string{
+		"upstreams: {docker.io: {url: 'https://bob:SECRET@registry.example'}}",
+		"upstreams: {docker.io: {url: 'bob:SECRET@registry.example'}}",
+		"upstreams: {docker.io: {url: 'https://bob:SECRET@registry.example/%zz'}}",
+		"upstreams: {docker.io: {url: 'https://registry.example/?key=SECRET'}}",
+		"upstreams: {docker.io: {urls: ['https://a.example', 'https://bob:SECRET@b.example']}}",
+		"upstreams: {docker.io: {username: bob, password: [SECRET]}}",
+		"upstreams: {docker.io: {username: bob, password: {SECRET: 1}}}",
+		"upstreams: {docker.io: {username: bob, password: SECRET, password_file: x}}",
+		"upstreams: {docker.io: {username: 'bob:x', password: SECRET}}",
+		"upstreams: {docker.io: {password: SECRET}}",
+		"upstreams:\n  docker.io:\n    username: bob\n    password: \"SECRET\n",
+		"upstreams:\n  docker.io:\n    username: bob\n   password: SECRET\n",
+		"upstreams:\n  docker.io:\n    username: bob\n    password: *SECRET\n",
+		"upstreams:\n  docker.io:\n    username: bob\n    password: ${SECRET\n",
+		"upstreams: {docker.io: {username: bob, passwrd: SECRET}}",
+		"upstreams: {docker.io: {username: bob, password: SECRET, password: SECRET}}",
+		"upstreams: {docker.io: {accounts: [{username: bob, password: SECRET}, {password: SECRET}]}}",
+		"upstreams: {docker.io: {accounts: [SECRET]}}",
+	} {
+		_, err := parseConfig("config.yml", []byte(strings.ReplaceAll(text, "SECRET", secret)), noVariables)
+		if err == nil {
+			t.Errorf("%s: accepted", text)
+			continue
+		}
+		c.check(t, text, err.Error())
+	}
+}
