@@ -14,6 +14,7 @@ import (
 	"github.com/gorilla/mux"
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/opencontainers/go-digest"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/cachalot-registry/cachalot/storage"
@@ -32,6 +33,9 @@ type Config struct {
 	// X-Forwarded-For or Forwarded, says who the client is. Others' is not believed.
 	TrustedProxies  []netip.Prefix
 	ForwardedHeader string
+	// Tracer makes a span of each request, below which are those of storage and
+	// upstream. Nil: none.
+	Tracer trace.Tracer
 	// Unlisted makes a registry that is not configured, by the name a client
 	// used. Nil: there are none. The Proxy closes what it made.
 	Unlisted func(name string) (*upstream.Registry, error)
@@ -134,6 +138,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rec := &response{ResponseWriter: w, started: time.Now(), secure: r.TLS != nil, result: resultError}
 	p.metrics.inFlight.Add(1)
 	rec.identify(r)
+	p.trace(rec, r)
 	defer p.finish(rec, r) // also when the handler breaks the connection off
 	apiVersion(rec)
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {

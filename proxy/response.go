@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/cachalot-registry/cachalot/upstream"
 )
@@ -25,7 +26,9 @@ type response struct {
 	target  target
 	ctx     context.Context // the request's, with its id
 	id      string
-	said    [1]string // the id, for the header
+	said    [1]string  // the id, for the header
+	span    trace.Span // nil: not traced here
+	traced  bool       // here, or by the client
 	started time.Time
 	secure  bool // it goes out over TLS, which sends all content in bulk
 
@@ -140,6 +143,9 @@ const maxUserAgent = 200
 // is built by hand.
 func (p *Proxy) finish(w *response, r *http.Request) {
 	took := time.Since(w.started)
+	if w.span != nil {
+		p.endSpan(w, r, w.started.Add(took))
+	}
 	kind, label := w.target.kind, p.label(w.target.registry)
 	if kind != "" {
 		p.metrics.requests.WithLabelValues(label, string(kind), string(w.result)).Inc()
@@ -168,6 +174,9 @@ func (p *Proxy) finish(w *response, r *http.Request) {
 		}
 	} else {
 		attrs = append(attrs, slog.String("path", bounded(r.URL.EscapedPath())))
+	}
+	if w.traced {
+		attrs = w.traceAttrs(attrs)
 	}
 	if w.err != nil {
 		attrs = append(attrs, slog.String("error", w.err.Error()))

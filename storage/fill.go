@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"go.opentelemetry.io/otel/trace"
 )
 
 // phase of a fill; see doc.go.
@@ -46,9 +47,10 @@ type fill struct {
 	size      int64 // -1 while unknown
 	written   int64
 	mediaType string
-	changed   chan struct{} // closed and replaced whenever one of these changes
-	users     int           // run and readers; the last one closes file
-	keep      Retention     // the most generous of those who joined
+	changed   chan struct{}     // closed and replaced whenever one of these changes
+	span      trace.SpanContext // of the fill; zero: not traced
+	users     int               // run and readers; the last one closes file
+	keep      Retention         // the most generous of those who joined
 }
 
 func newFill(s *Store, sc Scope, d digest.Digest, src Source) *fill {
@@ -104,6 +106,9 @@ func (f *fill) run(ctx context.Context) {
 		defer func() { <-s.slots }()
 		s.metrics.fills.Inc()
 		defer s.metrics.fills.Dec()
+		var span trace.Span
+		own, span = f.traced(own)
+		defer f.endSpan(span)
 		err = f.fetch(own)
 	}
 	defer func() { s.reserved.Add(-f.promised) }() // until a blob has it in the books
@@ -213,6 +218,7 @@ func (f *fill) openPartial() error {
 func (f *fill) openStream(ctx context.Context) (*stream, error) {
 	resumed := func(offset int64, cause error) {
 		f.store.metrics.resumes.Inc()
+		resumedSpan(ctx, offset, cause)
 		f.store.log.InfoContext(ctx, "download broke and goes on", "upstream", f.scope.Upstream, "repository", f.scope.Repository,
 			"digest", f.digest, "offset", offset, "error", cause)
 	}

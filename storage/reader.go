@@ -60,6 +60,9 @@ func (f *fill) blob(ctx context.Context, o Outcome) (*Blob, error) {
 		// An empty blob is complete with its header: that waits for the digest.
 		return st.phase > streaming || st.phase == streaming && st.size != 0
 	})
+	if o == Collapsed {
+		f.follow(ctx)
+	}
 	if err == nil && st.phase == failed {
 		err = st.err
 	}

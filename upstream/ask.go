@@ -33,13 +33,15 @@ type query struct {
 // ask puts q to each URL in order, and again after a pause where all failed in
 // a way that may pass. The answer has a 2xx status, and a *body the caller
 // must close.
-func (r *Registry) ask(ctx context.Context, q query) (*http.Response, error) {
+func (r *Registry) ask(ctx context.Context, q query) (resp *http.Response, err error) {
 	if !validPath(q.path) {
 		return nil, r.fail(q.op, ErrInvalid, "not a name that can be asked for")
 	}
+	ctx, end := r.traceQuestion(ctx, q)
+	defer func() { end(err) }()
 	var before error
 	pause := &restingPause{BackOff: r.pause()}
-	resp, err := backoff.Retry(ctx, func() (*http.Response, error) {
+	resp, err = backoff.Retry(ctx, func() (*http.Response, error) {
 		resp, err := r.askEach(ctx, q)
 		pause.rest = restOf(err)
 		deadline, bounded := ctx.Deadline()

@@ -136,7 +136,8 @@ func (r *Registry) roundTrip(ctx context.Context, op string, req *http.Request) 
 		WroteHeaders: func() { wrote.Store(true) },
 	})
 	req.Header.Set("User-Agent", userAgent)
-	r.pass(ctx, req)
+	reqCtx, traced := r.traceRequest(reqCtx, op, req)
+	r.pass(reqCtx, req)
 	start := time.Now()
 	var resp *http.Response
 	if reqCtx, err = r.egress.route(reqCtx, req, r.transport.Proxy); err == nil {
@@ -146,6 +147,7 @@ func (r *Registry) roundTrip(ctx context.Context, op string, req *http.Request) 
 	if err != nil {
 		err = unquoted(err)
 	}
+	traced(resp, err)
 	r.debug(ctx, op, req, resp, err, took)
 	if err != nil {
 		cancel(nil)
@@ -183,7 +185,7 @@ func (r *Registry) roundTrip(ctx context.Context, op string, req *http.Request) 
 	return resp, nil
 }
 
-// pass tells the registry which request of a client this one is for. Nobody else
+// pass tells the registry which request of a client this one is for, and which trace. Nobody else
 // is told: not where a redirect leads, nor a token server.
 func (r *Registry) pass(ctx context.Context, req *http.Request) {
 	if !slices.ContainsFunc(r.endpoints, func(e *endpoint) bool { return e.origin == origin(req.URL) }) {
@@ -192,6 +194,7 @@ func (r *Registry) pass(ctx context.Context, req *http.Request) {
 	if id := RequestID(ctx); id != "" {
 		req.Header.Set("X-Request-Id", id)
 	}
+	passTrace(ctx, req.Header)
 }
 
 // debug logs a request by its host alone: paths and queries may be signed.

@@ -143,8 +143,10 @@ func secretsStaySecret(t *testing.T, format string) {
 	c.add(auth, "an auth of a docker config")
 	dockerConfig := write("config.json", fmt.Sprintf(`{"auths": {%q: {"auth": %q}, %q: {"auth": %q, "identitytoken": %q}}}`,
 		docker.Host(), auth, identity.Host(), base64.StdEncoding.EncodeToString([]byte("bob:")), refresh))
+	traces := newReceiver(t, nil)
 	r := start(t, fmt.Sprintf(`
 log: {level: debug, format: %s}
+tracing: {endpoint: %s}
 default_upstream: basic.test
 timeouts: {dial: 500ms, response_header: 1s}
 upstreams:
@@ -153,7 +155,7 @@ upstreams:
   docker.test: {url: %s, docker_config: %s}
   identity.test: {url: %s, docker_config: %s}
   babbler.test: {url: %s, username: bob, password: %s}
-`, format, basic.URL, password, bearer.URL, write("password", fromFile+"\n"), bearer.TokenHost(), docker.URL, dockerConfig, identity.URL, dockerConfig,
+`, format, traces.url, basic.URL, password, bearer.URL, write("password", fromFile+"\n"), bearer.TokenHost(), docker.URL, dockerConfig, identity.URL, dockerConfig,
 		babbler(t, c), c.new("babbled password")))
 
 	clients := []string{
@@ -242,9 +244,10 @@ upstreams:
 	}
 	_, text := r.read(t, r.admin+"/metrics")
 	c.check(t, "the metrics", text)
-	r.signals <- os.Interrupt
-	if err := <-r.ended; err != nil {
-		t.Error(err)
+	r.interrupt(t)
+	c.check(t, "the traces", string(traces.raw))
+	if len(traces.named("get_blob")) == 0 {
+		t.Error("no traces")
 	}
 	log, _ := r.log.now()
 	c.check(t, "the log", log)

@@ -39,6 +39,7 @@ type config struct {
 	Admin    adminConfig    `yaml:"admin"`
 	Log      logConfig      `yaml:"log"`
 	Storage  storageConfig  `yaml:"storage"`
+	Tracing  tracingConfig  `yaml:"tracing"`
 	Tags     tagsConfig     `yaml:"tags"`
 	Timeouts timeoutsConfig `yaml:"timeouts"`
 
@@ -77,6 +78,15 @@ type adminConfig struct {
 type logConfig struct {
 	Level  string `yaml:"level"`  // debug, info, warn or error
 	Format string `yaml:"format"` // text or json
+}
+
+type tracingConfig struct {
+	// Endpoint is a collector's URL for OTLP over HTTP. Empty: what the environment
+	// names, or none.
+	Endpoint string `yaml:"endpoint"`
+	// SampleRatio is the share of traces begun here that are recorded, 0 to 1. A
+	// client's trace is recorded if the client says so.
+	SampleRatio float64 `yaml:"sample_ratio"`
 }
 
 type storageConfig struct {
@@ -162,6 +172,7 @@ func defaults() config {
 		UnlistedUpstreams: "deny",
 		Admin:             adminConfig{Listen: "127.0.0.1:5001"},
 		Log:               logConfig{Level: "info", Format: "text"},
+		Tracing:           tracingConfig{SampleRatio: 1},
 		Storage: storageConfig{
 			MaxSize:    storage.Size{Bytes: 50 << 30},
 			MinFree:    storage.Size{Percent: 5},

@@ -154,6 +154,15 @@ func (d *decoder) value(key string, node ast.Node, v reflect.Value) {
 			}
 			*into = n
 		}
+	case *float64:
+		if text, ok := d.scalar(key, node, "a number such as 0.1"); ok {
+			n, err := strconv.ParseFloat(text, 64)
+			if err != nil {
+				d.failValue(key, node, fmt.Sprintf("%q is not a number; write one such as 0.1", text))
+				return
+			}
+			*into = n
+		}
 	case *bool:
 		if text, ok := d.scalar(key, node, "true or false"); ok {
 			*into = strings.EqualFold(text, "true")

@@ -11,6 +11,7 @@ import (
 	"github.com/cachalot-registry/cachalot/proxy"
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/upstream"
+	"go.opentelemetry.io/otel/trace"
 )
 
 // generation is what one reading of the configuration made. A reload makes the
@@ -27,6 +28,7 @@ type foundation struct {
 	proxyMetrics    *proxy.Metrics
 	upstreamMetrics *upstream.Metrics
 	log             *slog.Logger
+	tracer          trace.Tracer // nil: off
 }
 
 func (f foundation) newGeneration(c config) (*generation, error) {
@@ -42,6 +44,7 @@ func (f foundation) newGeneration(c config) (*generation, error) {
 		upstreams = append(upstreams, proxy.Upstream{Registry: r, Aliases: c.Upstreams[name].Aliases, Hosts: c.Upstreams[name].Hosts})
 	}
 	settings := c.proxy()
+	settings.Tracer = f.tracer
 	if c.UnlistedUpstreams == "allow" {
 		settings.Unlisted = func(name string) (*upstream.Registry, error) {
 			return upstream.New(c.unlisted(name), f.upstreamMetrics, f.log)

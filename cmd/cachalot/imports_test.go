@@ -32,6 +32,9 @@ func onlyIn() map[string]string {
 		"github.com/AzureAD/":                     module + "/upstream",
 		"cloud.google.com/":                       module + "/upstream",
 		"golang.org/x/oauth2":                     module + "/upstream",
+		// Others know the API alone, and get a tracer.
+		"go.opentelemetry.io/otel/sdk":        module + "/cmd/cachalot",
+		"go.opentelemetry.io/otel/exporters/": module + "/cmd/cachalot",
 		// What a pattern is, Rule.Validate says.
 		"github.com/bmatcuk/doublestar/": module + "/proxy",
 	}

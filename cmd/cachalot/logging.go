@@ -7,6 +7,7 @@ import (
 	"log/slog"
 
 	"github.com/cachalot-registry/cachalot/upstream"
+	"go.opentelemetry.io/otel/trace"
 )
 
 // newLogger writes to w in the configured format, from level on. The level may
@@ -26,6 +27,9 @@ type attributed struct{ slog.Handler }
 func (h attributed) Handle(ctx context.Context, line slog.Record) error {
 	if id := upstream.RequestID(ctx); id != "" {
 		line.AddAttrs(slog.String("request_id", id))
+	}
+	if at := trace.SpanContextFromContext(ctx); at.IsValid() {
+		line.AddAttrs(slog.String("trace_id", at.TraceID().String()), slog.String("span_id", at.SpanID().String()))
 	}
 	return h.Handler.Handle(ctx, line)
 }

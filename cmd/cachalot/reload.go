@@ -70,6 +70,9 @@ func (m *mirror) keepFixed(next *config) {
 	if next.Log.Format != m.cfg.Log.Format {
 		changed = append(changed, "log.format")
 	}
+	if next.Tracing != m.cfg.Tracing {
+		changed = append(changed, "tracing")
+	}
 	if next.Storage.Path != m.cfg.Storage.Path {
 		changed = append(changed, "storage.path")
 	}
@@ -96,4 +99,5 @@ func (m *mirror) keepFixed(next *config) {
 	}
 	next.Listen, next.MaxConnections = m.cfg.Listen, m.cfg.MaxConnections
 	next.TLS, next.Admin, next.Storage, next.Log.Format = m.cfg.TLS, m.cfg.Admin, m.cfg.Storage, m.cfg.Log.Format
+	next.Tracing = m.cfg.Tracing
 }

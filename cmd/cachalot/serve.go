@@ -58,6 +58,7 @@ type mirror struct {
 	cfg      config // in effect; belongs to the goroutine of run
 	level    *slog.LevelVar
 	metrics  *metrics
+	tracing  *tracing // nil: off
 	main     *http.Server
 	stuck    *stuckClients
 	admin    *http.Server
@@ -113,6 +114,10 @@ func (m *mirror) run(ctx context.Context, l, adminListener net.Listener, signals
 	}
 	m.proxyMetrics, m.upstreamMetrics = m.metrics.proxy, m.metrics.upstream
 
+	if m.tracing, err = newTracing(ctx, m.cfg.Tracing, b, os.LookupEnv, m.log); err != nil {
+		return err
+	}
+	m.tracer = m.tracing.tracer()
 	folder, err := m.openStore()
 	if err != nil {
 		return err
@@ -223,6 +228,7 @@ func (m *mirror) drain() error {
 	m.current.swap(nil).close()
 	m.retiring.Wait()
 	err := m.store.Close()
+	m.tracing.close(ctx, m.log)
 	_ = m.admin.Close()
 	if err != nil {
 		return fmt.Errorf("close the cache: %w", err)

@@ -58,6 +58,7 @@ func (c *config) validate(at positions, already []problem) []problem {
 	v.oneOf(c.UnlistedUpstreams, "unlisted_upstreams", "deny", "allow")
 	v.oneOf(c.Log.Level, "log.level", "debug", "info", "warn", "error")
 	v.oneOf(c.Log.Format, "log.format", "text", "json")
+	v.tracing(c.Tracing)
 	v.storage(c.Storage)
 	v.durations(c)
 	v.upstreams(c)
@@ -143,6 +144,23 @@ func (v *validator) tls(c tlsConfig) {
 		v.fail(err.Error()+"; write the path of a file that cachalot can read", "tls.key")
 	} else if _, err := newCertificate(c, slog.New(slog.DiscardHandler)); err != nil {
 		v.fail(err.Error(), "tls.certificate")
+	}
+}
+
+// tracing never repeats the address, as url does not.
+func (v *validator) tracing(c tracingConfig) {
+	if !(c.SampleRatio >= 0 && c.SampleRatio <= 1) { // nor NaN
+		v.fail("not a share of all; write a number from 0 to 1, such as 0.1", "tracing.sample_ratio")
+	}
+	if c.Endpoint == "" {
+		return
+	}
+	u, err := url.Parse(c.Endpoint)
+	switch {
+	case err == nil && u.User != nil:
+		v.fail("a credential in the URL; give it by the environment variable OTEL_EXPORTER_OTLP_HEADERS", "tracing.endpoint")
+	case err != nil, u.Scheme != "http" && u.Scheme != "https", u.Hostname() == "", u.RawQuery != "", u.Fragment != "":
+		v.fail("not the URL of a collector; write one such as http://otel-collector:4318", "tracing.endpoint")
 	}
 }
 

@@ -1,0 +1,79 @@
+package proxy
+
+import (
+	"log/slog"
+	"net/http"
+	"strconv"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/cachalot-registry/cachalot/upstream"
+)
+
+// trace puts the request into its client's trace (W3C Trace Context), or begins
+// one. Without a tracer the client's goes on upstream as it came.
+func (p *Proxy) trace(w *response, r *http.Request) {
+	if p.cfg.Tracer == nil && r.Header["Traceparent"] == nil {
+		return
+	}
+	w.ctx = propagation.TraceContext{}.Extract(w.ctx, propagation.HeaderCarrier(r.Header))
+	if p.cfg.Tracer != nil {
+		w.ctx, w.span = p.cfg.Tracer.Start(w.ctx, r.Method, trace.WithSpanKind(trace.SpanKindServer), trace.WithTimestamp(w.started))
+	}
+	w.traced = trace.SpanContextFromContext(w.ctx).IsValid()
+}
+
+// route is a request's path without what is in it, as the conventions want it.
+func (t target) route() string {
+	switch t.kind {
+	case "":
+		return ""
+	case upstream.KindTags:
+		return "/v2/{name}/tags/list"
+	case upstream.KindManifest:
+		return "/v2/{name}/manifests/{reference}"
+	case upstream.KindBlob:
+		return "/v2/{name}/blobs/{digest}"
+	default:
+		return "/v2/{name}/referrers/{digest}"
+	}
+}
+
+// endSpan says what the request came to.
+func (p *Proxy) endSpan(w *response, r *http.Request, ended time.Time) {
+	if w.span.IsRecording() {
+		w.span.SetAttributes(
+			attribute.String("http.request.method", r.Method), attribute.Int("http.response.status_code", w.status),
+			attribute.Int64("http.response.body.size", w.bytes), attribute.String("client.address", p.client(r)),
+			attribute.String("user_agent.original", boundedTo(r.UserAgent(), maxUserAgent)), attribute.String("url.path", bounded(r.URL.EscapedPath())),
+			attribute.String("cachalot.request_id", w.id), attribute.String("cachalot.result", string(w.result)),
+			attribute.Float64("cachalot.first_byte_seconds", w.firstByte.Seconds()),
+		)
+		if w.target.registry != nil {
+			w.span.SetName(r.Method + " " + w.target.route())
+			w.span.SetAttributes(attribute.String("http.route", w.target.route()), attribute.String("cachalot.upstream", w.target.registry.Name()),
+				attribute.String("cachalot.repository", w.target.repo), attribute.String("cachalot.reference", w.target.reference()))
+		}
+		if w.digest != "" {
+			w.span.SetAttributes(attribute.String("cachalot.digest", string(w.digest)))
+		}
+		if w.err != nil {
+			w.span.SetAttributes(attribute.String("exception.message", w.err.Error()))
+		}
+		if w.status >= 500 || w.err != nil && w.status < 400 { // a client's mistake is none of ours
+			w.span.SetAttributes(attribute.String("error.type", strconv.Itoa(w.status)))
+			w.span.SetStatus(codes.Error, "")
+		}
+	}
+	w.span.End(trace.WithTimestamp(ended))
+}
+
+// traceAttrs say in the log which trace the request is in.
+func (w *response) traceAttrs(attrs []slog.Attr) []slog.Attr {
+	at := trace.SpanContextFromContext(w.ctx)
+	return append(attrs, slog.String("trace_id", at.TraceID().String()), slog.String("span_id", at.SpanID().String()))
+}

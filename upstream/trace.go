@@ -1,0 +1,86 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strconv"
+	"sync/atomic"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// tracer is that of the span in ctx; nil where it is not recorded. So whoever
+// begins a trace decides for all that comes of it, and without one there is no
+// more to do than this.
+func tracer(ctx context.Context) trace.Tracer {
+	span := trace.SpanFromContext(ctx)
+	if !span.IsRecording() {
+		return nil
+	}
+	return span.TracerProvider().Tracer("github.com/cachalot-registry/cachalot/upstream")
+}
+
+// sends counts the requests that one question takes.
+type sends struct{}
+
+// traceQuestion begins the span of a question, whose requests are below it.
+func (r *Registry) traceQuestion(ctx context.Context, q query) (context.Context, func(error)) {
+	t := tracer(ctx)
+	if t == nil {
+		return ctx, func(error) {}
+	}
+	ctx, span := t.Start(ctx, q.op, trace.WithAttributes(
+		attribute.String("cachalot.upstream", r.cfg.Name), attribute.String("cachalot.repository", q.repo),
+		attribute.String("cachalot.range", q.header.Get("Range")),
+	))
+	return context.WithValue(ctx, sends{}, new(atomic.Int64)), func(err error) { endSpan(span, err) }
+}
+
+// traceRequest begins the span of one request, as OpenTelemetry's conventions for
+// HTTP clients want it, but for the URL: that may be signed.
+func (r *Registry) traceRequest(ctx context.Context, op string, req *http.Request) (context.Context, func(*http.Response, error)) {
+	t := tracer(ctx)
+	if t == nil {
+		return ctx, func(*http.Response, error) {}
+	}
+	attributes := []attribute.KeyValue{
+		attribute.String("http.request.method", req.Method), attribute.String("server.address", req.URL.Hostname()),
+		attribute.String("url.scheme", req.URL.Scheme), attribute.String("cachalot.upstream", r.cfg.Name), attribute.String("cachalot.op", op),
+	}
+	if port, err := strconv.Atoi(req.URL.Port()); err == nil {
+		attributes = append(attributes, attribute.Int("server.port", port))
+	}
+	if n, ok := ctx.Value(sends{}).(*atomic.Int64); ok && op != opToken && op != opPing {
+		if before := n.Add(1) - 1; before > 0 {
+			attributes = append(attributes, attribute.Int64("http.request.resend_count", before))
+		}
+	}
+	ctx, span := t.Start(ctx, req.Method, trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(attributes...))
+	return ctx, func(resp *http.Response, err error) {
+		if resp != nil {
+			span.SetAttributes(attribute.Int("http.response.status_code", resp.StatusCode))
+			if resp.StatusCode >= 400 {
+				span.SetAttributes(attribute.String("error.type", strconv.Itoa(resp.StatusCode)))
+				span.SetStatus(codes.Error, "")
+			}
+		}
+		endSpan(span, err)
+	}
+}
+
+func endSpan(span trace.Span, err error) {
+	if err != nil && !errors.Is(err, context.Canceled) {
+		span.SetStatus(codes.Error, err.Error())
+	}
+	span.End()
+}
+
+// passTrace tells the registry which trace a request belongs to (W3C Trace
+// Context), whether it is recorded here or only passed on.
+func passTrace(ctx context.Context, h http.Header) {
+	propagation.TraceContext{}.Inject(ctx, propagation.HeaderCarrier(h))
+}
