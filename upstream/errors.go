@@ -137,7 +137,7 @@ func (r *Registry) networkError(ctx context.Context, op, doing string, err error
 // it quotes of it: that may be the credential, sent back.
 func unquoted(err error) error {
 	var network net.Error
-	if errors.As(err, &network) {
+	if _, ours := errors.AsType[*refusal](err); ours || errors.As(err, &network) {
 		return err
 	}
 	if told, _, quotes := strings.Cut(err.Error(), `"`); quotes {

@@ -202,13 +202,14 @@ func (r *Registry) debug(ctx context.Context, op string, req *http.Request, resp
 	if !r.log.Enabled(ctx, slog.LevelDebug) {
 		return
 	}
-	answer := slog.Any("error", err)
+	answer := []any{"error", err}
 	if err == nil {
-		answer = slog.Int("status", resp.StatusCode)
+		answer = []any{"status", resp.StatusCode}
 	}
-	r.log.LogAttrs(ctx, slog.LevelDebug, "asked upstream", slog.String("upstream", r.cfg.Name), slog.String("op", op),
-		slog.String("method", req.Method), slog.String("host", req.URL.Host), slog.String("range", req.Header.Get("Range")),
-		slog.Float64("seconds", took.Seconds()), answer)
+	r.log.DebugContext(ctx, "asked upstream", append([]any{
+		"upstream", r.cfg.Name, "op", op, "method", req.Method, "host", req.URL.Host,
+		"range", req.Header.Get("Range"), "seconds", took.Seconds(),
+	}, answer...)...)
 }
 
 // wire is a registry's roundTrip for libraries that speak to it: by its egress
