@@ -22,5 +22,9 @@
 // once a request, before any upstream. When a tag is gone upstream, one
 // goroutine looks for what no other tag holds, and marks it to go first.
 //
+// A request has an id, its client's or one of its own, which goes in its context
+// to all that it begins: lines in the log and requests upstream. Its span, where
+// there is a tracer, goes the same way; storage and upstream put theirs below it.
+//
 // Handlers return errors; writeError alone writes them.
 package proxy

@@ -9,6 +9,7 @@
 //	        follow   authenticate: Basic, or a token by scope      (auth.go, token.go)
 //	          chase  redirects, by hand                            (ask.go)
 //	            roundTrip  breaker, rests, transport, metrics      (wire.go)
+//	              pass     request id and trace, to the registry   (requestid.go, trace.go)
 //	              dial     which addresses may be reached          (egress.go, special.go)
 //	              body     progress deadline, counting             (body.go)
 //
