@@ -194,12 +194,12 @@ func (s *Store) pick(need int64) bool {
 	if wanted == 0 {
 		wanted = most
 	}
-	start := time.Now()
-	if wanted > s.ledger.total() || wanted > s.noMore && start.Before(s.lookAgain) {
+	if wanted > s.ledger.total() || wanted > s.noMore && time.Now().Before(s.lookAgain) {
 		return false // so it was a moment ago
 	}
 	s.log.Debug("looking at all records", "wanted_bytes", most)
 	s.flushTouched()
+	start := time.Now()
 	picked, bytes := s.victims(most)
 	if bytes < wanted && len(picked) < mostVictims {
 		s.log.Warn("no room: all other blobs are pinned or in use", "wanted_bytes", wanted, "evictable_bytes", bytes)

@@ -81,7 +81,7 @@ func TestMarksOfFreeSpace(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		gone := testutil.ToFloat64(s.metrics.evictedBytes)
+		gone := testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace))
 		switch {
 		case free < 84*mib:
 			t.Fatalf("%d bytes are free after %d blobs", free, i+1)
@@ -181,7 +181,7 @@ func TestNobodyWaits(t *testing.T) {
 		if over := s.over(0, s.lowMark); over > 0 || over <= -block {
 			t.Errorf("%d bytes above the low mark", over)
 		}
-		gone := testutil.ToFloat64(s.metrics.evictedBytes) / block
+		gone := testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace)) / block
 		rests := log.count(looked)*records/step + int(gone) - 3 // what is last is not rested after
 		if least := time.Duration(rests) * minRest; took < least || took > 2*least || gone < records/10 {
 			t.Errorf("%v for %v blobs, want a little more than %v", took, gone, least)
@@ -200,7 +200,7 @@ func TestOutrun(t *testing.T) {
 		s, log, order := fullStore(t)
 		mustFetch(t, s, &origin{content: content(1, block)}, Miss)
 		time.Sleep(3 * minRest)
-		if log.count(looked) != 1 || testutil.ToFloat64(s.metrics.evictedBytes) != 0 {
+		if log.count(looked) != 1 || testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace)) != 0 {
 			t.Fatal("not looking at records, or no longer")
 		}
 		start := time.Now()
@@ -236,13 +236,13 @@ func TestTrimStops(t *testing.T) {
 		if !s.makeRoom(need) {
 			t.Fatal("no room")
 		}
-		for testutil.ToFloat64(s.metrics.evictedBytes) < need+10*block { // the low mark is a tenth below
+		for testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace)) < need+10*block { // the low mark is a tenth below
 			time.Sleep(minRest)
 		}
-		before := testutil.ToFloat64(s.metrics.evictedBytes)
+		before := testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace))
 		s.reserved.Add(-need)
 		settle(t, s)
-		if gone := testutil.ToFloat64(s.metrics.evictedBytes) - before; gone > 0 && s.over(block, s.lowMark) <= 0 {
+		if gone := testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace)) - before; gone > 0 && s.over(block, s.lowMark) <= 0 {
 			t.Errorf("%v bytes too many", gone)
 		}
 		if len(s.picked) > 0 {
@@ -265,7 +265,7 @@ func TestCloseWhileTrimming(t *testing.T) {
 				s, log, _ := fullStore(t)
 				mustFetch(t, s, &origin{content: content(1, block)}, Miss)
 				time.Sleep(rests*minRest + minRest/2)
-				gone := testutil.ToFloat64(s.metrics.evictedBytes)
+				gone := testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace))
 				if log.count(looked) != 1 || len(s.trimming) != 1 || gone > 0 != (name == "evicts") {
 					t.Fatalf("too early or too late: %v bytes have gone", gone)
 				}
@@ -331,7 +331,7 @@ func TestUnreachableMark(t *testing.T) {
 		if most := int(time.Since(start) / 10 / look); n < 2 || n > most {
 			t.Errorf("records were looked at %d times, for %v each, want at most %d", n, look, most)
 		}
-		if gone := testutil.ToFloat64(s.metrics.evictedBytes); gone != 0 {
+		if gone := testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace)); gone != 0 {
 			t.Errorf("%v bytes went in vain", gone)
 		}
 		// What is needed goes all the same, and no more.
@@ -340,7 +340,7 @@ func TestUnreachableMark(t *testing.T) {
 			t.Error("no room, or too much")
 		}
 		settle(t, s)
-		if gone := testutil.ToFloat64(s.metrics.evictedBytes); gone != 3*block {
+		if gone := testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace)); gone != 3*block {
 			t.Errorf("%v bytes went for three blocks", gone)
 		}
 		for i, d := range order {

@@ -86,7 +86,7 @@ func BenchmarkHitWhileEvicting(b *testing.B) {
 				slices.Sort(all)
 				b.ReportMetric(all[len(all)/2], unit)
 			}
-			b.ReportMetric(testutil.ToFloat64(s.metrics.evictedBytes)/block/float64(pairs), "evicted/pair")
+			b.ReportMetric(testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace))/block/float64(pairs), "evicted/pair")
 			if err := s.Close(); err != nil {
 				b.Fatal(err)
 			}
