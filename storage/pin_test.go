@@ -89,7 +89,9 @@ func TestPinnedExpiry(t *testing.T) {
 // goes, and a new blob is passed on.
 func TestAllPinned(t *testing.T) {
 	t.Parallel()
-	s := openStore(t, t.TempDir(), func(c *Config) { c.MaxSize, c.HighMark, c.LowMark, c.Pinned = Size{Bytes: 1 << 20}, 100, 100, pinnedBase })
+	s := openStore(t, t.TempDir(), func(c *Config) {
+		c.MaxSize, c.HighMark, c.LowMark, c.Pinned = Size{Bytes: 1 << 20}, 100, 100, pinnedBase
+	})
 	const size = 250 << 10
 	var kept []digest.Digest
 	for i := range 3 {

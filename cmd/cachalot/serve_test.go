@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 	"github.com/opencontainers/go-digest"
@@ -240,7 +241,15 @@ func TestReloadPins(t *testing.T) {
 			t.Errorf("%s: %d, %d bytes", repo, status, len(body))
 		}
 	}
+	hex := base.Digest.Encoded()
+	file := filepath.Join(filepath.Dir(r.file), "cache", "blobs", "sha256", hex[:2], hex)
+	kept := func() bool {
+		_, err := os.Stat(file)
+		return !errors.Is(err, fs.ErrNotExist)
+	}
 	pull("acme/base", base)
+	for tick := time.NewTicker(time.Millisecond); !kept(); <-tick.C { // until it is durable
+	}
 	for seed := range uint64(10) {
 		pull("library/app", add("library/app", 1000+seed))
 	}
@@ -253,12 +262,7 @@ func TestReloadPins(t *testing.T) {
 	r.configure(t, limit+upstreams(up.URL))
 	r.signals <- syscall.SIGHUP
 	r.log.wait(t, `msg="configuration reloaded"`)
-	hex := base.Digest.Encoded()
-	kept := filepath.Join(filepath.Dir(r.file), "cache", "blobs", "sha256", hex[:2], hex)
-	for seed := uint64(2000); ; seed++ { // until it goes
-		if _, err := os.Stat(kept); errors.Is(err, fs.ErrNotExist) {
-			break
-		}
+	for seed := uint64(2000); kept(); seed++ { // until it goes
 		pull("library/app", add("library/app", seed))
 	}
 	pull("acme/base", base)

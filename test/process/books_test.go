@@ -93,7 +93,7 @@ func TestKillBooks(t *testing.T) {
 		for _, f := range faults {
 			f.Remove()
 		}
-		evictions += strings.Count(s.log.String(), "msg=evicted")
+		evictions += strings.Count(s.log.String(), "msg=evicted") + strings.Count(s.log.String(), `msg="evicted for a download"`)
 		if t.Failed() {
 			t.Fatalf("round %d: %s", round, s.log)
 		}
