@@ -175,7 +175,7 @@
 // evicts down to the low mark; they are taken first, trimming before evicting. They
 // are channels, for who holds them may rest. None is held for a look at all records
 // but these, which hits never take. Store.reserving is held while the books are added
-// up, and while a fill's bytes become a blob's: nothing is counted twice, or never.
+// up, and while reserved bytes become some of a fill, and those a blob's: nothing is counted twice, or never.
 // ledger.mu is taken under it.
 // Store.quarantining is held while quarantine/ is listed, counted and trimmed, and
 // guards what was there the last time; Store.mu and ledger.mu are taken under it.

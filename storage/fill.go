@@ -278,8 +278,7 @@ func (f *fill) copy(st *stream) error {
 			}
 			_, _ = f.hash.Write(buf[:n]) // a hash never fails
 			f.promised -= grown
-			f.store.grow(grown)
-			f.store.reserved.Add(-grown)
+			f.store.take(grown)
 			f.publish(func() { f.written += int64(n) })
 			runtime.Gosched() // readers first
 		}

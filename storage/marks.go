@@ -62,6 +62,14 @@ func (s *Store) reserve(need int64) bool {
 	return true
 }
 
+// take counts bytes that were reserved as such that fills/ takes of the disk.
+func (s *Store) take(bytes int64) {
+	s.reserving.Lock()
+	defer s.reserving.Unlock()
+	s.grow(bytes)
+	s.reserved.Add(-bytes)
+}
+
 // over is by how many bytes need more would be above mark percent of max_size,
 // or eat into min_free and as large a part of it again as is missing to 100.
 func (s *Store) over(need int64, mark float64) int64 {

@@ -57,7 +57,7 @@ type Store struct {
 	filling   atomic.Int64                                           // what fills/ takes of the disk, in bytes
 	reserved  atomic.Int64                                           // what running fills have yet to take of it
 	pins      atomic.Pointer[func(upstream, repository string) bool] // see SetPinned
-	reserving sync.Mutex                                             // held while the books are added up, and while bytes in fills/ become a blob's
+	reserving sync.Mutex                                             // held while the books are added up, and while reserved bytes become some of fills/, and those a blob's
 	trimming  chan struct{}                                          // has a value while somebody evicts down to the low mark
 	waiting   atomic.Int32                                           // fills that cannot go on before something is evicted: nobody rests then
 	evicting  chan struct{}                                          // has a value of the one who picks victims or evicts one; guards the next three

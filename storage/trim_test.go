@@ -212,6 +212,7 @@ func TestOutrun(t *testing.T) {
 		if n, m := log.count(waited), log.count(looked); n != 1 || m != 1 {
 			t.Errorf("%d waited, and records were looked at %d times", n, m)
 		}
+		synctest.Wait() // readers do not wait until it is durable
 		r, known, err := s.index.record(order[len(order)-1])
 		if err != nil || !known || !s.exists(o.digest()) {
 			t.Errorf("%v, %v: %v", r, known, err)
@@ -239,6 +240,7 @@ func TestTrimStops(t *testing.T) {
 		for testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace)) < need+10*block { // the low mark is a tenth below
 			time.Sleep(minRest)
 		}
+		synctest.Wait() // it rests
 		before := testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace))
 		s.reserved.Add(-need)
 		settle(t, s)
