@@ -85,6 +85,7 @@ func openDisk(root string) (disk, *os.File, error) {
 func (k disk) fills() string      { return filepath.Join(k.root, "fills") }
 func (k disk) index() string      { return filepath.Join(k.root, "index") }
 func (k disk) quarantine() string { return filepath.Join(k.root, "quarantine") }
+func (k disk) pins() string       { return filepath.Join(k.root, "pins.json") }
 
 func (k disk) blob(d digest.Digest) string {
 	hex := d.Encoded()

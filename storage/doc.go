@@ -6,6 +6,7 @@
 //	PATH/blobs/sha256/ab/<hex>   whole, verified, durable (temp, fsync, rename, fsync of the folder)
 //	PATH/fills/sha256-<hex>      a download in progress or broken off; resumed on demand
 //	PATH/quarantine/sha256-<hex> a blob that was found damaged, to be looked at; bounded, counts as blobs do
+//	PATH/pins.json               what was pinned at run time; durable, and no part of the index
 //	PATH/index/                  badger: tags, links, sizes, access times, limits; disposable (see format)
 //	PATH/index.opening           a byte for every start in a row that died while it opened index/
 //	PATH/reserve                 space for badger to open and close with on a full disk
@@ -82,6 +83,17 @@
 // a time, and what it picks (Store.picked) goes by whoever evicts: a fill that waits
 // uses what trim has found. Where pins and use leave too little for the low mark,
 // nothing goes for it, only what a fill needs.
+//
+// # Purge
+//
+// Purge takes a digest out of places: their links go, and the file where no place is
+// left. It shuts the digest's fills out, not its readers, who have the file open and
+// read on; a fill that has all its bytes is waited for. Sweep does so for all digests
+// of some places, a batch at a time, so that nothing grows with their number.
+//
+// A look at the index for people (Blobs, TagsAfter) goes by keys in order from where
+// the last one ended, and ends after so many. Summary takes links and records side by
+// side, for both are in the order of digests, and is given out again for a while.
 //
 // # Start
 //
@@ -171,6 +183,8 @@
 // either, but for one stat before a fill starts. ledger.mu is held while records
 // are written, and Store.flushing while hits are; neither is taken under Store.mu.
 // piece.mu guards what has come of a piece, and is held with no other.
+// Store.pinning is held while pins.json is written, and Store.summing by who takes or
+// reads the last Summary; nothing is taken under either but what reading the index takes.
 // Store.evicting is held by who picks victims or evicts one, and Store.trimming by who
 // evicts down to the low mark; they are taken first, trimming before evicting. They
 // are channels, for who holds them may rest. None is held for a look at all records

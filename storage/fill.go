@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -31,15 +32,19 @@ const chunk = 128 << 10
 
 // fill is one download. run writes; readers follow.
 type fill struct {
-	store  *Store
-	scope  Scope // the place that started it; others need a link to join
-	digest digest.Digest
-	src    Source
+	store   *Store
+	scope   Scope // the place that started it; others need a link to join
+	digest  digest.Digest
+	src     Source
+	started time.Time
 
 	// Owned by run until the phase is final, then read by readers.
 	file     *os.File
 	hash     hash.Hash // of the first `written` bytes
 	promised int64     // bytes reserved, and not yet taken of the disk
+
+	left        chan struct{} // closed once it is in the store's table no more
+	connections atomic.Int32  // to the upstream, as run last saw; for who looks on
 
 	mu        sync.Mutex // guards the fields below
 	phase     phase
@@ -55,7 +60,7 @@ type fill struct {
 
 func newFill(s *Store, sc Scope, d digest.Digest, src Source) *fill {
 	return &fill{
-		store: s, scope: sc.place(), keep: sc.Keep, digest: d, src: src,
+		store: s, scope: sc.place(), keep: sc.Keep, digest: d, src: src, started: time.Now(), left: make(chan struct{}),
 		hash: d.Algorithm().Hash(), size: -1, changed: make(chan struct{}), users: 1,
 	}
 }
@@ -264,6 +269,7 @@ func (f *fill) copy(st *stream) error {
 	buf := make([]byte, chunk)
 	for {
 		n, err := st.Read(buf)
+		f.connections.Store(st.connections())
 		if n > 0 {
 			grown := blocks(f.written+int64(n)) - blocks(f.written)
 			if f.promised < grown {

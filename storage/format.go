@@ -22,7 +22,7 @@ import (
 // A digest is a byte for its algorithm, which says its length, and its bytes. So
 // digests have the order of their text, and none begins like another. No name or
 // tag has a NUL in it: they are parsed before they come here.
-const format = 1
+const format = 2
 
 // algorithmKeys are the algorithms' bytes in keys, in the order of their names.
 const (
@@ -61,6 +61,21 @@ func unpack(b, packed []byte) ([]byte, bool) {
 		return b, false
 	}
 	return hex.AppendEncode(b, packed[1:]), true
+}
+
+// cutDigest takes a packed digest, as text, off what follows it.
+func cutDigest(b []byte) (d, rest []byte, ok bool) {
+	n := 0
+	switch {
+	case len(b) > 32 && b[0] == sha256Key:
+		n = 1 + 32
+	case len(b) > 64 && b[0] == sha512Key:
+		n = 1 + 64
+	default:
+		return nil, nil, false
+	}
+	d, ok = unpack(nil, b[:n])
+	return d, b[n:], ok
 }
 
 func decodeDigest(packed []byte) (digest.Digest, error) {
@@ -103,7 +118,7 @@ const (
 	marksEnd
 )
 
-// encode has the marks, then size, accessed and until as varints: mostly 10 bytes.
+// encode has the marks, then size, accessed, until and uses as varints: mostly 11 bytes.
 func (r record) encode() []byte {
 	var marks byte
 	if r.manifest {
@@ -117,7 +132,7 @@ func (r record) encode() []byte {
 	}
 	b := binary.AppendUvarint([]byte{marks}, uint64(r.size))
 	b = binary.AppendVarint(b, r.accessed) // a file may be older than 1970
-	return binary.AppendUvarint(b, uint64(r.until))
+	return binary.AppendUvarint(binary.AppendUvarint(b, uint64(r.until)), uint64(r.uses))
 }
 
 func decodeRecord(b []byte) (record, error) {
@@ -128,7 +143,8 @@ func decodeRecord(b []byte) (record, error) {
 	size, n := binary.Uvarint(rest)
 	accessed, m := binary.Varint(rest[max(n, 0):])
 	until, k := binary.Uvarint(rest[max(n, 0)+max(m, 0):])
-	if min(n, m, k) <= 0 || n+m+k != len(rest) || max(size, until) > math.MaxInt64 {
+	uses, l := binary.Uvarint(rest[max(n, 0)+max(m, 0)+max(k, 0):])
+	if min(n, m, k, l) <= 0 || n+m+k+l != len(rest) || max(size, until) > math.MaxInt64 || uses > math.MaxUint32 {
 		return record{}, fmt.Errorf("blob record of %d bytes is malformed", len(b))
 	}
 	return record{
@@ -138,6 +154,7 @@ func decodeRecord(b []byte) (record, error) {
 		manifest:   marks&markManifest != 0,
 		expendable: marks&markExpendable != 0,
 		again:      marks&markAgain != 0,
+		uses:       uint32(uses),
 	}, nil
 }
 

@@ -51,8 +51,9 @@ type record struct {
 	accessed   int64 // Unix seconds
 	until      int64 // Unix seconds; 0: no limit
 	manifest   bool
-	expendable bool // nothing points to it any more
-	again      bool // used again, sameUse or more after another use
+	expendable bool   // nothing points to it any more
+	again      bool   // used again, sameUse or more after another use
+	uses       uint32 // answers from the kept blob, as far as they were written
 }
 
 // block is what a disk gives a file at a time: 4 KiB with nearly all file systems.

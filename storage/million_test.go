@@ -2,15 +2,19 @@ package storage
 
 import (
 	"encoding/binary"
+	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 )
 
 // tiny is the content of the nth of many distinct small blobs.
@@ -62,4 +66,78 @@ func linkTiny(tb testing.TB, s *Store, n int) {
 			clear(entries)
 		}
 	}
+}
+
+// BenchmarkLookAtMillion is what the admin API costs with a million blobs, each in
+// two of a thousand repositories: no files, for only the index is looked at.
+func BenchmarkLookAtMillion(b *testing.B) {
+	const n = 1_000_000
+	// The processor's time, for the machine may have other work.
+	timed := func(b *testing.B, look func()) {
+		b.Helper()
+		begun := cpuSeconds(b)
+		for b.Loop() {
+			look()
+		}
+		b.ReportMetric((cpuSeconds(b)-begun)/float64(b.N), "cpu-s/op")
+	}
+	s, err := Open(Config{Path: b.TempDir(), MaxFills: 1}, NewMetrics(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = s.Close() })
+	entries := map[string]entry{}
+	for i := range n {
+		d := digest.FromBytes(tiny(i))
+		entries[string(blobKey(d))] = entry{value: record{size: int64(i), accessed: int64(i)}.encode()}
+		for _, repository := range []string{"library/a", "library/b"} {
+			sc := Scope{Upstream: "docker.io", Repository: fmt.Sprint(repository, i%500)}
+			entries[string(linkKey(sc, d))] = entry{value: link{size: int64(i)}.encode()}
+		}
+		if len(entries) > batch || i == n-1 {
+			if err := s.index.write(entries); err != nil {
+				b.Fatal(err)
+			}
+			clear(entries)
+		}
+	}
+	b.Run("summary", func(b *testing.B) {
+		timed(b, func() {
+			s.Forgotten()
+			if sum, err := s.Summary(b.Context()); err != nil || len(sum.Repositories) != 1000 || sum.Upstreams[0].Blobs < n/2 { // the walk at the start drops some
+				b.Fatal(len(sum.Repositories), sum.Upstreams, err)
+			}
+		})
+	})
+	b.Run("largest", func(b *testing.B) {
+		timed(b, func() {
+			if page, err := s.TopBlobs(b.Context(), BlobQuery{}, BySize, 100); err != nil || len(page) != 100 {
+				b.Fatal(len(page), err)
+			}
+		})
+	})
+	b.Run("page", func(b *testing.B) {
+		timed(b, func() {
+			if page, next, err := s.Blobs(b.Context(), BlobQuery{}, "sha256:80", 100); err != nil || len(page) != 100 || next == "" {
+				b.Fatal(len(page), err)
+			}
+		})
+	})
+	b.Run("page of a repository", func(b *testing.B) {
+		q := BlobQuery{Upstream: "docker.io", Repository: "library/a7"}
+		timed(b, func() {
+			if page, next, err := s.Blobs(b.Context(), q, "", 100); err != nil || len(page) != 100 || next == "" {
+				b.Fatal(len(page), err)
+			}
+		})
+	})
+}
+
+func cpuSeconds(tb testing.TB) float64 {
+	tb.Helper()
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		tb.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano()).Seconds()
 }

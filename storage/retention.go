@@ -44,22 +44,27 @@ func longer[T int64 | time.Duration](a, b T) T {
 }
 
 // use is what the hits on a blob will change in its record.
-type use struct{ accessed, until int64 }
+type use struct {
+	accessed, until int64
+	times           uint32 // answers from the kept blob
+}
 
 func (r *record) apply(u use) {
 	r.again = r.again || u.accessed-r.accessed >= int64(sameUse/time.Second)
 	r.accessed, r.until, r.expendable = u.accessed, longer(r.until, u.until), false
+	r.uses += min(u.times, math.MaxUint32-r.uses)
 }
 
-// touchLocked notes a hit. Nothing is written: see flushTouched.
-func (s *Store) touchLocked(d digest.Digest, keep Retention) {
+// touchLocked notes a use, which is so many hits. Nothing is written: see flushTouched.
+func (s *Store) touchLocked(d digest.Digest, keep Retention, hits uint32) {
 	if keep.NoStore {
 		return
 	}
 	now := time.Now()
-	u := use{now.Unix(), keep.until(now)}
+	u := use{now.Unix(), keep.until(now), hits}
 	if before, ok := s.touched[d]; ok {
 		u.until = longer(before.until, u.until)
+		u.times += min(before.times, math.MaxUint32-u.times)
 	}
 	s.touched[d] = u
 }

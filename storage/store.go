@@ -31,6 +31,8 @@ type Config struct {
 	HighMark, LowMark float64
 	// Pinned: see [Store.SetPinned].
 	Pinned func(upstream, repository string) bool
+	// PinFits says whether a pattern of [Store.Pin] is of a repository. Nil: none is.
+	PinFits func(pattern, upstream, repository string) bool
 	// ScrubEvery is the time in which every blob is read again and compared with
 	// its digest; 0: never. It is longer where there is more than can be read in it.
 	ScrubEvery time.Duration
@@ -65,6 +67,13 @@ type Store struct {
 	noMore    int64                                                  // no more bytes than these could be evicted
 	lookAgain time.Time                                              // until then that is taken for true
 	flushing  sync.Mutex                                             // held by the one that writes touched
+
+	pinFits      func(pattern, upstream, repository string) bool
+	pinning      sync.Mutex            // held by the one that changes pins and their file
+	pinned       atomic.Pointer[[]Pin] // at run time; what it points to never changes
+	summing      chan struct{}         // has a value while one takes, or reads, the next two
+	summary      *Summary              // the last one; nil: none
+	summaryUntil time.Time             // it is given out until then
 
 	scrubEvery    time.Duration
 	pace          *rate.Limiter // of what is read again
@@ -126,6 +135,8 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 		touched: map[digest.Digest]use{},
 		memory:  newMemory(),
 
+		pinFits: cfg.PinFits, summing: make(chan struct{}, 1),
+
 		scrubEvery: cfg.ScrubEvery, pace: rate.NewLimiter(scrubRate, checkSize),
 		suspected: make(chan struct{}, 1), suspects: map[digest.Digest]struct{}{},
 		spoilt: map[digest.Digest]func() error{},
@@ -136,6 +147,7 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	m.fillsLimit.Set(float64(cfg.MaxFills))
 	m.disk.Store(&s.disk)
 	s.SetPinned(cfg.Pinned)
+	s.loadPins()
 	if err := k.partials(func(_ digest.Digest, info fs.FileInfo) { s.grow(blocks(info.Size())) }); err != nil {
 		log.Warn("cannot list partial downloads", "error", err)
 	}
@@ -236,7 +248,7 @@ func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) 
 	l, linked := s.link(sc, d)
 	s.mu.Lock()
 	if small, ok := s.memory.get(d); ok && linked && !s.closed {
-		s.touchLocked(d, sc.Keep)
+		s.touchLocked(d, sc.Keep, 1)
 		s.mu.Unlock()
 		return inMemory(d, l.mediaType, small), nil
 	}
@@ -307,7 +319,7 @@ func (s *Store) hit(file *os.File, sc Scope, d digest.Digest, l link) (*Blob, er
 		}
 	}
 	s.mu.Lock()
-	s.touchLocked(d, sc.Keep)
+	s.touchLocked(d, sc.Keep, 1)
 	if small != nil {
 		s.memory.add(d, small)
 	}
@@ -415,10 +427,11 @@ func (s *Store) start(ctx context.Context, sc Scope, d digest.Digest, src Source
 func (s *Store) ended(f *fill) {
 	s.mu.Lock()
 	delete(s.fills, f.digest)
+	close(f.left)
 	if s.going[f.digest] != nil {
 		s.goneLocked(f.digest)
 	} else if st := f.state(); st.phase == verified {
-		s.touchLocked(f.digest, st.keep) // some may have joined since the record was written
+		s.touchLocked(f.digest, st.keep, 0) // some may have joined since the record was written
 	}
 	s.mu.Unlock()
 }

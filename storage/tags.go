@@ -1,6 +1,8 @@
 package storage
 
 import (
+	"encoding/binary"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -57,3 +59,6 @@ func (s *Store) link(sc Scope, d digest.Digest) (l link, ok bool) {
 func (s *Store) PutLink(sc Scope, d digest.Digest, mediaType string) error {
 	return s.index.put(linkKey(sc, d), link{mediaType, s.size(d, -1)}.encode(), 0)
 }
+
+// IsList says whether the key is of a list, not of a tag.
+func (k TagKey) IsList() bool { return strings.Contains(k.Name, "/") }

@@ -1,0 +1,276 @@
+package storage
+
+import (
+	"cmp"
+	"container/heap"
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// BlobInfo is what is known of a blob on disk.
+type BlobInfo struct {
+	Digest     digest.Digest
+	Size       int64 // bytes
+	Room       int64 // that it takes of the disk, in whole blocks
+	Manifest   bool  // it came as one
+	Used       time.Time
+	Again      bool      // used again, a minute or more after another use
+	Uses       uint32    // answers from the kept blob; a kill loses the last minute's, a lost index all
+	Until      time.Time // it is dropped then, unless used before; zero: no limit
+	Expendable bool      // nothing points to it any more
+	Stored     time.Time // when it was downloaded; zero where that cannot be read
+}
+
+// BlobQuery picks blobs. The zero query is all of them.
+type BlobQuery struct {
+	Upstream, Repository string    // those seen there; "": anywhere
+	MinSize              int64     // bytes
+	UnusedSince          time.Time // those last used before; zero: all
+}
+
+// Order of blobs.
+type Order int
+
+const (
+	ByDigest Order = iota
+	BySize         // the largest first
+	ByUse          // the least recently used first
+	ByUses         // the most often used first
+)
+
+const (
+	// pageLook is how many records one page is looked for in, so that one that
+	// hardly anything fits does not take long.
+	pageLook = 100_000
+	// MostBlobs is the longest page.
+	MostBlobs = 1000
+)
+
+// Blobs returns up to n of the blobs that q picks, in the order of digests, that
+// come after one. next is where to go on, "" at the end: a page may be short, or
+// empty, before that.
+func (s *Store) Blobs(ctx context.Context, q BlobQuery, after digest.Digest, n int) (page []BlobInfo, next digest.Digest, err error) {
+	n = min(n, MostBlobs)
+	looked := 0
+	for d, err := range s.digests(q, after) {
+		if err != nil {
+			return nil, "", err
+		}
+		if ctx.Err() != nil {
+			return nil, "", context.Cause(ctx)
+		}
+		if len(page) == n || looked == pageLook {
+			return page, after, nil
+		}
+		looked++
+		after = d
+		if r, ok, err := s.index.record(d); err == nil && ok && q.fits(s.current(d, r)) {
+			page = append(page, s.info(d, s.current(d, r)))
+		}
+	}
+	return page, "", nil
+}
+
+// TopBlobs returns the first n of the blobs that q picks, in an order that takes a
+// look at all of them.
+func (s *Store) TopBlobs(ctx context.Context, q BlobQuery, o Order, n int) ([]BlobInfo, error) {
+	top := top{order: o, most: min(n, MostBlobs)}
+	offer := func(d digest.Digest, r record) { top.offer(victim{d, s.current(d, r)}) }
+	var err error
+	if q.Upstream == "" {
+		err = s.index.records("", func(d []byte, r record) bool {
+			if q.fits(r) && top.wants(r) {
+				offer(digest.Digest(d), r)
+			}
+			return ctx.Err() == nil
+		})
+	} else {
+		for d, failed := range s.digests(q, "") {
+			if failed != nil || ctx.Err() != nil {
+				err = failed
+				break
+			}
+			if r, ok, err := s.index.record(d); err == nil && ok && q.fits(r) && top.wants(r) {
+				offer(d, r)
+			}
+		}
+	}
+	if err = errors.Join(err, ctx.Err()); err != nil {
+		return nil, err
+	}
+	slices.SortFunc(top.picked, top.compare)
+	page := make([]BlobInfo, len(top.picked))
+	for i, v := range top.picked {
+		page[i] = s.info(v.digest, v.record)
+	}
+	return page, nil
+}
+
+// Blob returns what is known of one blob; [ErrNotFound] where it is not on disk.
+func (s *Store) Blob(d digest.Digest) (BlobInfo, error) {
+	r, ok, err := s.index.record(d)
+	switch {
+	case err != nil:
+		return BlobInfo{}, fmt.Errorf("read record: %w", err)
+	case !ok:
+		return BlobInfo{}, ErrNotFound
+	}
+	return s.info(d, s.current(d, r)), nil
+}
+
+// digests walks the blobs that may fit q, each once, in order.
+func (s *Store) digests(q BlobQuery, after digest.Digest) iter.Seq2[digest.Digest, error] {
+	return func(yield func(digest.Digest, error) bool) {
+		var failed error
+		prefix, from := []byte{'b'}, afterBlob(after)
+		if q.Upstream != "" {
+			prefix, from = []byte{'l'}, afterLinks(after)
+			if after == "" {
+				from = prefix
+			}
+		}
+		v := s.index.view(prefix)
+		defer v.close()
+		last := after
+		for key := range v.ordered(from, &failed) {
+			d, ok := decodeBlobKey(key)
+			if q.Upstream != "" {
+				var p linkAt
+				p, ok = decodeLinkKey(key)
+				ok = ok && p.in(q.Upstream, q.Repository) && string(p.digest) != string(last)
+				d = p.digest
+			}
+			if !ok {
+				continue
+			}
+			if last = digest.Digest(d); !yield(last, nil) {
+				return
+			}
+		}
+		if failed != nil {
+			yield("", failed)
+		}
+	}
+}
+
+func (q BlobQuery) fits(r record) bool {
+	return r.size >= q.MinSize && (q.UnusedSince.IsZero() || r.accessed < q.UnusedSince.Unix())
+}
+
+// current is a record with the hits that are not in it yet.
+func (s *Store) current(d digest.Digest, r record) record {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if u, ok := s.touched[d]; ok {
+		r.apply(u)
+	}
+	return r
+}
+
+func (s *Store) info(d digest.Digest, r record) BlobInfo {
+	info := BlobInfo{
+		Digest: d, Size: r.size, Room: r.room(), Manifest: r.manifest,
+		Used: time.Unix(r.accessed, 0), Again: r.again, Uses: r.uses, Expendable: r.expendable,
+	}
+	if r.until != 0 {
+		info.Until = time.Unix(r.until, 0)
+	}
+	if file, err := os.Lstat(s.disk.blob(d)); err == nil {
+		info.Stored = file.ModTime()
+	}
+	return info
+}
+
+// Link is a place in which a digest was seen.
+type Link struct {
+	Upstream, Repository string
+	Manifest             bool
+	MediaType            string // of a manifest
+}
+
+// Links returns up to n of the places in which a digest was seen.
+func (s *Store) Links(d digest.Digest, n int) ([]Link, error) {
+	var links []Link
+	err := s.index.scan(linkPrefix(d), func(key, value []byte) bool {
+		if p, ok := decodeLinkKey(key); ok {
+			links = append(links, Link{string(p.upstream()), string(p.repository()), p.manifest, strings.Clone(decodeLink(value).mediaType)})
+		}
+		return len(links) < n
+	})
+	return links, err
+}
+
+// NamedTag is a tag with its name.
+type NamedTag struct {
+	TagKey
+	Tag
+}
+
+// TagsAfter returns up to n pointers of a repository, in the order of their names,
+// that come after a name. next is where to go on, "" at the end.
+func (s *Store) TagsAfter(upstream, repository, after string, n int) (page []NamedTag, next string, err error) {
+	v := s.index.view(tagKey(TagKey{Upstream: upstream, Repository: repository}))
+	defer v.close()
+	var failed error
+	for key, value := range v.ordered(tagKey(TagKey{upstream, repository, after}), &failed) {
+		if len(page) == n {
+			return page, page[n-1].Name, nil
+		}
+		k, err := decodeTagKey(key)
+		t, terr := decodeTag(value)
+		if err == nil && terr == nil {
+			page = append(page, NamedTag{k, t})
+		}
+	}
+	return page, "", failed
+}
+
+// top keeps the first of many records in an order. They are a heap, the last of
+// them on top.
+type top struct {
+	order  Order
+	most   int
+	picked []victim
+}
+
+func (t *top) compare(v, w victim) int {
+	var c int
+	switch t.order {
+	case BySize:
+		c = cmp.Compare(w.size, v.size)
+	case ByUse:
+		c = cmp.Compare(v.accessed, w.accessed)
+	case ByUses:
+		c = cmp.Compare(w.uses, v.uses)
+	}
+	return cmp.Or(c, cmp.Compare(v.digest, w.digest))
+}
+
+// wants errs on the side of a record without its digest.
+func (t *top) wants(r record) bool {
+	return len(t.picked) < t.most || t.most > 0 && t.compare(victim{record: r}, t.picked[0]) < 0
+}
+
+func (t *top) offer(v victim) {
+	if heap.Push(t, v); len(t.picked) > t.most {
+		heap.Pop(t)
+	}
+}
+
+func (t *top) Len() int           { return len(t.picked) }
+func (t *top) Less(i, j int) bool { return t.compare(t.picked[j], t.picked[i]) < 0 }
+func (t *top) Swap(i, j int)      { t.picked[i], t.picked[j] = t.picked[j], t.picked[i] }
+func (t *top) Push(v any)         { t.picked = append(t.picked, v.(victim)) }
+func (t *top) Pop() any {
+	v := t.picked[len(t.picked)-1]
+	t.picked = t.picked[:len(t.picked)-1]
+	return v
+}

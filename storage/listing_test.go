@@ -1,0 +1,275 @@
+package storage
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// A walk in order sees what the database has and what waits, each key once and the
+// newer value, from wherever it begins.
+func TestOrdered(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir())
+	name := func(n int) string { return fmt.Sprintf("v%02d", n) }
+	for n := range 30 {
+		k := TagKey{"docker.io", "library/a", name(n)}
+		if err := s.PutTag(k, Tag{digest.FromString("old"), time.Now()}, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// As on a full disk: these wait.
+	s.index.mu.Lock()
+	for n := 0; n < 40; n += 3 {
+		k := string(tagKey(TagKey{"docker.io", "library/a", name(n)}))
+		s.index.waiting[k] = entry{value: Tag{digest.FromString("new"), time.Now()}.encode(), deleted: n%2 == 1}
+	}
+	s.index.waits.Store(int64(len(s.index.waiting)))
+	s.index.mu.Unlock()
+	var want []string
+	for n := range 40 {
+		waits := n%3 == 0
+		if waits && n%2 == 0 || !waits && n < 30 {
+			want = append(want, name(n))
+		}
+	}
+	for _, size := range []int{1, 2, 7, 100} {
+		var got []string
+		for after := ""; ; {
+			page, next, err := s.TagsAfter("docker.io", "library/a", after, size)
+			if err != nil || len(page) > size {
+				t.Fatal(len(page), err)
+			}
+			for _, tag := range page {
+				got = append(got, tag.Name)
+				var n int
+				_, _ = fmt.Sscanf(tag.Name, "v%d", &n)
+				if fresh := tag.Digest == digest.FromString("new"); fresh != (n%3 == 0) {
+					t.Errorf("%s is %s", tag.Name, tag.Digest)
+				}
+			}
+			if after = next; next == "" {
+				break
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("pages of %d: %v\nwant %v", size, got, want)
+		}
+	}
+	s.index.mu.Lock()
+	clear(s.index.waiting)
+	s.index.waits.Store(0)
+	s.index.mu.Unlock()
+}
+
+// Sums count a blob once an upstream, and in each repository that has it.
+func TestSummary(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir())
+	shared := put(t, s, 1, 10_000, 100, false)
+	put(t, s, 2, 5000, 200, false)
+	lost := put(t, s, 3, 100, 300, true)
+	for _, sc := range []Scope{{Upstream: "u", Repository: "other"}, {Upstream: "v", Repository: "r"}} {
+		if err := s.PutLink(sc, shared, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.index.remove(linkKey(Scope{Upstream: "u", Repository: "r", Manifest: true}, lost)); err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range []TagKey{{"u", "r", "1"}, {"u", "r", "2"}, {"u", "r", "tags/list"}} {
+		if err := s.PutTag(k, Tag{shared, time.Now()}, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sum, err := s.Summary(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, r := range sum.Repositories {
+		got = append(got, fmt.Sprintf("%s/%s: %d tags, %d blobs, %d bytes, used %d", r.Upstream, r.Repository, r.Tags, r.Blobs, r.Room, r.Used.Unix()))
+	}
+	for _, u := range append(sum.Upstreams, sum.Unlinked) {
+		got = append(got, fmt.Sprintf("%s: %d repositories, %d tags, %d blobs, %d bytes", u.Upstream, u.Repositories, u.Tags, u.Blobs, u.Room))
+	}
+	want := []string{
+		"u/other: 0 tags, 1 blobs, 12288 bytes, used 100", "u/r: 2 tags, 2 blobs, 20480 bytes, used 200", "v/r: 0 tags, 1 blobs, 12288 bytes, used 100",
+		"u: 2 repositories, 2 tags, 2 blobs, 20480 bytes", "v: 1 repositories, 0 tags, 1 blobs, 12288 bytes", ": 0 repositories, 0 tags, 1 blobs, 4096 bytes",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	// It is not taken again at once, unless something was purged.
+	put(t, s, 4, 100, 400, false)
+	if again, err := s.Summary(t.Context()); err != nil || !again.Taken.Equal(sum.Taken) {
+		t.Errorf("taken again: %v %v", again.Taken, err)
+	}
+	s.Forgotten()
+	if again, err := s.Summary(t.Context()); err != nil || again.Upstreams[0].Blobs != 3 {
+		t.Errorf("%+v %v", again.Upstreams, err)
+	}
+	s.Forgotten()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.Summary(ctx); err == nil {
+		t.Error("summed up for nobody")
+	}
+}
+
+// Hits are counted in memory, and are in the record after a restart; a download, a
+// look and what is passed on are none.
+func TestUses(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := openStore(t, dir)
+	d := put(t, s, 1, 100_000, 100, false)
+	small := put(t, s, 2, 100, 100, false)
+	for range 3 {
+		for _, d := range []digest.Digest{d, small} {
+			b := open(t, s, Scope{Upstream: "u", Repository: "r"}, d, nil)
+			b.Close()
+			b = open(t, s, Scope{Upstream: "u", Repository: "r", Keep: Retention{NoStore: true}}, d, nil)
+			b.Close()
+		}
+	}
+	writes := s.index.waits.Load()
+	for _, d := range []digest.Digest{d, small} {
+		if b, err := s.Blob(d); err != nil || b.Uses != 3 {
+			t.Errorf("%+v, %v; want 3 uses", b, err)
+		}
+		if r, _, err := s.index.record(d); err != nil || r.uses != 0 || writes != 0 {
+			t.Errorf("a hit has written: %+v %v", r, err)
+		}
+	}
+	s.flushTouched()
+	b := open(t, s, Scope{Upstream: "u", Repository: "r"}, d, nil)
+	b.Close()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, dir)
+	if b, err := s.Blob(d); err != nil || b.Uses != 4 {
+		t.Errorf("%+v, %v; want 4 uses", b, err)
+	}
+}
+
+// A record of before uses were counted is read.
+func TestRecordBeforeUses(t *testing.T) {
+	t.Parallel()
+	want := record{size: 5, accessed: 6, until: 7, manifest: true, again: true}
+	if r, err := decodeRecord(want.encode()[:25]); err != nil || r != want {
+		t.Errorf("%+v, %v", r, err)
+	}
+	want.uses = 1 << 31
+	if r, err := decodeRecord(want.encode()); err != nil || r != want {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+func TestTopBlobs(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir())
+	sizes := []int{100, 90_000, 5000, 70_000, 300}
+	digests := make([]digest.Digest, len(sizes))
+	for n, size := range sizes {
+		digests[n] = put(t, s, uint64(n), size, int64(1000-n), false)
+	}
+	for _, test := range []struct {
+		order Order
+		query BlobQuery
+		want  []int
+	}{
+		{BySize, BlobQuery{}, []int{1, 3, 2}},
+		{ByUse, BlobQuery{}, []int{4, 3, 2}},
+		{ByUse, BlobQuery{MinSize: 5000}, []int{3, 2, 1}},
+		{ByUse, BlobQuery{Upstream: "u", UnusedSince: time.Unix(997, 0)}, []int{4}},
+		{ByUse, BlobQuery{UnusedSince: time.Unix(998, 0)}, []int{4, 3}},
+		{BySize, BlobQuery{Upstream: "u", Repository: "none"}, nil},
+	} {
+		page, err := s.TopBlobs(t.Context(), test.query, test.order, 3)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []int
+		for _, b := range page {
+			got = append(got, slices.Index(digests, b.Digest))
+		}
+		if !slices.Equal(got, test.want) {
+			t.Errorf("%+v: %v, want %v", test, got, test.want)
+		}
+	}
+}
+
+// Pins are read again, and a file that makes no sense is put aside.
+func TestPinFile(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	fits := func(c *Config) {
+		c.PinFits = func(pattern, upstream, repository string) bool { return pattern == upstream+"/"+repository }
+		c.MaxSize = Size{Bytes: 64 << 10}
+	}
+	s := openStore(t, dir, fits)
+	kept := put(t, s, 1, 30_000, 1, false)
+	if added, err := s.Pin(Pin{Pattern: "u/r"}); err != nil || !added {
+		t.Fatal(added, err)
+	}
+	if added, err := s.Pin(Pin{Pattern: "u/r"}); err != nil || added {
+		t.Fatal(added, err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, dir, fits)
+	s.ledger.loaded(t.Context())
+	if s.makeRoom(60 << 10) {
+		t.Error("room was made of what is pinned")
+	}
+	if removed, err := s.Unpin("u/r"); err != nil || !removed {
+		t.Fatal(removed, err)
+	}
+	s.evicting.Lock()
+	s.lookAgain = time.Time{}
+	s.evicting.Unlock()
+	if !s.makeRoom(60 << 10) {
+		t.Error("no room was made")
+	}
+	s.reserved.Add(-60 << 10)
+	if _, err := s.Blob(kept); err == nil {
+		t.Error("it is still here")
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{"{", `{"version": 2}`, `[]`, ""} {
+		if err := os.WriteFile(filepath.Join(dir, "pins.json"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s = openStore(t, dir, fits)
+		if n := len(s.Pins()); n != 0 {
+			t.Errorf("%q: %d pins", text, n)
+		}
+		if got, err := os.ReadFile(filepath.Join(dir, "pins.json.damaged")); err != nil || string(got) != text {
+			t.Errorf("%q put aside as %q, %v", text, got, err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s = openStore(t, dir, fits)
+	full := make([]Pin, mostPins)
+	for n := range full {
+		full[n] = Pin{Pattern: fmt.Sprintf("p%04d", n)}
+	}
+	s.pinned.Store(&full)
+	if _, err := s.Pin(Pin{Pattern: "x"}); err == nil {
+		t.Error("one too many")
+	}
+}

@@ -1,0 +1,132 @@
+package storage
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Stats is what the store holds, and may. All sizes are bytes of the disk.
+type Stats struct {
+	Counted         bool  // false while blobs are still being added up after a start
+	Bytes, Blobs    int64 // of blobs
+	Partial         int64 // downloads in progress or broken off
+	Reserved        int64 // what running downloads have yet to take
+	Quarantine      int64 // damaged blobs, kept to be looked at
+	MaxSize         int64 // 0: no limit but MinFree
+	LowMark         int64 // what is left of MaxSize once blobs have to go; 0 without a MaxSize
+	MinFree         int64
+	Free, Total     int64 // of the file system; 0 where that cannot be read
+	Fills, MaxFills int   // that have a slot, and may have one
+	Open            int   // blobs that are being read
+	MemoryBytes     int64 // of small blobs
+	WaitingForIndex int64 // changes of the index that wait for room on the disk
+	ScrubEvery      time.Duration
+}
+
+// Stats takes no look at the index.
+func (s *Store) Stats() Stats {
+	st := Stats{
+		Partial: s.filling.Load(), Reserved: s.reserved.Load(), Quarantine: s.quarantined.Load(),
+		MaxSize: s.maxSize, LowMark: share(s.maxSize, s.lowMark), MinFree: max(s.minFree, indexFloor),
+		Fills: len(s.slots), MaxFills: cap(s.slots), WaitingForIndex: s.index.waits.Load(),
+		ScrubEvery: s.scrubEvery,
+	}
+	st.Bytes, st.Blobs, st.Counted = s.ledger.state()
+	st.Free, st.Total, _ = s.disk.space() // the log says so where others need it
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st.Open, st.MemoryBytes = len(s.open), int64(s.memory.bytes)
+	return st
+}
+
+// state is totals, and whether all is added up.
+func (l *ledger) state() (bytes, count int64, counted bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.bytes, l.count, l.adding == nil
+}
+
+// FillInfo is a download in progress.
+type FillInfo struct {
+	Digest               digest.Digest
+	Upstream, Repository string // of the one who started it
+	Manifest             bool
+	State                string    // "waiting" for a slot or an answer, "downloading", "checking", or "passing on" what is not kept
+	Started              time.Time // when it was asked for
+	Written              int64     // bytes, those of an earlier try too
+	Size                 int64     // -1 while unknown
+	Readers              int       // clients that follow it
+	Connections          int       // to the upstream
+}
+
+// Fills returns the downloads in progress, the oldest first.
+func (s *Store) Fills() []FillInfo {
+	s.mu.Lock()
+	fills := make([]*fill, 0, len(s.fills))
+	for _, f := range s.fills {
+		fills = append(fills, f)
+	}
+	s.mu.Unlock()
+	infos := make([]FillInfo, len(fills))
+	for i, f := range fills {
+		infos[i] = f.info()
+	}
+	slices.SortFunc(infos, func(a, b FillInfo) int {
+		return cmp.Or(a.Started.Compare(b.Started), cmp.Compare(a.Digest, b.Digest))
+	})
+	return infos
+}
+
+// Fill returns the download of a digest that is in progress.
+func (s *Store) Fill(d digest.Digest) (FillInfo, bool) {
+	s.mu.Lock()
+	f := s.fills[d]
+	s.mu.Unlock()
+	if f == nil {
+		return FillInfo{}, false
+	}
+	return f.info(), true
+}
+
+func (f *fill) info() FillInfo {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	i := FillInfo{
+		Digest: f.digest, Upstream: f.scope.Upstream, Repository: f.scope.Repository, Manifest: f.scope.Manifest,
+		Started: f.started, Written: f.written, Size: f.size, Readers: max(0, f.users-1),
+	}
+	switch f.phase {
+	case opening:
+		i.State = "waiting"
+	case streaming:
+		i.State, i.Connections = "downloading", int(f.connections.Load())
+	case spilled:
+		i.State, i.Connections, i.Readers = "passing on", f.users, f.users
+	default:
+		i.State = "checking"
+	}
+	return i
+}
+
+// connections is how many bring the stream's bytes now.
+func (s *stream) connections() int32 {
+	if s.ahead == nil {
+		return 1
+	}
+	return int32(max(1, s.ahead.active()))
+}
+
+// Verify is [Verify] of this store's blobs; what it finds is forgotten at once, to
+// be fetched anew.
+func (s *Store) Verify(ctx context.Context, dryRun bool, progress func(read, all int64)) (Verification, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer context.AfterFunc(s.ctx, func() { cancel(ErrClosed) })()
+	defer cancel(nil)
+	v, err := Verify(ctx, s.disk.root, dryRun, progress)
+	s.tendQuarantine()
+	return v, err
+}

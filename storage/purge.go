@@ -1,0 +1,222 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Purge says what is to go.
+type Purge struct {
+	// Upstream and Repository are where; "": everywhere. A blob that was seen
+	// elsewhere too stays, and is asked for anew here only.
+	Upstream, Repository string
+	// UnusedSince: what was used after it stays. Zero: whatever its use.
+	UnusedSince time.Time
+	Pinned      bool // what is pinned goes too
+	DryRun      bool // nothing goes; the same is counted
+}
+
+// Purged is what became of a digest.
+type Purged int
+
+// What [Store.Purge] makes of a digest.
+const (
+	Absent   Purged = iota // it is not here, or not in these places
+	Gone                   // from the disk
+	Unlinked               // from these places; others have it
+	Pinned                 // it stays, for a pin
+	Busy                   // it is being downloaded, or removed by somebody else
+	InUse                  // it stays, for it was used since
+)
+
+// Purge removes a digest from the places that p names, and from the disk where
+// there is no other. room is what that frees. Who is reading the blob reads on to
+// its end; what is being downloaded stays.
+func (s *Store) Purge(d digest.Digest, p Purge) (became Purged, room int64, err error) {
+	if p.DryRun {
+		if !s.soonIdle(d) {
+			return Busy, 0, nil
+		}
+		return s.purge(d, p)
+	}
+	for !s.alone(d, func() { became, room, err = s.purge(d, p) }) {
+		if !s.soonIdle(d) {
+			return Busy, 0, nil
+		}
+	}
+	return became, room, err
+}
+
+// soonIdle waits for what is over in a moment: a removal, or a download that has all
+// its bytes. It returns false where one goes on.
+func (s *Store) soonIdle(d digest.Digest) bool {
+	s.mu.Lock()
+	f, over := s.fills[d], s.going[d]
+	s.mu.Unlock()
+	if f != nil {
+		if f.state().phase <= streaming {
+			return false
+		}
+		over = f.left
+	}
+	if over != nil {
+		<-over
+	}
+	return true
+}
+
+// Filling says whether the digest is being downloaded.
+func (s *Store) Filling(d digest.Digest) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fills[d] != nil
+}
+
+// purge is Purge, while nobody else can have the digest.
+func (s *Store) purge(d digest.Digest, p Purge) (Purged, int64, error) {
+	everywhere := p.Upstream == ""
+	var here [][]byte // links that go
+	elsewhere, pinned := false, false
+	err := s.index.scan(linkPrefix(d), func(key, _ []byte) bool {
+		at, ok := decodeLinkKey(key)
+		switch {
+		case !ok:
+		case !at.in(p.Upstream, p.Repository):
+			elsewhere = true
+		default:
+			here = append(here, append([]byte(nil), key...))
+			pinned = pinned || s.Pinned(string(at.upstream()), string(at.repository()))
+		}
+		return true
+	})
+	if err != nil {
+		return Busy, 0, fmt.Errorf("read links of %s: %w", d, err)
+	}
+	r, recorded, err := s.index.record(d)
+	switch {
+	case err != nil:
+		return Busy, 0, fmt.Errorf("read record of %s: %w", d, err)
+	case len(here) == 0 && !everywhere, len(here) == 0 && !recorded && !s.exists(d) && !s.hasPartial(d):
+		return Absent, 0, nil
+	case pinned && !p.Pinned:
+		return Pinned, 0, nil
+	case !p.UnusedSince.IsZero() && s.current(d, r).accessed >= p.UnusedSince.Unix():
+		return InUse, 0, nil
+	}
+	if elsewhere {
+		if !p.DryRun {
+			if err := s.index.removeAll(here); err != nil {
+				return Busy, 0, err
+			}
+		}
+		return Unlinked, 0, nil
+	}
+	if !p.DryRun {
+		if err := os.Remove(s.disk.blob(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return Busy, 0, fmt.Errorf("remove blob: %w", err)
+		}
+		s.mended(d)
+		s.removePartial(d)
+		s.forget(d) // also where the partial could not go
+	}
+	if !recorded {
+		return Absent, 0, nil // a link of what was not here, or what a broken download left
+	}
+	return Gone, r.room(), nil
+}
+
+func (s *Store) hasPartial(d digest.Digest) bool { return fileExists(s.disk.partial(d)) }
+
+// removeAll forgets keys.
+func (x *index) removeAll(keys [][]byte) error {
+	gone := make(map[string]entry, len(keys))
+	for _, key := range keys {
+		gone[string(key)] = entry{deleted: true}
+	}
+	return x.write(gone)
+}
+
+// sweepBatch is how many digests are looked for at a time: none is held while they go.
+const sweepBatch = 1000
+
+// Sweep purges all that p names, until ctx ends, and tells what became of each.
+func (s *Store) Sweep(ctx context.Context, p Purge, each func(digest.Digest, Purged, int64)) error {
+	defer s.Forgotten()
+	q := BlobQuery{Upstream: p.Upstream, Repository: p.Repository, UnusedSince: p.UnusedSince}
+	for last := digest.Digest(""); ; {
+		batch := make([]digest.Digest, 0, sweepBatch)
+		for d, err := range s.digests(q, last) {
+			if err != nil {
+				return err
+			}
+			if len(batch) == sweepBatch || ctx.Err() != nil {
+				break
+			}
+			batch = append(batch, d)
+		}
+		for _, d := range batch {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			last = d
+			if r, ok, err := s.index.record(d); err == nil && ok && !q.fits(s.current(d, r)) {
+				continue // Purge would say so too, after a look at its links
+			}
+			became, room, err := s.Purge(d, p)
+			if err != nil {
+				return err
+			}
+			each(d, became, room)
+		}
+		if len(batch) < sweepBatch {
+			return ctx.Err()
+		}
+	}
+}
+
+// DropTags forgets the pointers of an upstream, or of one of its repositories, that
+// drop is true of, and returns how many of them are no lists.
+func (s *Store) DropTags(upstream, repository string, dryRun bool, drop func(TagKey, Tag) bool) (tags int, err error) {
+	prefix := append([]byte{'t'}, upstream...)
+	if upstream != "" {
+		prefix = append(prefix, 0)
+	}
+	if repository != "" {
+		prefix = append(append(prefix, repository...), 0)
+	}
+	for after := prefix; ; {
+		v := s.index.view(prefix)
+		var failed error
+		var gone [][]byte
+		looked := 0
+		for key, value := range v.ordered(after, &failed) {
+			if looked == sweepBatch {
+				break
+			}
+			looked++
+			after = append([]byte(nil), key...)
+			k, err := decodeTagKey(key)
+			t, terr := decodeTag(value)
+			if err != nil || terr != nil || !drop(k, t) {
+				continue
+			}
+			gone = append(gone, after)
+			if !k.IsList() {
+				tags++
+			}
+		}
+		v.close()
+		if failed == nil && len(gone) > 0 && !dryRun {
+			failed = s.index.removeAll(gone)
+		}
+		if failed != nil || looked < sweepBatch {
+			return tags, failed
+		}
+	}
+}
