@@ -30,6 +30,7 @@ type budget struct {
 
 	mu               sync.Mutex           // guards the fields below
 	limit, remaining int64                // as last said; limit 0: never
+	saidAt           time.Time            // when that was
 	rests            map[string]time.Time // by op: not asked before
 	warned           int64                // the lowest mark that was warned of; 0: none
 }
@@ -57,7 +58,7 @@ func (b *budget) note(op string, status int, h http.Header) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if known && ok && limit > 0 {
-		b.limit, b.remaining = limit, remaining
+		b.limit, b.remaining, b.saidAt = limit, remaining, time.Now()
 		b.warn()
 	}
 	switch {
