@@ -86,7 +86,9 @@ func (m *mirror) start(change func(*Config), registries ...*upstream.Registry) {
 		change(&cfg)
 	}
 	var err error
-	m.store, err = storage.Open(storage.Config{Path: m.dir, MaxFills: 64, MaxSize: storage.Size{Bytes: m.maxSize}}, storage.NewMetrics(), slog.New(slog.DiscardHandler))
+	m.store, err = storage.Open(storage.Config{
+		Path: m.dir, MaxFills: 64, MaxSize: storage.Size{Bytes: m.maxSize}, Pinned: cfg.Pinned(), PinFits: PinFits,
+	}, storage.NewMetrics(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		m.t.Fatal(err)
 	}

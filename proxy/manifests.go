@@ -19,17 +19,22 @@ func (p *Proxy) manifest(w *response, r *http.Request, t target) error {
 	if t.digest != "" {
 		return p.serve(w, r, t, t.digest, resultHit)
 	}
-	res, err := p.resolve(w.ctx, pointer{
+	res, err := p.resolve(w.ctx, p.tagPointer(t))
+	if err != nil {
+		return err
+	}
+	return p.serve(w, r, t, res.digest, res.result)
+}
+
+// tagPointer is the target's tag.
+func (p *Proxy) tagPointer(t target) pointer {
+	return pointer{
 		key:      storage.TagKey{Upstream: t.registry.Name(), Repository: t.repo, Name: t.tag},
 		freshFor: t.rules.freshFor,
 		check: func(ctx context.Context, old storage.Tag, known bool) (digest.Digest, error) {
 			return p.checkTag(ctx, t, old, known)
 		},
-	})
-	if err != nil {
-		return err
 	}
-	return p.serve(w, r, t, res.digest, res.result)
 }
 
 // checkTag asks the upstream for the tag's digest, by HEAD where it can: that

@@ -29,13 +29,13 @@ func TestFormat(t *testing.T) {
 		"tdocker.io\x00library/a\x00latest":             tagKey(TagKey{"docker.io", "library/a", "latest"}),
 		"c":                                             scrubKey(),
 
-		"\x01\xe8\x07\x80\xa8\xd6\xb9\x07\x00":             record{size: 1000, accessed: 1_000_000_000, manifest: true}.encode(),
-		"\x06\x00\x02\x81\x94\xeb\xdc\x03":                 record{accessed: 1, until: 1_000_000_001, expendable: true, again: true}.encode(),
+		"\x01\xe8\x07\x80\xa8\xd6\xb9\x07\x00\x00":         record{size: 1000, accessed: 1_000_000_000, manifest: true}.encode(),
+		"\x06\x00\x02\x81\x94\xeb\xdc\x03\xac\x02":         record{accessed: 1, until: 1_000_000_001, expendable: true, again: true, uses: 300}.encode(),
 		"\x00\x00\x00\x01\x2a\x05\xf2\x07\x01" + raw(t, d): Tag{Digest: d, Checked: time.Unix(5, 7)}.encode(),
 		"\xe9\x07a/b": link{"a/b", 1000}.encode(),
 		"\x00a/b":     link{"a/b", -1}.encode(),
 	} {
-		if string(got) != want || format != 1 {
+		if string(got) != want || format != 2 {
 			t.Errorf("%q, want %q in format %d", got, want, format)
 		}
 	}

@@ -235,9 +235,9 @@ func TestPinFile(t *testing.T) {
 	if removed, err := s.Unpin("u/r"); err != nil || !removed {
 		t.Fatal(removed, err)
 	}
-	s.evicting.Lock()
+	s.evicting <- struct{}{}
 	s.lookAgain = time.Time{}
-	s.evicting.Unlock()
+	<-s.evicting
 	if !s.makeRoom(60 << 10) {
 		t.Error("no room was made")
 	}

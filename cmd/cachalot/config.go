@@ -71,8 +71,14 @@ func (c config) scheme() string {
 }
 
 type adminConfig struct {
-	// Listen is where metrics, health checks and profiles are.
+	// Listen is where metrics, health checks, profiles and the admin API are.
 	Listen string `yaml:"listen"`
+	// Token is what requests to the admin API that change state must show. None:
+	// they must come from the host itself, and Listen be a loopback address.
+	Token string `yaml:"token"`
+	// TokenFile holds it instead; it is read for each such request, so that it can
+	// be changed.
+	TokenFile string `yaml:"token_file"`
 }
 
 type logConfig struct {
@@ -308,6 +314,7 @@ func (c config) storage() (storage.Config, error) {
 		LowMark:    c.Storage.LowMark.Percent,
 		MaxFills:   c.Storage.MaxFills,
 		Pinned:     c.proxy().Pinned(),
+		PinFits:    proxy.PinFits,
 		ScrubEvery: c.Storage.ScrubEvery,
 	}
 	if s.Path != "" {

@@ -78,17 +78,26 @@ type current struct {
 }
 
 func (c *current) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	c.mu.RLock()
-	g := c.gen
-	if g == nil {
-		c.mu.RUnlock()
+	p, done := c.use()
+	if p == nil {
 		http.Error(w, "shutting down", http.StatusServiceUnavailable)
 		return
 	}
+	defer done()
+	p.ServeHTTP(w, r)
+}
+
+// use returns the generation's proxy, which stays open until done; nil once the
+// process ends.
+func (c *current) use() (p *proxy.Proxy, done func()) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	g := c.gen
+	if g == nil {
+		return nil, nil
+	}
 	g.requests.Add(1)
-	c.mu.RUnlock()
-	defer g.requests.Done()
-	g.proxy.ServeHTTP(w, r)
+	return g.proxy, g.requests.Done
 }
 
 // swap makes next the one that answers, and returns the one before, which gets

@@ -6,6 +6,10 @@ package main
 var invalidConfigs = map[string]string{
 	"admin-listen-same": `F:1:1: admin.listen: the same address as listen; write another one`,
 	"admin-listen":      `F:2:3: admin.listen: "5001" has no colon; write :5001`,
+	"admin-token":       `F:2:3: admin.token: 6 characters; a token has 16 or more, as from openssl rand -hex 32`,
+	"admin-token-file":  `F:2:3: admin.token_file: open testdata/no-such-file: no such file or directory; write the path of a file that cachalot can read`,
+	"admin-token-space": `F:2:3: admin.token: spaces in it, or no end to it; write the token alone, as from openssl rand -hex 32`,
+	"admin-token-twice": `F:3:3: admin.token_file: given along with token; keep one of the two`,
 	"alias": `F:1:11: storage.path: YAML anchors and aliases are not supported; write a text, in quotes if need be` + "\n" +
 		`F:2:1: log: YAML anchors and aliases are not supported; write keys, each on a line of its own, as in config.yml`,
 	"alias-name":              `F:3:15: upstreams.docker.io.aliases[0]: "Docker Hub" is not a name for a registry; write a host or a word in small letters, such as dockerhub`,

@@ -64,8 +64,11 @@ func (m *mirror) keepFixed(next *config) {
 	if next.TLS != m.cfg.TLS {
 		changed = append(changed, "tls")
 	}
-	if next.Admin != m.cfg.Admin {
+	if next.Admin.Listen != m.cfg.Admin.Listen {
 		changed = append(changed, "admin.listen")
+	}
+	if next.Admin.Token != m.cfg.Admin.Token || next.Admin.TokenFile != m.cfg.Admin.TokenFile {
+		changed = append(changed, "admin.token, admin.token_file")
 	}
 	if next.Log.Format != m.cfg.Log.Format {
 		changed = append(changed, "log.format")

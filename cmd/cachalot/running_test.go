@@ -111,7 +111,12 @@ func (r *running) configure(t *testing.T, cfg string) {
 	if !strings.HasPrefix(cfg, "storage:") {
 		cfg = "storage: {path: CACHE, min_free: 0}\n" + cfg
 	}
-	cfg = "listen: 127.0.0.1:0\nadmin: {listen: 127.0.0.1:0}\n" +
+	if strings.Contains(cfg, "admin: {") {
+		cfg = strings.Replace(cfg, "admin: {", "admin: {listen: 127.0.0.1:0, ", 1)
+	} else {
+		cfg = "admin: {listen: 127.0.0.1:0}\n" + cfg
+	}
+	cfg = "listen: 127.0.0.1:0\n" +
 		strings.Replace(cfg, "CACHE", filepath.Join(filepath.Dir(r.file), "cache"), 1)
 	if err := os.WriteFile(r.file, []byte(cfg), 0o600); err != nil {
 		t.Fatal(err)

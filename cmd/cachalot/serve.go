@@ -62,6 +62,7 @@ type mirror struct {
 	main     *http.Server
 	stuck    *stuckClients
 	admin    *http.Server
+	endLong  context.CancelFunc // ends what goes on in the admin API
 	current  current
 	draining atomic.Bool
 	retiring sync.WaitGroup // generations that were replaced
@@ -144,7 +145,11 @@ func (m *mirror) run(ctx context.Context, l, adminListener net.Listener, signals
 		accepting = newTLSListener(clients, secure)
 		overTLS(m.main)
 	}
-	m.admin = newServer(proxy.NewAdmin(m.metrics.registry, m.ready), probes, m.log)
+	m.admin = newServer(proxy.NewAdmin(m.adminConfig(adminListener.Addr(), b.version)), probes, m.log)
+	long, endLong := context.WithCancel(context.Background())
+	defer endLong()
+	m.endLong = endLong
+	m.admin.BaseContext = func(net.Listener) context.Context { return long }
 	failed := make(chan error, 2)
 	go func() { failed <- m.main.Serve(accepting) }()
 	go func() { failed <- m.admin.Serve(probes) }()
@@ -219,6 +224,7 @@ func (m *mirror) stop(signals <-chan os.Signal) error {
 
 func (m *mirror) drain() error {
 	m.draining.Store(true)
+	m.endLong()
 	ctx, cancel := context.WithTimeout(context.Background(), m.cfg.ShutdownTimeout)
 	defer cancel()
 	if err := m.main.Shutdown(ctx); err != nil {

@@ -51,6 +51,7 @@ func (c *config) validate(at positions, already []problem) []problem {
 	if _, port, err := net.SplitHostPort(c.Listen); err == nil && c.Listen == c.Admin.Listen && port != "0" {
 		v.fail("the same address as listen; write another one", "admin.listen", "listen")
 	}
+	v.admin(c.Admin)
 	v.tls(c.TLS)
 	v.atLeastOne(c.MaxConnections, "max_connections")
 	v.addressRanges(c.TrustedProxies, "trusted_proxies")

@@ -1,0 +1,162 @@
+package main
+
+import (
+	"bufio"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+)
+
+// post sends JSON to the admin API.
+func (r *running) post(t *testing.T, path, token, body string) (status int, answer io.Reader) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, r.admin+"/api/v1/"+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	resp, err := r.client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { resp.Body.Close() })
+	return resp.StatusCode, resp.Body
+}
+
+// The API speaks for the configuration that is in effect, also after a reload.
+func TestAdminAPIFollowsReload(t *testing.T) {
+	t.Parallel()
+	up := upstreamtest.New(t, upstreamtest.Options{})
+	up.AddImage("library/app", "latest", upstreamtest.NewImage(1, 1000))
+	r := start(t, upstreams(up.URL))
+	if _, text := r.read(t, r.admin+"/api/v1/upstreams"); !strings.Contains(text, `"docker.io"`) || strings.Contains(text, "quay.io") {
+		t.Error(text)
+	}
+	r.configure(t, upstreams(up.URL)+"  quay.io:\n    url: "+up.URL+"\nrules:\n- match: [\"quay.io/**\"]\n  pin: true\n")
+	r.signals <- syscall.SIGHUP
+	r.log.wait(t, `msg="configuration reloaded"`)
+	if _, text := r.read(t, r.admin+"/api/v1/upstreams"); !strings.Contains(text, `"quay.io"`) {
+		t.Error(text)
+	}
+	if _, text := r.read(t, r.admin+"/api/v1/pins"); !strings.Contains(text, `"match":"quay.io/**","source":"rules[0]"`) {
+		t.Error(text)
+	}
+	if status, _ := r.post(t, "pins", "", `{"match": "app"}`); status != http.StatusCreated {
+		t.Error(status)
+	}
+	r.log.wait(t, `msg=admin audit.action="post pins" audit.target=docker.io/library/app audit.remote=127.0.0.1:\d+ audit.token=none audit.outcome=done`)
+}
+
+// A token in a file may be changed while the mirror runs.
+func TestAdminTokenFile(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "token")
+	write := func(token string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(token), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("canary-first-0123456789\n")
+	up := upstreamtest.New(t, upstreamtest.Options{})
+	r := start(t, "admin: {token_file: "+file+"}\n"+upstreams(up.URL))
+	for _, step := range []struct {
+		token, shown string
+		status       int
+	}{
+		{"canary-first-0123456789\n", "", http.StatusUnauthorized},
+		{"canary-first-0123456789\n", "canary-first-0123456789", http.StatusCreated},
+		{"canary-second-0123456789", "canary-first-0123456789", http.StatusUnauthorized},
+		{"canary-second-0123456789", "canary-second-0123456789", http.StatusOK},
+		{"canary", "canary", http.StatusInternalServerError}, // too short to be one
+		{"", "", http.StatusInternalServerError},
+	} {
+		write(step.token)
+		if status, answer := r.post(t, "pins", step.shown, `{"match": "app"}`); status != step.status {
+			b, _ := io.ReadAll(answer)
+			t.Errorf("%+v: %d %s", step, status, b)
+		}
+	}
+	if status, text := r.read(t, r.admin+"/api/v1/pins"); status != http.StatusOK || !strings.Contains(text, "docker.io/library/app") {
+		t.Error(status, text)
+	}
+	r.log.wait(t, `audit.token=admin.token_file`)
+	if text, _ := r.log.now(); strings.Contains(text, "canary") {
+		t.Error("the token is in the log")
+	}
+}
+
+// A warming does not hold up the end.
+func TestWarmEndsWithTheProcess(t *testing.T) {
+	t.Parallel()
+	up := upstreamtest.New(t, upstreamtest.Options{})
+	up.AddImage("library/app", "latest", upstreamtest.NewImage(1, 1<<20))
+	release := make(chan struct{})
+	defer close(release)
+	arrived := make(chan struct{}, 10)
+	up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob}, upstreamtest.Arrived(arrived), upstreamtest.StallAfter(1000, release))
+	r := start(t, upstreams(up.URL))
+	_, answer := r.post(t, "warm", "", `{"images": ["app"], "platforms": ["all"]}`)
+	<-arrived
+	r.signals <- syscall.SIGTERM
+	if err := r.end(t); err != nil {
+		t.Error(err)
+	}
+	var last string
+	for lines := bufio.NewScanner(answer); lines.Scan(); {
+		last = lines.Text()
+	}
+	if !strings.HasPrefix(last, `{"event":"end"`) || !strings.Contains(last, `"error":"`) {
+		t.Errorf("the last line is %s", last)
+	}
+}
+
+// Each command of docs/admin-api.md works as it is written there.
+func TestAdminDocs(t *testing.T) {
+	t.Parallel()
+	curl, err := exec.LookPath("curl")
+	if err != nil {
+		t.Skip("no curl here")
+	}
+	page, err := os.ReadFile("../../docs/admin-api.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	up := upstreamtest.New(t, upstreamtest.Options{})
+	up.AddImage("library/alpine", "3.22", upstreamtest.NewImage(1, 1000))
+	r := start(t, upstreams(up.URL))
+	if status, _ := r.read(t, r.url+"/v2/library/alpine/manifests/3.22"); status != http.StatusOK {
+		t.Fatal(status)
+	}
+	commands := 0
+	code := false
+	for line := range strings.Lines(string(page)) {
+		if strings.HasPrefix(line, "```") {
+			code = strings.HasPrefix(line, "```sh")
+			continue
+		}
+		if !code {
+			continue
+		}
+		commands++
+		cmd := exec.CommandContext(t.Context(), "sh", "-c", strings.ReplaceAll(line, "http://127.0.0.1:5001", r.admin))
+		cmd.Env = []string{"PATH=" + filepath.Dir(curl), "CACHALOT_TOKEN=x"}
+		out, err := cmd.CombinedOutput()
+		if err != nil || strings.Contains(string(out), `"code"`) {
+			t.Errorf("%s%v\n%s", line, err, out)
+		}
+	}
+	if commands < 15 {
+		t.Errorf("%d commands, want more", commands)
+	}
+}

@@ -1,0 +1,294 @@
+package proxy
+
+import (
+	"context"
+	_ "embed"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"mime"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cachalot-registry/cachalot/storage"
+)
+
+const (
+	apiRoot = "/api/v1/"
+	// maxRequest bounds a request's body: a thousand long names of images.
+	maxRequest  = 512 << 10
+	defaultPage = 100
+	maxPage     = storage.MostBlobs
+	// maxStreams bounds what goes on for long at the same time.
+	maxStreams = 8
+)
+
+// openAPI describes the API; a test holds it against what is answered.
+//
+//go:embed openapi.yaml
+var openAPI []byte
+
+// api serves /api/v1/.
+type api struct {
+	AdminConfig
+
+	guard   *http.CrossOriginProtection
+	routes  []route
+	streams chan struct{} // one for each warm and verify that runs
+	warming chan struct{} // one for each download of a warm
+	verify  chan struct{} // held by the one that verifies
+}
+
+// route is one operation.
+type route struct {
+	method, path string // below apiRoot
+	changes      bool   // it needs the token, and leaves an audit line
+	params       []string
+	handle       func(*call) error
+}
+
+// call is one request to the API.
+type call struct {
+	*api
+
+	p     *Proxy
+	w     http.ResponseWriter
+	r     *http.Request
+	query url.Values
+	audit audit
+}
+
+func newAPI(c AdminConfig) *api {
+	a := &api{
+		AdminConfig: c, guard: http.NewCrossOriginProtection(),
+		streams: make(chan struct{}, maxStreams), warming: make(chan struct{}, maxWarming), verify: make(chan struct{}, 1),
+	}
+	a.routes = []route{
+		{http.MethodGet, "openapi.yaml", false, nil, (*call).openAPI},
+		{http.MethodGet, "stats", false, nil, (*call).stats},
+		{http.MethodGet, "upstreams", false, nil, (*call).upstreams},
+		{http.MethodGet, "repositories", false, []string{"upstream", "prefix", "sort", "limit", "cursor"}, (*call).repositories},
+		{http.MethodGet, "tags", false, []string{"repository", "limit", "cursor"}, (*call).tags},
+		{http.MethodGet, "blobs", false, []string{"upstream", "repository", "min_size", "unused_for", "sort", "limit", "cursor"}, (*call).blobs},
+		{http.MethodGet, "blob", false, []string{"digest"}, (*call).blob},
+		{http.MethodGet, "image", false, []string{"name"}, (*call).image},
+		{http.MethodGet, "fills", false, nil, (*call).fills},
+		{http.MethodGet, "pins", false, nil, (*call).pins},
+		{http.MethodPost, "pins", true, nil, (*call).pin},
+		{http.MethodDelete, "pins", true, []string{"match"}, (*call).unpin},
+		{http.MethodPost, "purge", true, nil, (*call).purge},
+		{http.MethodPost, "warm", true, nil, (*call).warm},
+		{http.MethodPost, "verify", true, nil, (*call).verifyNow},
+	}
+	return a
+}
+
+func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	var allowed []string
+	for _, rt := range a.routes {
+		if r.URL.Path != apiRoot+rt.path {
+			continue
+		}
+		if r.Method == rt.method || r.Method == http.MethodHead && rt.method == http.MethodGet {
+			a.serve(w, r, rt)
+			return
+		}
+		allowed = append(allowed, rt.method)
+	}
+	if len(allowed) > 0 {
+		w.Header().Set("Allow", strings.Join(allowed, ", "))
+		_ = writeProblem(w, problemf(http.StatusMethodNotAllowed, "method_not_allowed", "use %s here", strings.Join(allowed, " or ")))
+		return
+	}
+	_ = writeProblem(w, problemf(http.StatusNotFound, "no_such_endpoint", "%sopenapi.yaml says what there is", apiRoot))
+}
+
+func (a *api) serve(w http.ResponseWriter, r *http.Request, rt route) {
+	c := &call{api: a, w: w, r: r}
+	defer func() { _ = http.NewResponseController(w).SetWriteDeadline(time.Time{}) }() // for the connection's next request
+	err := a.admit(c, rt)
+	if err == nil {
+		var done func()
+		if c.p, done = a.Current(); c.p == nil {
+			err = problemf(http.StatusServiceUnavailable, "stopping", "cachalot is shutting down; ask again when it runs")
+		} else {
+			defer done()
+			if c.query, err = params(r, rt.params); err == nil {
+				err = rt.handle(c)
+			}
+		}
+	}
+	if err != nil {
+		err = writeProblem(w, err)
+	}
+	if rt.changes {
+		a.record(c, rt, err)
+	}
+}
+
+// params reads the query, in which nothing may be that is not known.
+func params(r *http.Request, known []string) (url.Values, error) {
+	q, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return nil, problemf(http.StatusBadRequest, "bad_query", "the query cannot be read: %v", err)
+	}
+	for _, name := range slices.Sorted(maps.Keys(q)) {
+		switch {
+		case !slices.Contains(known, name):
+			message := "there are no parameters here"
+			if len(known) > 0 {
+				message = "the parameters here are " + strings.Join(known, ", ")
+			}
+			return nil, problemf(http.StatusBadRequest, "unknown_parameter", "%q is not known; %s", bounded(name), message)
+		case len(q[name]) > 1:
+			return nil, problemf(http.StatusBadRequest, "unknown_parameter", "%s is given twice; keep one", name)
+		}
+	}
+	return q, nil
+}
+
+// body reads the request's JSON.
+func (c *call) body(into any) error {
+	if t, _, err := mime.ParseMediaType(c.r.Header.Get("Content-Type")); err != nil || t != "application/json" {
+		// No form of a browser can send this without asking first.
+		return problemf(http.StatusUnsupportedMediaType, "not_json", "send JSON, with Content-Type: application/json")
+	}
+	d := json.NewDecoder(http.MaxBytesReader(c.w, c.r.Body, maxRequest))
+	d.DisallowUnknownFields()
+	err := d.Decode(into)
+	if err == nil {
+		if _, err = d.Token(); errors.Is(err, io.EOF) {
+			return nil
+		}
+		err = errors.New("something follows the object")
+	}
+	if _, large := errors.AsType[*http.MaxBytesError](err); large {
+		return problemf(http.StatusRequestEntityTooLarge, "too_large", "the body is longer than %d bytes; send several requests", maxRequest)
+	}
+	if errors.Is(err, io.EOF) {
+		err = errors.New("it is empty")
+	}
+	return problemf(http.StatusBadRequest, "bad_body", "the body is not what is wanted here: %v", err)
+}
+
+// limit is the length of a page.
+func (c *call) limit() (int, error) {
+	text := c.query.Get("limit")
+	if text == "" {
+		return defaultPage, nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 || n > maxPage {
+		return 0, invalid("limit", "%q is not a number from 1 to %d", bounded(text), maxPage)
+	}
+	return n, nil
+}
+
+// cursor is where a list goes on; "" at its start.
+func (c *call) cursor() (string, error) {
+	b, err := base64.RawURLEncoding.DecodeString(c.query.Get("cursor"))
+	if err != nil {
+		return "", invalid("cursor", "send back the next of the page before, as it is")
+	}
+	return string(b), nil
+}
+
+func toCursor(after string) string { return base64.RawURLEncoding.EncodeToString([]byte(after)) }
+
+// age reads a duration, such as unused_for.
+func age(name, text string) (time.Duration, error) {
+	d, err := time.ParseDuration(text)
+	if err != nil || d < 0 {
+		return 0, invalid(name, "%q is not a duration; write one such as 720h", bounded(text))
+	}
+	return d, nil
+}
+
+func (c *call) openAPI() error {
+	c.w.Header().Set("Content-Type", "application/yaml")
+	inTime(c.w)
+	_, _ = c.w.Write(openAPI) // a client that has left is no news
+	return nil
+}
+
+// sendTime is how long a client may take nothing of what is written to it: it must not
+// hold up the end of the process, nor a reload.
+const sendTime = 30 * time.Second
+
+// inTime gives the client that long for what is written next.
+func inTime(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(sendTime)) // a server's writer can
+}
+
+// answer writes a whole answer.
+func (c *call) answer(v any) error { return c.answerAs(http.StatusOK, v) }
+
+func (c *call) answerAs(status int, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("write answer: %w", err)
+	}
+	c.w.Header().Set("Content-Type", "application/json")
+	c.w.Header().Set("Content-Length", strconv.Itoa(len(b)+1))
+	inTime(c.w)
+	c.w.WriteHeader(status)
+	_, _ = c.w.Write(append(b, '\n')) // a client that has left is no news
+	return nil
+}
+
+// problem is an error for people and programs (RFC 9457).
+type problem struct {
+	Type   string `json:"type"`
+	Title  string `json:"title"`
+	Status int    `json:"status"`
+	// Code tells kinds of problems apart, and stays as it is.
+	Code      string `json:"code"`
+	Detail    string `json:"detail"`              // what to do
+	Parameter string `json:"parameter,omitempty"` // what is wrong
+}
+
+func (p *problem) Error() string { return p.Detail }
+
+func problemf(status int, code, format string, args ...any) *problem {
+	return &problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Code: code, Detail: fmt.Sprintf(format, args...)}
+}
+
+// invalid is for a value that cannot be.
+func invalid(parameter, format string, args ...any) *problem {
+	p := problemf(http.StatusUnprocessableEntity, "invalid", parameter+": "+format, args...)
+	p.Parameter = parameter
+	return p
+}
+
+// writeProblem is the one place that writes an error of the API. It returns what
+// it wrote.
+func writeProblem(w http.ResponseWriter, err error) error {
+	p, ok := errors.AsType[*problem](err)
+	switch {
+	case ok:
+	case errors.Is(err, context.Canceled):
+		p = problemf(statusClientGone, "client_gone", "%v", err)
+		p.Title = "Client Closed Request"
+	default:
+		p = problemf(http.StatusInternalServerError, "internal", "%v", err)
+	}
+	b, merr := json.Marshal(p)
+	if merr != nil { // strings and numbers always marshal
+		b = []byte("{}")
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(b)+1))
+	inTime(w)
+	w.WriteHeader(p.Status)
+	_, _ = w.Write(append(b, '\n')) // a client that has left is no news
+	return p
+}

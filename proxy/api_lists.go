@@ -1,0 +1,174 @@
+package proxy
+
+import (
+	"cmp"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/upstream"
+)
+
+type repositoriesAnswer struct {
+	Repositories []repositoryAnswer `json:"repositories"`
+	Taken        time.Time          `json:"taken"`
+	Truncated    bool               `json:"truncated"`
+	Next         string             `json:"next,omitempty"`
+}
+
+type repositoryAnswer struct {
+	Name       string    `json:"name"`
+	Upstream   string    `json:"upstream"`
+	Repository string    `json:"repository"`
+	Tags       int64     `json:"tags"`
+	Blobs      int64     `json:"blobs"`
+	Bytes      int64     `json:"bytes"`
+	Uses       int64     `json:"uses"`
+	LastUsed   time.Time `json:"last_used,omitzero"`
+	Pinned     bool      `json:"pinned"`
+	PinnedBy   []string  `json:"pinned_by"`
+}
+
+func (c *call) repositories() error {
+	n, err := c.limit()
+	if err != nil {
+		return err
+	}
+	after, err := c.cursor()
+	if err != nil {
+		return err
+	}
+	var less func(a, b storage.RepositoryInfo) int
+	order := cmp.Or(c.query.Get("sort"), "name")
+	switch order {
+	case "name":
+	case "bytes":
+		less = func(a, b storage.RepositoryInfo) int { return cmp.Compare(b.Room, a.Room) }
+	case "last_used":
+		less = func(a, b storage.RepositoryInfo) int { return a.Used.Compare(b.Used) }
+	case "uses":
+		less = func(a, b storage.RepositoryInfo) int { return cmp.Compare(b.Uses, a.Uses) }
+	default:
+		return invalid("sort", "%q is not known; write name, bytes, last_used or uses", bounded(order))
+	}
+	if after != "" && less != nil {
+		return invalid("cursor", "only sort=name goes on after a page")
+	}
+	sum, err := c.p.store.Summary(c.r.Context())
+	if err != nil {
+		return err
+	}
+	answer := repositoriesAnswer{Repositories: []repositoryAnswer{}, Taken: sum.Taken.UTC(), Truncated: sum.Truncated}
+	of, prefix := c.query.Get("upstream"), c.query.Get("prefix")
+	var fitting []storage.RepositoryInfo
+	for _, r := range sum.Repositories {
+		if (of == "" || of == r.Upstream) && strings.HasPrefix(r.Upstream+"/"+r.Repository, prefix) && r.Upstream+"\x00"+r.Repository > after {
+			fitting = append(fitting, r)
+		}
+	}
+	if less != nil {
+		slices.SortStableFunc(fitting, less)
+	}
+	for i, r := range fitting {
+		if i == n {
+			if less == nil {
+				answer.Next = toCursor(fitting[i-1].Upstream + "\x00" + fitting[i-1].Repository)
+			}
+			break
+		}
+		by := c.p.pinnedBy(r.Upstream, r.Repository)
+		answer.Repositories = append(answer.Repositories, repositoryAnswer{
+			Name: r.Upstream + "/" + r.Repository, Upstream: r.Upstream, Repository: r.Repository,
+			Tags: r.Tags, Blobs: r.Blobs, Bytes: r.Room, Uses: r.Uses, LastUsed: r.Used.UTC(), Pinned: len(by) > 0, PinnedBy: by,
+		})
+	}
+	return c.answer(answer)
+}
+
+type tagsAnswer struct {
+	Name string      `json:"name"`
+	Tags []tagAnswer `json:"tags"`
+	Next string      `json:"next,omitempty"`
+}
+
+type tagAnswer struct {
+	Tag      string        `json:"tag"`
+	Image    string        `json:"image"`
+	Digest   digest.Digest `json:"digest"`
+	Checked  time.Time     `json:"checked"`
+	State    string        `json:"state"` // fresh, stale, expired
+	Kept     bool          `json:"kept"`
+	LastUsed time.Time     `json:"last_used,omitzero"`
+}
+
+func (c *call) tags() error {
+	n, err := c.limit()
+	if err != nil {
+		return err
+	}
+	after, err := c.cursor()
+	if err != nil {
+		return err
+	}
+	i, err := c.p.parseRepository("repository", c.query.Get("repository"))
+	if err != nil {
+		return err
+	}
+	answer := tagsAnswer{Name: i.upstream + "/" + i.repo, Tags: []tagAnswer{}}
+	for len(answer.Tags) == 0 { // a page of lists alone says nothing
+		page, next, err := c.p.store.TagsAfter(i.upstream, i.repo, after, n)
+		if err != nil {
+			return err
+		}
+		for _, t := range page {
+			if !t.IsList() {
+				answer.Tags = append(answer.Tags, c.p.tagAnswer(t))
+			}
+		}
+		if after = next; next == "" {
+			break
+		}
+		answer.Next = toCursor(next)
+	}
+	if after == "" {
+		answer.Next = ""
+		if len(answer.Tags) == 0 && c.query.Get("cursor") == "" {
+			return problemf(http.StatusNotFound, "not_kept", "no tag of %s is known here; GET %srepositories lists what is kept", answer.Name, apiRoot)
+		}
+	}
+	return c.answer(answer)
+}
+
+func (p *Proxy) tagAnswer(t storage.NamedTag) tagAnswer {
+	a := tagAnswer{
+		Tag: t.Name, Image: t.Upstream + "/" + t.Repository + ":" + t.Name, Digest: t.Digest, Checked: t.Checked.UTC(),
+		State: p.freshness(t),
+	}
+	if b, err := p.store.Blob(t.Digest); err == nil {
+		a.Kept, a.LastUsed = true, b.Used.UTC()
+	}
+	return a
+}
+
+// freshness is what a client's pull would find: "fresh", "stale" where the upstream
+// would be asked, "expired" where nothing else would do.
+func (p *Proxy) freshness(t storage.NamedTag) string {
+	freshFor := p.cfg.FreshFor
+	if r := p.registries[t.Upstream]; r != nil {
+		if says, err := p.cfg.rulesFor(target{kind: upstream.KindManifest, registry: r, repo: t.Repository, tag: t.Name}); err == nil {
+			freshFor = says.freshFor
+		}
+	}
+	switch p.cfg.judge(t.Tag, true, freshFor, time.Now()) {
+	case fresh:
+		return "fresh"
+	case toCheck:
+		return "stale"
+	default:
+		return "expired"
+	}
+}

@@ -1,0 +1,168 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/bmatcuk/doublestar/v4"
+
+	"github.com/cachalot-registry/cachalot/storage"
+)
+
+// PinFits says whether a pattern, as in [Rule.Match], is of a repository. It is
+// for [storage.Config].
+func PinFits(pattern, upstream, repository string) bool {
+	ok, err := doublestar.Match(pattern, upstream+"/"+repository)
+	return err == nil && ok
+}
+
+// pinnedBy names what pins a repository: rules of the configuration, and patterns
+// of pins.
+func (p *Proxy) pinnedBy(upstream, repository string) []string {
+	by := []string{}
+	for i, r := range p.cfg.Rules {
+		if r.Pin != nil && r.fits(upstream+"/"+repository, "") {
+			if *r.Pin {
+				by = append(by, fmt.Sprintf("rules[%d]", i))
+			}
+			break // the first that has it decides
+		}
+	}
+	for _, pin := range p.store.Pins() {
+		if PinFits(pin.Pattern, upstream, repository) {
+			by = append(by, pin.Pattern)
+		}
+	}
+	return by
+}
+
+type pinsAnswer struct {
+	Pins []pinAnswer `json:"pins"`
+}
+
+type pinAnswer struct {
+	Match   string    `json:"match"`
+	Source  string    `json:"source"` // api, or the rule of the configuration
+	Created time.Time `json:"created,omitzero"`
+	Comment string    `json:"comment,omitempty"`
+}
+
+func (c *call) pins() error {
+	answer := pinsAnswer{Pins: []pinAnswer{}}
+	for i, r := range c.p.cfg.Rules {
+		if !r.pins() {
+			continue
+		}
+		for _, pattern := range r.Match {
+			answer.Pins = append(answer.Pins, pinAnswer{Match: pattern, Source: fmt.Sprintf("rules[%d]", i)})
+		}
+	}
+	for _, pin := range c.p.store.Pins() {
+		answer.Pins = append(answer.Pins, apiPin(pin))
+	}
+	return c.answer(answer)
+}
+
+func apiPin(p storage.Pin) pinAnswer {
+	return pinAnswer{Match: p.Pattern, Source: "api", Created: p.Created.UTC(), Comment: p.Comment}
+}
+
+const maxComment = 200
+
+func (c *call) pin() error {
+	var wanted struct {
+		Match   string `json:"match"`
+		Comment string `json:"comment"`
+	}
+	if err := c.body(&wanted); err != nil {
+		return err
+	}
+	c.audit.target = wanted.Match
+	pattern, err := c.p.pinPattern(wanted.Match)
+	if err != nil {
+		return err
+	}
+	c.audit.target = pattern
+	if len(wanted.Comment) > maxComment {
+		return invalid("comment", "longer than %d characters", maxComment)
+	}
+	pin := storage.Pin{Pattern: pattern, Created: time.Now().UTC().Truncate(time.Second), Comment: wanted.Comment}
+	added, err := c.p.store.Pin(pin)
+	switch {
+	case errors.Is(err, storage.ErrTooManyPins):
+		return problemf(http.StatusConflict, "too_many", "%v; use patterns such as docker.io/acme/**", err)
+	case err != nil:
+		return err
+	case added:
+		return c.answerAs(http.StatusCreated, apiPin(pin))
+	}
+	for _, there := range c.p.store.Pins() {
+		if there.Pattern == pattern {
+			pin = there
+		}
+	}
+	c.audit.attrs = append(c.audit.attrs, slog.Bool("unchanged", true))
+	return c.answer(apiPin(pin))
+}
+
+// pinPattern is what is pinned by a name or pattern. A name of a repository is
+// read as docker does; it is in full in a pattern.
+func (p *Proxy) pinPattern(match string) (string, error) {
+	if match == "" {
+		return "", invalid("match", "missing; write a repository such as docker.io/library/alpine, or a pattern such as docker.io/acme/**")
+	}
+	if !strings.ContainsAny(match, "*?[{\\") {
+		i, err := p.parseImage("match", match)
+		if err != nil {
+			return "", err
+		}
+		if i.tag != "" || i.digest != "" {
+			return "", invalid("match", "%q has a tag or digest; repositories are pinned, with all that came through them: write %s/%s", bounded(match), i.upstream, i.repo)
+		}
+		return i.upstream + "/" + i.repo, nil
+	}
+	yes := true
+	if err := (Rule{Match: []string{match}, Pin: &yes}).Validate(0); err != nil || len(match) > maxName {
+		_, message, _ := strings.Cut(fmt.Sprint(err), ": ")
+		return "", invalid("match", "%s", message)
+	}
+	return match, nil
+}
+
+func (c *call) unpin() error {
+	match := c.query.Get("match")
+	c.audit.target = match
+	pattern := match
+	for _, pin := range c.p.store.Pins() { // as it is listed, if it is
+		if pin.Pattern == match {
+			match = ""
+		}
+	}
+	if match != "" {
+		var err error
+		if pattern, err = c.p.pinPattern(match); err != nil {
+			return err
+		}
+	}
+	c.audit.target = pattern
+	removed, err := c.p.store.Unpin(pattern)
+	switch {
+	case err != nil:
+		return err
+	case removed:
+		c.w.WriteHeader(http.StatusNoContent)
+		return nil
+	}
+	for i, r := range c.p.cfg.Rules {
+		for _, configured := range r.Match {
+			if r.pins() && configured == pattern {
+				return problemf(http.StatusConflict, "configured", "rules[%d] of cachalot's configuration pins %s; take it out there, and reload", i, pattern)
+			}
+		}
+	}
+	return problemf(http.StatusNotFound, "not_pinned", "%s is no pin; GET %spins lists them", pattern, apiRoot)
+}

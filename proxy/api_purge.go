@@ -1,0 +1,279 @@
+package proxy
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/storage"
+)
+
+type purgeRequest struct {
+	Image      string `json:"image"`
+	Repository string `json:"repository"`
+	Upstream   string `json:"upstream"`
+	Digest     string `json:"digest"`
+	UnusedFor  string `json:"unused_for"`
+	Pinned     bool   `json:"pinned"` // too
+	DryRun     bool   `json:"dry_run"`
+}
+
+type purgeAnswer struct {
+	DryRun    bool         `json:"dry_run"`
+	Tags      int          `json:"tags"`
+	Blobs     int          `json:"blobs"`
+	Bytes     int64        `json:"bytes"`
+	Unlinked  int          `json:"unlinked"`
+	Pinned    int          `json:"pinned"`
+	Busy      int          `json:"busy"`
+	Items     []purgedItem `json:"items"`
+	Truncated bool         `json:"truncated"`
+}
+
+type purgedItem struct {
+	Digest digest.Digest `json:"digest"`
+	Result string        `json:"result"` // removed, unlinked, pinned, busy
+	Bytes  int64         `json:"bytes"`
+}
+
+// count takes note of what became of a digest.
+func (a *purgeAnswer) count(d digest.Digest, became storage.Purged, bytes int64) {
+	item := purgedItem{Digest: d, Bytes: bytes}
+	switch became {
+	case storage.Gone:
+		a.Blobs++
+		a.Bytes += bytes
+		item.Result = "removed"
+	case storage.Unlinked:
+		a.Unlinked++
+		item.Result = "unlinked"
+	case storage.Pinned:
+		a.Pinned++
+		item.Result = "pinned"
+	case storage.Busy:
+		a.Busy++
+		item.Result = "busy"
+	default:
+		return
+	}
+	if len(a.Items) == maxPage {
+		a.Truncated = true
+		return
+	}
+	a.Items = append(a.Items, item)
+}
+
+func (a *purgeAnswer) empty() bool {
+	return a.Tags == 0 && a.Blobs == 0 && a.Unlinked == 0 && a.Pinned == 0 && a.Busy == 0
+}
+
+func (c *call) purge() error {
+	var wanted purgeRequest
+	if err := c.body(&wanted); err != nil {
+		return err
+	}
+	given := 0
+	for _, s := range []string{wanted.Image, wanted.Repository, wanted.Upstream, wanted.Digest} {
+		if s != "" {
+			given++
+			c.audit.target = s
+		}
+	}
+	switch {
+	case given > 1:
+		return invalid("image", "only one of image, repository, upstream and digest can be given; send several requests")
+	case given == 0 && wanted.UnusedFor == "":
+		return invalid("image", "say what is to go: image, repository, upstream, digest or unused_for")
+	case wanted.UnusedFor != "" && (wanted.Image != "" || wanted.Digest != ""):
+		return invalid("unused_for", "it goes with repository or upstream, or alone; an image or digest goes whatever its use")
+	}
+	c.audit.attrs = append(c.audit.attrs, slog.Bool("dry_run", wanted.DryRun))
+	if wanted.UnusedFor != "" {
+		c.audit.attrs = append(c.audit.attrs, slog.String("unused_for", bounded(wanted.UnusedFor)))
+	}
+	answer := &purgeAnswer{DryRun: wanted.DryRun, Items: []purgedItem{}}
+	err := c.purgeWanted(wanted, answer)
+	if !wanted.DryRun && !answer.empty() || err == nil {
+		c.audit.attrs = append(c.audit.attrs, slog.Int("tags", answer.Tags), slog.Int("blobs", answer.Blobs), slog.Int64("bytes", answer.Bytes),
+			slog.Int("unlinked", answer.Unlinked), slog.Int("kept_pinned", answer.Pinned), slog.Int("kept_busy", answer.Busy))
+	}
+	if err != nil {
+		return err
+	}
+	return c.answer(answer)
+}
+
+func (c *call) purgeWanted(wanted purgeRequest, answer *purgeAnswer) error {
+	p := storage.Purge{Pinned: wanted.Pinned, DryRun: wanted.DryRun}
+	if wanted.UnusedFor != "" {
+		unused, err := age("unused_for", wanted.UnusedFor)
+		if err != nil {
+			return err
+		}
+		p.UnusedSince = time.Now().Add(-unused)
+	}
+	switch {
+	case wanted.Digest != "":
+		d, err := storage.ParseDigest(wanted.Digest)
+		if err != nil {
+			return invalid("digest", "write sha256: or sha512: and lower-case hexadecimal")
+		}
+		return c.p.purgeDigest(d, p, answer)
+	case wanted.Image != "":
+		i, err := c.p.parseImage("image", wanted.Image)
+		switch {
+		case err != nil:
+			return err
+		case i.tag == "" && i.digest == "":
+			return invalid("image", "%s has no tag or digest; add one, or purge it as a repository", i)
+		}
+		c.audit.target = i.String()
+		return c.p.purgeImage(c.r.Context(), i, p, answer)
+	case wanted.Repository != "":
+		i, err := c.p.parseRepository("repository", wanted.Repository)
+		if err != nil {
+			return err
+		}
+		p.Upstream, p.Repository = i.upstream, i.repo
+	case wanted.Upstream != "":
+		p.Upstream = strings.ToLower(wanted.Upstream)
+		if r := c.p.registries[p.Upstream]; r != nil {
+			p.Upstream = r.Name()
+		}
+	}
+	c.audit.target = strings.Trim(p.Upstream+"/"+p.Repository, "/")
+	return c.p.purgeAll(c.r.Context(), p, answer)
+}
+
+// purgeDigest removes one blob everywhere. Tags go on pointing to it: who asks for
+// one gets it from upstream.
+func (p *Proxy) purgeDigest(d digest.Digest, how storage.Purge, answer *purgeAnswer) error {
+	became, bytes, err := p.store.Purge(d, how)
+	if err != nil {
+		return err
+	}
+	answer.count(d, became, bytes)
+	switch became {
+	case storage.Pinned:
+		return pinnedProblem(string(d))
+	case storage.Busy:
+		return problemf(http.StatusConflict, "busy", "%s is being downloaded or removed; try again when that has ended", d)
+	case storage.Gone, storage.Unlinked:
+	default:
+		return problemf(http.StatusNotFound, "not_kept", "%s is not kept here", d)
+	}
+	if !how.DryRun {
+		p.unsee(func(name string) bool { return strings.HasSuffix(name, "\x00"+string(d)) })
+	}
+	return nil
+}
+
+func pinnedProblem(what string) error {
+	return problemf(http.StatusConflict, "pinned", "%s is pinned; unpin it, or send pinned: true to purge it all the same", what)
+}
+
+// purgeImage forgets a tag, or a manifest and the tags that point to it, with what
+// no other tag of the repository holds. What other repositories have stays theirs.
+func (p *Proxy) purgeImage(ctx context.Context, i image, how storage.Purge, answer *purgeAnswer) error {
+	if !how.Pinned && p.store.Pinned(i.upstream, i.repo) {
+		return pinnedProblem(i.upstream + "/" + i.repo)
+	}
+	at := i.digest
+	if at == "" {
+		t, ok := p.store.Tag(storage.TagKey{Upstream: i.upstream, Repository: i.repo, Name: i.tag})
+		if !ok {
+			return notKept(i)
+		}
+		at = t.Digest
+	}
+	goes := func(k storage.TagKey, t storage.Tag) bool {
+		return !k.IsList() && t.Digest == at && (i.digest != "" || k.Name == i.tag)
+	}
+	// What it holds is found before its tag is gone, for a failure in between.
+	loose := map[digest.Digest]bool{}
+	seen := map[digest.Digest]bool{} // manifests
+	p.walk(root{i.upstream, i.repo, at}, seen, func(d digest.Digest) {
+		if _, err := storage.ParseDigest(string(d)); err == nil {
+			loose[d] = true
+		}
+	})
+	clear(seen)
+	_, err := p.store.DropTags(i.upstream, i.repo, true, func(k storage.TagKey, t storage.Tag) bool {
+		if !k.IsList() && !goes(k, t) && len(loose) > 0 && ctx.Err() == nil {
+			p.walk(root{i.upstream, i.repo, t.Digest}, seen, func(d digest.Digest) { delete(loose, d) })
+		}
+		return false
+	})
+	if err == nil {
+		err = context.Cause(ctx)
+	}
+	if err == nil {
+		answer.Tags, err = p.store.DropTags(i.upstream, i.repo, how.DryRun, goes)
+	}
+	if err != nil {
+		return err
+	}
+	how.Upstream, how.Repository = i.upstream, i.repo
+	for d := range loose {
+		became, bytes, err := p.store.Purge(d, how)
+		if err != nil {
+			return err
+		}
+		answer.count(d, became, bytes)
+	}
+	if !how.DryRun {
+		p.unsee(func(name string) bool { return strings.HasPrefix(name, i.upstream+"\x00"+i.repo+"\x00") })
+		p.store.Forgotten()
+	}
+	if answer.empty() {
+		return notKept(i)
+	}
+	return nil
+}
+
+// purgeAll sweeps a repository, an upstream, or all that was not used for a while.
+func (p *Proxy) purgeAll(ctx context.Context, how storage.Purge, answer *purgeAnswer) error {
+	if how.Repository != "" && !how.Pinned && p.store.Pinned(how.Upstream, how.Repository) {
+		return pinnedProblem(how.Upstream + "/" + how.Repository)
+	}
+	var err error
+	whole := how.UnusedSince.IsZero()
+	if whole { // or else tags point to what is fetched again when it is asked for
+		answer.Tags, err = p.store.DropTags(how.Upstream, how.Repository, how.DryRun, func(k storage.TagKey, _ storage.Tag) bool {
+			return how.Pinned || !p.store.Pinned(k.Upstream, k.Repository)
+		})
+	}
+	if err == nil {
+		err = p.store.Sweep(ctx, how, answer.count)
+	}
+	if !how.DryRun {
+		prefix := how.Upstream + "\x00"
+		if how.Repository != "" {
+			prefix += how.Repository + "\x00"
+		}
+		p.unsee(func(name string) bool { return how.Upstream == "" || strings.HasPrefix(name, prefix) })
+	}
+	if err == nil && whole && answer.empty() {
+		what := strings.Trim(how.Upstream+"/"+how.Repository, "/")
+		return problemf(http.StatusNotFound, "not_kept", "nothing of %s is kept here; GET %srepositories lists what is", what, apiRoot)
+	}
+	return err
+}
+
+// unsee forgets what upstreams said a moment ago, so that they are asked anew.
+func (p *Proxy) unsee(of func(name string) bool) {
+	for _, name := range p.refused.Keys() {
+		if of(name) {
+			p.refused.Remove(name)
+		}
+	}
+	for _, name := range p.seen.Keys() {
+		if of(name) {
+			p.seen.Remove(name)
+		}
+	}
+}

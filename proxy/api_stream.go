@@ -1,0 +1,133 @@
+package proxy
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/cachalot-registry/cachalot/storage"
+)
+
+// tickEvery is how often a stream says how far it is.
+const tickEvery = time.Second
+
+// stream is an answer of JSON lines (application/x-ndjson), which goes on as long as
+// the work does and ends with an "end" line. Who leaves ends the work.
+type stream struct {
+	mu  sync.Mutex // guards the fields below; lines come from several goroutines
+	w   http.ResponseWriter
+	out *json.Encoder
+}
+
+// stream begins one, where not too many run already.
+func (c *call) stream() (s *stream, done func(), err error) {
+	select {
+	case c.streams <- struct{}{}:
+	default:
+		return nil, nil, problemf(http.StatusServiceUnavailable, "too_many", "%d such requests run already; try again when one has ended", maxStreams)
+	}
+	c.w.Header().Set("Content-Type", "application/x-ndjson")
+	c.w.WriteHeader(http.StatusOK)
+	return &stream{w: c.w, out: json.NewEncoder(c.w)}, func() { <-c.streams }, nil
+}
+
+// send writes a line. A client that has left ends the request's context.
+func (s *stream) send(v any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	inTime(s.w)
+	if s.out.Encode(v) == nil {
+		_ = http.NewResponseController(s.w).Flush() // or it comes with the next
+	}
+}
+
+// during runs work, and calls tick every now and then until it ends.
+func during(ctx context.Context, work func(), tick func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		work()
+	}()
+	every := time.NewTicker(tickEvery)
+	defer every.Stop()
+	for {
+		select {
+		case <-done:
+			return
+		case <-every.C:
+			if ctx.Err() == nil {
+				tick()
+			}
+		}
+	}
+}
+
+type verifyEvent struct {
+	Event string `json:"event"` // progress or end
+	Bytes int64  `json:"bytes"` // read so far
+	Total int64  `json:"total_bytes"`
+
+	// Of end:
+	Blobs   *int           `json:"blobs,omitempty"`
+	Damaged []damageAnswer `json:"damaged,omitempty"`
+	DryRun  bool           `json:"dry_run,omitempty"`
+	Error   string         `json:"error,omitempty"`
+}
+
+type damageAnswer struct {
+	Digest     string `json:"digest"`
+	Size       int64  `json:"size"`
+	Reason     string `json:"reason"`
+	Quarantine string `json:"quarantine,omitempty"`
+}
+
+// verifyNow reads every blob again.
+func (c *call) verifyNow() error {
+	var wanted struct {
+		DryRun bool `json:"dry_run"`
+	}
+	if err := c.body(&wanted); err != nil {
+		return err
+	}
+	c.audit.target = "all blobs"
+	select {
+	case c.verify <- struct{}{}:
+		defer func() { <-c.verify }()
+	default:
+		return problemf(http.StatusConflict, "busy", "a verification runs already; wait for its end")
+	}
+	out, done, err := c.stream()
+	if err != nil {
+		return err
+	}
+	defer done()
+	var mu sync.Mutex // guards read and all
+	var read, all int64
+	now := func(event string) verifyEvent {
+		mu.Lock()
+		defer mu.Unlock()
+		return verifyEvent{Event: event, Bytes: read, Total: all}
+	}
+	var found storage.Verification
+	out.send(now("progress"))
+	during(c.r.Context(), func() {
+		found, err = c.p.store.Verify(c.r.Context(), wanted.DryRun, func(n, total int64) {
+			mu.Lock()
+			defer mu.Unlock()
+			read, all = read+n, total
+		})
+	}, func() { out.send(now("progress")) })
+	end := now("end")
+	end.Blobs, end.DryRun = &found.Blobs, wanted.DryRun
+	for _, d := range found.Damaged {
+		end.Damaged = append(end.Damaged, damageAnswer{string(d.Digest), d.Size, d.Reason, d.Quarantine})
+	}
+	if err != nil {
+		end.Error = err.Error()
+	}
+	out.send(end)
+	c.audit.verified(found, err)
+	return nil
+}

@@ -1,0 +1,116 @@
+package proxy
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/cachalot-registry/cachalot/upstream"
+)
+
+type upstreamsAnswer struct {
+	Upstreams []upstreamAnswer `json:"upstreams"`
+}
+
+type upstreamAnswer struct {
+	Name         string      `json:"name"`
+	Aliases      []string    `json:"aliases"`
+	Hosts        []string    `json:"hosts"`
+	Default      bool        `json:"default"`
+	Unlisted     bool        `json:"unlisted"`
+	State        string      `json:"state"` // ok, degraded, limited, failing
+	Unchecked    bool        `json:"serves_unchecked"`
+	Downloads    int         `json:"downloads"`
+	MaxDownloads int         `json:"max_downloads"`
+	URLs         []urlAnswer `json:"urls"`
+}
+
+type urlAnswer struct {
+	URL          string          `json:"url"`
+	Breaker      string          `json:"breaker"`
+	RestingUntil time.Time       `json:"resting_until,omitzero"`
+	SlowUntil    time.Time       `json:"slow_until,omitzero"`
+	Accounts     []accountAnswer `json:"accounts"`
+}
+
+type accountAnswer struct {
+	Name         string    `json:"name"` // of the user; else the key that says where the account is, or "anonymous"
+	Key          string    `json:"key,omitempty"`
+	Limit        *int64    `json:"limit,omitempty"`
+	Remaining    *int64    `json:"remaining,omitempty"`
+	Said         time.Time `json:"said,omitzero"`
+	RestingUntil time.Time `json:"resting_until,omitzero"`
+}
+
+func (c *call) upstreams() error {
+	p := c.p
+	all := map[*upstream.Registry]*upstreamAnswer{}
+	add := func(r *upstream.Registry) *upstreamAnswer {
+		if all[r] == nil {
+			all[r] = &upstreamAnswer{Name: r.Name(), Aliases: []string{}, Hosts: []string{}, Default: p.registries[p.cfg.DefaultUpstream] == r}
+		}
+		return all[r]
+	}
+	for name, r := range p.registries {
+		if u := add(r); name != u.Name {
+			u.Aliases = append(u.Aliases, name)
+		}
+	}
+	for host, r := range p.hosts {
+		u := add(r)
+		u.Hosts = append(u.Hosts, host)
+	}
+	p.mu.Lock()
+	strangers := p.strangers.Values()
+	p.mu.Unlock()
+	for _, r := range strangers {
+		add(r).Unlisted = true
+	}
+	answer := upstreamsAnswer{Upstreams: []upstreamAnswer{}}
+	for r, u := range all {
+		slices.Sort(u.Aliases)
+		slices.Sort(u.Hosts)
+		u.Unchecked = p.isSuspect(u.Name)
+		u.fill(r.Health())
+		answer.Upstreams = append(answer.Upstreams, *u)
+	}
+	slices.SortFunc(answer.Upstreams, func(a, b upstreamAnswer) int { return cmp.Compare(a.Name, b.Name) })
+	return c.answer(answer)
+}
+
+func (u *upstreamAnswer) fill(h upstream.Health) {
+	u.Downloads, u.MaxDownloads = h.Downloads, h.MaxDownloads
+	well, limited := 0, 0
+	for _, e := range h.Endpoints {
+		a := urlAnswer{URL: e.URL, Breaker: e.Breaker, RestingUntil: e.RestingUntil.UTC(), SlowUntil: e.SlowUntil.UTC()}
+		resting := 0
+		for _, acc := range e.Accounts {
+			one := accountAnswer{Name: cmp.Or(acc.Name, acc.Key, "anonymous"), Key: acc.Key, Said: acc.Said.UTC(), RestingUntil: acc.RestingUntil.UTC()}
+			if acc.Limit > 0 {
+				one.Limit, one.Remaining = &acc.Limit, &acc.Remaining
+			}
+			if !acc.RestingUntil.IsZero() {
+				resting++
+			}
+			a.Accounts = append(a.Accounts, one)
+		}
+		switch {
+		case e.Breaker != "closed" || !e.RestingUntil.IsZero():
+		case resting == len(e.Accounts):
+			limited++
+		case e.SlowUntil.IsZero():
+			well++
+		}
+		u.URLs = append(u.URLs, a)
+	}
+	switch {
+	case well == len(h.Endpoints) && !u.Unchecked:
+		u.State = "ok"
+	case well == 0 && limited > 0:
+		u.State = "limited"
+	case well == 0 || u.Unchecked:
+		u.State = "failing"
+	default:
+		u.State = "degraded"
+	}
+}
