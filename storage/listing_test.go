@@ -161,19 +161,6 @@ func TestUses(t *testing.T) {
 	}
 }
 
-// A record of before uses were counted is read.
-func TestRecordBeforeUses(t *testing.T) {
-	t.Parallel()
-	want := record{size: 5, accessed: 6, until: 7, manifest: true, again: true}
-	if r, err := decodeRecord(want.encode()[:25]); err != nil || r != want {
-		t.Errorf("%+v, %v", r, err)
-	}
-	want.uses = 1 << 31
-	if r, err := decodeRecord(want.encode()); err != nil || r != want {
-		t.Errorf("%+v, %v", r, err)
-	}
-}
-
 func TestTopBlobs(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
