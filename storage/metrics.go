@@ -68,7 +68,7 @@ func NewMetrics() *Metrics {
 			Name: "storage_min_free_bytes", Help: "Free space that is left to others on the disk: blobs are removed, or not kept, for it.",
 		}),
 		evictedBytes: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "evicted_bytes_total", Help: "Bytes on disk of removed blobs, by reason: space (to make room) or age (keep_for was over).",
+			Name: "evicted_bytes_total", Help: "Bytes on disk of removed blobs, by reason: space (to make room), age (keep_for was over) or purge (somebody said so).",
 		}, []string{"reason"}),
 		evictionAge: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "eviction_age_seconds", Help: "Time since last use of removed blobs, by reason: space (to make room) or age (keep_for was over).",
@@ -90,6 +90,7 @@ func NewMetrics() *Metrics {
 	for _, reason := range []string{reasonUpstream, reasonDigest, reasonDisk, reasonClosed} {
 		m.failures.WithLabelValues(reason)
 	}
+	m.evictedBytes.WithLabelValues(reasonPurge)
 	for _, reason := range []string{reasonSpace, reasonAge} {
 		m.evictedBytes.WithLabelValues(reason)
 		m.evictionAge.WithLabelValues(reason)
@@ -124,8 +125,9 @@ const (
 	reasonClosed   = "closed"
 )
 
-// Reasons of evicted_bytes_total and eviction_age_seconds.
+// Reasons of evicted_bytes_total, and but for the last of eviction_age_seconds.
 const (
 	reasonSpace = "space"
 	reasonAge   = "age"
+	reasonPurge = "purge"
 )

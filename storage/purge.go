@@ -124,6 +124,9 @@ func (s *Store) purge(d digest.Digest, p Purge) (Purged, int64, error) {
 		s.mended(d)
 		s.removePartial(d)
 		s.forget(d) // also where the partial could not go
+		if recorded {
+			s.metrics.evictedBytes.WithLabelValues(reasonPurge).Add(float64(r.room()))
+		}
 	}
 	if !recorded {
 		return Absent, 0, nil // a link of what was not here, or what a broken download left

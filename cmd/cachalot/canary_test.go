@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/base64"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -144,7 +145,9 @@ func secretsStaySecret(t *testing.T, format string) {
 	dockerConfig := write("config.json", fmt.Sprintf(`{"auths": {%q: {"auth": %q}, %q: {"auth": %q, "identitytoken": %q}}}`,
 		docker.Host(), auth, identity.Host(), base64.StdEncoding.EncodeToString([]byte("bob:")), refresh))
 	traces := newReceiver(t, nil)
+	adminToken := c.new("admin token")
 	r := start(t, fmt.Sprintf(`
+admin: {token: %s}
 log: {level: debug, format: %s}
 tracing: {endpoint: %s}
 default_upstream: basic.test
@@ -155,7 +158,7 @@ upstreams:
   docker.test: {url: %s, docker_config: %s}
   identity.test: {url: %s, docker_config: %s}
   babbler.test: {url: %s, username: bob, password: %s}
-`, format, traces.url, basic.URL, password, bearer.URL, write("password", fromFile+"\n"), bearer.TokenHost(), docker.URL, dockerConfig, identity.URL, dockerConfig,
+`, adminToken, format, traces.url, basic.URL, password, bearer.URL, write("password", fromFile+"\n"), bearer.TokenHost(), docker.URL, dockerConfig, identity.URL, dockerConfig,
 		babbler(t, c), c.new("babbled password")))
 
 	clients := []string{
@@ -242,6 +245,28 @@ upstreams:
 	for _, what := range []string{"status", "header", "length", "encoding", "content"} {
 		asks("babbler.test", "team/"+what+"/manifests/latest")
 	}
+	for _, shown := range []string{"Bearer " + adminToken, "Bearer " + c.new("wrong admin token"), "Basic " + adminToken} {
+		for _, path := range []string{"stats", "upstreams", "pins?match=" + url.QueryEscape("team/**")} {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, r.admin+"/api/v1/"+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.HasPrefix(path, "pins") {
+				req.Method = http.MethodGet
+			}
+			req.Header.Set("Authorization", shown)
+			resp, err := r.client.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, err := io.ReadAll(resp.Body)
+			_ = resp.Body.Close()
+			if err != nil || resp.StatusCode >= http.StatusInternalServerError {
+				t.Errorf("%s: %s %v", path, resp.Status, err)
+			}
+			c.check(t, path, fmt.Sprint(string(body), resp.Header))
+		}
+	}
 	_, text := r.read(t, r.admin+"/metrics")
 	c.check(t, "the metrics", text)
 	r.interrupt(t)
@@ -285,6 +310,9 @@ func TestProblemsHoldNoSecret(t *testing.T) {
 		"upstreams: {docker.io: {username: bob, password: SECRET, password: SECRET}}",
 		"upstreams: {docker.io: {accounts: [{username: bob, password: SECRET}, {password: SECRET}]}}",
 		"upstreams: {docker.io: {accounts: [SECRET]}}",
+		"admin: {token: SECRET, token_file: x}",
+		"admin: {token: 'SECRET x'}",
+		"admin: {token: [SECRET]}",
 	} {
 		_, err := parseConfig("config.yml", []byte(strings.ReplaceAll(text, "SECRET", secret)), noVariables)
 		if err == nil {
