@@ -275,8 +275,9 @@ func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) 
 	case err == nil:
 		_ = file.Close()
 		s.leave(d)
-		// A fill of this scope may have ended since its link was looked up.
-		if _, linked = s.link(sc, d); linked {
+		// A fill of this scope may have begun since its link was looked up, or ended.
+		filling := s.Filling(d)
+		if _, linked = s.link(sc, d); filling || linked {
 			return nil, errAgain
 		}
 		return nil, ErrUnlinked
