@@ -184,23 +184,29 @@ func TestLinkSize(t *testing.T) {
 // lost too, but for the blob that is empty.
 func TestEmptiedWithoutRecord(t *testing.T) {
 	t.Parallel()
-	s := openStore(t, t.TempDir())
-	o, empty := &origin{content: content(1, 1000)}, &origin{content: []byte{}}
-	for _, o := range []*origin{o, empty} {
-		mustFetch(t, s, o, Miss)
-		settle(t, s)
-		if err := s.index.forget(o.digest()); err != nil {
-			t.Fatal(err)
+	synctest.Test(t, func(t *testing.T) {
+		s := openStore(t, t.TempDir())
+		synctest.Wait() // its own walk would find them again
+		o, empty := &origin{content: content(1, 1000)}, &origin{content: []byte{}}
+		for _, o := range []*origin{o, empty} {
+			mustFetch(t, s, o, Miss)
+			settle(t, s)
+			if err := s.index.forget(o.digest()); err != nil {
+				t.Fatal(err)
+			}
 		}
-	}
-	s.readIndex()
-	overwrite(t, s, o.digest(), cut(0))
-	s.reconcile()
-	checkDisk(t, s)
-	checkQuarantine(t, s, map[digest.Digest][]byte{o.digest(): {}})
-	if !s.exists(empty.digest()) {
-		t.Error("the empty blob is gone")
-	}
+		s.readIndex()
+		overwrite(t, s, o.digest(), cut(0))
+		s.reconcile()
+		checkDisk(t, s)
+		checkQuarantine(t, s, map[digest.Digest][]byte{o.digest(): {}})
+		if !s.exists(empty.digest()) {
+			t.Error("the empty blob is gone")
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // TestBroken: what broke off is read again, at once where it broke off and then
