@@ -245,8 +245,8 @@ func (c *call) answerAs(status int, v any) error {
 	return nil
 }
 
-// problem is an error for people and programs (RFC 9457).
-type problem struct {
+// Problem is an error for people and programs (RFC 9457).
+type Problem struct {
 	Type   string `json:"type"`
 	Title  string `json:"title"`
 	Status int    `json:"status"`
@@ -256,14 +256,14 @@ type problem struct {
 	Parameter string `json:"parameter,omitempty"` // what is wrong
 }
 
-func (p *problem) Error() string { return p.Detail }
+func (p *Problem) Error() string { return p.Detail }
 
-func problemf(status int, code, format string, args ...any) *problem {
-	return &problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Code: code, Detail: fmt.Sprintf(format, args...)}
+func problemf(status int, code, format string, args ...any) *Problem {
+	return &Problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Code: code, Detail: fmt.Sprintf(format, args...)}
 }
 
 // invalid is for a value that cannot be.
-func invalid(parameter, format string, args ...any) *problem {
+func invalid(parameter, format string, args ...any) *Problem {
 	p := problemf(http.StatusUnprocessableEntity, "invalid", parameter+": "+format, args...)
 	p.Parameter = parameter
 	return p
@@ -272,7 +272,7 @@ func invalid(parameter, format string, args ...any) *problem {
 // writeProblem is the one place that writes an error of the API. It returns what
 // it wrote.
 func writeProblem(w http.ResponseWriter, err error) error {
-	p, ok := errors.AsType[*problem](err)
+	p, ok := errors.AsType[*Problem](err)
 	switch {
 	case ok:
 	case errors.Is(err, context.Canceled):

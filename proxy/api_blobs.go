@@ -12,12 +12,14 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-type blobsAnswer struct {
-	Blobs []blobAnswer `json:"blobs"`
+// BlobsAnswer is a page of GET blobs.
+type BlobsAnswer struct {
+	Blobs []BlobAnswer `json:"blobs"`
 	Next  string       `json:"next,omitempty"`
 }
 
-type blobAnswer struct {
+// BlobAnswer is a kept blob, as GET blob says.
+type BlobAnswer struct {
 	Digest    digest.Digest `json:"digest"`
 	Kind      string        `json:"kind"` // manifest or blob
 	Size      int64         `json:"size"`
@@ -30,12 +32,13 @@ type blobAnswer struct {
 	Unwanted  bool          `json:"unwanted"`
 	Pinned    bool          `json:"pinned"`
 	PinnedBy  []string      `json:"pinned_by"`
-	Links     []linkAnswer  `json:"links"`
+	Links     []LinkAnswer  `json:"links"`
 	MoreLinks bool          `json:"more_links"`
 	Filling   bool          `json:"filling"`
 }
 
-type linkAnswer struct {
+// LinkAnswer is where a blob was seen.
+type LinkAnswer struct {
 	Name       string `json:"name"`
 	Upstream   string `json:"upstream"`
 	Repository string `json:"repository"`
@@ -98,7 +101,7 @@ func (c *call) blobs() error {
 		}
 	}
 	var page []storage.BlobInfo
-	answer := blobsAnswer{Blobs: []blobAnswer{}}
+	answer := BlobsAnswer{Blobs: []BlobAnswer{}}
 	if order == storage.ByDigest {
 		var next digest.Digest
 		if page, next, err = c.p.store.Blobs(c.r.Context(), q, last, n); next != "" {
@@ -146,11 +149,11 @@ func kindOf(manifest bool) string {
 	return string(upstream.KindBlob)
 }
 
-func (p *Proxy) blobAnswer(b storage.BlobInfo, links int) (blobAnswer, error) {
-	a := blobAnswer{
+func (p *Proxy) blobAnswer(b storage.BlobInfo, links int) (BlobAnswer, error) {
+	a := BlobAnswer{
 		Digest: b.Digest, Kind: kindOf(b.Manifest), Size: b.Size, Bytes: b.Room, Stored: b.Stored.UTC(), LastUsed: b.Used.UTC(),
 		Uses: int64(b.Uses), UsedAgain: b.Again, Expires: b.Until.UTC(), Unwanted: b.Expendable,
-		PinnedBy: []string{}, Links: []linkAnswer{}, Filling: p.store.Filling(b.Digest),
+		PinnedBy: []string{}, Links: []LinkAnswer{}, Filling: p.store.Filling(b.Digest),
 	}
 	at, err := p.store.Links(b.Digest, links+1)
 	if err != nil {
@@ -160,7 +163,7 @@ func (p *Proxy) blobAnswer(b storage.BlobInfo, links int) (blobAnswer, error) {
 		at, a.MoreLinks = at[:links], true
 	}
 	for _, l := range at {
-		a.Links = append(a.Links, linkAnswer{l.Upstream + "/" + l.Repository, l.Upstream, l.Repository, kindOf(l.Manifest), l.MediaType})
+		a.Links = append(a.Links, LinkAnswer{l.Upstream + "/" + l.Repository, l.Upstream, l.Repository, kindOf(l.Manifest), l.MediaType})
 		a.PinnedBy = append(a.PinnedBy, p.pinnedBy(l.Upstream, l.Repository)...)
 	}
 	slices.Sort(a.PinnedBy)
@@ -169,12 +172,14 @@ func (p *Proxy) blobAnswer(b storage.BlobInfo, links int) (blobAnswer, error) {
 	return a, nil
 }
 
-type fillsAnswer struct {
-	Fills     []fillAnswer `json:"fills"`
+// FillsAnswer is what GET fills says.
+type FillsAnswer struct {
+	Fills     []FillAnswer `json:"fills"`
 	Truncated bool         `json:"truncated"`
 }
 
-type fillAnswer struct {
+// FillAnswer is a download in progress.
+type FillAnswer struct {
 	Digest      digest.Digest `json:"digest"`
 	Name        string        `json:"name"`
 	Upstream    string        `json:"upstream"`
@@ -189,13 +194,13 @@ type fillAnswer struct {
 }
 
 func (c *call) fills() error {
-	answer := fillsAnswer{Fills: []fillAnswer{}}
+	answer := FillsAnswer{Fills: []FillAnswer{}}
 	for i, f := range c.p.store.Fills() {
 		if i == maxPage {
 			answer.Truncated = true
 			break
 		}
-		a := fillAnswer{
+		a := FillAnswer{
 			Digest: f.Digest, Name: f.Upstream + "/" + f.Repository, Upstream: f.Upstream, Repository: f.Repository, Kind: kindOf(f.Manifest),
 			State: f.State, Started: f.Started.UTC(), Done: f.Written, Readers: f.Readers, Connections: f.Connections,
 		}

@@ -91,7 +91,7 @@ func (a *api) record(c *call, rt route, err error) {
 		attrs = append(attrs, slog.String("request_id", bounded(id)))
 	}
 	attrs = append(attrs, c.audit.attrs...)
-	if p, ok := errors.AsType[*problem](err); ok {
+	if p, ok := errors.AsType[*Problem](err); ok {
 		outcome = "failed"
 		if p.Status < http.StatusInternalServerError && p.Status != statusClientGone {
 			outcome = "refused"

@@ -244,9 +244,9 @@ func (a *admin) post(path, body string, want int, into any) {
 }
 
 // refused asks for what must fail, by code.
-func (a *admin) refused(method, path, body string, status int, code string, header ...string) problem {
+func (a *admin) refused(method, path, body string, status int, code string, header ...string) Problem {
 	a.t.Helper()
-	var p problem
+	var p Problem
 	if got := a.ask(method, path, body, &p, header...); got != status || p.Code != code || p.Detail == "" || p.Status != status {
 		a.t.Errorf("%s %s %s: %d %+v, want %d %s", method, path, body, got, p, status, code)
 	}

@@ -73,7 +73,8 @@ func (p *Proxy) parseRepository(parameter, name string) (image, error) {
 	return i, err
 }
 
-type imageAnswer struct {
+// ImageAnswer is what GET image says: what is kept of an image.
+type ImageAnswer struct {
 	Image     string           `json:"image"`
 	Name      string           `json:"name"`
 	Tag       string           `json:"tag,omitempty"`
@@ -86,11 +87,12 @@ type imageAnswer struct {
 	Complete  bool             `json:"complete"`
 	Size      int64            `json:"size"`
 	KeptSize  int64            `json:"kept_size"`
-	Manifests []manifestAnswer `json:"manifests"`
+	Manifests []ManifestAnswer `json:"manifests"`
 	Truncated bool             `json:"truncated"`
 }
 
-type manifestAnswer struct {
+// ManifestAnswer is a manifest of an image, which is no index.
+type ManifestAnswer struct {
 	Digest       digest.Digest `json:"digest"`
 	MediaType    string        `json:"media_type,omitempty"`
 	ArtifactType string        `json:"artifact_type,omitempty"`
@@ -99,11 +101,12 @@ type manifestAnswer struct {
 	Complete     bool          `json:"complete"`
 	Size         int64         `json:"size"`
 	KeptSize     int64         `json:"kept_size"`
-	Config       *layerAnswer  `json:"config,omitempty"`
-	Layers       []layerAnswer `json:"layers"`
+	Config       *LayerAnswer  `json:"config,omitempty"`
+	Layers       []LayerAnswer `json:"layers"`
 }
 
-type layerAnswer struct {
+// LayerAnswer is a layer, or a config.
+type LayerAnswer struct {
 	Digest    digest.Digest `json:"digest"`
 	MediaType string        `json:"media_type,omitempty"`
 	Size      int64         `json:"size"`
@@ -146,7 +149,7 @@ func (c *call) image() error {
 	if err != nil {
 		return err
 	}
-	answer := imageAnswer{Name: i.upstream + "/" + i.repo, Digest: i.digest, Manifests: []manifestAnswer{}}
+	answer := ImageAnswer{Name: i.upstream + "/" + i.repo, Digest: i.digest, Manifests: []ManifestAnswer{}}
 	if i.digest == "" {
 		i.tag = cmp.Or(i.tag, "latest")
 		key := storage.TagKey{Upstream: i.upstream, Repository: i.repo, Name: i.tag}
@@ -173,7 +176,7 @@ func (c *call) image() error {
 	}
 	answer.add(c.p, i, ocispec.Descriptor{Digest: answer.Digest, MediaType: answer.MediaType, Size: int64(len(body))}, mostNested, &left)
 	answer.Truncated = left == 0
-	answer.Complete = body != nil && !slices.ContainsFunc(answer.Manifests, func(m manifestAnswer) bool { return !m.Complete })
+	answer.Complete = body != nil && !slices.ContainsFunc(answer.Manifests, func(m ManifestAnswer) bool { return !m.Complete })
 	return c.answer(answer)
 }
 
@@ -183,7 +186,7 @@ func notKept(i image) error {
 
 // add looks at a manifest, and at those that it names. A blob that several of them
 // have counts in each.
-func (a *imageAnswer) add(p *Proxy, i image, d ocispec.Descriptor, deeper int, left *int) {
+func (a *ImageAnswer) add(p *Proxy, i image, d ocispec.Descriptor, deeper int, left *int) {
 	body := p.look(root{i.upstream, i.repo, d.Digest})
 	var m manifestBody
 	_ = json.Unmarshal(body, &m) // what is no manifest names nothing
@@ -197,16 +200,16 @@ func (a *imageAnswer) add(p *Proxy, i image, d ocispec.Descriptor, deeper int, l
 		return
 	}
 	*left--
-	one := manifestAnswer{
+	one := ManifestAnswer{
 		Digest: d.Digest, MediaType: cmp.Or(d.MediaType, m.MediaType), ArtifactType: cmp.Or(d.ArtifactType, m.ArtifactType),
-		Kept: body != nil, Complete: body != nil, Size: max(d.Size, 0), Layers: []layerAnswer{},
+		Kept: body != nil, Complete: body != nil, Size: max(d.Size, 0), Layers: []LayerAnswer{},
 	}
 	if body != nil {
 		one.Size = int64(len(body))
 		one.KeptSize = one.Size
 	}
 	for _, b := range m.blobs() {
-		l := layerAnswer{Digest: b.Digest, MediaType: b.MediaType, Size: max(b.Size, 0)}
+		l := LayerAnswer{Digest: b.Digest, MediaType: b.MediaType, Size: max(b.Size, 0)}
 		if info, err := p.store.Blob(b.Digest); err == nil {
 			l.Kept, l.Size = true, info.Size
 			one.KeptSize += info.Size

@@ -13,14 +13,16 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-type repositoriesAnswer struct {
-	Repositories []repositoryAnswer `json:"repositories"`
+// RepositoriesAnswer is a page of GET repositories.
+type RepositoriesAnswer struct {
+	Repositories []RepositoryAnswer `json:"repositories"`
 	Taken        time.Time          `json:"taken"`
 	Truncated    bool               `json:"truncated"`
 	Next         string             `json:"next,omitempty"`
 }
 
-type repositoryAnswer struct {
+// RepositoryAnswer is a repository of which something is kept.
+type RepositoryAnswer struct {
 	Name       string    `json:"name"`
 	Upstream   string    `json:"upstream"`
 	Repository string    `json:"repository"`
@@ -62,7 +64,7 @@ func (c *call) repositories() error {
 	if err != nil {
 		return err
 	}
-	answer := repositoriesAnswer{Repositories: []repositoryAnswer{}, Taken: sum.Taken.UTC(), Truncated: sum.Truncated}
+	answer := RepositoriesAnswer{Repositories: []RepositoryAnswer{}, Taken: sum.Taken.UTC(), Truncated: sum.Truncated}
 	of, prefix := c.query.Get("upstream"), c.query.Get("prefix")
 	var fitting []storage.RepositoryInfo
 	for _, r := range sum.Repositories {
@@ -81,7 +83,7 @@ func (c *call) repositories() error {
 			break
 		}
 		by := c.p.pinnedBy(r.Upstream, r.Repository)
-		answer.Repositories = append(answer.Repositories, repositoryAnswer{
+		answer.Repositories = append(answer.Repositories, RepositoryAnswer{
 			Name: r.Upstream + "/" + r.Repository, Upstream: r.Upstream, Repository: r.Repository,
 			Tags: r.Tags, Blobs: r.Blobs, Bytes: r.Room, Uses: r.Uses, LastUsed: r.Used.UTC(), Pinned: len(by) > 0, PinnedBy: by,
 		})
@@ -89,13 +91,15 @@ func (c *call) repositories() error {
 	return c.answer(answer)
 }
 
-type tagsAnswer struct {
+// TagsAnswer is a page of GET tags.
+type TagsAnswer struct {
 	Name string      `json:"name"`
-	Tags []tagAnswer `json:"tags"`
+	Tags []TagAnswer `json:"tags"`
 	Next string      `json:"next,omitempty"`
 }
 
-type tagAnswer struct {
+// TagAnswer is a tag that is known.
+type TagAnswer struct {
 	Tag      string        `json:"tag"`
 	Image    string        `json:"image"`
 	Digest   digest.Digest `json:"digest"`
@@ -118,7 +122,7 @@ func (c *call) tags() error {
 	if err != nil {
 		return err
 	}
-	answer := tagsAnswer{Name: i.upstream + "/" + i.repo, Tags: []tagAnswer{}}
+	answer := TagsAnswer{Name: i.upstream + "/" + i.repo, Tags: []TagAnswer{}}
 	for len(answer.Tags) == 0 { // a page of lists alone says nothing
 		page, next, err := c.p.store.TagsAfter(i.upstream, i.repo, after, n)
 		if err != nil {
@@ -143,8 +147,8 @@ func (c *call) tags() error {
 	return c.answer(answer)
 }
 
-func (p *Proxy) tagAnswer(t storage.NamedTag) tagAnswer {
-	a := tagAnswer{
+func (p *Proxy) tagAnswer(t storage.NamedTag) TagAnswer {
+	a := TagAnswer{
 		Tag: t.Name, Image: t.Upstream + "/" + t.Repository + ":" + t.Name, Digest: t.Digest, Checked: t.Checked.UTC(),
 		State: p.freshness(t),
 	}

@@ -40,11 +40,13 @@ func (p *Proxy) pinnedBy(upstream, repository string) []string {
 	return by
 }
 
-type pinsAnswer struct {
-	Pins []pinAnswer `json:"pins"`
+// PinsAnswer is what GET pins says.
+type PinsAnswer struct {
+	Pins []PinAnswer `json:"pins"`
 }
 
-type pinAnswer struct {
+// PinAnswer is a pin, as POST pins answers.
+type PinAnswer struct {
 	Match   string    `json:"match"`
 	Source  string    `json:"source"` // api, or the rule of the configuration
 	Created time.Time `json:"created,omitzero"`
@@ -52,13 +54,13 @@ type pinAnswer struct {
 }
 
 func (c *call) pins() error {
-	answer := pinsAnswer{Pins: []pinAnswer{}}
+	answer := PinsAnswer{Pins: []PinAnswer{}}
 	for i, r := range c.p.cfg.Rules {
 		if !r.pins() {
 			continue
 		}
 		for _, pattern := range r.Match {
-			answer.Pins = append(answer.Pins, pinAnswer{Match: pattern, Source: fmt.Sprintf("rules[%d]", i)})
+			answer.Pins = append(answer.Pins, PinAnswer{Match: pattern, Source: fmt.Sprintf("rules[%d]", i)})
 		}
 	}
 	for _, pin := range c.p.store.Pins() {
@@ -67,17 +69,20 @@ func (c *call) pins() error {
 	return c.answer(answer)
 }
 
-func apiPin(p storage.Pin) pinAnswer {
-	return pinAnswer{Match: p.Pattern, Source: "api", Created: p.Created.UTC(), Comment: p.Comment}
+func apiPin(p storage.Pin) PinAnswer {
+	return PinAnswer{Match: p.Pattern, Source: "api", Created: p.Created.UTC(), Comment: p.Comment}
 }
 
 const maxComment = 200
 
+// PinRequest is what POST pins takes.
+type PinRequest struct {
+	Match   string `json:"match"`
+	Comment string `json:"comment,omitempty"`
+}
+
 func (c *call) pin() error {
-	var wanted struct {
-		Match   string `json:"match"`
-		Comment string `json:"comment"`
-	}
+	var wanted PinRequest
 	if err := c.body(&wanted); err != nil {
 		return err
 	}

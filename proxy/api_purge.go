@@ -12,17 +12,20 @@ import (
 	"github.com/cachalot-registry/cachalot/storage"
 )
 
-type purgeRequest struct {
-	Image      string `json:"image"`
-	Repository string `json:"repository"`
-	Upstream   string `json:"upstream"`
-	Digest     string `json:"digest"`
-	UnusedFor  string `json:"unused_for"`
-	Pinned     bool   `json:"pinned"` // too
-	DryRun     bool   `json:"dry_run"`
+// PurgeRequest is what POST purge takes: one of Image, Repository, Upstream and
+// Digest; or UnusedFor, alone or with Repository or Upstream.
+type PurgeRequest struct {
+	Image      string `json:"image,omitempty"`
+	Repository string `json:"repository,omitempty"`
+	Upstream   string `json:"upstream,omitempty"`
+	Digest     string `json:"digest,omitempty"`
+	UnusedFor  string `json:"unused_for,omitempty"`
+	Pinned     bool   `json:"pinned,omitempty"` // too
+	DryRun     bool   `json:"dry_run,omitempty"`
 }
 
-type purgeAnswer struct {
+// PurgeAnswer is what POST purge removed, or would.
+type PurgeAnswer struct {
 	DryRun    bool         `json:"dry_run"`
 	Tags      int          `json:"tags"`
 	Blobs     int          `json:"blobs"`
@@ -30,19 +33,20 @@ type purgeAnswer struct {
 	Unlinked  int          `json:"unlinked"`
 	Pinned    int          `json:"pinned"`
 	Busy      int          `json:"busy"`
-	Items     []purgedItem `json:"items"`
+	Items     []PurgedItem `json:"items"`
 	Truncated bool         `json:"truncated"`
 }
 
-type purgedItem struct {
+// PurgedItem is what became of a blob.
+type PurgedItem struct {
 	Digest digest.Digest `json:"digest"`
 	Result string        `json:"result"` // removed, unlinked, pinned, busy
 	Bytes  int64         `json:"bytes"`
 }
 
 // count takes note of what became of a digest.
-func (a *purgeAnswer) count(d digest.Digest, became storage.Purged, bytes int64) {
-	item := purgedItem{Digest: d, Bytes: bytes}
+func (a *PurgeAnswer) count(d digest.Digest, became storage.Purged, bytes int64) {
+	item := PurgedItem{Digest: d, Bytes: bytes}
 	switch became {
 	case storage.Gone:
 		a.Blobs++
@@ -67,12 +71,12 @@ func (a *purgeAnswer) count(d digest.Digest, became storage.Purged, bytes int64)
 	a.Items = append(a.Items, item)
 }
 
-func (a *purgeAnswer) empty() bool {
+func (a *PurgeAnswer) empty() bool {
 	return a.Tags == 0 && a.Blobs == 0 && a.Unlinked == 0 && a.Pinned == 0 && a.Busy == 0
 }
 
 func (c *call) purge() error {
-	var wanted purgeRequest
+	var wanted PurgeRequest
 	if err := c.body(&wanted); err != nil {
 		return err
 	}
@@ -95,7 +99,7 @@ func (c *call) purge() error {
 	if wanted.UnusedFor != "" {
 		c.audit.attrs = append(c.audit.attrs, slog.String("unused_for", bounded(wanted.UnusedFor)))
 	}
-	answer := &purgeAnswer{DryRun: wanted.DryRun, Items: []purgedItem{}}
+	answer := &PurgeAnswer{DryRun: wanted.DryRun, Items: []PurgedItem{}}
 	err := c.purgeWanted(wanted, answer)
 	if !wanted.DryRun && !answer.empty() || err == nil {
 		c.audit.attrs = append(c.audit.attrs, slog.Int("tags", answer.Tags), slog.Int("blobs", answer.Blobs), slog.Int64("bytes", answer.Bytes),
@@ -107,7 +111,7 @@ func (c *call) purge() error {
 	return c.answer(answer)
 }
 
-func (c *call) purgeWanted(wanted purgeRequest, answer *purgeAnswer) error {
+func (c *call) purgeWanted(wanted PurgeRequest, answer *PurgeAnswer) error {
 	p := storage.Purge{Pinned: wanted.Pinned, DryRun: wanted.DryRun}
 	if wanted.UnusedFor != "" {
 		unused, err := age("unused_for", wanted.UnusedFor)
@@ -151,7 +155,7 @@ func (c *call) purgeWanted(wanted purgeRequest, answer *purgeAnswer) error {
 
 // purgeDigest removes one blob everywhere. Tags go on pointing to it: who asks for
 // one gets it from upstream.
-func (p *Proxy) purgeDigest(d digest.Digest, how storage.Purge, answer *purgeAnswer) error {
+func (p *Proxy) purgeDigest(d digest.Digest, how storage.Purge, answer *PurgeAnswer) error {
 	became, bytes, err := p.store.Purge(d, how)
 	if err != nil {
 		return err
@@ -178,7 +182,7 @@ func pinnedProblem(what string) error {
 
 // purgeImage forgets a tag, or a manifest and the tags that point to it, with what
 // no other tag of the repository holds. What other repositories have stays theirs.
-func (p *Proxy) purgeImage(ctx context.Context, i image, how storage.Purge, answer *purgeAnswer) error {
+func (p *Proxy) purgeImage(ctx context.Context, i image, how storage.Purge, answer *PurgeAnswer) error {
 	if !how.Pinned && p.store.Pinned(i.upstream, i.repo) {
 		return pinnedProblem(i.upstream + "/" + i.repo)
 	}
@@ -236,7 +240,7 @@ func (p *Proxy) purgeImage(ctx context.Context, i image, how storage.Purge, answ
 }
 
 // purgeAll sweeps a repository, an upstream, or all that was not used for a while.
-func (p *Proxy) purgeAll(ctx context.Context, how storage.Purge, answer *purgeAnswer) error {
+func (p *Proxy) purgeAll(ctx context.Context, how storage.Purge, answer *PurgeAnswer) error {
 	if how.Repository != "" && !how.Pinned && p.store.Pinned(how.Upstream, how.Repository) {
 		return pinnedProblem(how.Upstream + "/" + how.Repository)
 	}

@@ -77,7 +77,7 @@ func TestPurgeImage(t *testing.T) {
 	before := m.onDisk()
 	up.Forget()
 
-	var dry, did purgeAnswer
+	var dry, did PurgeAnswer
 	a.post("purge", `{"image": "app:1", "dry_run": true}`, http.StatusOK, &dry)
 	if m.onDisk() != before {
 		t.Error("a dry run has removed something")
@@ -160,7 +160,7 @@ func TestPurgeUnderReaders(t *testing.T) {
 	}
 	defer filling.Body.Close()
 
-	var did purgeAnswer
+	var did PurgeAnswer
 	a.post("purge", `{"image": "app:1"}`, http.StatusOK, &did)
 	if did.Blobs != 3 || did.Busy != 1 { // index, manifest and the large layer
 		t.Errorf("%+v", did)
@@ -194,7 +194,7 @@ func TestPurgeSweeps(t *testing.T) {
 	m.pullAll("library/web", "1", two)
 	m.pullAll("quay.io/acme/tool", "1", three)
 
-	var did purgeAnswer
+	var did PurgeAnswer
 	a.post("purge", `{"unused_for": "1h"}`, http.StatusOK, &did)
 	if !did.empty() || m.onDisk() != 12 {
 		t.Errorf("%+v", did)
@@ -212,7 +212,7 @@ func TestPurgeSweeps(t *testing.T) {
 	if did.Blobs != 1 || m.onDisk() != 3 {
 		t.Errorf("%+v", did)
 	}
-	var st statsAnswer
+	var st StatsAnswer
 	a.get("stats", &st)
 	if st.Storage.Blobs != 3 || st.Storage.UnlinkedBlobs != 0 {
 		t.Errorf("%+v", st.Storage)
@@ -237,7 +237,7 @@ func TestPurgePinned(t *testing.T) {
 	a.refused(http.MethodPost, "purge", `{"image": "web:1"}`, http.StatusConflict, "pinned")
 	a.refused(http.MethodPost, "purge", `{"repository": "web"}`, http.StatusConflict, "pinned")
 	a.refused(http.MethodPost, "purge", fmt.Sprintf(`{"digest": %q}`, two.Config.Digest), http.StatusConflict, "pinned")
-	var did purgeAnswer
+	var did PurgeAnswer
 	a.post("purge", `{"upstream": "docker.io"}`, http.StatusOK, &did)
 	if did.Tags != 1 || did.Blobs != 4 || did.Pinned != 4 {
 		t.Errorf("%+v", did)
@@ -271,7 +271,7 @@ func TestPins(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.start(rules, reg)
-	var got pinsAnswer
+	var got PinsAnswer
 	a.get("pins", &got)
 	if len(got.Pins) != 3 || got.Pins[0].Source != "rules[0]" || got.Pins[1].Match != "docker.io/library/alpine" ||
 		got.Pins[1].Comment != "every build" || time.Since(got.Pins[1].Created) > time.Hour || !m.store.Pinned("quay.io", "x/y") {

@@ -11,17 +11,19 @@ import (
 // things take of the disk (in blocks of 4 KiB), and a time is RFC 3339 in UTC. What
 // is not known is left out.
 
-type statsAnswer struct {
+// StatsAnswer is what GET stats says.
+type StatsAnswer struct {
 	Version   string          `json:"version"`
 	Started   time.Time       `json:"started"`
 	Now       time.Time       `json:"now"`
-	Storage   storageStats    `json:"storage"`
-	Fills     fillStats       `json:"fills"`
-	Traffic   trafficStats    `json:"traffic"`
-	Upstreams []upstreamStats `json:"upstreams"`
+	Storage   StorageStats    `json:"storage"`
+	Fills     FillStats       `json:"fills"`
+	Traffic   TrafficStats    `json:"traffic"`
+	Upstreams []UpstreamStats `json:"upstreams"`
 }
 
-type storageStats struct {
+// StorageStats is what is kept, and may be.
+type StorageStats struct {
 	Counted         bool  `json:"counted"`
 	Blobs           int64 `json:"blobs"`
 	Bytes           int64 `json:"bytes"`
@@ -40,12 +42,14 @@ type storageStats struct {
 	IndexWaiting    int64 `json:"index_waiting"`
 }
 
-type fillStats struct {
+// FillStats is how many downloads run, and may at once.
+type FillStats struct {
 	Running int `json:"running"`
 	Limit   int `json:"limit"`
 }
 
-type trafficStats struct {
+// TrafficStats is what clients asked for and upstreams sent, since the start.
+type TrafficStats struct {
 	Requests     int64            `json:"requests"`
 	Results      map[string]int64 `json:"results"`
 	ServedBytes  int64            `json:"served_bytes"`
@@ -53,13 +57,14 @@ type trafficStats struct {
 	SavedBytes   int64            `json:"saved_bytes"`
 }
 
-type upstreamStats struct {
+// UpstreamStats is what is kept of an upstream, and its traffic.
+type UpstreamStats struct {
 	Name         string `json:"name"`
 	Repositories int64  `json:"repositories"`
 	Tags         int64  `json:"tags"`
 	Blobs        int64  `json:"blobs"`
 	Bytes        int64  `json:"bytes"`
-	trafficStats
+	TrafficStats
 }
 
 func (c *call) stats() error {
@@ -68,24 +73,24 @@ func (c *call) stats() error {
 		return err
 	}
 	st := c.p.store.Stats()
-	answer := statsAnswer{
+	answer := StatsAnswer{
 		Version: c.Version, Started: c.Started.UTC(), Now: time.Now().UTC(),
-		Storage: storageStats{
+		Storage: StorageStats{
 			Counted: st.Counted, Blobs: st.Blobs, Bytes: st.Bytes, PartialBytes: st.Partial, ReservedBytes: st.Reserved,
 			QuarantineBytes: st.Quarantine, UnlinkedBlobs: sum.Unlinked.Blobs, UnlinkedBytes: sum.Unlinked.Room,
 			LimitBytes: st.MaxSize, LowMarkBytes: st.LowMark, MinFreeBytes: st.MinFree, DiskBytes: st.Total, DiskFreeBytes: st.Free,
 			MemoryBytes: st.MemoryBytes, OpenBlobs: st.Open, IndexWaiting: st.WaitingForIndex,
 		},
-		Fills: fillStats{st.Fills, st.MaxFills},
+		Fills: FillStats{st.Fills, st.MaxFills},
 	}
 	traffic, err := c.traffic()
 	if err != nil {
 		return err
 	}
-	byName := map[string]*upstreamStats{}
-	of := func(name string) *upstreamStats {
+	byName := map[string]*UpstreamStats{}
+	of := func(name string) *UpstreamStats {
 		if byName[name] == nil {
-			byName[name] = &upstreamStats{Name: name, trafficStats: trafficStats{Results: map[string]int64{}}}
+			byName[name] = &UpstreamStats{Name: name, TrafficStats: TrafficStats{Results: map[string]int64{}}}
 		}
 		return byName[name]
 	}
@@ -98,7 +103,7 @@ func (c *call) stats() error {
 	}
 	answer.Traffic.Results = map[string]int64{}
 	for name, t := range traffic {
-		of(name).trafficStats = *t
+		of(name).TrafficStats = *t
 		answer.Traffic.add(*t)
 	}
 	for _, name := range slices.Sorted(maps.Keys(byName)) {
@@ -107,7 +112,7 @@ func (c *call) stats() error {
 	return c.answer(answer)
 }
 
-func (t *trafficStats) add(o trafficStats) {
+func (t *TrafficStats) add(o TrafficStats) {
 	t.Requests += o.Requests
 	t.ServedBytes += o.ServedBytes
 	t.FetchedBytes += o.FetchedBytes
@@ -119,12 +124,12 @@ func (t *trafficStats) add(o trafficStats) {
 
 // traffic reads the counters since the start, by upstream: they are counted once,
 // for the metrics.
-func (c *call) traffic() (map[string]*trafficStats, error) {
+func (c *call) traffic() (map[string]*TrafficStats, error) {
 	families, err := c.Gatherer.Gather()
 	if err != nil {
 		return nil, fmt.Errorf("read counters: %w", err)
 	}
-	traffic := map[string]*trafficStats{}
+	traffic := map[string]*TrafficStats{}
 	for _, f := range families {
 		for _, m := range f.GetMetric() {
 			labels := map[string]string{}
@@ -134,7 +139,7 @@ func (c *call) traffic() (map[string]*trafficStats, error) {
 			name, n := labels["upstream"], int64(m.GetCounter().GetValue())
 			t := traffic[name]
 			if t == nil {
-				t = &trafficStats{Results: map[string]int64{}}
+				t = &TrafficStats{Results: map[string]int64{}}
 			}
 			switch f.GetName() {
 			case "cachalot_requests_total":

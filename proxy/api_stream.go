@@ -64,19 +64,26 @@ func during(ctx context.Context, work func(), tick func()) {
 	}
 }
 
-type verifyEvent struct {
+// VerifyRequest is what POST verify takes.
+type VerifyRequest struct {
+	DryRun bool `json:"dry_run,omitempty"`
+}
+
+// VerifyEvent is a line of what POST verify answers.
+type VerifyEvent struct {
 	Event string `json:"event"` // progress or end
 	Bytes int64  `json:"bytes"` // read so far
 	Total int64  `json:"total_bytes"`
 
 	// Of end:
 	Blobs   *int           `json:"blobs,omitempty"`
-	Damaged []damageAnswer `json:"damaged,omitempty"`
+	Damaged []DamageAnswer `json:"damaged,omitempty"`
 	DryRun  bool           `json:"dry_run,omitempty"`
 	Error   string         `json:"error,omitempty"`
 }
 
-type damageAnswer struct {
+// DamageAnswer is a blob whose bytes are not those of its digest.
+type DamageAnswer struct {
 	Digest     string `json:"digest"`
 	Size       int64  `json:"size"`
 	Reason     string `json:"reason"`
@@ -85,9 +92,7 @@ type damageAnswer struct {
 
 // verifyNow reads every blob again.
 func (c *call) verifyNow() error {
-	var wanted struct {
-		DryRun bool `json:"dry_run"`
-	}
+	var wanted VerifyRequest
 	if err := c.body(&wanted); err != nil {
 		return err
 	}
@@ -105,10 +110,10 @@ func (c *call) verifyNow() error {
 	defer done()
 	var mu sync.Mutex // guards read and all
 	var read, all int64
-	now := func(event string) verifyEvent {
+	now := func(event string) VerifyEvent {
 		mu.Lock()
 		defer mu.Unlock()
-		return verifyEvent{Event: event, Bytes: read, Total: all}
+		return VerifyEvent{Event: event, Bytes: read, Total: all}
 	}
 	var found storage.Verification
 	out.send(now("progress"))
@@ -122,7 +127,7 @@ func (c *call) verifyNow() error {
 	end := now("end")
 	end.Blobs, end.DryRun = &found.Blobs, wanted.DryRun
 	for _, d := range found.Damaged {
-		end.Damaged = append(end.Damaged, damageAnswer{string(d.Digest), d.Size, d.Reason, d.Quarantine})
+		end.Damaged = append(end.Damaged, DamageAnswer{string(d.Digest), d.Size, d.Reason, d.Quarantine})
 	}
 	if err != nil {
 		end.Error = err.Error()

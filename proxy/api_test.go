@@ -84,7 +84,7 @@ func TestAPIDocument(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer filling.Body.Close()
-	var fills fillsAnswer
+	var fills FillsAnswer
 	a.get("fills", &fills)
 	if len(fills.Fills) != 1 || fills.Fills[0].Digest != long.Digest || *fills.Fills[0].Size != long.Size || fills.Fills[0].Readers != 1 ||
 		fills.Fills[0].Connections != 1 || fills.Fills[0].State != "downloading" || fills.Fills[0].Done > 100_000 || fills.Fills[0].Name != "docker.io/library/app" {
@@ -96,13 +96,13 @@ func TestAPIDocument(t *testing.T) {
 	}
 	m.settle()
 
-	var st statsAnswer
+	var st StatsAnswer
 	a.get("stats", &st)
 	// Index, manifest, config and two layers; an artifact, and two further blobs.
 	if st.Storage.Blobs != 8 || st.Storage.UnlinkedBlobs != 0 || st.Traffic.ServedBytes == 0 || st.Traffic.SavedBytes != st.Traffic.ServedBytes-st.Traffic.FetchedBytes {
 		t.Errorf("%+v %+v", st.Storage, st.Traffic)
 	}
-	var ups upstreamsAnswer
+	var ups UpstreamsAnswer
 	a.get("upstreams", &ups)
 	states := map[string]string{}
 	for _, u := range ups.Upstreams {
@@ -115,7 +115,7 @@ func TestAPIDocument(t *testing.T) {
 	if want := map[string]string{"docker.io": "ok", "quay.io": "failing", "gcr.io": "limited", "stranger.example": "ok"}; !maps.Equal(states, want) {
 		t.Errorf("%v, want %v", states, want)
 	}
-	var repos repositoriesAnswer
+	var repos RepositoriesAnswer
 	a.get("repositories?limit=1", &repos)
 	if len(repos.Repositories) != 1 || repos.Repositories[0].Name != "docker.io/acme/tool" || repos.Repositories[0].Blobs != 2 || repos.Next == "" {
 		t.Errorf("%+v", repos)
@@ -124,21 +124,21 @@ func TestAPIDocument(t *testing.T) {
 	if len(repos.Repositories) != 1 || repos.Repositories[0].Name != "docker.io/library/app" || repos.Repositories[0].Tags != 2 || !repos.Repositories[0].Pinned {
 		t.Errorf("%+v", repos)
 	}
-	var tags tagsAnswer
+	var tags TagsAnswer
 	a.get("tags?repository=app&limit=1", &tags)
 	if len(tags.Tags) != 1 || tags.Tags[0].Tag != "1" || tags.Tags[0].Digest != img.Index.Digest || tags.Tags[0].State != "fresh" || tags.Next == "" {
 		t.Errorf("%+v", tags)
 	}
 	next := tags.Next
-	tags = tagsAnswer{}
+	tags = TagsAnswer{}
 	a.get("tags?repository=app&cursor="+next, &tags)
 	if len(tags.Tags) != 1 || tags.Tags[0].Tag != "signature" || tags.Next != "" {
 		t.Errorf("%+v", tags)
 	}
-	var blobs blobsAnswer
+	var blobs BlobsAnswer
 	seen := map[digest.Digest]bool{}
 	for next := ""; ; next = "&cursor=" + blobs.Next {
-		blobs = blobsAnswer{}
+		blobs = BlobsAnswer{}
 		a.get("blobs?limit=2"+next, &blobs)
 		for _, b := range blobs.Blobs {
 			seen[b.Digest] = true
@@ -158,7 +158,7 @@ func TestAPIDocument(t *testing.T) {
 	if len(blobs.Blobs) != 1 || blobs.Blobs[0].Digest != img.Layers[1].Digest || len(blobs.Blobs[0].Links) != 2 || blobs.Blobs[0].Uses != 1 {
 		t.Errorf("%+v", blobs)
 	}
-	var one blobAnswer
+	var one BlobAnswer
 	a.get("blob?digest="+temporary.Digest.String(), &one)
 	if one.Expires.IsZero() || one.Pinned || one.Size != 5000 || one.Bytes != 8192 || one.Links[0].Name != "docker.io/acme/tool" {
 		t.Errorf("%+v", one)
@@ -167,7 +167,7 @@ func TestAPIDocument(t *testing.T) {
 	if !one.Pinned || one.Kind != "manifest" || one.Links[0].MediaType != img.Index.MediaType {
 		t.Errorf("%+v", one)
 	}
-	var look imageAnswer
+	var look ImageAnswer
 	a.get("image?name=app:1", &look)
 	if !look.Complete || look.Digest != img.Index.Digest || len(look.Manifests) != 1 || look.Manifests[0].Platform != "linux/amd64" ||
 		len(look.Manifests[0].Layers) != 2 || look.Size != img.Size() || look.KeptSize != look.Size || !look.Pinned {
@@ -176,19 +176,19 @@ func TestAPIDocument(t *testing.T) {
 	a.get("image?name=app:signature", &look)
 
 	a.post("pins", `{"match": "docker.io/library/other", "comment": "why"}`, http.StatusCreated, nil)
-	var pins pinsAnswer
+	var pins PinsAnswer
 	a.get("pins", &pins)
 	a.ask(http.MethodDelete, "pins?match=docker.io/library/other", "", nil)
 	if err := os.WriteFile(blobPath(m, temporary.Digest), make([]byte, 5000), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var verified verifyEvent
+	var verified VerifyEvent
 	a.post("verify", `{"dry_run": true}`, http.StatusOK, &verified)
 	a.post("verify", `{}`, http.StatusOK, &verified)
 	if len(verified.Damaged) != 1 || verified.Damaged[0].Digest != temporary.Digest.String() || verified.Damaged[0].Quarantine == "" {
 		t.Errorf("%+v", verified)
 	}
-	var warmed warmEvent
+	var warmed WarmEvent
 	a.post("warm", `{"images": ["app:1", "app:none"], "platforms": ["linux/amd64"]}`, http.StatusOK, &warmed)
 	if warmed.Images != 2 || warmed.ImagesDone != 2 || warmed.ImagesFailed != 1 || warmed.BlobsFetched != 0 || warmed.Done != warmed.Size {
 		t.Errorf("%+v", warmed)
@@ -306,7 +306,7 @@ func TestAPIGuard(t *testing.T) {
 			if method == http.MethodPost {
 				body = `{"image": "app:1"}`
 			}
-			var p problem
+			var p Problem
 			if status := a.ask(method, path, body, &p, test.header...); status != test.status || p.Code != test.code {
 				t.Errorf("%d %+v, want %d %s", status, p, test.status, test.code)
 			}
@@ -416,10 +416,10 @@ func TestAPIRequests(t *testing.T) {
 }
 
 // lines reads a stream's.
-func lines(t *testing.T, r io.Reader) func() (warmEvent, bool) {
+func lines(t *testing.T, r io.Reader) func() (WarmEvent, bool) {
 	t.Helper()
 	scan := bufio.NewScanner(r)
-	return func() (e warmEvent, ok bool) {
+	return func() (e WarmEvent, ok bool) {
 		if !scan.Scan() {
 			return e, false
 		}

@@ -8,11 +8,13 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-type upstreamsAnswer struct {
-	Upstreams []upstreamAnswer `json:"upstreams"`
+// UpstreamsAnswer is what GET upstreams says.
+type UpstreamsAnswer struct {
+	Upstreams []UpstreamAnswer `json:"upstreams"`
 }
 
-type upstreamAnswer struct {
+// UpstreamAnswer is how an upstream is.
+type UpstreamAnswer struct {
 	Name         string      `json:"name"`
 	Aliases      []string    `json:"aliases"`
 	Hosts        []string    `json:"hosts"`
@@ -22,18 +24,20 @@ type upstreamAnswer struct {
 	Unchecked    bool        `json:"serves_unchecked"`
 	Downloads    int         `json:"downloads"`
 	MaxDownloads int         `json:"max_downloads"`
-	URLs         []urlAnswer `json:"urls"`
+	URLs         []URLAnswer `json:"urls"`
 }
 
-type urlAnswer struct {
+// URLAnswer is how one of an upstream's URLs is.
+type URLAnswer struct {
 	URL          string          `json:"url"`
 	Breaker      string          `json:"breaker"`
 	RestingUntil time.Time       `json:"resting_until,omitzero"`
 	SlowUntil    time.Time       `json:"slow_until,omitzero"`
-	Accounts     []accountAnswer `json:"accounts"`
+	Accounts     []AccountAnswer `json:"accounts"`
 }
 
-type accountAnswer struct {
+// AccountAnswer is what is left of the rate limit of an account.
+type AccountAnswer struct {
 	Name         string    `json:"name"` // of the user; else the key that says where the account is, or "anonymous"
 	Key          string    `json:"key,omitempty"`
 	Limit        *int64    `json:"limit,omitempty"`
@@ -44,10 +48,10 @@ type accountAnswer struct {
 
 func (c *call) upstreams() error {
 	p := c.p
-	all := map[*upstream.Registry]*upstreamAnswer{}
-	add := func(r *upstream.Registry) *upstreamAnswer {
+	all := map[*upstream.Registry]*UpstreamAnswer{}
+	add := func(r *upstream.Registry) *UpstreamAnswer {
 		if all[r] == nil {
-			all[r] = &upstreamAnswer{Name: r.Name(), Aliases: []string{}, Hosts: []string{}, Default: p.registries[p.cfg.DefaultUpstream] == r}
+			all[r] = &UpstreamAnswer{Name: r.Name(), Aliases: []string{}, Hosts: []string{}, Default: p.registries[p.cfg.DefaultUpstream] == r}
 		}
 		return all[r]
 	}
@@ -66,7 +70,7 @@ func (c *call) upstreams() error {
 	for _, r := range strangers {
 		add(r).Unlisted = true
 	}
-	answer := upstreamsAnswer{Upstreams: []upstreamAnswer{}}
+	answer := UpstreamsAnswer{Upstreams: []UpstreamAnswer{}}
 	for r, u := range all {
 		slices.Sort(u.Aliases)
 		slices.Sort(u.Hosts)
@@ -74,18 +78,18 @@ func (c *call) upstreams() error {
 		u.fill(r.Health())
 		answer.Upstreams = append(answer.Upstreams, *u)
 	}
-	slices.SortFunc(answer.Upstreams, func(a, b upstreamAnswer) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(answer.Upstreams, func(a, b UpstreamAnswer) int { return cmp.Compare(a.Name, b.Name) })
 	return c.answer(answer)
 }
 
-func (u *upstreamAnswer) fill(h upstream.Health) {
+func (u *UpstreamAnswer) fill(h upstream.Health) {
 	u.Downloads, u.MaxDownloads = h.Downloads, h.MaxDownloads
 	well, limited := 0, 0
 	for _, e := range h.Endpoints {
-		a := urlAnswer{URL: e.URL, Breaker: e.Breaker, RestingUntil: e.RestingUntil.UTC(), SlowUntil: e.SlowUntil.UTC()}
+		a := URLAnswer{URL: e.URL, Breaker: e.Breaker, RestingUntil: e.RestingUntil.UTC(), SlowUntil: e.SlowUntil.UTC()}
 		resting := 0
 		for _, acc := range e.Accounts {
-			one := accountAnswer{Name: cmp.Or(acc.Name, acc.Key, "anonymous"), Key: acc.Key, Said: acc.Said.UTC(), RestingUntil: acc.RestingUntil.UTC()}
+			one := AccountAnswer{Name: cmp.Or(acc.Name, acc.Key, "anonymous"), Key: acc.Key, Said: acc.Said.UTC(), RestingUntil: acc.RestingUntil.UTC()}
 			if acc.Limit > 0 {
 				one.Limit, one.Remaining = &acc.Limit, &acc.Remaining
 			}

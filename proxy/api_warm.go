@@ -19,17 +19,20 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-const (
-	maxWarming = 4 // downloads at once, of all who warm
-	maxImages  = 1000
-)
+const maxWarming = 4 // downloads at once, of all who warm
 
-type warmRequest struct {
+// MaxImages is how many images a [WarmRequest] names at most.
+const MaxImages = 1000
+
+// WarmRequest is what POST warm takes. Without Platforms it is linux and the
+// mirror's own architecture.
+type WarmRequest struct {
 	Images    []string `json:"images"`
-	Platforms []string `json:"platforms"`
+	Platforms []string `json:"platforms,omitempty"`
 }
 
-type warmEvent struct {
+// WarmEvent is a line of what POST warm answers.
+type WarmEvent struct {
 	Event string `json:"event"` // progress, image or end
 
 	// Of an image, once it is here or has failed:
@@ -56,12 +59,12 @@ type warmth struct {
 	store  *storage.Store
 
 	mu     sync.Mutex // guards the fields below
-	sum    warmEvent
+	sum    WarmEvent
 	active map[digest.Digest]int64 // being fetched, and their sizes
 }
 
 // add counts a change, for the images together too.
-func (w *warmth) add(change func(*warmEvent)) {
+func (w *warmth) add(change func(*WarmEvent)) {
 	for ; w != nil; w = w.parent {
 		w.mu.Lock()
 		change(&w.sum)
@@ -70,7 +73,7 @@ func (w *warmth) add(change func(*warmEvent)) {
 }
 
 // now is what came of it so far, with what of running downloads is here.
-func (w *warmth) now(event string) warmEvent {
+func (w *warmth) now(event string) WarmEvent {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	e := w.sum
@@ -103,12 +106,12 @@ func (w *warmth) fetching(d digest.Digest, size int64) (done func()) {
 // that what is here, or on its way, is not fetched again. It ends when the client
 // leaves; what is being downloaded then comes to its end.
 func (c *call) warm() error {
-	var wanted warmRequest
+	var wanted WarmRequest
 	if err := c.body(&wanted); err != nil {
 		return err
 	}
-	if len(wanted.Images) == 0 || len(wanted.Images) > maxImages {
-		return invalid("images", "%d of them; name 1 to %d", len(wanted.Images), maxImages)
+	if len(wanted.Images) == 0 || len(wanted.Images) > MaxImages {
+		return invalid("images", "%d of them; name 1 to %d", len(wanted.Images), MaxImages)
 	}
 	c.audit.target = strings.Join(wanted.Images, " ")
 	platforms, err := parsePlatforms(wanted.Platforms, "linux/"+runtime.GOARCH)
@@ -126,16 +129,16 @@ func (c *call) warm() error {
 		return err
 	}
 	defer done()
-	all := &warmth{store: c.p.store, active: map[digest.Digest]int64{}, sum: warmEvent{Images: len(targets)}}
+	all := &warmth{store: c.p.store, active: map[digest.Digest]int64{}, sum: WarmEvent{Images: len(targets)}}
 	out.send(all.now("progress"))
 	during(c.r.Context(), func() {
 		var images errgroup.Group
 		images.SetLimit(maxWarming)
 		for n, t := range targets {
 			images.Go(func() error {
-				one := &warmth{parent: all, store: c.p.store, active: map[digest.Digest]int64{}, sum: warmEvent{Images: 1}}
+				one := &warmth{parent: all, store: c.p.store, active: map[digest.Digest]int64{}, sum: WarmEvent{Images: 1}}
 				d, found, err := c.warmImage(c.r.Context(), t, platforms, one)
-				one.add(func(e *warmEvent) {
+				one.add(func(e *WarmEvent) {
 					e.ImagesDone++
 					if err != nil {
 						e.ImagesFailed++
@@ -221,7 +224,7 @@ func (c *call) warmImage(ctx context.Context, t target, platforms []string, w *w
 			if _, err := storage.ParseDigest(string(b.Digest)); err != nil {
 				return d, found, fmt.Errorf("the manifest names %q: %w", bounded(string(b.Digest)), err)
 			}
-			w.add(func(e *warmEvent) { e.Blobs, e.Size = e.Blobs+1, e.Size+max(b.Size, 0) })
+			w.add(func(e *WarmEvent) { e.Blobs, e.Size = e.Blobs+1, e.Size+max(b.Size, 0) })
 			work.Go(func() error {
 				_, err := c.fetch(ctx, blobs, b.Digest, b.Size, w)
 				return err
@@ -236,7 +239,7 @@ func (c *call) warmManifest(ctx context.Context, t target, d digest.Digest, of *
 	if _, err := storage.ParseDigest(string(d)); err != nil {
 		return nil, nil, fmt.Errorf("the index names %q: %w", bounded(string(d)), err)
 	}
-	w.add(func(e *warmEvent) { e.Blobs++ })
+	w.add(func(e *WarmEvent) { e.Blobs++ })
 	body, err := c.fetch(ctx, t, d, -1, w)
 	if err != nil {
 		return nil, nil, err
@@ -306,7 +309,7 @@ func (c *call) fetch(ctx context.Context, t target, d digest.Digest, size int64,
 		length = int64(len(body))
 	}
 	done() // it counts below now
-	w.add(func(e *warmEvent) {
+	w.add(func(e *WarmEvent) {
 		if size < 0 {
 			e.Size += length
 		}

@@ -44,7 +44,7 @@ func TestWarm(t *testing.T) {
 	index, images := manyPlatforms(up, "library/app", "1")
 	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
 	a := newAdmin(t, m, nil, nil)
-	var end warmEvent
+	var end WarmEvent
 	a.post("warm", `{"images": ["app:1", "docker.io/library/app:1", "app@`+index.Digest.String()+`"], "platforms": ["linux/arm64", "linux/arm/v7"]}`, http.StatusOK, &end)
 	want := index.Size
 	for _, platform := range []string{"linux/arm64/v8", "linux/arm/v7"} {
@@ -65,7 +65,7 @@ func TestWarm(t *testing.T) {
 	if n := m.onDisk(); n != 9 {
 		t.Errorf("%d blobs, want an index, two manifests and six blobs", n)
 	}
-	var look imageAnswer
+	var look ImageAnswer
 	a.get("image?name=app:1", &look)
 	var complete []string
 	for _, one := range look.Manifests {
@@ -77,7 +77,7 @@ func TestWarm(t *testing.T) {
 		t.Errorf("complete for %v, %d of %d bytes", complete, look.KeptSize, want)
 	}
 	// Nothing is counted as a client's request but the four pulls and the tag.
-	var st statsAnswer
+	var st StatsAnswer
 	a.get("stats", &st)
 	if st.Traffic.Requests != 5 || st.Traffic.Results["hit"] != 5 {
 		t.Errorf("%+v", st.Traffic)
@@ -121,7 +121,7 @@ func TestWarmSharesAndObeys(t *testing.T) {
 		defer resp.Body.Close()
 		pulled <- reply{status: resp.StatusCode, header: resp.Header}
 	}()
-	var end warmEvent
+	var end WarmEvent
 	a.post("warm", `{"images": ["app:1", "secret/x:1", "huge/x:1"], "platforms": ["linux/amd64"]}`, http.StatusOK, &end)
 	if got := <-pulled; got.err != nil || got.status != http.StatusOK || got.cache() != "cachalot; fwd=miss; collapsed" {
 		t.Errorf("%+v", got)
