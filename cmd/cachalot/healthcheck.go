@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cachalot-registry/cachalot/cmd/cachalot/ops"
 	"github.com/spf13/cobra"
 )
 
@@ -26,7 +27,7 @@ so and with 1 if not. It is meant for a container's health check.`,
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&url, "url", "http://127.0.0.1:5001/readyz", "the readiness check, on the address of admin.listen")
+	cmd.Flags().StringVar(&url, "url", ops.DefaultAdmin+"/readyz", "the readiness check, on the address of admin.listen")
 	return cmd
 }
 

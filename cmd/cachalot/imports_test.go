@@ -46,6 +46,8 @@ func never() map[string][]string {
 		module + "/storage":  {"net/http", module + "/proxy", module + "/upstream", module + "/cmd"},
 		module + "/upstream": {module + "/proxy", module + "/storage", module + "/cmd"},
 		module + "/proxy":    {module + "/cmd"},
+		// It asks a running mirror, wherever that keeps its blobs.
+		module + "/cmd/cachalot/ops": {module + "/storage", module + "/upstream"},
 		// It has a command line's arguments and no configuration.
 		module + "/cmd/cachalot/dind": {module + "/storage", module + "/upstream", "github.com/spf13/cobra", "github.com/goccy/go-yaml"},
 	}

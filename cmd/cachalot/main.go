@@ -3,14 +3,14 @@
 //	main ── cobra ─┬─ serve ───────── config ─► storage, upstream, proxy ─► two http.Servers
 //	               ├─ client ──────── config ─► proxy.Clients
 //	               ├─ dind ────────── environment ─► dind.Run ─► docker:dind's entrypoint
-//	               ├─ verify ──────── config ─► storage.Verify
+//	               ├─ verify ──────── config ─► storage.Verify, or ops.Mirror ─► admin API
 //	               ├─ config check ── config
 //	               ├─ version
-//	               └─ healthcheck ─── GET /readyz
+//	               ├─ healthcheck ─── GET /readyz
+//	               └─ stats, ls, ... ─ ops.Commands ─► admin API
 //
-// It exits with 0 when all went well, 1 when it failed, and 2 when the command
-// line, the configuration or a variable of dind is wrong. verify's 1 is for what
-// it found; where it failed it exits with 2.
+// exitCodes says what it exits with. verify's 1 is for what it found; where it
+// failed it exits with 2.
 package main
 
 import (
@@ -22,13 +22,31 @@ import (
 	"strings"
 
 	"github.com/cachalot-registry/cachalot/cmd/cachalot/dind"
+	"github.com/cachalot-registry/cachalot/cmd/cachalot/ops"
 	"github.com/spf13/cobra"
 )
 
 const (
 	exitOK     = 0
-	exitFailed = 1
-	exitUsage  = 2
+	exitFailed = ops.Failed
+	exitUsage  = ops.Usage
+)
+
+// exitCodes is for the help, below the commands.
+const exitCodes = `
+Exit codes:
+  0  all went well
+  1  it failed: nobody answers, some images could not be fetched, blobs are damaged
+  2  the command line, the configuration or a value in it is wrong; for verify,
+     not all could be checked
+  3  what was asked for is not kept, or not pinned
+  4  the mirror wants a token, or another one
+`
+
+// Groups of commands in the help.
+const (
+	groupRun = "run"
+	groupAsk = "ask"
 )
 
 func main() { os.Exit(execute(context.Background(), os.Args[1:], os.Stdout, os.Stderr)) }
@@ -59,6 +77,9 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if _, ok := errors.AsType[*unverifiedError](err); ok {
 		return exitUsage
 	}
+	if e, ok := errors.AsType[*ops.Error](err); ok && running {
+		return e.Code
+	}
 	if running {
 		return exitFailed
 	}
@@ -76,8 +97,17 @@ fetches once from Docker Hub or another registry and keeps what it fetched.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(newServe(), newClient(), newDind(), newVerify(), newConfig(), newVersion(), newHealthcheck())
+	root.SetUsageTemplate(root.UsageTemplate() + "{{if not .HasParent}}" + exitCodes + "{{end}}")
+	root.AddGroup(&cobra.Group{ID: groupRun, Title: "Run the mirror, and lead clients to it:"}, &cobra.Group{ID: groupAsk, Title: "Ask a running mirror:"})
+	for _, cmd := range []*cobra.Command{newServe(), newClient(), newDind(), newVerify(), newConfig()} {
+		cmd.GroupID = groupRun
+		root.AddCommand(cmd)
+	}
+	for _, cmd := range append(ops.Commands(), newHealthcheck()) {
+		cmd.GroupID = groupAsk
+		root.AddCommand(cmd)
+	}
+	root.AddCommand(newVersion())
 	return root
 }
 

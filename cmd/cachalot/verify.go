@@ -8,13 +8,12 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"time"
 
+	"github.com/cachalot-registry/cachalot/cmd/cachalot/ops"
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/dustin/go-humanize"
-	"github.com/schollz/progressbar/v3"
+	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 )
 
 // unverifiedError: not every blob could be checked, or put away.
@@ -26,6 +25,7 @@ func (e *unverifiedError) Unwrap() error { return e.err }
 func newVerify() *cobra.Command {
 	var file, output string
 	var dryRun bool
+	var running ops.Mirror
 	cmd := &cobra.Command{
 		Use:   "verify",
 		Short: "Check every blob in the cache",
@@ -33,19 +33,28 @@ func newVerify() *cobra.Command {
 that is damaged is moved to the cache's folder quarantine/, and downloaded anew
 when it is next asked for. --dry-run leaves it where it is.
 
-A mirror may run on the cache meanwhile. Run verify as the mirror's user.
+A mirror may run on the cache meanwhile. Run verify as the mirror's user; or with
+--admin, and the running mirror itself reads its cache, wherever that is. Ctrl-C
+ends that too.
 
 It exits with 0 when all blobs are right, with 1 when some are damaged, and with
 2 when it could not check them all, or not move what is damaged.`,
 		Example: `  cachalot verify --config cachalot.yml
-  cachalot verify --dry-run --output json`,
+  cachalot verify --dry-run --output json
+  cachalot verify --admin http://127.0.0.1:5001`,
 		Args: func(cmd *cobra.Command, args []string) error {
+			if running.TokenFile != "" && running.URL == "" {
+				return errors.New("--token-file is for --admin")
+			}
 			if output != "text" && output != "json" {
 				return fmt.Errorf("--output: %q is not known; write text or json", output)
 			}
 			return cobra.NoArgs(cmd, args)
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if running.URL != "" {
+				return verifyRunning(cmd, &running, dryRun, output)
+			}
 			cfg, err := loadConfig(file, os.LookupEnv)
 			if err != nil {
 				return err
@@ -59,8 +68,12 @@ It exits with 0 when all blobs are right, with 1 when some are damaged, and with
 	}
 	f := cmd.Flags()
 	f.StringVar(&file, "config", "", "configuration `FILE` that has the cache's folder; none means the defaults, as for serve")
-	f.StringVar(&output, "output", "text", "`FORMAT` of what was found: text or json")
+	f.StringVarP(&output, "output", "o", "text", "`FORMAT` of what was found: text or json")
 	f.BoolVar(&dryRun, "dry-run", false, "move nothing")
+	running.Flags(f)
+	// Without it, it is about a folder, whatever the environment says.
+	f.Lookup("admin").Usage = "`URL` of the admin.listen of a mirror that is to read its cache itself"
+	cmd.MarkFlagsMutuallyExclusive("config", "admin")
 	return cmd
 }
 
@@ -72,20 +85,47 @@ func (e damagedError) Error() string {
 }
 
 func verify(ctx context.Context, path string, dryRun bool, output string, stdout, stderr io.Writer) error {
-	progress, done := newProgress(stderr)
-	found, err := storage.Verify(ctx, path, dryRun, progress)
-	done()
+	bar := ops.NewBar(stderr)
+	var done int64
+	found, err := storage.Verify(ctx, path, dryRun, func(read, all int64) {
+		done += read
+		bar.At(done, all, "checking")
+	})
+	bar.Done()
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && found.Blobs == 0:
 		return &unverifiedError{fmt.Errorf("%w; name the mirror's configuration by --config", err)}
 	case errors.Is(err, fs.ErrPermission):
 		err = fmt.Errorf("%w; run it as the mirror's user", err)
 	}
+	return verified(stdout, path, dryRun, output, found, err)
+}
+
+// verifyRunning has a running mirror do it.
+func verifyRunning(cmd *cobra.Command, m *ops.Mirror, dryRun bool, output string) error {
+	bar := ops.NewBar(cmd.ErrOrStderr())
+	at, event, err := m.Verify(cmd.Context(), dryRun, func(done, all int64) { bar.At(done, all, "checking") })
+	bar.Done()
+	if event.Blobs == nil {
+		if refused, ok := errors.AsType[*ops.Error](err); ok && refused.Code != ops.Failed {
+			return err
+		}
+		return &unverifiedError{err}
+	}
+	found := storage.Verification{Blobs: *event.Blobs, Bytes: event.Bytes}
+	for _, d := range event.Damaged {
+		found.Damaged = append(found.Damaged, storage.Damage{Digest: digest.Digest(d.Digest), Size: d.Size, Reason: d.Reason, Quarantine: d.Quarantine})
+	}
+	return verified(cmd.OutOrStdout(), at, dryRun, output, found, err)
+}
+
+// verified prints what was found; err is why it is not all.
+func verified(stdout io.Writer, at string, dryRun bool, output string, found storage.Verification, err error) error {
 	show := showText
 	if output == "json" {
 		show = showJSON
 	}
-	if werr := show(stdout, path, dryRun, found); err == nil {
+	if werr := show(stdout, at, dryRun, found); err == nil {
 		err = werr
 	}
 	switch {
@@ -95,26 +135,6 @@ func verify(ctx context.Context, path string, dryRun bool, output string, stdout
 		return damagedError{len(found.Damaged), found.Blobs}
 	}
 	return nil
-}
-
-// newProgress shows a bar where stderr is a terminal.
-func newProgress(stderr io.Writer) (progress func(read, all int64), done func()) {
-	f, ok := stderr.(*os.File)
-	if !ok || !term.IsTerminal(int(f.Fd())) {
-		return func(int64, int64) {}, func() {}
-	}
-	var bar *progressbar.ProgressBar
-	return func(read, all int64) {
-			if bar == nil {
-				bar = progressbar.NewOptions64(all, progressbar.OptionSetWriter(stderr), progressbar.OptionSetDescription("checking"),
-					progressbar.OptionShowBytes(true), progressbar.OptionUseIECUnits(true), progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish())
-			}
-			_ = bar.Add64(read) // more than all, where blobs came meanwhile
-		}, func() {
-			if bar != nil {
-				_ = bar.Finish() // it is only shown
-			}
-		}
 }
 
 func showText(w io.Writer, path string, dryRun bool, v storage.Verification) error {

@@ -1,0 +1,143 @@
+package ops
+
+import (
+	"context"
+	"encoding/json"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/spf13/cobra"
+)
+
+const (
+	// completeTime is how long somebody who has pressed a key waits.
+	completeTime = 2 * time.Second
+	// mostCompletions is more than anybody reads.
+	mostCompletions = 200
+)
+
+// complete offers the values of a flag that has few.
+func complete(cmd *cobra.Command, flag string, values ...string) {
+	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
+}
+
+// completer offers what begins with what was written; nothing where nobody answers.
+type completer func(ask *asker, written string) []string
+
+type completion = func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective)
+
+// completes offers the first argument.
+func (m *Mirror) completes(with completer) completion {
+	return func(cmd *cobra.Command, args []string, written string) ([]string, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return m.offer(cmd.Context(), with, written)
+	}
+}
+
+// completesAll offers every argument.
+func (m *Mirror) completesAll(with completer) completion {
+	return func(cmd *cobra.Command, _ []string, written string) ([]string, cobra.ShellCompDirective) {
+		return m.offer(cmd.Context(), with, written)
+	}
+}
+
+// completesFlag offers a flag's values.
+func (m *Mirror) completesFlag(cmd *cobra.Command, flag string, with completer) {
+	_ = cmd.RegisterFlagCompletionFunc(flag, m.completesAll(with)) // the flag is there
+}
+
+func (m *Mirror) offer(ctx context.Context, with completer, written string) ([]string, cobra.ShellCompDirective) {
+	c, err := m.client()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	defer c.close()
+	ctx, cancel := context.WithTimeout(ctx, completeTime)
+	defer cancel()
+	found := with(&asker{ctx, c}, written)
+	// What a shell is given it shows, and evaluates parts of: nothing but names.
+	found = slices.DeleteFunc(found, func(s string) bool {
+		return !strings.HasPrefix(s, written) || strings.ContainsFunc(s, func(r rune) bool {
+			return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("._-/:*?[]", r)
+		})
+	})
+	return found, cobra.ShellCompDirectiveNoFileComp
+}
+
+// asker looks things up for a completion.
+type asker struct {
+	ctx context.Context //nolint:containedctx // lives as long as one completion
+	c   *client
+}
+
+func (a *asker) items(path string, q url.Values, each func(json.RawMessage)) {
+	_, _, _ = a.c.list(a.ctx, path, q, path, mostCompletions, func(_ map[string]json.RawMessage, items []json.RawMessage) error {
+		for _, item := range items {
+			each(item)
+		}
+		return nil
+	})
+}
+
+func (a *asker) pins() (patterns []string) {
+	var answer proxy.PinsAnswer
+	if body, err := a.c.get(a.ctx, "pins", nil); err != nil || a.c.read(body, &answer) != nil {
+		return nil
+	}
+	for _, p := range answer.Pins {
+		if p.Source == "api" {
+			patterns = append(patterns, p.Match)
+		}
+	}
+	return patterns
+}
+
+func upstreams(a *asker, _ string) (names []string) {
+	all, err := a.c.upstreams(a.ctx)
+	if err != nil {
+		return nil
+	}
+	for name := range all {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// repositories that begin with what was written, as it was written: in full, or of
+// Docker Hub without its name.
+func repositories(a *asker, written string) (names []string) {
+	for _, prefix := range []string{"", "docker.io/library/", "docker.io/"} {
+		if prefix != "" && written == "" {
+			break // all are there in full
+		}
+		a.items("repositories", url.Values{"prefix": {prefix + written}}, func(item json.RawMessage) {
+			var r proxy.RepositoryAnswer
+			if json.Unmarshal(item, &r) == nil {
+				names = append(names, strings.TrimPrefix(r.Name, prefix))
+			}
+		})
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// images are repositories, or the tags of one after its colon.
+func images(a *asker, written string) (names []string) {
+	slash, colon := strings.LastIndexByte(written, '/'), strings.LastIndexByte(written, ':')
+	if colon <= slash {
+		return repositories(a, written)
+	}
+	a.items("tags", url.Values{"repository": {written[:colon]}}, func(item json.RawMessage) {
+		var t proxy.TagAnswer
+		if json.Unmarshal(item, &t) == nil {
+			names = append(names, written[:colon+1]+t.Tag)
+		}
+	})
+	return names
+}

@@ -1,0 +1,80 @@
+package ops
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/cachalot-registry/cachalot/proxy"
+)
+
+// Exit codes of an [Error].
+const (
+	Failed   = 1 // the mirror cannot be reached, or could not do it
+	Usage    = 2 // what was asked for is no such thing
+	NotFound = 3 // it is not kept, or not pinned
+	Refused  = 4 // a token is wanted, or another one
+)
+
+// Error is what went wrong with a mirror, in words for people and safe for their
+// terminals.
+type Error struct {
+	Code    int // of the process
+	message string
+	err     error
+}
+
+func (e *Error) Error() string { return e.message }
+func (e *Error) Unwrap() error { return e.err }
+
+func errorf(code int, format string, args ...any) *Error {
+	err := fmt.Errorf(format, args...)
+	return &Error{Code: code, message: safe(err.Error()), err: errors.Unwrap(err)}
+}
+
+// errInterrupted is the cause of what ends by Ctrl-C.
+var errInterrupted = errors.New("interrupted")
+
+// inWords turns what the API calls its operations into commands.
+func inWords(detail string) string {
+	return strings.NewReplacer(
+		"GET /api/v1/repositories lists", "cachalot ls lists",
+		"GET /api/v1/pins lists", "cachalot pin lists",
+		"send pinned: true", "give --pinned",
+		": Authorization: Bearer TOKEN", "",
+	).Replace(detail)
+}
+
+// refused is the mirror's answer to what it did not do.
+func refused(p *proxy.Problem) *Error {
+	detail := inWords(p.Detail)
+	code := Failed
+	switch p.Status {
+	case http.StatusBadRequest, http.StatusUnprocessableEntity:
+		code = Usage
+	case http.StatusNotFound:
+		code = NotFound
+	case http.StatusUnauthorized, http.StatusForbidden:
+		code = Refused
+		if p.Status == http.StatusUnauthorized {
+			detail += "; write it to CACHALOT_ADMIN_TOKEN, or name its file by --token-file"
+		}
+	}
+	return errorf(code, "%s%w", detail, &silent{p})
+}
+
+// silent keeps a cause that the message has said already.
+type silent struct{ error }
+
+func (*silent) Error() string   { return "" }
+func (s *silent) Unwrap() error { return s.error }
+
+// unreachable is for what did not come to an answer.
+func (c *client) unreachable(ctx context.Context, err error) error {
+	if errors.Is(context.Cause(ctx), errInterrupted) {
+		return errInterrupted
+	}
+	return errorf(Failed, "no answer from the mirror at %s: %w; does cachalot run there, with this admin.listen? --admin or CACHALOT_ADMIN names another", c.base, err)
+}

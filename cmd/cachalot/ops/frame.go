@@ -1,0 +1,150 @@
+package ops
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/dustin/go-humanize"
+)
+
+const (
+	meterWidth  = 20
+	headerLines = 5 // of a frame, with the empty one after it
+)
+
+// frame draws what was looked at: rates since before, if there was a look before,
+// and trouble, if the mirror does not answer now. It fits width and height; 0 is as
+// much as there is.
+func frame(at string, now looked, before *looked, trouble string, width, height int) []byte {
+	var took time.Duration
+	if before == nil || before.stats.Started != now.stats.Started {
+		before = &looked{}
+	} else {
+		took = now.stats.Now.Sub(before.stats.Now)
+	}
+	upstreams := upstreamLines(now, before, took)
+	fills := fillLines(now, before, took)
+	if height > 0 {
+		left := max(height-headerLines-1, 2) // less the empty line between
+		// Downloads get what upstreams leave, which have half at least.
+		part := max(left-len(fills), left/2)
+		upstreams = fit(upstreams, part)
+		fills = fit(fills, left-len(upstreams))
+	}
+	lines := slices.Concat(header(at, now, before, took, trouble), []string{""}, upstreams, []string{""}, fills)
+	if height > 0 && len(lines) > height {
+		lines = lines[:height]
+	}
+	var b bytes.Buffer
+	for _, line := range lines {
+		if runes := []rune(line); width > 0 && len(runes) > width {
+			line = string(runes[:width])
+		}
+		b.WriteString(strings.TrimRight(line, " ") + "\n")
+	}
+	return b.Bytes()
+}
+
+// fit leaves out the last lines, and says how many.
+func fit(lines []string, height int) []string {
+	if len(lines) <= height || height < 1 {
+		return lines[:min(len(lines), max(height, 0))]
+	}
+	return append(slices.Clone(lines[:height-1]), fmt.Sprintf("and %d more", len(lines)-height+1))
+}
+
+func header(at string, now looked, before *looked, took time.Duration, trouble string) []string {
+	st, was := now.stats, before.stats.Traffic
+	t := st.Traffic
+	first := fmt.Sprintf("cachalot %s at %s, started %s; %s UTC", st.Version, at, when(st.Started, st.Now), st.Now.UTC().Format(time.TimeOnly))
+	if trouble != "" {
+		first = "IT DOES NOT ANSWER: " + trouble
+	}
+	var grown proxy.TrafficStats
+	if took > 0 {
+		grown = proxy.TrafficStats{Requests: t.Requests - was.Requests, Results: map[string]int64{"hit": hits(t) - hits(was)}}
+	}
+	return []string{
+		safe(first),
+		fmt.Sprintf("Kept   %s", kept(st.Storage)),
+		fmt.Sprintf("Total  %s requests, %s hit; %s served, %s fetched, %s", humanize.Comma(t.Requests), percent(hits(t), t.Requests),
+			size(t.ServedBytes), size(t.FetchedBytes), saved(t)),
+		fmt.Sprintf("Now    %s requests, %s hit; %s served, %s fetched; %d of %d downloads", perSecond(t.Requests, was.Requests, took, number),
+			percent(hits(grown), grown.Requests), perSecond(t.ServedBytes, was.ServedBytes, took, size), perSecond(t.FetchedBytes, was.FetchedBytes, took, size),
+			st.Fills.Running, st.Fills.Limit),
+	}
+}
+
+// aligned are the lines of a table.
+func aligned(fill func(t *table), columns ...string) []string {
+	var b bytes.Buffer
+	t := newTable(&b, columns...)
+	fill(t)
+	_ = t.end() // a buffer takes all
+	return strings.Split(strings.TrimSuffix(b.String(), "\n"), "\n")
+}
+
+// upstreamLines have those first that fail, and then those that are asked most.
+func upstreamLines(now looked, before *looked, took time.Duration) []string {
+	was := map[string]proxy.UpstreamStats{}
+	for _, u := range before.stats.Upstreams {
+		was[u.Name] = u
+	}
+	all := slices.Clone(now.stats.Upstreams)
+	well := func(u proxy.UpstreamStats) int {
+		if s := now.upstreams[u.Name].State; s != "" && s != "ok" {
+			return 0
+		}
+		return 1
+	}
+	slices.SortStableFunc(all, func(a, b proxy.UpstreamStats) int {
+		return cmp.Or(cmp.Compare(well(a), well(b)), cmp.Compare(b.Requests-was[b.Name].Requests, a.Requests-was[a.Name].Requests),
+			cmp.Compare(b.Requests, a.Requests), cmp.Compare(a.Name, b.Name))
+	})
+	return aligned(func(t *table) {
+		for _, u := range all {
+			h, w := now.upstreams[u.Name], was[u.Name]
+			t.row(u.Name, orDash(h.State), h.Downloads, perSecond(u.Requests, w.Requests, took, number), perSecond(u.ServedBytes, w.ServedBytes, took, size),
+				perSecond(u.FetchedBytes, w.FetchedBytes, took, size), quota(h, now.stats.Now))
+		}
+	}, "UPSTREAM", "STATE", "DOWNLOADS", "REQUESTS", "SERVED", "FETCHED", "PULLS LEFT")
+}
+
+func fillLines(now looked, before *looked, took time.Duration) []string {
+	if len(now.fills) == 0 {
+		return []string{"No downloads."}
+	}
+	was := map[string]proxy.FillAnswer{}
+	for _, f := range before.fills {
+		was[string(f.Digest)] = f
+	}
+	return aligned(func(t *table) {
+		for _, f := range now.fills {
+			rate := "-"
+			if w, ok := was[string(f.Digest)]; ok && w.Started.Equal(f.Started) {
+				rate = perSecond(f.Done, w.Done, took, size)
+			}
+			t.row(f.Name, short(f.Digest), f.State, meter(f), done(f), rate, f.Readers)
+		}
+	}, "DOWNLOAD OF", "DIGEST", "STATE", "", "DONE", "RATE", "READERS")
+}
+
+func done(f proxy.FillAnswer) string {
+	if f.Size == nil {
+		return size(f.Done)
+	}
+	return size(f.Done) + " of " + size(*f.Size)
+}
+
+func meter(f proxy.FillAnswer) string {
+	if f.Size == nil || *f.Size <= 0 {
+		return "[" + strings.Repeat("?", meterWidth) + "]"
+	}
+	n := int(min(max(f.Done, 0), *f.Size) * meterWidth / *f.Size)
+	return "[" + strings.Repeat("#", n) + strings.Repeat(".", meterWidth-n) + "]"
+}

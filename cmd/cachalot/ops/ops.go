@@ -1,0 +1,56 @@
+package ops
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// Commands returns those that ask a running mirror.
+func Commands() []*cobra.Command {
+	return []*cobra.Command{newStats(), newLs(), newInspect(), newTop(), newWarm(), newPin(), newUnpin(), newPurge()}
+}
+
+// asking is what most commands have: a mirror, and a way to print.
+type asking struct {
+	Mirror
+	output format
+}
+
+func (a *asking) flags(cmd *cobra.Command) *cobra.Command {
+	a.output.flag(cmd)
+	a.Flags(cmd.Flags())
+	return cmd
+}
+
+// run connects a command with its mirror.
+func (a *asking) run(do func(cmd *cobra.Command, args []string, c *client) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		defer c.close()
+		return do(cmd, args, c)
+	}
+}
+
+// interruptible ends at the first Ctrl-C or SIGTERM, of which [context.Cause] is
+// errInterrupted; a second one is for the process.
+func interruptible(ctx context.Context) (_ context.Context, stop func()) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() {
+		defer signal.Stop(signals)
+		select {
+		case <-signals:
+			cancel(errInterrupted)
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() { cancel(nil) }
+}

@@ -1,0 +1,103 @@
+package ops
+
+import (
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/spf13/cobra"
+)
+
+func newPin() *cobra.Command {
+	a := &asking{}
+	comment := ""
+	cmd := a.flags(&cobra.Command{
+		Use:   "pin [PATTERN]",
+		Short: "Keep repositories from being evicted, or list what is kept so",
+		Long: `pin lists what a running mirror never evicts, by its configuration's rules and by
+earlier pins. With a repository, or a pattern of repositories as in rules, it pins
+all that came through those, and comes. It is kept until unpin, through restarts.`,
+		Example: `  cachalot pin
+  cachalot pin alpine --comment "every build"
+  cachalot pin 'ghcr.io/acme/**'`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 && cmd.Flags().Changed("comment") {
+				return errorf(Usage, "--comment is for a new pin; write its repository or pattern too")
+			}
+			return cobra.MaximumNArgs(1)(cmd, args)
+		},
+		ValidArgsFunction: a.completes(repositories),
+		RunE: a.run(func(cmd *cobra.Command, args []string, c *client) error {
+			if len(args) == 0 {
+				return a.pins(cmd, c)
+			}
+			body, err := c.send(cmd.Context(), http.MethodPost, "pins", nil, proxy.PinRequest{Match: args[0], Comment: comment})
+			if err != nil {
+				return err
+			}
+			if a.output.json() {
+				return showJSON(cmd.OutOrStdout(), body)
+			}
+			var pin proxy.PinAnswer
+			if err := c.read(body, &pin); err != nil {
+				return err
+			}
+			return say(cmd, "%s is pinned", pin.Match)
+		}),
+	})
+	cmd.Flags().StringVar(&comment, "comment", "", "`TEXT` that says why")
+	return cmd
+}
+
+func (a *asking) pins(cmd *cobra.Command, c *client) error {
+	body, err := c.get(cmd.Context(), "pins", nil)
+	if err != nil {
+		return err
+	}
+	if a.output.json() {
+		return showJSON(cmd.OutOrStdout(), body)
+	}
+	var answer proxy.PinsAnswer
+	if err := c.read(body, &answer); err != nil {
+		return err
+	}
+	if len(answer.Pins) == 0 {
+		cmd.PrintErrln("nothing is pinned")
+		return nil
+	}
+	now := time.Now()
+	t := newTable(cmd.OutOrStdout(), "PATTERN", "BY", "SINCE", "COMMENT")
+	for _, p := range answer.Pins {
+		by := p.Source
+		if by == "api" {
+			by = "pin"
+		}
+		t.row(p.Match, by, when(p.Created, now), p.Comment)
+	}
+	return t.end()
+}
+
+func newUnpin() *cobra.Command {
+	a := &asking{}
+	return a.flags(&cobra.Command{
+		Use:   "unpin PATTERN",
+		Short: "Take a pin off",
+		Long: `unpin takes off what pin has put on a running mirror: the repository or pattern, as
+pin lists it. What rules of the configuration pin is taken off there.`,
+		Example: `  cachalot unpin 'ghcr.io/acme/**'`,
+		Args:    cobra.ExactArgs(1),
+		ValidArgsFunction: a.completes(func(ask *asker, _ string) []string {
+			return ask.pins()
+		}),
+		RunE: a.run(func(cmd *cobra.Command, args []string, c *client) error {
+			if _, err := c.send(cmd.Context(), http.MethodDelete, "pins", url.Values{"match": args}, nil); err != nil {
+				return err
+			}
+			if a.output.json() {
+				return nil // as the API, which answers with nothing
+			}
+			return say(cmd, "%s is a pin no more", args[0])
+		}),
+	})
+}

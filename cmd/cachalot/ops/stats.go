@@ -1,0 +1,143 @@
+package ops
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+)
+
+func newStats() *cobra.Command {
+	a := &asking{}
+	return a.flags(&cobra.Command{
+		Use:   "stats",
+		Short: "Show what the mirror keeps, and what that has saved",
+		Long: `stats shows what a running mirror keeps and may keep, what its clients asked for
+since it started, and how much of that no registry saw; then the same by upstream,
+with its state and what is left of its rate limit.
+
+A hit is a request that was answered without a download of its own.`,
+		Example: `  cachalot stats
+  cachalot stats --output json | jq .traffic.saved_bytes`,
+		Args: cobra.NoArgs,
+		RunE: a.run(func(cmd *cobra.Command, _ []string, c *client) error {
+			body, err := c.get(cmd.Context(), "stats", nil)
+			if err != nil {
+				return err
+			}
+			if a.output.json() {
+				return showJSON(cmd.OutOrStdout(), body)
+			}
+			var st proxy.StatsAnswer
+			if err := c.read(body, &st); err != nil {
+				return err
+			}
+			health, err := c.upstreams(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return showStats(cmd.OutOrStdout(), c.base.String(), st, health)
+		}),
+	})
+}
+
+// upstreams are how the mirror's are, by name.
+func (c *client) upstreams(ctx context.Context) (map[string]proxy.UpstreamAnswer, error) {
+	body, err := c.get(ctx, "upstreams", nil)
+	if err != nil {
+		return nil, err
+	}
+	var answer proxy.UpstreamsAnswer
+	if err := c.read(body, &answer); err != nil {
+		return nil, err
+	}
+	byName := map[string]proxy.UpstreamAnswer{}
+	for _, u := range answer.Upstreams {
+		byName[u.Name] = u
+	}
+	return byName, nil
+}
+
+func showStats(w io.Writer, at string, st proxy.StatsAnswer, health map[string]proxy.UpstreamAnswer) error {
+	t := newTable(w)
+	t.row("Mirror", fmt.Sprintf("cachalot %s at %s, started %s", st.Version, at, when(st.Started, st.Now)))
+	t.row("Kept", kept(st.Storage))
+	t.row("Disk", fmt.Sprintf("%s free of %s; %s are left to others", size(st.Storage.DiskFreeBytes), size(st.Storage.DiskBytes), size(st.Storage.MinFreeBytes)))
+	if n := st.Storage.QuarantineBytes; n > 0 {
+		t.row("Damaged", size(n)+" in quarantine")
+	}
+	t.row("Requests", fmt.Sprintf("%s, of which %s hit", humanize.Comma(st.Traffic.Requests), percent(hits(st.Traffic), st.Traffic.Requests)))
+	t.row("Bytes", fmt.Sprintf("%s served, %s fetched: %s", size(st.Traffic.ServedBytes), size(st.Traffic.FetchedBytes), saved(st.Traffic)))
+	t.row("Downloads", fmt.Sprintf("%d running, %d may at once", st.Fills.Running, st.Fills.Limit))
+	if err := t.end(); err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintln(w); err != nil {
+		return err
+	}
+	t = newTable(w, "UPSTREAM", "STATE", "PULLS LEFT", "REPOSITORIES", "TAGS", "BLOBS", "ON DISK", "REQUESTS", "HIT", "SERVED", "FETCHED", "SAVED")
+	for _, u := range st.Upstreams {
+		h := health[u.Name]
+		t.row(u.Name, orDash(h.State), quota(h, st.Now), humanize.Comma(u.Repositories), humanize.Comma(u.Tags), humanize.Comma(u.Blobs), size(u.Bytes),
+			humanize.Comma(u.Requests), percent(hits(u.TrafficStats), u.Requests), size(u.ServedBytes), size(u.FetchedBytes), percent(max(u.SavedBytes, 0), u.ServedBytes))
+	}
+	return t.end()
+}
+
+func kept(s proxy.StorageStats) string {
+	text := fmt.Sprintf("%s in %s", size(s.Bytes), things(s.Blobs, "blob"))
+	if s.LimitBytes > 0 {
+		text += fmt.Sprintf(", %s of the %s that it may take", percent(s.Bytes, s.LimitBytes), size(s.LimitBytes))
+	}
+	if !s.Counted {
+		text += "; still counting"
+	}
+	return text
+}
+
+// saved is what no registry saw; none, while more was fetched than clients wanted.
+func saved(t proxy.TrafficStats) string {
+	if t.SavedBytes <= 0 {
+		return "none saved yet"
+	}
+	return fmt.Sprintf("%s (%s) saved", size(t.SavedBytes), percent(t.SavedBytes, t.ServedBytes))
+}
+
+// hits are answers that needed no download of their own, as the dashboard counts.
+func hits(t proxy.TrafficStats) int64 {
+	return t.Results["hit"] + t.Results["revalidated"] + t.Results["collapsed"] + t.Results["stale"]
+}
+
+// quota is what is left of an upstream's rate limit, by account. Accounts without a
+// limit say nothing.
+func quota(u proxy.UpstreamAnswer, now time.Time) string {
+	var left []string
+	for _, url := range u.URLs {
+		for _, a := range url.Accounts {
+			if a.Limit == nil || a.Remaining == nil {
+				continue
+			}
+			text := fmt.Sprintf("%d of %d", *a.Remaining, *a.Limit)
+			if a.Key != "" {
+				text = a.Name + ": " + text
+			}
+			if a.RestingUntil.After(now) {
+				text += ", again " + when(a.RestingUntil, now)
+			}
+			left = append(left, text)
+		}
+	}
+	return orDash(strings.Join(left, "; "))
+}
+
+func orDash(text string) string {
+	if text == "" {
+		return "-"
+	}
+	return text
+}

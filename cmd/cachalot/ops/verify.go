@@ -1,0 +1,37 @@
+package ops
+
+import (
+	"context"
+	"errors"
+
+	"github.com/cachalot-registry/cachalot/proxy"
+)
+
+// Verify makes the mirror read every blob that it keeps, and returns what it found,
+// also along with an error. progress is called each second.
+func (m *Mirror) Verify(ctx context.Context, dryRun bool, progress func(done, all int64)) (at string, found proxy.VerifyEvent, err error) {
+	c, err := m.client()
+	if err != nil {
+		return "", found, err
+	}
+	defer c.close()
+	ctx, stop := interruptible(ctx)
+	defer stop()
+	err = c.stream(ctx, "verify", proxy.VerifyRequest{DryRun: dryRun}, func(line []byte) error {
+		if err := c.read(line, &found); err != nil {
+			return err
+		}
+		progress(found.Bytes, found.Total)
+		return nil
+	})
+	switch {
+	case errors.Is(err, errInterrupted):
+		err = errorf(Failed, "interrupted after %s of %s; %s", size(found.Bytes), size(found.Total), "what was found damaged stays put away")
+	case err != nil:
+	case found.Event != "end":
+		err = errorf(Failed, "%s broke off before the end", c.base)
+	case found.Error != "":
+		err = errorf(Failed, "%s", found.Error)
+	}
+	return c.base.String(), found, err
+}

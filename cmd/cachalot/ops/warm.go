@@ -1,0 +1,267 @@
+package ops
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/spf13/cobra"
+)
+
+// maxBatch bounds the names of one request, in bytes; the API takes twice as much.
+const maxBatch = 256 << 10
+
+// warming is what warm was asked for, and what has come of it.
+type warming struct {
+	asking
+
+	file      string
+	platforms []string
+
+	cmd  *cobra.Command
+	bar  *Bar
+	all  int             // images
+	past proxy.WarmEvent // of requests that have ended, and of images that were refused
+	now  proxy.WarmEvent // of the one that runs
+}
+
+func newWarm() *cobra.Command {
+	w := &warming{}
+	cmd := w.flags(&cobra.Command{
+		Use:   "warm [IMAGE...]",
+		Short: "Fetch images before somebody asks for them",
+		Long: `warm makes a running mirror fetch images as a client's pull would, and says when
+each is there. What is there already, or on its way to a client, is not fetched
+again. It counts against the registry's rate limit, as a pull does.
+
+Images are named by arguments, and in files: a name a line, with # before comments;
+what kubectl get -o json prints, of pods or what makes them; or a compose file, whose
+services with variables in their image's name, or without one, are left out.
+
+Ctrl-C ends it; downloads that have begun then come to their end. It exits with 1
+where an image could not be fetched.`,
+		Example: `  cachalot warm alpine:3.22 ghcr.io/acme/app:v1 --platform linux/amd64,linux/arm64
+  cachalot warm --file images.txt
+  kubectl get pods --all-namespaces --output json | cachalot warm --file -
+  cachalot warm --file docker-compose.yml --output json`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 && w.file == "" {
+				return errorf(Usage, "name an image, or a file of names by --file; - is standard input")
+			}
+			return nil
+		},
+		RunE:              w.run(w.warm),
+		ValidArgsFunction: w.completesAll(images),
+	})
+	f := cmd.Flags()
+	f.StringVarP(&w.file, "file", "f", "", "`FILE` with names of images; -: standard input")
+	f.StringSliceVar(&w.platforms, "platform", nil, "`PLATFORM` such as linux/arm64, again for others; all; none means linux and the mirror's own architecture")
+	complete(cmd, "platform", "linux/amd64", "linux/arm64", "linux/arm/v7", "all")
+	return cmd
+}
+
+// names are those of the arguments and the file, each once.
+func (w *warming) names(cmd *cobra.Command, args []string) ([]string, error) {
+	names := args
+	if w.file != "" {
+		in, from := cmd.InOrStdin(), "standard input"
+		if w.file != "-" {
+			from = w.file
+			f, err := os.Open(w.file)
+			if err != nil {
+				return nil, errorf(Usage, "--file: %w", err)
+			}
+			defer func() { _ = f.Close() }() // only read from
+			in = f
+		}
+		more, notes, err := readNames(in, from)
+		if err != nil {
+			return nil, err
+		}
+		for _, note := range notes {
+			cmd.PrintErrln(note)
+		}
+		if names = append(names, more...); len(names) == 0 {
+			return nil, errorf(Usage, "no images in %s", from)
+		}
+	}
+	seen := map[string]bool{}
+	return slices.DeleteFunc(slices.Clone(names), func(name string) bool {
+		again := seen[name]
+		seen[name] = true
+		return again
+	}), nil
+}
+
+func (w *warming) warm(cmd *cobra.Command, args []string, c *client) error {
+	names, err := w.names(cmd, args)
+	if err != nil {
+		return err
+	}
+	ctx, stop := interruptible(cmd.Context())
+	defer stop()
+	w.cmd, w.bar, w.all = cmd, NewBar(cmd.ErrOrStderr()), len(names)
+	asked := false
+	for len(names) > 0 && err == nil {
+		var batch []string
+		batch, names = firstBatch(names)
+		for len(batch) > 0 {
+			at, problem := refusedImage(w.request(ctx, c, batch), len(batch))
+			if at < 0 {
+				asked = asked || problem == nil
+				err = problem
+				break
+			}
+			// The API refuses all for one name. The others are good.
+			if err = w.refused(batch[at], problem); err != nil {
+				break
+			}
+			batch = slices.Delete(batch, at, at+1)
+		}
+	}
+	w.bar.Done()
+	sum := w.sum()
+	if err != nil {
+		if errors.Is(err, errInterrupted) {
+			return errorf(Failed, "interrupted: %s; downloads that had begun come to their end", w.progress(sum))
+		}
+		if sum.ImagesDone > 0 {
+			cmd.PrintErrln(w.progress(sum))
+		}
+		return err
+	}
+	if !w.output.json() {
+		if err := say(cmd, "%s", w.progress(sum)); err != nil {
+			return err
+		}
+	}
+	switch {
+	case !asked:
+		return errorf(Usage, "no name was one that the mirror can fetch")
+	case sum.ImagesFailed > 0:
+		return errorf(Failed, "%d of %s could not be fetched", sum.ImagesFailed, things(w.all, "image"))
+	}
+	return nil
+}
+
+// firstBatch is what goes into one request.
+func firstBatch(names []string) (batch, rest []string) {
+	n, bytes := 0, 0
+	for n < len(names) && n < proxy.MaxImages && (n == 0 || bytes+len(names[n]) < maxBatch) {
+		bytes += len(names[n]) + len(`"",`)
+		n++
+	}
+	return slices.Clone(names[:n]), names[n:]
+}
+
+// refusedImage says which of a request's images the API takes no name of; -1: none.
+func refusedImage(err error, of int) (at int, _ error) {
+	p, ok := errors.AsType[*proxy.Problem](err)
+	if !ok {
+		return -1, err
+	}
+	text, ok := strings.CutPrefix(p.Parameter, "images[")
+	if at, nerr := strconv.Atoi(strings.TrimSuffix(text, "]")); ok && nerr == nil && at >= 0 && at < of {
+		return at, errors.New(strings.TrimPrefix(p.Detail, p.Parameter+": "))
+	}
+	return -1, err
+}
+
+// refused takes note of an image that is not asked for.
+func (w *warming) refused(name string, why error) error {
+	e := proxy.WarmEvent{Event: "image", Image: name, Error: why.Error(), Images: 1, ImagesDone: 1, ImagesFailed: 1}
+	w.past.ImagesDone++
+	w.past.ImagesFailed++
+	if !w.output.json() {
+		return w.image(e)
+	}
+	line, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	return w.line(line)
+}
+
+func (w *warming) line(line []byte) error {
+	_, err := w.cmd.OutOrStdout().Write(append(safeJSON(line), '\n'))
+	return err
+}
+
+// request warms one batch.
+func (w *warming) request(ctx context.Context, c *client, batch []string) error {
+	ended := false
+	err := c.stream(ctx, "warm", proxy.WarmRequest{Images: batch, Platforms: w.platforms}, func(line []byte) error {
+		var e proxy.WarmEvent
+		if err := c.read(line, &e); err != nil {
+			return err
+		}
+		if w.output.json() {
+			w.bar.Clear()
+			if err := w.line(line); err != nil {
+				return err
+			}
+		}
+		switch e.Event {
+		case "image":
+			w.now.ImagesDone++
+			if e.Error != "" {
+				w.now.ImagesFailed++
+			}
+			if !w.output.json() {
+				return w.image(e)
+			}
+			return nil
+		case "end":
+			ended = true
+			if e.Error != "" {
+				return errorf(Failed, "the mirror ended it: %s", e.Error)
+			}
+		}
+		w.now = e
+		sum := w.sum()
+		w.bar.At(sum.Done, sum.Size, fmt.Sprintf("%d of %s", sum.ImagesDone, things(w.all, "image")))
+		return nil
+	})
+	if err == nil && !ended {
+		err = errorf(Failed, "%s broke off before the end", c.base)
+	}
+	if err == nil {
+		w.past, w.now = w.sum(), proxy.WarmEvent{}
+	}
+	return err
+}
+
+// image says what became of one.
+func (w *warming) image(e proxy.WarmEvent) error {
+	w.bar.Clear()
+	if e.Error != "" {
+		return say(w.cmd, "%s: failed: %s", e.Image, e.Error)
+	}
+	of := ""
+	if len(e.Platforms) > 0 {
+		of = " for " + strings.Join(e.Platforms, ", ")
+	}
+	return say(w.cmd, "%s: %s%s, %s, of which %s fetched", e.Image, short(e.Digest), of, size(e.Size), size(e.Fetched))
+}
+
+// sum is of all requests so far.
+func (w *warming) sum() proxy.WarmEvent {
+	return proxy.WarmEvent{
+		ImagesDone: w.past.ImagesDone + w.now.ImagesDone, ImagesFailed: w.past.ImagesFailed + w.now.ImagesFailed,
+		Size: w.past.Size + w.now.Size, Done: w.past.Done + w.now.Done, Fetched: w.past.Fetched + w.now.Fetched,
+	}
+}
+
+func (w *warming) progress(sum proxy.WarmEvent) string {
+	text := fmt.Sprintf("%d of %s here", sum.ImagesDone-sum.ImagesFailed, things(w.all, "image"))
+	if sum.ImagesFailed > 0 {
+		text += fmt.Sprintf(", %d failed", sum.ImagesFailed)
+	}
+	return fmt.Sprintf("%s; %s, of which %s fetched", text, size(sum.Done), size(sum.Fetched))
+}
