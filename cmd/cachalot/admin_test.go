@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"io"
+	"iter"
 	"net/http"
 	"os"
 	"os/exec"
@@ -139,20 +140,63 @@ func TestAdminDocs(t *testing.T) {
 		t.Fatal(status)
 	}
 	commands := 0
-	code := false
-	for line := range strings.Lines(string(page)) {
-		if strings.HasPrefix(line, "```") {
-			code = strings.HasPrefix(line, "```sh")
-			continue
-		}
-		if !code {
-			continue
-		}
+	for line := range shellLines(string(page)) {
 		commands++
 		cmd := exec.CommandContext(t.Context(), "sh", "-c", strings.ReplaceAll(line, "http://127.0.0.1:5001", r.admin))
-		cmd.Env = []string{"PATH=" + filepath.Dir(curl), "CACHALOT_TOKEN=x"}
+		cmd.Env = []string{"PATH=" + filepath.Dir(curl), "CACHALOT_ADMIN_TOKEN=x"}
 		out, err := cmd.CombinedOutput()
 		if err != nil || strings.Contains(string(out), `"code"`) {
+			t.Errorf("%s%v\n%s", line, err, out)
+		}
+	}
+	if commands < 15 {
+		t.Errorf("%d commands, want more", commands)
+	}
+}
+
+// shellLines are the lines of a page's sh blocks.
+func shellLines(page string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		code := false
+		for line := range strings.Lines(page) {
+			if strings.HasPrefix(line, "```") {
+				code = strings.HasPrefix(line, "```sh")
+			} else if code && !yield(line) {
+				return
+			}
+		}
+	}
+}
+
+// Each command of docs/command-line.md works as it is written there.
+func TestCommandLineDocs(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../docs/command-line.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	up := upstreamtest.New(t, upstreamtest.Options{})
+	up.AddImage("library/alpine", "3.22", upstreamtest.NewImage(1, 1000))
+	r := start(t, upstreams(up.URL))
+	if status, _ := r.read(t, r.url+"/v2/library/alpine/manifests/3.22"); status != http.StatusOK {
+		t.Fatal(status)
+	}
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"compose.yaml": "services: {a: {image: alpine:3.22}}\n",
+		"kubectl":      "#!/bin/sh\n[ \"$*\" = 'get pods --all-namespaces --output json' ] && echo '{\"kind\": \"Pod\", \"spec\": {\"containers\": [{\"image\": \"alpine:3.22\"}]}}'\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	commands := 0
+	for line := range shellLines(string(page)) {
+		commands++
+		cmd := exec.CommandContext(t.Context(), "sh", "-c", strings.ReplaceAll(line, "http://127.0.0.1:5001", r.admin))
+		cmd.Dir = dir
+		cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "CACHALOT_ADMIN="+r.admin)
+		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Errorf("%s%v\n%s", line, err, out)
 		}
 	}

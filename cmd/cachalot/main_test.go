@@ -37,8 +37,10 @@ func TestScripts(t *testing.T) {
 		RequireUniqueNames:  true,
 		Setup:               setupScript,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits,
-			"until": until,
+			"exits":    exits,
+			"until":    until,
+			"upstream": scriptUpstream,
+			"replace":  replace,
 		},
 	})
 }

@@ -3,11 +3,17 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
 	"net"
+	"os"
 	"os/exec"
+	"regexp"
 	"strconv"
+	"strings"
 	"time"
 
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
@@ -80,5 +86,75 @@ func setupScript(env *testscript.Env) error {
 	}
 	env.Setenv("PORT", ports[0])
 	env.Setenv("ADMIN_PORT", ports[1])
+	env.Setenv("CACHALOT_ADMIN", "http://127.0.0.1:"+ports[1])
+	up := upstreamtest.New(scriptTB{env}, upstreamtest.Options{})
+	env.Setenv("UPSTREAM", up.URL)
+	env.Values[upstreamOf{}] = up
 	return nil
+}
+
+// upstreamOf is the key of a script's registry.
+type upstreamOf struct{}
+
+// scriptTB lets a registry end with its script.
+type scriptTB struct{ env *testscript.Env }
+
+func (scriptTB) Helper()                      {}
+func (s scriptTB) Cleanup(f func())           { s.env.Defer(f) }
+func (s scriptTB) TempDir() string            { return s.env.WorkDir }
+func (s scriptTB) Fatalf(f string, of ...any) { s.env.T().Fatal(fmt.Sprintf(f, of...)) }
+
+// scriptUpstream is about the registry at $UPSTREAM:
+//
+//	upstream image REPOSITORY TAG SEED SIZE...   it has an image, with layers of these sizes
+//	upstream asked [OP=N...]                     it was asked this since, and nothing else
+//	upstream manifest REPOSITORY TAG FILE TYPE   it has a manifest of this media type
+func scriptUpstream(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: upstream image|asked|manifest ...")
+	}
+	up := ts.Value(upstreamOf{}).(*upstreamtest.Registry)
+	switch what, args := args[0], args[1:]; {
+	case what == "image" && len(args) > 3:
+		var numbers []int
+		for _, a := range args[2:] {
+			n, err := strconv.Atoi(a)
+			ts.Check(err)
+			numbers = append(numbers, n)
+		}
+		up.AddImage(args[0], args[1], upstreamtest.NewImage(uint64(numbers[0]), numbers[1:]...))
+	case what == "manifest" && len(args) == 4:
+		up.AddManifest(args[0], upstreamtest.NewContent(args[3], []byte(ts.ReadFile(args[2]))), args[1])
+	case what == "asked":
+		want := map[upstreamtest.Op]int{}
+		for _, a := range args {
+			op, n, _ := strings.Cut(a, "=")
+			number, err := strconv.Atoi(n)
+			ts.Check(err)
+			want[upstreamtest.Op(op)] = number
+		}
+		got := up.Counts()
+		delete(got, upstreamtest.Ping)
+		if !maps.Equal(got, want) {
+			ts.Fatalf("upstream was asked %v, want %v", got, want)
+		}
+		up.Forget()
+	default:
+		ts.Fatalf("upstream: %q is not known", args)
+	}
+}
+
+// replace makes a file of what a command printed, with what differs from run to run
+// made the same: replace FROM FILE PATTERN TEXT [PATTERN TEXT...]
+func replace(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 4 || len(args)%2 != 0 {
+		ts.Fatalf("usage: replace FROM FILE PATTERN TEXT [PATTERN TEXT...]")
+	}
+	text := ts.ReadFile(args[0])
+	for i := 2; i < len(args); i += 2 {
+		re, err := regexp.Compile(args[i])
+		ts.Check(err)
+		text = re.ReplaceAllString(text, args[i+1])
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(text), 0o600))
 }

@@ -43,8 +43,11 @@ It exits with 0 when all blobs are right, with 1 when some are damaged, and with
   cachalot verify --dry-run --output json
   cachalot verify --admin http://127.0.0.1:5001`,
 		Args: func(cmd *cobra.Command, args []string) error {
-			if running.TokenFile != "" && running.URL == "" {
+			switch {
+			case running.TokenFile != "" && running.URL == "":
 				return errors.New("--token-file is for --admin")
+			case running.URL != "" && file != "":
+				return errors.New("--config is for a folder, --admin for a running mirror; keep one of the two")
 			}
 			if output != "text" && output != "json" {
 				return fmt.Errorf("--output: %q is not known; write text or json", output)
@@ -73,7 +76,6 @@ It exits with 0 when all blobs are right, with 1 when some are damaged, and with
 	running.Flags(f)
 	// Without it, it is about a folder, whatever the environment says.
 	f.Lookup("admin").Usage = "`URL` of the admin.listen of a mirror that is to read its cache itself"
-	cmd.MarkFlagsMutuallyExclusive("config", "admin")
 	return cmd
 }
 

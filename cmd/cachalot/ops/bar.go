@@ -12,8 +12,10 @@ import (
 // Bar shows how far long work is, where it is written to a terminal, and nothing
 // elsewhere. It is for one goroutine at a time.
 type Bar struct {
-	to  io.Writer // nil: nobody sees it
-	bar *progressbar.ProgressBar
+	to     io.Writer // nil: nobody sees it
+	uneven bool      // no rate is shown: some of it is done without work
+	what   string
+	bar    *progressbar.ProgressBar
 }
 
 // NewBar is for work of which nothing has been done yet.
@@ -30,13 +32,18 @@ func (b *Bar) At(done, all int64, what string) {
 		return
 	}
 	if b.bar == nil {
+		b.what = what
 		b.bar = progressbar.NewOptions64(all, progressbar.OptionSetWriter(b.to), progressbar.OptionSetDescription(what),
-			progressbar.OptionShowBytes(true), progressbar.OptionUseIECUnits(true), progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish())
+			progressbar.OptionShowBytes(!b.uneven), progressbar.OptionSetPredictTime(!b.uneven), progressbar.OptionUseIECUnits(true),
+			progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish())
 	}
 	if all != b.bar.GetMax64() {
 		b.bar.ChangeMax64(all)
 	}
-	b.bar.Describe(what)
+	if what != b.what {
+		b.what = what
+		b.bar.Describe(what)
+	}
 	_ = b.bar.Set64(min(done, all-1)) // it is only shown; there it would end, and more may come
 }
 

@@ -12,10 +12,7 @@ import (
 	"github.com/dustin/go-humanize"
 )
 
-const (
-	meterWidth  = 20
-	headerLines = 5 // of a frame, with the empty one after it
-)
+const headerLines = 5 // of a frame, with the empty one after it
 
 // frame draws what was looked at: rates since before, if there was a look before,
 // and trouble, if the mirror does not answer now. It fits width and height; 0 is as
@@ -28,7 +25,11 @@ func frame(at string, now looked, before *looked, trouble string, width, height 
 		took = now.stats.Now.Sub(before.stats.Now)
 	}
 	upstreams := upstreamLines(now, before, took)
-	fills := fillLines(now, before, took)
+	meterWidth := 20
+	if width > 0 && width < 110 {
+		meterWidth = 8
+	}
+	fills := fillLines(now, before, took, meterWidth)
 	if height > 0 {
 		left := max(height-headerLines-1, 2) // less the empty line between
 		// Downloads get what upstreams leave, which have half at least.
@@ -115,7 +116,8 @@ func upstreamLines(now looked, before *looked, took time.Duration) []string {
 	}, "UPSTREAM", "STATE", "DOWNLOADS", "REQUESTS", "SERVED", "FETCHED", "PULLS LEFT")
 }
 
-func fillLines(now looked, before *looked, took time.Duration) []string {
+// fillLines have last what a narrow terminal can do without.
+func fillLines(now looked, before *looked, took time.Duration, meterWidth int) []string {
 	if len(now.fills) == 0 {
 		return []string{"No downloads."}
 	}
@@ -129,9 +131,9 @@ func fillLines(now looked, before *looked, took time.Duration) []string {
 			if w, ok := was[string(f.Digest)]; ok && w.Started.Equal(f.Started) {
 				rate = perSecond(f.Done, w.Done, took, size)
 			}
-			t.row(f.Name, short(f.Digest), f.State, meter(f), done(f), rate, f.Readers)
+			t.row(f.Name, f.State, meter(f, meterWidth), done(f), rate, f.Readers, short(f.Digest))
 		}
-	}, "DOWNLOAD OF", "DIGEST", "STATE", "", "DONE", "RATE", "READERS")
+	}, "DOWNLOAD OF", "STATE", "", "DONE", "RATE", "READERS", "DIGEST")
 }
 
 func done(f proxy.FillAnswer) string {
@@ -141,10 +143,10 @@ func done(f proxy.FillAnswer) string {
 	return size(f.Done) + " of " + size(*f.Size)
 }
 
-func meter(f proxy.FillAnswer) string {
+func meter(f proxy.FillAnswer, width int) string {
 	if f.Size == nil || *f.Size <= 0 {
-		return "[" + strings.Repeat("?", meterWidth) + "]"
+		return "[" + strings.Repeat("?", width) + "]"
 	}
-	n := int(min(max(f.Done, 0), *f.Size) * meterWidth / *f.Size)
-	return "[" + strings.Repeat("#", n) + strings.Repeat(".", meterWidth-n) + "]"
+	n := int(min(max(f.Done, 0), *f.Size) * int64(width) / *f.Size)
+	return "[" + strings.Repeat("#", n) + strings.Repeat(".", width-n) + "]"
 }

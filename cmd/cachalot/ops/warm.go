@@ -107,6 +107,7 @@ func (w *warming) warm(cmd *cobra.Command, args []string, c *client) error {
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
 	w.cmd, w.bar, w.all = cmd, NewBar(cmd.ErrOrStderr()), len(names)
+	w.bar.uneven = true // what is here already is done at once
 	asked := false
 	for len(names) > 0 && err == nil {
 		var batch []string
@@ -129,7 +130,8 @@ func (w *warming) warm(cmd *cobra.Command, args []string, c *client) error {
 	sum := w.sum()
 	if err != nil {
 		if errors.Is(err, errInterrupted) {
-			return errorf(Failed, "interrupted: %s; downloads that had begun come to their end", w.progress(sum))
+			return errorf(Failed, "interrupted with %d of %s here, in all %s of %s; downloads that have begun come to their end",
+				sum.ImagesDone-sum.ImagesFailed, things(w.all, "image"), size(sum.Done), size(sum.Size))
 		}
 		if sum.ImagesDone > 0 {
 			cmd.PrintErrln(w.progress(sum))
@@ -225,7 +227,7 @@ func (w *warming) request(ctx context.Context, c *client, batch []string) error 
 		}
 		w.now = e
 		sum := w.sum()
-		w.bar.At(sum.Done, sum.Size, fmt.Sprintf("%d of %s", sum.ImagesDone, things(w.all, "image")))
+		w.bar.At(sum.Done, sum.Size, fmt.Sprintf("%d of %s, %s of %s", sum.ImagesDone, things(w.all, "image"), size(sum.Done), size(sum.Size)))
 		return nil
 	})
 	if err == nil && !ended {
