@@ -71,7 +71,7 @@ func (m *Mirror) offer(ctx context.Context, with completer, written string) ([]s
 
 // asker looks things up for a completion.
 type asker struct {
-	ctx context.Context //nolint:containedctx // lives as long as one completion
+	ctx context.Context // of one completion
 	c   *client
 }
 

@@ -37,7 +37,8 @@ func TestReadNames(t *testing.T) {
 	}{
 		{
 			"pods", kubectlPods,
-			[]string{"ghcr.io/acme/migrate@sha256:0000000000000000000000000000000000000000000000000000000000000001", "ghcr.io/acme/web:v12", "busybox:1.37", "registry.k8s.io/pause:3.10"}, nil, "",
+			[]string{"ghcr.io/acme/migrate@sha256:0000000000000000000000000000000000000000000000000000000000000001", "ghcr.io/acme/web:v12", "busybox:1.37", "registry.k8s.io/pause:3.10"},
+			nil, "",
 		},
 		{"one pod", `{"kind": "Pod", "spec": {"containers": [{"image": "a"}]}}`, []string{"a"}, nil, ""},
 		{"no pods", `{"apiVersion": "v1", "items": [], "kind": "List"}`, nil, nil, ""},
@@ -46,7 +47,8 @@ func TestReadNames(t *testing.T) {
 				{"kind": "Deployment", "spec": {"replicas": 2, "template": {"spec": {"containers": [{"image": "a:1"}]}}}},
 				{"kind": "CronJob", "spec": {"jobTemplate": {"spec": {"template": {"spec": {"containers": [{"image": "b:2"}]}}}}}},
 				{"kind": "Service", "spec": {"ports": []}}]}`,
-			[]string{"a:1", "b:2"}, nil, "",
+			[]string{"a:1", "b:2"},
+			nil, "",
 		},
 		{
 			"compose", `# the shop
@@ -69,7 +71,8 @@ volumes: {data: {}}
 				"x: service app is left out: it is built, and names no image",
 				"x: service none is left out: it names no image",
 				"x: service worker is left out: its image has a variable, ${REGISTRY:-docker.io}/acme/worker:$TAG; docker compose config fills them in",
-			}, "",
+			},
+			"",
 		},
 		{"compose as JSON", `{"name": "shop", "services": {"db": {"image": "postgres:17", "networks": {"default": null}}}}`, []string{"postgres:17"}, nil, ""},
 		{"lines", "\uFEFF# ours\r\nalpine:3.22\r\n\r\n  ghcr.io/acme/app:v1  # the app\n#nginx\nbusybox", []string{"alpine:3.22", "ghcr.io/acme/app:v1", "busybox"}, nil, ""},
