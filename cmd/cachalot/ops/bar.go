@@ -40,11 +40,11 @@ func (b *Bar) At(done, all int64, what string) {
 	if all != b.bar.GetMax64() {
 		b.bar.ChangeMax64(all)
 	}
+	_ = b.bar.Set64(min(done, all-1)) // it is only shown; there it would end, and more may come
 	if what != b.what {
 		b.what = what
-		b.bar.Describe(what)
+		b.bar.Describe(what) // draws it anew
 	}
-	_ = b.bar.Set64(min(done, all-1)) // it is only shown; there it would end, and more may come
 }
 
 // Clear makes room for a line; the bar comes again with the next At.
