@@ -231,7 +231,7 @@ func (p *Proxy) purgeImage(ctx context.Context, i image, how storage.Purge, answ
 	}
 	if !how.DryRun {
 		p.unsee(func(name string) bool { return strings.HasPrefix(name, i.upstream+"\x00"+i.repo+"\x00") })
-		p.store.Forgotten()
+		p.store.SumAnew()
 	}
 	if answer.empty() {
 		return notKept(i)

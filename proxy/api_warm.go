@@ -155,6 +155,7 @@ func (c *call) warm() error {
 		}
 		_ = images.Wait() // what fails is in the events
 	}, func() { out.send(all.now("progress")) })
+	c.p.store.SumAnew()
 	end := all.now("end")
 	if err := context.Cause(c.r.Context()); err != nil {
 		end.Error = err.Error()
@@ -298,6 +299,8 @@ func (c *call) fetch(ctx context.Context, t target, d digest.Digest, size int64,
 		return nil, fmt.Errorf("%s: there is no room to keep it", d)
 	case err != nil:
 		return nil, fmt.Errorf("%s: %w", d, c.p.broke(ctx, t, d, err))
+	case !c.p.store.Kept(d):
+		return nil, fmt.Errorf("%s: it could not be kept; cachalot's log says why", d)
 	}
 	if t.kind == upstream.KindManifest {
 		if body, err = io.ReadAll(io.LimitReader(b.Content, upstream.MaxManifestSize)); err != nil {

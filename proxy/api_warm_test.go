@@ -2,7 +2,10 @@ package proxy
 
 import (
 	"encoding/json"
+	"errors"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -54,7 +57,6 @@ func TestWarm(t *testing.T) {
 		t.Errorf("%+v, want %d bytes thrice", end, want)
 	}
 	counts(t, up, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 3, ut.GetBlob: 6})
-	m.settle()
 	m.want(m.get("/v2/library/app/manifests/1"), index)
 	arm := images["linux/arm64/v8"]
 	m.want(m.get("/v2/library/app/manifests/"+arm.Manifest.Digest.String()), arm.Manifest)
@@ -181,5 +183,24 @@ func TestWarmLeft(t *testing.T) {
 	}
 	if _, err := m.store.Blob(img.Index.Digest); err != nil {
 		t.Error(err)
+	}
+}
+
+// A disk that does not take what has come is no warm image.
+func TestWarmNotKept(t *testing.T) {
+	t.Parallel()
+	up := ut.New(t, ut.Options{})
+	app := up.AddImage("library/app", "1", ut.NewImage(1, 20_000))
+	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
+	a := newAdmin(t, m, nil, nil)
+	layer := app.Layers[0].Digest
+	folder := filepath.Join(m.dir, "blobs", "sha256", layer.Encoded()[:2])
+	if err := errors.Join(os.RemoveAll(folder), os.WriteFile(folder, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	var end WarmEvent
+	a.post("warm", `{"images": ["app:1"], "platforms": ["all"]}`, http.StatusOK, &end)
+	if end.ImagesFailed != 1 || end.BlobsDone >= end.Blobs {
+		t.Errorf("%+v, want one that failed", end)
 	}
 }

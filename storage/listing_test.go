@@ -112,11 +112,11 @@ func TestSummary(t *testing.T) {
 	if again, err := s.Summary(t.Context()); err != nil || !again.Taken.Equal(sum.Taken) {
 		t.Errorf("taken again: %v %v", again.Taken, err)
 	}
-	s.Forgotten()
+	s.SumAnew()
 	if again, err := s.Summary(t.Context()); err != nil || again.Upstreams[0].Blobs != 3 {
 		t.Errorf("%+v %v", again.Upstreams, err)
 	}
-	s.Forgotten()
+	s.SumAnew()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := s.Summary(ctx); err == nil {

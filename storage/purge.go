@@ -71,6 +71,10 @@ func (s *Store) soonIdle(d digest.Digest) bool {
 	return true
 }
 
+// Kept says whether a blob that has verified is on the disk. It waits until that is
+// decided.
+func (s *Store) Kept(d digest.Digest) bool { return s.soonIdle(d) && s.exists(d) }
+
 // Filling says whether the digest is being downloaded.
 func (s *Store) Filling(d digest.Digest) bool {
 	s.mu.Lock()
@@ -150,7 +154,7 @@ const sweepBatch = 1000
 
 // Sweep purges all that p names, until ctx ends, and tells what became of each.
 func (s *Store) Sweep(ctx context.Context, p Purge, each func(digest.Digest, Purged, int64)) error {
-	defer s.Forgotten()
+	defer s.SumAnew()
 	q := BlobQuery{Upstream: p.Upstream, Repository: p.Repository, UnusedSince: p.UnusedSince}
 	for last := digest.Digest(""); ; {
 		batch := make([]digest.Digest, 0, sweepBatch)

@@ -68,8 +68,8 @@ func (s *Store) Summary(ctx context.Context) (Summary, error) {
 	return sum, nil
 }
 
-// Forgotten has the next Summary look anew, after a purge of single digests.
-func (s *Store) Forgotten() {
+// SumAnew has the next Summary look anew: what was asked for has changed it.
+func (s *Store) SumAnew() {
 	s.summing <- struct{}{}
 	s.summary = nil
 	<-s.summing

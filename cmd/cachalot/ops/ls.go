@@ -133,7 +133,7 @@ func (l *listing) show(cmd *cobra.Command, args []string, c *client) error {
 	case err != nil:
 		return err
 	case n == 0 && !sums.Taken.IsZero():
-		cmd.PrintErrf("nothing of that was kept when the mirror added up, %s\n", when(sums.Taken, now))
+		cmd.PrintErrf("nothing of that was kept when the mirror last added up, %s\n", when(sums.Taken, now))
 	case n == 0 && !l.output.json():
 		cmd.PrintErrln("nothing of that is kept")
 	case more:
