@@ -70,7 +70,10 @@ func (l *boundedListener) Accept() (net.Conn, error) {
 
 func (l *boundedListener) Close() error {
 	l.once.Do(func() { close(l.closed) })
-	return l.Listener.Close()
+	if err := l.Listener.Close(); !errors.Is(err, net.ErrClosed) { // its server may have been first
+		return err
+	}
+	return nil
 }
 
 // release is the server's ConnState hook.
