@@ -29,6 +29,7 @@ const maxAdminConnections = 64
 
 func newServe() *cobra.Command {
 	var file string
+	var watch bool
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the mirror",
@@ -38,15 +39,25 @@ your own cache folder where it may not write there.
 
 SIGTERM and SIGINT let running responses end, for as long as shutdown_timeout
 says; a second one stops at once. SIGHUP reads the configuration again.`,
-		Args: cobra.NoArgs,
+		// Here, because it is wrong with the command line.
+		Args: func(cmd *cobra.Command, args []string) error {
+			if watch && file == "" {
+				return errors.New("--watch: name the file to watch with --config FILE")
+			}
+			return cobra.NoArgs(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			signals := make(chan os.Signal, 4)
 			signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 			defer signal.Stop(signals)
+			if watch {
+				defer watchFile(cmd.Context(), file, signals)()
+			}
 			return serve(cmd.Context(), file, signals, cmd.ErrOrStderr())
 		},
 	}
 	cmd.Flags().StringVar(&file, "config", "", "configuration `FILE`; none means the defaults, as in config.yml")
+	cmd.Flags().BoolVar(&watch, "watch", false, "read the configuration again when FILE changes, as after SIGHUP; for a ConfigMap of Kubernetes")
 	return cmd
 }
 

@@ -1,0 +1,48 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// watchEvery is how often a watched file is read. Kubernetes takes a minute to
+// bring a changed ConfigMap to a pod.
+const watchEvery = 10 * time.Second
+
+// watchFile sends a SIGHUP whenever the content of a file has changed since the
+// call, until ctx ends or stop is called. It reads the file rather than look at
+// its times: in a ConfigMap it is a link into a folder that is replaced.
+func watchFile(ctx context.Context, file string, signals chan<- os.Signal) (stop func()) {
+	before, _ := os.ReadFile(file) // serve says what is wrong with it
+	ctx, cancel := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		tick := time.NewTicker(watchEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			now, err := os.ReadFile(file)
+			if err != nil || bytes.Equal(now, before) {
+				continue // it may be being replaced
+			}
+			before = now
+			select {
+			case <-ctx.Done():
+				return
+			case signals <- syscall.SIGHUP:
+			}
+		}
+	})
+	return func() {
+		cancel()
+		watching.Wait()
+	}
+}
