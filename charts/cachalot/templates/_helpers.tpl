@@ -1,0 +1,166 @@
+{{- define "cachalot.name" -}}
+{{- .Values.nameOverride | default .Chart.Name | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{/* At most 52 characters: names of others are made of it, and of a StatefulSet's pods labels of 63. */}}
+{{- define "cachalot.fullname" -}}
+{{- $name := include "cachalot.name" . }}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" }}
+{{- else if contains $name .Release.Name }}
+{{- .Release.Name | trunc 52 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name $name | trunc 52 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{/* What never changes while a release lives: a StatefulSet's selector and claims cannot. */}}
+{{- define "cachalot.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "cachalot.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: mirror
+{{- end }}
+
+{{/* (list . COMPONENT LABELS...) */}}
+{{- define "cachalot.labels" -}}
+{{- $root := index . 0 }}
+{{- $own := dict "app.kubernetes.io/name" (include "cachalot.name" $root)
+  "app.kubernetes.io/instance" $root.Release.Name
+  "app.kubernetes.io/component" (index . 1)
+  "app.kubernetes.io/version" ($root.Chart.AppVersion | trunc 63)
+  "app.kubernetes.io/managed-by" $root.Release.Service
+  "helm.sh/chart" (printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-") }}
+{{- $labels := dict }}
+{{- range concat (slice . 2) (list $root.Values.commonLabels $own) }}
+{{- $labels = merge $labels . }}
+{{- end }}
+{{- toYaml (mergeOverwrite $labels (pick $own "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component")) }}
+{{- end }}
+
+{{- define "cachalot.serviceAccountName" -}}
+{{- .Values.serviceAccount.name | default (ternary (include "cachalot.fullname" .) "default" .Values.serviceAccount.create) }}
+{{- end }}
+
+{{- define "cachalot.image" -}}
+{{- with .Values.image }}
+{{- if .digest }}{{ .repository }}@{{ .digest }}{{ else }}{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}
+{{- end }}
+{{- end }}
+
+{{/* Nine tenths of a quantity, in whole MiB; nothing if it has another form than 60Gi or 1.5G. */}}
+{{- define "cachalot.mostOf" -}}
+{{- $quantity := ternary (int64 . | toString) (toString .) (kindIs "float64" .) }}
+{{- $unit := regexFind "(k|M|G|T|Ki|Mi|Gi|Ti)?$" $quantity }}
+{{- $number := trimSuffix $unit $quantity }}
+{{- $bytes := dict "" 1 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 }}
+{{- if regexMatch "^[0-9]+([.][0-9]+)?$" $number }}
+{{- divf (mulf (float64 $number) (get $bytes $unit) 0.9) 1048576 | floor | int64 }}MiB
+{{- end }}
+{{- end }}
+
+{{- define "cachalot.tls" -}}
+{{- if or .Values.tls.secretName .Values.tls.certManager.enabled }}true{{ end }}
+{{- end }}
+
+{{- define "cachalot.tlsSecret" -}}
+{{- .Values.tls.secretName | default (printf "%s-tls" (include "cachalot.fullname" .)) }}
+{{- end }}
+
+{{- define "cachalot.scheme" -}}
+{{- ternary "https" "http" (eq (include "cachalot.tls" .) "true") }}
+{{- end }}
+
+{{/* The configuration: what values say, and the chart's own for what they do not. */}}
+{{- define "cachalot.config" -}}
+{{- $own := dict "listen" ":5000" "admin" (dict "listen" ":5001") "storage" (dict "path" "/var/lib/cachalot") }}
+{{- if has .Values.persistence.type (list "claim" "emptyDir") }}
+{{- with include "cachalot.mostOf" .Values.persistence.size }}{{ $_ := set $own.storage "max_size" . }}{{ end }}
+{{- end }}
+{{- if include "cachalot.tls" . }}
+{{- $_ := set $own "tls" (dict "certificate" "/run/secrets/tls/tls.crt" "key" "/run/secrets/tls/tls.key") }}
+{{- end }}
+{{- $config := deepCopy .Values.config }}
+{{- range $section, $value := $own }}
+{{- if kindIs "invalid" (get $config $section | default nil) }}{{ $_ := set $config $section $value }}
+{{- else if kindIs "map" $value }}
+{{- range $key, $value := $value }}
+{{- if not (hasKey (get $config $section) $key) }}{{ $_ := set (get $config $section) $key $value }}{{ end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- toYaml $config }}
+{{- end }}
+
+{{/* The part that only a restart puts into effect: keepFixed in cmd/cachalot/reload.go names it. */}}
+{{- define "cachalot.fixedConfig" -}}
+{{- $config := include "cachalot.config" . | fromYaml }}
+{{- $fixed := pick $config "listen" "max_connections" "tls" "admin" "tracing" "storage" }}
+{{- toJson (set $fixed "log.format" (get ($config.log | default dict) "format")) }}
+{{- end }}
+
+{{- define "cachalot.port" -}}
+{{- regexFind "[0-9]+$" (include "cachalot.config" . | fromYaml).listen }}
+{{- end }}
+
+{{- define "cachalot.adminPort" -}}
+{{- regexFind "[0-9]+$" (include "cachalot.config" . | fromYaml).admin.listen }}
+{{- end }}
+
+{{/* Whether others than the pod itself reach the admin listener. */}}
+{{- define "cachalot.adminOpen" -}}
+{{- if not (regexMatch "^(127[.]|localhost:|\\[::1\\])" (include "cachalot.config" . | fromYaml).admin.listen) }}true{{ end }}
+{{- end }}
+
+{{/* (list . PATH): what a probe does. */}}
+{{- define "cachalot.probe" -}}
+{{- $root := index . 0 }}
+{{- if include "cachalot.adminOpen" $root -}}
+httpGet:
+  path: {{ index . 1 }}
+  port: admin
+{{- else -}}
+exec:
+  command: [/cachalot, healthcheck, --url, "http://{{ (include "cachalot.config" $root | fromYaml).admin.listen }}{{ index . 1 }}"]
+{{- end }}
+{{- end }}
+
+{{/* The job that Prometheus knows it by: the alerts want "cachalot" in it. */}}
+{{- define "cachalot.job" -}}
+{{- $name := include "cachalot.fullname" . }}
+{{- ternary $name (printf "cachalot-%s" $name) (contains "cachalot" $name) }}
+{{- end }}
+
+{{/* What contradicts itself, or puts a secret where it is no secret. */}}
+{{- define "cachalot.check" -}}
+{{- $config := include "cachalot.config" . | fromYaml }}
+{{- if and (eq .Values.persistence.type "existingClaim") (gt (int .Values.replicas) 1) }}
+{{- fail "persistence.type existingClaim is one volume, and each replica needs its own: set replicas to 1, or persistence.type to claim" }}
+{{- end }}
+{{- if and (not (include "cachalot.adminOpen" .)) (or .Values.metrics.serviceMonitor.enabled .Values.metrics.podMonitor.enabled) }}
+{{- fail "Prometheus cannot reach config.admin.listen: set it to :5001, or do without serviceMonitor and podMonitor" }}
+{{- end }}
+{{- if and .Values.metrics.serviceMonitor.enabled .Values.metrics.podMonitor.enabled }}
+{{- fail "metrics.serviceMonitor and metrics.podMonitor would count everything twice: enable one of them" }}
+{{- end }}
+{{- range $name, $upstream := $config.upstreams }}
+{{- range concat (list ($upstream | default dict)) (dig "accounts" list ($upstream | default dict)) }}
+{{- if and .password (not (regexMatch "^\\$\\{[^}]+\\}$" (toString .password))) }}
+{{- fail (printf "config.upstreams.%s has a password, and everybody may read a ConfigMap: put it under secrets, and its path into password_file" $name) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if and $config.admin.token (not (regexMatch "^\\$\\{[^}]+\\}$" (toString $config.admin.token))) }}
+{{- fail "config.admin has a token, and everybody may read a ConfigMap: put it under secrets, and its path into token_file" }}
+{{- end }}
+{{- end }}
+
+{{/* The mirror's URL for clients, as far as it is known before it is installed. */}}
+{{- define "cachalot.url" -}}
+{{- $service := .Values.service }}
+{{- $inside := printf "%s.%s.svc" (include "cachalot.fullname" .) .Release.Namespace }}
+{{- if and .Values.httpRoute.enabled .Values.httpRoute.hostnames }}https://{{ first .Values.httpRoute.hostnames }}
+{{- else if .Values.ingress.enabled }}{{ ternary "https" "http" (gt (len .Values.ingress.tls) 0) }}://{{ first .Values.ingress.hosts }}
+{{- else if and (eq $service.type "LoadBalancer") $service.loadBalancerIP }}{{ include "cachalot.scheme" . }}://{{ $service.loadBalancerIP }}:{{ $service.port }}
+{{- else if eq $service.type "ClusterIP" }}{{ include "cachalot.scheme" . }}://{{ $inside }}:{{ $service.port }}
+{{- end }}
+{{- end }}

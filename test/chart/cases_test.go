@@ -1,0 +1,119 @@
+package chart
+
+// choice is a way in which people set the chart up.
+type choice struct {
+	values string
+	// unrestricted says why the restricted Pod Security Standard refuses it.
+	unrestricted string
+}
+
+func choices() map[string]choice {
+	return map[string]choice{
+		"defaults": {},
+		"subchart": {values: `{global: {imageRegistry: registry.example}}`},
+		"names":    {values: `{nameOverride: mirror, fullnameOverride: hub-mirror, commonLabels: {team: ci}}`},
+		"image": {values: `
+image: {repository: registry.example/mirror, digest: "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", pullPolicy: Always}
+imagePullSecrets: [{name: corp}]`},
+		"configuration": {values: `
+config:
+  max_connections: 2000000
+  log: {level: debug, format: json}
+  storage: {max_size: 0, min_free: 10%}
+  tags: {fresh_for: 5m}
+  trusted_proxies: [10.0.0.0/8, "fd00::/8"]
+  upstreams:
+    docker.io: {urls: [https://mirror.gcr.io, https://registry-1.docker.io]}
+    ghcr.io: {}
+    registry.corp: {url: https://registry.corp, allow_addresses: [10.0.0.0/8]}
+  rules:
+  - match: ["docker.io/library/**"]
+    keep_for: 720h`},
+		"sections that say nothing": {values: `{config: {admin: null, storage: null, log: null}}`},
+		"other ports":               {values: `{config: {listen: "[::]:8080", admin: {listen: "[::]:9090"}}, service: {port: 80}}`},
+		"admin for itself":          {values: `{config: {admin: {listen: "127.0.0.1:5001"}}}`},
+		"existing secrets": {values: `
+secrets:
+  hub: {existingSecret: docker-hub}
+  corp: {existingSecret: corp}
+config:
+  upstreams:
+    docker.io: {username: ci, password_file: /run/secrets/hub/password}
+    registry.corp: {url: https://registry.corp, ca_file: /run/secrets/corp/ca.crt}`},
+		"made secrets": {values: `
+secrets:
+  hub: {data: {one: first password, two: "2"}}
+  admin: {data: {token: 0123456789abcdef0123456789abcdef}}
+config:
+  admin: {token_file: /run/secrets/admin/token}
+  upstreams:
+    docker.io:
+      accounts:
+      - {username: ci-1, password_file: /run/secrets/hub/one}
+      - {username: ci-2, password_file: /run/secrets/hub/two}`},
+		"password from the environment": {values: `
+extraEnv: [{name: HUB, valueFrom: {secretKeyRef: {name: docker-hub, key: password}}}]
+extraEnvFrom: [{secretRef: {name: more}}]
+config: {upstreams: {docker.io: {username: ci, password: "${HUB}"}}}`},
+		"own certificate": {values: `{tls: {secretName: mirror-tls}}`},
+		"cert-manager": {values: `
+tls: {certManager: {enabled: true, issuerRef: {name: corp, kind: ClusterIssuer, group: cert-manager.io}, dnsNames: [mirror.corp], ipAddresses: [192.0.2.1], duration: 2160h, renewBefore: 360h}}
+ingress: {enabled: true, hosts: [mirror.example]}`},
+		"own claim":   {values: `{persistence: {size: 1.5Ti, storageClassName: fast, accessModes: [ReadWriteOncePod], annotations: {a: b}, selector: {matchLabels: {disk: big}}, retain: false}}`},
+		"their claim": {values: `{persistence: {type: existingClaim, existingClaim: images}}`},
+		"host path":   {values: `{persistence: {type: hostPath, hostPath: /srv/cachalot}}`, unrestricted: "hostPath"},
+		"empty dir":   {values: `{persistence: {type: emptyDir, size: 20Gi}}`},
+		"node port":   {values: `{service: {type: NodePort, nodePort: 30500, externalTrafficPolicy: Local}}`},
+		"load balancer": {values: `{service: {type: LoadBalancer, port: 443, loadBalancerIP: 192.0.2.7, loadBalancerClass: example.com/lb, loadBalancerSourceRanges: [10.0.0.0/8],
+  annotations: {lb: internal}, labels: {a: b}, sessionAffinity: ClientIP}}`},
+		"IPv6":       {values: `{service: {ipFamilyPolicy: SingleStack, ipFamilies: [IPv6], clusterIP: "fd00::5"}}`},
+		"dual stack": {values: `{service: {ipFamilyPolicy: RequireDualStack, ipFamilies: [IPv6, IPv4]}}`},
+		"ingress": {values: `
+ingress: {enabled: true, className: nginx, hosts: [mirror.example, quay.mirror.example], tls: [{secretName: web, hosts: [mirror.example]}],
+  annotations: {nginx.ingress.kubernetes.io/proxy-buffering: "off"}, labels: {a: b}}`},
+		"gateway": {values: `
+httpRoute: {enabled: true, parentRefs: [{name: public, namespace: gateways, sectionName: https}], hostnames: [mirror.example], timeouts: {request: 0s}, labels: {a: b}, annotations: {a: b}}`},
+		"service monitor": {values: `
+metrics:
+  serviceMonitor: {enabled: true, interval: 30s, labels: {release: prometheus}, relabelings: [{targetLabel: cluster, replacement: one}], metricRelabelings: [{action: drop, sourceLabels: [__name__], regex: go_.*}]}
+  prometheusRule: {enabled: true, labels: {release: prometheus}}
+  dashboard: {enabled: true, annotations: {folder: CI}}`},
+		"pod monitor":    {values: `{fullnameOverride: mirror, metrics: {podMonitor: {enabled: true}}}`},
+		"network policy": {values: `{networkPolicy: {enabled: true}}`},
+		"narrow network policy": {values: `
+networkPolicy:
+  enabled: true
+  clients: [{namespaceSelector: {matchLabels: {ci: "true"}}}, {ipBlock: {cidr: 10.0.0.0/8}}]
+  admin: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}]
+  egress: [{ports: [{port: 53, protocol: UDP}, {port: 443}]}]`},
+		"several": {values: `
+replicas: 3
+podDisruptionBudget: {enabled: true, maxUnavailable: 34%}
+topologySpreadConstraints: [{maxSkew: 1, topologyKey: topology.kubernetes.io/zone, whenUnsatisfiable: ScheduleAnyway}]
+affinity: {podAntiAffinity: {preferredDuringSchedulingIgnoredDuringExecution: [{weight: 1, podAffinityTerm: {topologyKey: kubernetes.io/hostname}}]}}`},
+		"scheduling": {values: `
+nodeSelector: {disk: ssd}
+tolerations: [{key: ci, operator: Exists}]
+priorityClassName: high
+runtimeClassName: gvisor
+schedulerName: mine
+dnsPolicy: None
+dnsConfig: {nameservers: [192.0.2.53]}
+hostAliases: [{ip: 192.0.2.9, hostnames: [registry.corp]}]
+terminationGracePeriodSeconds: 90`},
+		"no limits":  {values: `{resources: {limits: null}}`},
+		"own limits": {values: `{resources: {requests: {memory: 1G}, limits: {memory: 2G, cpu: 2}}}`},
+		"extras": {values: `
+podLabels: {azure.workload.identity/use: "true"}
+podAnnotations: {a: b}
+serviceAccount: {annotations: {eks.amazonaws.com/role-arn: "arn:aws:iam::1:role/ecr"}}
+extraEnv: [{name: HTTPS_PROXY, value: "http://proxy:3128"}]
+extraVolumes: [{name: more, emptyDir: {}}]
+extraVolumeMounts: [{name: more, mountPath: /more}]
+initContainers: [{name: wait, image: "busybox:1.37", securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}}]
+extraContainers: [{name: log, image: "busybox:1.37", securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}}]`},
+		"account of another": {values: `{serviceAccount: {create: false, name: other}}`},
+		"no account":         {values: `{serviceAccount: {create: false}}`},
+		"probes":             {values: `{startupProbe: {failureThreshold: 300}, livenessProbe: {timeoutSeconds: 9}, readinessProbe: {initialDelaySeconds: 1}}`},
+	}
+}

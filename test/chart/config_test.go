@@ -1,0 +1,182 @@
+package chart
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	core "k8s.io/api/core/v1"
+	sigsyaml "sigs.k8s.io/yaml"
+)
+
+// settings returns the rendered configuration by "section.key".
+func settings(t *testing.T, r rendered) map[string]any {
+	t.Helper()
+	parsed := map[string]any{}
+	if err := sigsyaml.UnmarshalStrict([]byte(config(t, r)), &parsed); err != nil {
+		t.Fatal(err)
+	}
+	flat := map[string]any{}
+	for section, v := range parsed {
+		if keys, ok := v.(map[string]any); ok {
+			for k, v := range keys {
+				flat[section+"."+k] = v
+			}
+			continue
+		}
+		flat[section] = v
+	}
+	return flat
+}
+
+// TestConfig: what values say goes, and for what they do not the chart's own.
+func TestConfig(t *testing.T) {
+	own := map[string]any{"listen": ":5000", "admin.listen": ":5001", "storage.path": "/var/lib/cachalot", "storage.max_size": "55296MiB"}
+	for values, different := range map[string]map[string]any{
+		`{}`:                                 {},
+		`{config: {storage: {max_size: 0}}}`: {"storage.max_size": 0.0},
+		`{config: {storage: {path: /srv}}}`:  {"storage.path": "/srv"},
+		`{config: {admin: {listen: "127.0.0.1:5001"}}}`: {"admin.listen": "127.0.0.1:5001"},
+		`{config: {tags: {fresh_for: 0s}, send_timeout: 0s, upstreams: {docker.io: {race_after: 0s}}}}`: {
+			"tags.fresh_for": "0s", "send_timeout": "0s", "upstreams.docker.io": map[string]any{"race_after": "0s"},
+		},
+		`{persistence: {size: 1.5Ti}}`:                          {"storage.max_size": "1415577MiB"},
+		`{persistence: {size: 100G}}`:                           {"storage.max_size": "85830MiB"},
+		`{persistence: {type: emptyDir, size: 10Gi}}`:           {"storage.max_size": "9216MiB"},
+		`{persistence: {type: hostPath, hostPath: /srv/cache}}`: {"storage.max_size": nil},
+		`{tls: {secretName: web}}`:                              {"tls.certificate": "/run/secrets/tls/tls.crt", "tls.key": "/run/secrets/tls/tls.key"},
+	} {
+		want := maps.Clone(own)
+		maps.Copy(want, different)
+		maps.DeleteFunc(want, func(_ string, v any) bool { return v == nil })
+		if got := settings(t, render(t, "mirror", values)); fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Errorf("%s:\n got %v\nwant %v", values, got, want)
+		}
+	}
+}
+
+// TestMemoryLimit: GOMEMLIMIT leaves a tenth of the limit to what is not Go's.
+func TestMemoryLimit(t *testing.T) {
+	for values, want := range map[string]string{
+		`{}`:                                  "460MiB",
+		`{resources: {limits: {memory: 2G}}}`: "1716MiB",
+		`{resources: {limits: {memory: 1073741824}}}`:   "921MiB",
+		`{resources: {limits: {memory: null, cpu: 1}}}`: "",
+		`{resources: null}`:                             "",
+	} {
+		got := ""
+		for _, e := range statefulSet(t, render(t, "mirror", values)).Spec.Template.Spec.Containers[0].Env {
+			if e.Name == "GOMEMLIMIT" {
+				got = e.Value
+			}
+		}
+		if got != want {
+			t.Errorf("%s: GOMEMLIMIT is %q, want %q", values, got, want)
+		}
+	}
+}
+
+func checksum(t *testing.T, config map[string]any) string {
+	t.Helper()
+	values, err := sigsyaml.Marshal(map[string]any{"config": config})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := statefulSet(t, render(t, "mirror", string(values))).Spec.Template.Annotations["checksum/config"]
+	if len(sum) != 64 {
+		t.Fatalf("checksum %q", sum)
+	}
+	return sum
+}
+
+// TestRestarts: pods are replaced for the keys that cachalot says want a restart,
+// and for no other.
+func TestRestarts(t *testing.T) {
+	source, err := os.ReadFile("../../cmd/cachalot/reload.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	restart := map[string]bool{}
+	for _, found := range regexp.MustCompile(`append\(changed, "([^"]+)"\)`).FindAllStringSubmatch(string(source), -1) {
+		for key := range strings.SplitSeq(found[1], ", ") {
+			restart[key] = true
+		}
+	}
+	if len(restart) < 10 {
+		t.Fatalf("few keys in reload.go: %v", slices.Sorted(maps.Keys(restart)))
+	}
+	shipped, err := os.ReadFile("../../config.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sections map[string]any
+	if err := sigsyaml.Unmarshal(shipped, &sections); err != nil {
+		t.Fatal(err)
+	}
+	before := checksum(t, map[string]any{})
+	for section, v := range sections {
+		keys, ok := v.(map[string]any)
+		if !ok || section == "upstreams" {
+			keys = map[string]any{"": nil}
+		}
+		for key := range keys {
+			name, change := section, map[string]any{section: "changed"}
+			switch {
+			case key != "":
+				name, change = section+"."+key, map[string]any{section: map[string]any{key: "changed:1"}}
+			case section == "upstreams":
+				change = map[string]any{section: map[string]any{"docker.io": map[string]any{"username": "changed"}}}
+			case section == "listen":
+				change = map[string]any{section: ":5555"}
+			}
+			if name == "admin.token" { // only from the environment
+				change = map[string]any{section: map[string]any{key: "${CHANGED}"}}
+			}
+			wanted := restart[name] || restart[section]
+			if got := checksum(t, change) != before; got != wanted {
+				t.Errorf("a change of %s replaces the pods: %v; cachalot wants a restart: %v", name, got, wanted)
+			}
+			delete(restart, name)
+		}
+		delete(restart, section)
+	}
+	if len(restart) > 0 {
+		t.Errorf("not in config.yml: %v", restart)
+	}
+}
+
+// TestConfigReloads: the mirror watches the file, in a mount that Kubernetes renews.
+func TestConfigReloads(t *testing.T) {
+	c := statefulSet(t, render(t, "mirror", "")).Spec.Template.Spec.Containers[0]
+	if !slices.Equal(c.Args, []string{"serve", "--config", "/etc/cachalot/cachalot.yml", "--watch"}) {
+		t.Errorf("arguments %q", c.Args)
+	}
+	i := slices.IndexFunc(c.VolumeMounts, func(m core.VolumeMount) bool { return m.MountPath == "/etc/cachalot" })
+	if i < 0 || c.VolumeMounts[i].SubPath != "" {
+		t.Errorf("mounts %v", c.VolumeMounts)
+	}
+}
+
+// TestRefusals: what cannot work, or would show a secret, says so and what to do.
+func TestRefusals(t *testing.T) {
+	for values, want := range map[string]string{
+		`{replicas: 2, persistence: {type: existingClaim, existingClaim: images}}`:              "set replicas to 1, or persistence.type to claim",
+		`{config: {admin: {listen: "127.0.0.1:5001"}}, metrics: {podMonitor: {enabled: true}}}`: "set it to :5001",
+		`{metrics: {podMonitor: {enabled: true}, serviceMonitor: {enabled: true}}}`:             "enable one of them",
+		`{config: {upstreams: {docker.io: {username: ci, password: correct horse}}}}`:           "config.upstreams.docker.io has a password",
+		`{config: {upstreams: {docker.io: {accounts: [{username: ci, password: "a${B}"}]}}}}`:   "config.upstreams.docker.io has a password",
+		`{config: {admin: {token: correct horse battery}}}`:                                     "token_file",
+	} {
+		_, err := tryRender(t, loadChart(t), "mirror", values)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", values, err, want)
+		}
+		if err != nil && strings.Contains(err.Error(), "correct horse") {
+			t.Errorf("%s: the error repeats the secret: %v", values, err)
+		}
+	}
+}

@@ -1,0 +1,194 @@
+package chart
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	certmanager "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
+	monitoring "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
+	core "k8s.io/api/core/v1"
+	network "k8s.io/api/networking/v1"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	gateway "sigs.k8s.io/gateway-api/apis/v1"
+	sigsyaml "sigs.k8s.io/yaml"
+)
+
+// TestNotes: what is printed has the address that clients reach.
+func TestNotes(t *testing.T) {
+	for values, want := range map[string]string{
+		`{}`: `["--registry-mirror", "http://mirror-cachalot.apps.svc:5000"]`,
+		`{tls: {secretName: web}, service: {port: 443}}`:                                     `--mirror https://mirror-cachalot.apps.svc:443` + "\n",
+		`{service: {type: NodePort}}`:                                                        `jsonpath='{.spec.ports[0].nodePort}'`,
+		`{service: {type: LoadBalancer}}`:                                                    `jsonpath='{.status.loadBalancer.ingress[0].ip}`,
+		`{service: {type: LoadBalancer, loadBalancerIP: 192.0.2.7}}`:                         `["--registry-mirror", "http://192.0.2.7:5000"]`,
+		`{ingress: {enabled: true, hosts: [mirror.example]}}`:                                `["--registry-mirror", "http://mirror.example"]`,
+		`{ingress: {enabled: true, hosts: [mirror.example], tls: [{secretName: web}]}}`:      `["--registry-mirror", "https://mirror.example"]`,
+		`{httpRoute: {enabled: true, parentRefs: [{name: a}], hostnames: [mirror.example]}}`: `["--registry-mirror", "https://mirror.example"]`,
+		`{persistence: {type: emptyDir}}`:                                                    "The cache goes with the pod",
+		`{fullnameOverride: hub}`:                                                            "statefulset/hub -c cachalot -- /cachalot client containerd --config /etc/cachalot/cachalot.yml",
+	} {
+		if notes := render(t, "mirror", values).notes; !strings.Contains(notes, want) {
+			t.Errorf("%s: no %s in\n%s", values, want, notes)
+		}
+	}
+}
+
+// TestNotesCommand runs what the notes say, with the configuration of the pod.
+func TestNotesCommand(t *testing.T) {
+	r := render(t, "mirror", `{config: {upstreams: {docker.io: {}, registry.corp: {url: "https://registry.corp"}}}}`)
+	p := newPod(t, r)
+	for line := range strings.Lines(r.notes) {
+		_, command, ok := strings.Cut(strings.TrimSpace(line), " -- /cachalot ")
+		if !ok {
+			continue
+		}
+		out, err := p.command(t, strings.Fields(command)...).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "http://mirror-cachalot.apps.svc:5000") {
+			t.Errorf("%s: %v\n%s", command, err, out)
+		}
+		return
+	}
+	t.Errorf("no command in\n%s", r.notes)
+}
+
+// TestMonitoring: each monitor finds the pods' admin port, under a job that the
+// alerts look for, and rules and dashboard are the files that test/monitoring tests.
+func TestMonitoring(t *testing.T) {
+	const more = "metricRelabelings: [{action: drop, regex: go_.*, sourceLabels: [__name__]}], relabelings: [{targetLabel: a, replacement: b}]"
+	for override, job := range map[string]string{"": "mirror-cachalot", "hub": "cachalot-hub"} {
+		r := render(t, "mirror", fmt.Sprintf(`{fullnameOverride: %q, metrics: {prometheusRule: {enabled: true, labels: {release: prometheus}}, dashboard: {enabled: true}, serviceMonitor: {enabled: true, %s}}}`, override, more))
+		m := all[*monitoring.ServiceMonitor](r)[0]
+		selector, err := meta.LabelSelectorAsSelector(&m.Spec.Selector)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var found []string
+		for _, s := range all[*core.Service](r) {
+			if selector.Matches(labels.Set(s.Labels)) {
+				found = append(found, s.Name)
+				if s.Spec.Ports[0].Name != m.Spec.Endpoints[0].Port {
+					t.Errorf("no port %s", m.Spec.Endpoints[0].Port)
+				}
+			}
+		}
+		if len(found) != 1 {
+			t.Errorf("the ServiceMonitor finds %v", found)
+		}
+		checkJob(t, m.Spec.Endpoints[0].RelabelConfigs, job)
+
+		r2 := render(t, "mirror", fmt.Sprintf(`{fullnameOverride: %q, metrics: {podMonitor: {enabled: true, %s}}}`, override, more))
+		p := all[*monitoring.PodMonitor](r2)[0]
+		selector, err = meta.LabelSelectorAsSelector(&p.Spec.Selector)
+		if err != nil || !selector.Matches(labels.Set(statefulSet(t, r2).Spec.Template.Labels)) || *p.Spec.PodMetricsEndpoints[0].Port != "admin" {
+			t.Errorf("the PodMonitor does not find the pods: %v", err)
+		}
+		for _, test := range all[*core.Pod](r2) {
+			if selector.Matches(labels.Set(test.Labels)) {
+				t.Error("the PodMonitor finds the test's pod")
+			}
+		}
+		checkJob(t, p.Spec.PodMetricsEndpoints[0].RelabelConfigs, job)
+
+		file, err := os.ReadFile(filepath.Join(dir, "files/alerts.yaml"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var want monitoring.PrometheusRuleSpec
+		if err := sigsyaml.UnmarshalStrict(file, &want); err != nil {
+			t.Fatal(err)
+		}
+		if got := all[*monitoring.PrometheusRule](r)[0]; fmt.Sprint(got.Spec) != fmt.Sprint(want) || len(want.Groups[0].Rules) < 10 {
+			t.Error("the rules are not those of the file")
+		}
+		file, err = os.ReadFile(filepath.Join(dir, "files/dashboard.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := statefulSet(t, r).Name
+		if got := named[*core.ConfigMap](t, r, name+"-dashboard").Data[name+".json"]; strings.TrimSpace(got) != strings.TrimSpace(string(file)) {
+			t.Error("the dashboard is not that of the file")
+		}
+	}
+}
+
+func checkJob(t *testing.T, relabelings []monitoring.RelabelConfig, want string) {
+	t.Helper()
+	if len(relabelings) != 2 || relabelings[0].TargetLabel != "job" || *relabelings[0].Replacement != want {
+		t.Errorf("relabelings %+v, want the job %s first", relabelings, want)
+	}
+}
+
+// TestNetworkPolicy: clients reach the mirror alone, and helm test both ports.
+func TestNetworkPolicy(t *testing.T) {
+	for name, values := range map[string]string{"open": `{networkPolicy: {enabled: true}}`, "narrow": choices()["narrow network policy"].values} {
+		r := render(t, "mirror", values)
+		p := all[*network.NetworkPolicy](r)[0]
+		selector, err := meta.LabelSelectorAsSelector(&p.Spec.PodSelector)
+		if err != nil || !selector.Matches(labels.Set(statefulSet(t, r).Spec.Template.Labels)) {
+			t.Errorf("%s: not of the pods: %v", name, err)
+		}
+		test := all[*core.Pod](r)[0]
+		for _, rule := range p.Spec.Ingress {
+			port := rule.Ports[0].Port.StrVal
+			open := len(rule.From) == 0
+			if open && (port == "admin" || name == "narrow") {
+				t.Errorf("%s: everybody reaches %s", name, port)
+			}
+			if !open && !slices.ContainsFunc(rule.From, func(from network.NetworkPolicyPeer) bool {
+				if from.PodSelector == nil || from.NamespaceSelector != nil {
+					return false
+				}
+				s, err := meta.LabelSelectorAsSelector(from.PodSelector)
+				return err == nil && s.Matches(labels.Set(test.Labels))
+			}) {
+				t.Errorf("%s: helm test does not reach %s", name, port)
+			}
+		}
+		if egress := slices.Contains(p.Spec.PolicyTypes, network.PolicyTypeEgress); egress != (name == "narrow") {
+			t.Errorf("%s: policy types %v", name, p.Spec.PolicyTypes)
+		}
+	}
+}
+
+// TestRoutes: an Ingress and an HTTPRoute lead to the Service's port.
+func TestRoutes(t *testing.T) {
+	for _, tls := range []string{"", "web"} {
+		r := render(t, "mirror", fmt.Sprintf(`{tls: {secretName: %q}, service: {port: 8443}, ingress: {enabled: true, hosts: [a.example, b.example]}, httpRoute: {enabled: true, parentRefs: [{name: a}]}}`, tls))
+		s := named[*core.Service](t, r, statefulSet(t, r).Name)
+		rules := all[*network.Ingress](r)[0].Spec.Rules
+		if len(rules) != 2 {
+			t.Errorf("%d rules", len(rules))
+		}
+		for _, rule := range rules {
+			b := rule.HTTP.Paths[0].Backend.Service
+			if b.Name != s.Name || b.Port.Name != s.Spec.Ports[0].Name {
+				t.Errorf("the Ingress leads to %+v", b)
+			}
+		}
+		b := all[*gateway.HTTPRoute](r)[0].Spec.Rules[0].BackendRefs[0]
+		if string(b.Name) != s.Name || *b.Port != s.Spec.Ports[0].Port {
+			t.Errorf("the HTTPRoute leads to %+v", b)
+		}
+	}
+}
+
+// TestCertificate: it has the names that clients use, and the pods mount its Secret.
+func TestCertificate(t *testing.T) {
+	r := render(t, "mirror", choices()["cert-manager"].values)
+	c := all[*certmanager.Certificate](r)[0]
+	for _, name := range []string{"mirror-cachalot", "mirror-cachalot.apps.svc", "mirror.example", "mirror.corp"} {
+		if !slices.Contains(c.Spec.DNSNames, name) {
+			t.Errorf("no %s in %v", name, c.Spec.DNSNames)
+		}
+	}
+	for what, spec := range map[string]core.PodSpec{"the mirror": statefulSet(t, r).Spec.Template.Spec, "helm test": all[*core.Pod](r)[0].Spec} {
+		if !slices.ContainsFunc(spec.Volumes, func(v core.Volume) bool { return v.Secret != nil && v.Secret.SecretName == c.Spec.SecretName }) {
+			t.Errorf("%s does not mount %s", what, c.Spec.SecretName)
+		}
+	}
+}

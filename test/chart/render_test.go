@@ -1,0 +1,152 @@
+package chart
+
+import (
+	"strings"
+	"testing"
+
+	apps "k8s.io/api/apps/v1"
+	core "k8s.io/api/core/v1"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/pod-security-admission/api"
+	"k8s.io/pod-security-admission/policy"
+)
+
+// TestChoices: what Kubernetes gets has no unknown field, names and labels that
+// it takes, a Service that finds the pods, and pods that a restricted namespace takes.
+func TestChoices(t *testing.T) {
+	for name, c := range choices() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := render(t, "mirror", c.values)
+			checkNames(t, r)
+			checkServices(t, r)
+			checkSecurity(t, r, c.unrestricted)
+		})
+	}
+}
+
+func TestLongNames(t *testing.T) {
+	for _, name := range []string{strings.Repeat("a", 53), strings.Repeat("a", 42) + "-cachalot-b", "a"} {
+		r := render(t, name, `{secrets: {an-account-whose-name-is-a-long1: {data: {password: secret}}}, metrics: {dashboard: {enabled: true}}}`)
+		checkNames(t, r)
+	}
+}
+
+// checkNames wants what Kubernetes wants of names, and our labels on everything.
+func checkNames(t *testing.T, r rendered) {
+	t.Helper()
+	valid := func(o meta.Object, kind string) {
+		if wrong := validation.IsDNS1123Subdomain(o.GetName()); len(wrong) > 0 || o.GetName() == "" {
+			t.Errorf("%s %q: %v", kind, o.GetName(), wrong)
+		}
+		for k, v := range o.GetLabels() {
+			if wrong := append(validation.IsQualifiedName(k), validation.IsValidLabelValue(v)...); len(wrong) > 0 {
+				t.Errorf("%s %s: label %s=%s: %v", kind, o.GetName(), k, v, wrong)
+			}
+		}
+		for _, k := range []string{"app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/component", "app.kubernetes.io/version", "app.kubernetes.io/managed-by", "helm.sh/chart"} {
+			if o.GetLabels()[k] == "" {
+				t.Errorf("%s %s: no label %s", kind, o.GetName(), k)
+			}
+		}
+	}
+	seen := map[string]bool{}
+	for _, o := range r.objects {
+		kind := o.GetObjectKind().GroupVersionKind().Kind
+		valid(o, kind)
+		if o.GetNamespace() != namespace {
+			t.Errorf("%s %s is in the namespace %q", kind, o.GetName(), o.GetNamespace())
+		}
+		if seen[kind+o.GetName()] {
+			t.Errorf("two of %s %s", kind, o.GetName())
+		}
+		seen[kind+o.GetName()] = true
+	}
+	for _, s := range all[*core.Service](r) {
+		if wrong := validation.IsDNS1035Label(s.Name); len(wrong) > 0 {
+			t.Errorf("Service %s: %v", s.Name, wrong)
+		}
+	}
+	set := statefulSet(t, r)
+	pod := set.Spec.Template.DeepCopy()
+	pod.Name, pod.Labels["controller-revision-hash"] = set.Name+"-0", set.Name+"-0123456789"
+	valid(pod, "Pod")
+	if wrong := validation.IsDNS1123Label(pod.Name); len(wrong) > 0 {
+		t.Errorf("Pod %s: %v", pod.Name, wrong)
+	}
+	for _, v := range pod.Spec.Volumes {
+		if wrong := validation.IsDNS1123Label(v.Name); len(wrong) > 0 {
+			t.Errorf("volume %s: %v", v.Name, wrong)
+		}
+	}
+}
+
+// checkServices wants each to lead to ports of the mirror's pods, and to no other pod.
+func checkServices(t *testing.T, r rendered) {
+	t.Helper()
+	set := statefulSet(t, r)
+	ports := map[string]bool{}
+	for _, p := range set.Spec.Template.Spec.Containers[0].Ports {
+		ports[p.Name] = true
+	}
+	for _, s := range all[*core.Service](r) {
+		selector := labels.SelectorFromSet(s.Spec.Selector)
+		if !selector.Matches(labels.Set(set.Spec.Template.Labels)) {
+			t.Errorf("Service %s does not find the pods: %v", s.Name, s.Spec.Selector)
+		}
+		for _, p := range all[*core.Pod](r) {
+			if selector.Matches(labels.Set(p.Labels)) {
+				t.Errorf("Service %s leads to the pod %s too", s.Name, p.Name)
+			}
+		}
+		for _, p := range s.Spec.Ports {
+			if p.TargetPort.Type != intstr.String || !ports[p.TargetPort.StrVal] {
+				t.Errorf("Service %s: no port %s in the pods", s.Name, p.TargetPort.String())
+			}
+			if p.Name == "admin" && s.Spec.ClusterIP != core.ClusterIPNone {
+				t.Errorf("Service %s shows the admin listener to clients", s.Name)
+			}
+		}
+	}
+	selector, err := meta.LabelSelectorAsSelector(set.Spec.Selector)
+	if err != nil || !selector.Matches(labels.Set(set.Spec.Template.Labels)) {
+		t.Errorf("the StatefulSet does not find its pods: %v %v", set.Spec.Selector, err)
+	}
+	named[*core.Service](t, r, set.Spec.ServiceName)
+}
+
+// checkSecurity asks what a namespace asks that enforces "restricted".
+func checkSecurity(t *testing.T, r rendered, unrestricted string) {
+	t.Helper()
+	evaluator, err := policy.NewEvaluator(policy.DefaultChecks(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	restricted := api.LevelVersion{Level: api.LevelRestricted, Version: api.LatestVersion()}
+	check := func(what string, m *meta.ObjectMeta, s *core.PodSpec, allowed bool) {
+		result := policy.AggregateCheckResults(evaluator.EvaluatePod(restricted, m, s))
+		if result.Allowed != allowed {
+			t.Errorf("%s in a restricted namespace: %s", what, result.ForbiddenDetail())
+		}
+		for _, c := range s.Containers {
+			if strings.HasSuffix(c.Image, ":latest") || !strings.ContainsAny(c.Image, ":@") {
+				t.Errorf("%s: image %s", what, c.Image)
+			}
+		}
+		if s.AutomountServiceAccountToken == nil || *s.AutomountServiceAccountToken {
+			t.Errorf("%s gets a token for the API server", what)
+		}
+	}
+	for _, s := range all[*apps.StatefulSet](r) {
+		check("the mirror", &s.Spec.Template.ObjectMeta, &s.Spec.Template.Spec, unrestricted == "")
+		if root := s.Spec.Template.Spec.Containers[0].SecurityContext.ReadOnlyRootFilesystem; root == nil || !*root {
+			t.Error("the root file system can be written to")
+		}
+	}
+	for _, p := range all[*core.Pod](r) {
+		check("the test", &p.ObjectMeta, &p.Spec, true)
+	}
+}

@@ -1,0 +1,92 @@
+package chart
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net/http"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+
+	core "k8s.io/api/core/v1"
+)
+
+// TestStarts runs the real cachalot as its container would, and asks it what the
+// probes and "helm test" ask.
+func TestStarts(t *testing.T) {
+	for _, name := range []string{"defaults", "made secrets", "own certificate", "admin for itself"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			// Any port of this machine, where the container has some of its own.
+			r := render(t, "mirror", choices()[name].values)
+			p := newPod(t, r)
+			p.write(t, "/etc/cachalot/cachalot.yml", regexp.MustCompile(`listen: .*:500[01]"?`).ReplaceAllString(config(t, r), `listen: "127.0.0.1:0"`))
+			cmd := p.command(t, p.container.Args...)
+			stderr, err := cmd.StderrPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			lines := bufio.NewScanner(stderr)
+			var text strings.Builder
+			var serving []string
+			for serving == nil && lines.Scan() {
+				fmt.Fprintln(&text, lines.Text())
+				serving = regexp.MustCompile(`registry_mirror=(\S+) admin=(\S+)`).FindStringSubmatch(lines.Text())
+			}
+			if serving == nil {
+				t.Fatalf("%v:\n%s", cmd.Wait(), text.String())
+			}
+			for what, probe := range map[string]*core.Probe{"startup": p.container.StartupProbe, "liveness": p.container.LivenessProbe, "readiness": p.container.ReadinessProbe} {
+				if probe.Exec != nil {
+					args := probe.Exec.Command[1:]
+					args[2] = strings.Replace(args[2], "http://127.0.0.1:5001", serving[2], 1)
+					if out, err := p.command(t, args...).CombinedOutput(); err != nil || probe.Exec.Command[0] != "/cachalot" {
+						t.Errorf("%s: %v\n%s", what, err, out)
+					}
+					continue
+				}
+				if probe.HTTPGet.Port.StrVal != "admin" {
+					t.Errorf("%s is at %s", what, probe.HTTPGet.Port.StrVal)
+				}
+				get(t, serving[2]+probe.HTTPGet.Path)
+			}
+			for _, c := range all[*core.Pod](r)[0].Spec.Containers {
+				url := regexp.MustCompile(`^https?://mirror-cachalot(-headless)?:500[01]`).ReplaceAllString(c.Args[2], serving[map[string]int{"clients": 1, "admin": 2}[c.Name]])
+				test := p.command(t, c.Args[0], c.Args[1], url)
+				for _, e := range c.Env {
+					test.Env = append(test.Env, e.Name+"="+p.root+e.Value)
+				}
+				if out, err := test.CombinedOutput(); err != nil {
+					t.Errorf("helm test, %s: %v\n%s", c.Name, err, out)
+				}
+			}
+			if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.Copy(&text, stderr); err != nil {
+				t.Error(err)
+			}
+			if err := cmd.Wait(); err != nil {
+				t.Errorf("%v\n%s", err, text.String())
+			}
+		})
+	}
+}
+
+func get(t *testing.T, url string) {
+	t.Helper()
+	resp, err := http.Get(url) //nolint:noctx // loopback
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Errorf("%s: %s", url, resp.Status)
+	}
+}
