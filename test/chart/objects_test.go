@@ -12,6 +12,7 @@ import (
 	monitoring "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
 	core "k8s.io/api/core/v1"
 	network "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	gateway "sigs.k8s.io/gateway-api/apis/v1"
@@ -102,7 +103,7 @@ func TestMonitoring(t *testing.T) {
 		if err := sigsyaml.UnmarshalStrict(file, &want); err != nil {
 			t.Fatal(err)
 		}
-		if got := all[*monitoring.PrometheusRule](r)[0]; fmt.Sprint(got.Spec) != fmt.Sprint(want) || len(want.Groups[0].Rules) < 10 {
+		if got := all[*monitoring.PrometheusRule](r)[0]; !equality.Semantic.DeepEqual(got.Spec, want) || len(want.Groups[0].Rules) < 10 {
 			t.Error("the rules are not those of the file")
 		}
 		file, err = os.ReadFile(filepath.Join(dir, "files/dashboard.json"))

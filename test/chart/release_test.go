@@ -1,6 +1,7 @@
 package chart
 
 import (
+	"errors"
 	"io"
 	"strings"
 	"testing"
@@ -110,7 +111,7 @@ func decode(t *testing.T, manifests string) []object {
 	buffer := make([]byte, 1<<20)
 	for {
 		n, err := documents.Read(buffer)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return objects
 		}
 		if err != nil {
