@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -85,7 +86,10 @@ func newPod(t *testing.T, r rendered) pod {
 			files = made[v.Secret.SecretName]
 		case v.Secret != nil:
 			for _, found := range regexp.MustCompile(regexp.QuoteMeta(m.MountPath)+`/([\w.-]+)`).FindAllStringSubmatch(config(t, r), -1) {
-				files[found[1]] = secretFile(t)
+				files[found[1]] = "0123456789abcdef0123456789abcdef"
+				if slices.Contains([]string{".crt", ".key"}, filepath.Ext(found[1])) {
+					files[found[1]] = certificate(t)
+				}
 			}
 		}
 		for name, content := range files {
@@ -129,15 +133,15 @@ func (p pod) command(t *testing.T, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// secretFile is a certificate with its key, and a password if need be.
-var secretFile = func() func(*testing.T) string { //nolint:gochecknoglobals // a constant that takes making
-	make := sync.OnceValues(func() (string, error) {
+// certificate is one with its key.
+var certificate = func() func(*testing.T) string { //nolint:gochecknoglobals // a constant that takes making
+	once := sync.OnceValues(func() (string, error) {
 		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 		if err != nil {
 			return "", err
 		}
 		template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"mirror"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, NotAfter: time.Now().Add(time.Hour)}
-		certificate, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+		signed, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 		if err != nil {
 			return "", err
 		}
@@ -146,7 +150,7 @@ var secretFile = func() func(*testing.T) string { //nolint:gochecknoglobals // a
 			return "", err
 		}
 		var b bytes.Buffer
-		for kind, der := range map[string][]byte{"CERTIFICATE": certificate, "PRIVATE KEY": private} {
+		for kind, der := range map[string][]byte{"CERTIFICATE": signed, "PRIVATE KEY": private} {
 			if err := pem.Encode(&b, &pem.Block{Type: kind, Bytes: der}); err != nil {
 				return "", err
 			}
@@ -155,7 +159,7 @@ var secretFile = func() func(*testing.T) string { //nolint:gochecknoglobals // a
 	})
 	return func(t *testing.T) string {
 		t.Helper()
-		s, err := make()
+		s, err := once()
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,0 +1,32 @@
+package chart
+
+import (
+	"os"
+	"regexp"
+	"testing"
+)
+
+// TestDocs gives the page's examples, each by itself, to the chart and to cachalot.
+func TestDocs(t *testing.T) {
+	page, err := os.ReadFile("../../docs/kubernetes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	examples := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(string(page), -1)
+	if len(examples) < 5 {
+		t.Fatalf("%d examples", len(examples))
+	}
+	for _, found := range examples {
+		t.Run("", func(t *testing.T) {
+			t.Parallel()
+			r := render(t, "mirror", found[1])
+			checkNames(t, r)
+			checkServices(t, r)
+			checkSecurity(t, r, "")
+			p := newPod(t, r)
+			if out, err := p.command(t, "config", "check", p.container.Args[2]).CombinedOutput(); err != nil {
+				t.Errorf("%v\n%s\n%s", err, out, found[1])
+			}
+		})
+	}
+}
