@@ -101,8 +101,9 @@ dnsPolicy: None
 dnsConfig: {nameservers: [192.0.2.53]}
 hostAliases: [{ip: 192.0.2.9, hostnames: [registry.corp]}]
 terminationGracePeriodSeconds: 90`},
-		"no limits":  {values: `{resources: {limits: null}}`},
-		"own limits": {values: `{resources: {requests: {memory: 1G}, limits: {memory: 2G, cpu: 2}}}`},
+		"no limits":              {values: `{resources: {limits: null}}`},
+		"own memory limit of Go": {values: `{extraEnv: [{name: GOMEMLIMIT, value: 1GiB}]}`},
+		"own limits":             {values: `{resources: {requests: {memory: 1G}, limits: {memory: 2G, cpu: 2}}}`},
 		"extras": {values: `
 podLabels: {azure.workload.identity/use: "true"}
 podAnnotations: {a: b}

@@ -27,6 +27,7 @@ func TestNotes(t *testing.T) {
 		`{service: {type: NodePort}}`:                                                        `jsonpath='{.spec.ports[0].nodePort}'`,
 		`{service: {type: LoadBalancer}}`:                                                    `jsonpath='{.status.loadBalancer.ingress[0].ip}`,
 		`{service: {type: LoadBalancer, loadBalancerIP: 192.0.2.7}}`:                         `["--registry-mirror", "http://192.0.2.7:5000"]`,
+		`{service: {type: LoadBalancer, loadBalancerIP: "fd00::5"}}`:                         `["--registry-mirror", "http://[fd00::5]:5000"]`,
 		`{ingress: {enabled: true, hosts: [mirror.example]}}`:                                `["--registry-mirror", "http://mirror.example"]`,
 		`{ingress: {enabled: true, hosts: [mirror.example], tls: [{secretName: web}]}}`:      `["--registry-mirror", "https://mirror.example"]`,
 		`{httpRoute: {enabled: true, parentRefs: [{name: a}], hostnames: [mirror.example]}}`: `["--registry-mirror", "https://mirror.example"]`,

@@ -24,6 +24,7 @@ func TestChoices(t *testing.T) {
 			checkNames(t, r)
 			checkServices(t, r)
 			checkSecurity(t, r, c.unrestricted)
+			checkOnce(t, r)
 		})
 	}
 }
@@ -80,6 +81,34 @@ func checkNames(t *testing.T, r rendered) {
 	for _, v := range pod.Spec.Volumes {
 		if wrong := validation.IsDNS1123Label(v.Name); len(wrong) > 0 {
 			t.Errorf("volume %s: %v", v.Name, wrong)
+		}
+	}
+}
+
+// checkOnce wants no list to have two items of one key, which server-side apply refuses.
+func checkOnce(t *testing.T, r rendered) {
+	t.Helper()
+	seen := map[string]bool{}
+	once := func(kind, key string) {
+		if seen[kind+key] {
+			t.Errorf("two of %s %s", kind, key)
+		}
+		seen[kind+key] = true
+	}
+	spec := statefulSet(t, r).Spec.Template.Spec
+	for _, v := range spec.Volumes {
+		once("volume", v.Name)
+	}
+	for _, c := range append(spec.InitContainers, spec.Containers...) {
+		once("container", c.Name)
+		for _, e := range c.Env {
+			once(c.Name+" env", e.Name)
+		}
+		for _, m := range c.VolumeMounts {
+			once(c.Name+" mount", m.MountPath)
+		}
+		for _, p := range c.Ports {
+			once(c.Name+" port", p.Name)
 		}
 	}
 }

@@ -160,7 +160,7 @@ exec:
 {{- $inside := printf "%s.%s.svc" (include "cachalot.fullname" .) .Release.Namespace }}
 {{- if and .Values.httpRoute.enabled .Values.httpRoute.hostnames }}https://{{ first .Values.httpRoute.hostnames }}
 {{- else if .Values.ingress.enabled }}{{ ternary "https" "http" (gt (len .Values.ingress.tls) 0) }}://{{ first .Values.ingress.hosts }}
-{{- else if and (eq $service.type "LoadBalancer") $service.loadBalancerIP }}{{ include "cachalot.scheme" . }}://{{ $service.loadBalancerIP }}:{{ $service.port }}
+{{- else if and (eq $service.type "LoadBalancer") $service.loadBalancerIP }}{{ include "cachalot.scheme" . }}://{{ ternary (printf "[%s]" $service.loadBalancerIP) $service.loadBalancerIP (contains ":" $service.loadBalancerIP) }}:{{ $service.port }}
 {{- else if eq $service.type "ClusterIP" }}{{ include "cachalot.scheme" . }}://{{ $inside }}:{{ $service.port }}
 {{- end }}
 {{- end }}
