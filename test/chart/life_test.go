@@ -48,6 +48,21 @@ func TestUpgradeKeepsTheCache(t *testing.T) {
 	}
 }
 
+// TestChartAlone: a chart with another version, and nothing else new, replaces no pod;
+// one for another cachalot does.
+func TestChartAlone(t *testing.T) {
+	before := statefulSet(t, render(t, "mirror", "")).Spec.Template
+	c := loadChart(t)
+	c.Metadata.Version = "7.8.9"
+	if after := statefulSet(t, renderChart(t, c, "mirror", "")).Spec.Template; !equality.Semantic.DeepEqual(before, after) {
+		t.Errorf("the pods are replaced:\n%v\n%v", before, after)
+	}
+	c.Metadata.AppVersion = "10.11.12"
+	if after := statefulSet(t, renderChart(t, c, "mirror", "")).Spec.Template; after.Spec.Containers[0].Image == before.Spec.Containers[0].Image {
+		t.Errorf("the image stays %s", after.Spec.Containers[0].Image)
+	}
+}
+
 // TestRetain: an uninstalled release leaves its claims, unless values say otherwise,
 // and fewer replicas always do.
 func TestRetain(t *testing.T) {

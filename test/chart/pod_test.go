@@ -71,7 +71,10 @@ func newPod(t *testing.T, r rendered) pod {
 	p := pod{root: t.TempDir(), container: spec.Containers[0]}
 	made := map[string]map[string]string{}
 	for _, s := range all[*core.Secret](r) {
-		made[s.Name] = s.StringData
+		made[s.Name] = map[string]string{}
+		for k, v := range s.Data {
+			made[s.Name][k] = string(v)
+		}
 	}
 	volumes := map[string]core.Volume{}
 	for _, v := range spec.Volumes {
