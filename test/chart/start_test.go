@@ -6,9 +6,11 @@ import (
 	"io"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	core "k8s.io/api/core/v1"
 )
@@ -22,8 +24,9 @@ func TestStarts(t *testing.T) {
 			// Any port of this machine, where the container has some of its own.
 			r := render(t, "mirror", choices()[name].values)
 			p := newPod(t, r)
-			p.write(t, "/etc/cachalot/cachalot.yml", regexp.MustCompile(`listen: .*:500[01]"?`).ReplaceAllString(config(t, r), `listen: "127.0.0.1:0"`))
-			cmd := p.command(t, p.container.Args...)
+			file := regexp.MustCompile(`listen: .*:500[01]"?`).ReplaceAllString(config(t, r), `listen: "127.0.0.1:0"`)
+			p.write(t, p.container.Args[2], file)
+			cmd := p.command(t, slices.Clone(p.container.Args)...)
 			stderr, err := cmd.StderrPipe()
 			if err != nil {
 				t.Fatal(err)
@@ -31,6 +34,8 @@ func TestStarts(t *testing.T) {
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
+			stop := time.AfterFunc(2*time.Minute, func() { _ = cmd.Process.Kill() })
+			defer stop.Stop()
 			lines := bufio.NewScanner(stderr)
 			var text strings.Builder
 			var serving []string
@@ -63,6 +68,18 @@ func TestStarts(t *testing.T) {
 				}
 				if out, err := test.CombinedOutput(); err != nil {
 					t.Errorf("helm test, %s: %v\n%s", c.Name, err, out)
+				}
+			}
+			if name == "made secrets" {
+				// What Kubernetes does after an upgrade; cachalot looks every 10 s.
+				p.write(t, p.container.Args[2], file+"\nsend_timeout: 2m\n")
+				reloaded := false
+				for !reloaded && lines.Scan() {
+					fmt.Fprintln(&text, lines.Text())
+					reloaded = strings.Contains(lines.Text(), `msg="configuration reloaded"`)
+				}
+				if !reloaded {
+					t.Errorf("a changed configuration was not reloaded:\n%s", text.String())
 				}
 			}
 			if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
