@@ -49,7 +49,7 @@ func checkNames(t *testing.T, r rendered) {
 			}
 		}
 		for _, k := range []string{"app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/component", "app.kubernetes.io/version", "app.kubernetes.io/managed-by", "helm.sh/chart"} {
-			if o.GetLabels()[k] == "" && !(kind == "pod of the set" && k == "helm.sh/chart") {
+			if o.GetLabels()[k] == "" && (kind != "pod of the set" || k != "helm.sh/chart") {
 				t.Errorf("%s %s: no label %s", kind, o.GetName(), k)
 			}
 		}
