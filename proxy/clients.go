@@ -42,6 +42,16 @@ func Clients() []Client {
 	}
 }
 
+// ClientNamed returns the one of that name, if there is one.
+func ClientNamed(name string) (Client, bool) {
+	clients := Clients()
+	i := slices.IndexFunc(clients, func(c Client) bool { return c.Name == name })
+	if i < 0 {
+		return Client{}, false
+	}
+	return clients[i], true
+}
+
 // Config returns the files that make the client pull through the mirror. Its
 // errors are of type [*SettingError].
 func (c Client) Config(s Settings) ([]File, error) {

@@ -151,6 +151,18 @@ func TestClientConfigurations(t *testing.T) {
 	}
 }
 
+func TestClientNamed(t *testing.T) {
+	t.Parallel()
+	for _, c := range Clients() {
+		if got, ok := ClientNamed(c.Name); !ok || got.Title != c.Title {
+			t.Errorf("%s: %v, %t", c.Name, got, ok)
+		}
+	}
+	if got, ok := ClientNamed("dokcer"); ok {
+		t.Errorf("a client of no such name: %v", got)
+	}
+}
+
 func TestClientRefusals(t *testing.T) {
 	t.Parallel()
 	set := func(change func(*Settings)) Settings {
@@ -190,9 +202,11 @@ func TestClientRefusals(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			clients := Clients()
-			i := slices.IndexFunc(clients, func(c Client) bool { return c.Name == tc.client })
-			files, err := clients[i].Config(tc.settings)
+			c, ok := ClientNamed(tc.client)
+			if !ok {
+				t.Fatalf("no client %s", tc.client)
+			}
+			files, err := c.Config(tc.settings)
 			wrong, ok := errors.AsType[*SettingError](err)
 			if !ok || wrong.Setting != tc.want || wrong.Reason == "" || files != nil {
 				t.Errorf("%v, %v; want an error about %s", files, err, tc.want)

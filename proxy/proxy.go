@@ -205,7 +205,7 @@ func (p *Proxy) version(hw http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	w.result = resultHit
+	w.result, w.routine = resultHit, true
 	w.setCacheStatus()
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = w.Write([]byte("{}")) // a client that has left is no news

@@ -39,6 +39,7 @@ type response struct {
 	result    result
 	digest    digest.Digest // of what is served; "" of lists and errors
 	kept      bool
+	routine   bool  // asked again and again, and not worth a line
 	cut       error // the body ended before its length, or could not be copied to its end
 	err       error
 }
@@ -156,11 +157,15 @@ func (p *Proxy) finish(w *response, r *http.Request) {
 	}
 	p.metrics.inFlight.Add(-1)
 	log := p.log.Handler()
-	if !log.Enabled(w.ctx, slog.LevelInfo) {
+	level := slog.LevelInfo
+	if w.routine {
+		level = slog.LevelDebug
+	}
+	if !log.Enabled(w.ctx, level) {
 		return
 	}
-	line := slog.NewRecord(time.Now(), slog.LevelInfo, "request", 0) // whose source no handler writes, and slog would look for
-	var room [20]slog.Attr                                           // for all of them, so that they are copied once
+	line := slog.NewRecord(time.Now(), level, "request", 0) // whose source no handler writes, and slog would look for
+	var room [20]slog.Attr                                  // for all of them, so that they are copied once
 	attrs := append(room[:0],
 		slog.String("method", r.Method), slog.String("client", p.client(r)), slog.String("user_agent", boundedTo(r.UserAgent(), maxUserAgent)),
 		slog.String("request_id", w.id), slog.Int("status", w.status), slog.Int64("bytes", w.bytes),

@@ -69,16 +69,15 @@ func (o clientOptions) files(args []string) ([]proxy.File, error) {
 	if len(args) > 1 {
 		return nil, fmt.Errorf("one client at a time; %q is too much", args[1])
 	}
-	clients := proxy.Clients()
-	i := slices.IndexFunc(clients, func(c proxy.Client) bool { return c.Name == args[0] })
-	if i < 0 {
-		return nil, fmt.Errorf("unknown client %q; write one of %s", args[0], strings.Join(clientNames(clients), ", "))
+	client, ok := proxy.ClientNamed(args[0])
+	if !ok {
+		return nil, fmt.Errorf("unknown client %q; write one of %s", args[0], strings.Join(clientNames(), ", "))
 	}
 	s, err := o.settings()
 	if err != nil {
 		return nil, err
 	}
-	files, err := clients[i].Config(s)
+	files, err := client.Config(s)
 	if wrong, ok := errors.AsType[*proxy.SettingError](err); ok {
 		return nil, fmt.Errorf("--%s: %s", wrong.Setting, wrong.Reason)
 	}
@@ -117,9 +116,9 @@ func (o clientOptions) settings() (proxy.Settings, error) {
 	return s, nil
 }
 
-func clientNames(clients []proxy.Client) []string {
+func clientNames() []string {
 	var names []string
-	for _, c := range clients {
+	for _, c := range proxy.Clients() {
 		names = append(names, c.Name)
 	}
 	return names

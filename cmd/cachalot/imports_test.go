@@ -50,6 +50,8 @@ func never() map[string][]string {
 		module + "/cmd/cachalot/ops": {module + "/storage", module + "/upstream"},
 		// It has a command line's arguments and no configuration.
 		module + "/cmd/cachalot/dind": {module + "/storage", module + "/upstream", "github.com/spf13/cobra", "github.com/goccy/go-yaml"},
+		// Its settings are proxy.Settings, and the machine's containerd is all it knows.
+		module + "/cmd/cachalot/node": {module + "/storage", module + "/upstream", "github.com/spf13/cobra", "github.com/goccy/go-yaml"},
 	}
 }
 

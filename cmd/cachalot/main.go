@@ -3,6 +3,7 @@
 //	main ── cobra ─┬─ serve ───────── config ─► storage, upstream, proxy ─► two http.Servers
 //	               ├─ client ──────── config ─► proxy.Clients
 //	               ├─ dind ────────── environment ─► dind.Run ─► docker:dind's entrypoint
+//	               ├─ node ────────── node.Node ─► containerd's hosts.toml files
 //	               ├─ verify ──────── config ─► storage.Verify, or ops.Mirror ─► admin API
 //	               ├─ config check ── config
 //	               ├─ version
@@ -99,7 +100,7 @@ fetches once from Docker Hub or another registry and keeps what it fetched.`,
 	}
 	root.SetUsageTemplate(root.UsageTemplate() + "{{if not .HasParent}}" + exitCodes + "{{end}}")
 	root.AddGroup(&cobra.Group{ID: groupRun, Title: "Run the mirror, and lead clients to it:"}, &cobra.Group{ID: groupAsk, Title: "Ask a running mirror:"})
-	for _, cmd := range []*cobra.Command{newServe(), newClient(), newDind(), newVerify(), newConfig()} {
+	for _, cmd := range []*cobra.Command{newServe(), newClient(), newDind(), newNode(), newVerify(), newConfig()} {
 		cmd.GroupID = groupRun
 		root.AddCommand(cmd)
 	}

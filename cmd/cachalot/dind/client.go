@@ -2,7 +2,6 @@ package dind
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/cachalot-registry/cachalot/proxy"
@@ -11,12 +10,11 @@ import (
 // clientFile renders a file of a client's configuration: what "cachalot client"
 // prints. Wrong settings are of type [*proxy.SettingError].
 func clientFile(client string, s proxy.Settings, name string) (string, error) {
-	clients := proxy.Clients()
-	i := slices.IndexFunc(clients, func(c proxy.Client) bool { return c.Name == client })
-	if i < 0 {
+	c, ok := proxy.ClientNamed(client)
+	if !ok {
 		return "", fmt.Errorf("no client %q", client)
 	}
-	files, err := clients[i].Config(s)
+	files, err := c.Config(s)
 	if err != nil {
 		return "", err
 	}

@@ -1,0 +1,203 @@
+package node
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"slices"
+)
+
+// folder is containerd's config_path. Nothing outside of it is touched, wherever
+// links in it lead.
+type folder struct {
+	root  *os.Root
+	owner string
+}
+
+func openFolder(dir, owner string) (*folder, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open containerd's config_path: %w", err)
+	}
+	return &folder{root, owner}, nil
+}
+
+func (f *folder) close() { _ = f.root.Close() } // whatever was written has been closed
+
+// apply puts the blocks into the hosts.toml of the folders that they are named
+// by, and takes the owner's out of all others. The errors are by the folder's name.
+func (f *folder) apply(blocks map[string]block) map[string]error {
+	failed := map[string]error{}
+	names, err := f.names()
+	if err != nil {
+		return map[string]error{".": err}
+	}
+	for name := range maps.Keys(blocks) {
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	for _, name := range names {
+		var put *block
+		if b, ok := blocks[name]; ok {
+			put = &b
+		}
+		if err := f.change(name, put); err != nil {
+			failed[name] = err
+		}
+	}
+	return failed
+}
+
+// names are those of the folders.
+func (f *folder) names() ([]string, error) {
+	entries, err := fs.ReadDir(f.root.FS(), ".")
+	if err != nil {
+		return nil, fmt.Errorf("list containerd's config_path: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		if e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
+// change puts a block into a folder's hosts.toml, or takes the owner's out.
+func (f *folder) change(name string, put *block) error {
+	file := path.Join(name, "hosts.toml")
+	old, mode, err := f.read(file)
+	if err != nil && put == nil && errors.Is(err, errNotAFile) {
+		return nil // nothing of ours can be in it
+	}
+	if err != nil {
+		return err
+	}
+	if put == nil {
+		return f.replace(file, old, mode, func() ([]byte, error) { return without(old, f.owner) })
+	}
+	if len(bytes.TrimSpace(old)) == 0 {
+		if other, err := f.certificates(name); err != nil || other != "" {
+			return errors.Join(err, fmt.Errorf("%s is there, which containerd would pass over beside a hosts.toml; write a hosts.toml that names it", path.Join(name, other)))
+		}
+	}
+	return f.replace(file, old, mode, func() ([]byte, error) { return with(old, *put) })
+}
+
+var errNotAFile = errors.New("it is a link, or no file at all")
+
+// read returns a file's content and permissions, and nothing for one that is not there.
+func (f *folder) read(file string) ([]byte, fs.FileMode, error) {
+	info, err := f.root.Lstat(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, 0o644, nil
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, 0, errNotAFile
+	}
+	content, err := f.root.ReadFile(file)
+	return content, info.Mode().Perm(), err
+}
+
+// certificates names a file that containerd reads where there is no hosts.toml.
+func (f *folder) certificates(name string) (string, error) {
+	entries, err := fs.ReadDir(f.root.FS(), name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	for _, e := range entries {
+		if slices.Contains([]string{".crt", ".cert", ".key"}, path.Ext(e.Name())) {
+			return e.Name(), nil
+		}
+	}
+	return "", nil
+}
+
+// replace writes what a file shall be, and removes one that would be empty, with
+// a folder that has no more in it.
+func (f *folder) replace(file string, old []byte, mode fs.FileMode, change func() ([]byte, error)) error {
+	content, err := change()
+	switch {
+	case err != nil:
+		return err
+	case bytes.Equal(content, old):
+		return nil
+	case len(content) == 0:
+		if err := f.root.Remove(file); err != nil {
+			return err
+		}
+		_ = f.root.Remove(path.Dir(file)) // fails where there is more
+		return nil
+	}
+	return f.write(file, content, mode)
+}
+
+// write puts a file in place of another, whole even if the power goes: there are
+// others' lines in it.
+func (f *folder) write(file string, content []byte, mode fs.FileMode) (err error) {
+	if err := f.root.MkdirAll(path.Dir(file), 0o755); err != nil {
+		return err
+	}
+	// One name for each owner: what is left of one that was killed is written over.
+	temporary := path.Join(path.Dir(file), "."+path.Base(file)+"."+f.owner)
+	defer func() {
+		if err != nil {
+			_ = f.root.Remove(temporary) // the first error says what is wrong
+		}
+	}()
+	w, err := f.root.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(content)
+	if err == nil {
+		err = w.Chmod(mode) // without the process's umask
+	}
+	if err == nil {
+		err = w.Sync()
+	}
+	if err := errors.Join(err, w.Close()); err != nil {
+		return err
+	}
+	return f.root.Rename(temporary, file)
+}
+
+// authority is the file with the mirror's CA, beside the folders of registries,
+// where containerd looks for nothing by itself.
+func (f *folder) authority() string { return "cachalot-" + f.owner + ".pem" }
+
+// setAuthority writes it, or removes it where there is none.
+func (f *folder) setAuthority(pem []byte) error {
+	old, _, err := f.read(f.authority())
+	if err != nil {
+		return err
+	}
+	switch {
+	case bytes.Equal(old, pem):
+		return nil
+	case len(pem) == 0:
+		return f.root.Remove(f.authority())
+	}
+	return f.write(f.authority(), pem, 0o644)
+}
+
+// direct names the registries that have a hosts.toml, or certificates, without
+// the owner's block: containerd does not look at _default for them.
+func (f *folder) direct() []string {
+	names, _ := f.names() // apply has said what is wrong
+	return slices.DeleteFunc(names, func(name string) bool {
+		content, _, err := f.read(path.Join(name, "hosts.toml"))
+		return name == defaultName || err == nil && atLine(content, begin(f.owner)) >= 0
+	})
+}

@@ -1,0 +1,246 @@
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cachalot-registry/cachalot/proxy"
+)
+
+const (
+	askEvery   = 10 * time.Second
+	askTimeout = 2 * time.Second
+	// patience is how many answers in a row must fail.
+	patience = 3
+)
+
+// defaultName is the folder for registries that have none of their own.
+const defaultName = "_default"
+
+// Config says what a node's containerd is to know.
+type Config struct {
+	Dir        string   // containerd's config_path
+	Owner      string   // names the block, and tells it from another mirror's
+	Mirror     string   // its URL, as the node reaches it
+	CA         string   // a file with certificates (PEM) for an https mirror; "": those that the node trusts
+	Registries []string // those to ask the mirror for; none: all that have no folder of their own
+}
+
+// ConfigError is about a field of [Config].
+type ConfigError struct {
+	Field  string // as the command's flags: owner, dir, ...
+	Reason string // and what to write
+}
+
+func (e *ConfigError) Error() string { return e.Field + ": " + e.Reason }
+
+// Node is a machine with a containerd.
+type Node struct {
+	cfg    Config
+	blocks map[string]block // by the folder's name
+	log    *slog.Logger
+	ask    func(context.Context) error
+	said   map[string]string // the last message about a subject; used by Run alone
+}
+
+var (
+	ownerRegexp = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$`)
+	// Whoever writes [$(HOST_IP)] cannot know which kind of address that is.
+	bracketsRegexp = regexp.MustCompile(`^(https?://)\[([0-9.]+)\]`)
+)
+
+// New checks a configuration. Its errors are of type [*ConfigError].
+func New(cfg Config, log *slog.Logger) (*Node, error) {
+	switch {
+	case !ownerRegexp.MatchString(cfg.Owner):
+		return nil, &ConfigError{"owner", "write lower-case letters, digits, dots and hyphens"}
+	case !filepath.IsAbs(cfg.Dir):
+		return nil, &ConfigError{"config-path", "write the full path of the folder that config_path of containerd's configuration names"}
+	}
+	cfg.Mirror = strings.TrimRight(bracketsRegexp.ReplaceAllString(cfg.Mirror, "$1$2"), "/")
+	n := &Node{cfg: cfg, blocks: map[string]block{}, log: log, said: map[string]string{}}
+	n.ask = n.get
+	s := proxy.Settings{Mirror: cfg.Mirror, Registries: cfg.Registries}
+	if cfg.CA != "" {
+		s.CAFile = filepath.Join(cfg.Dir, (&folder{owner: cfg.Owner}).authority())
+	}
+	if len(s.Registries) == 0 {
+		s.Registries, s.All = []string{"docker.io"}, true
+	}
+	client, _ := proxy.ClientNamed("containerd")
+	files, err := client.Config(s)
+	if wrong, ok := errors.AsType[*proxy.SettingError](err); ok {
+		return nil, &ConfigError{wrong.Setting, wrong.Reason}
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range files {
+		content, err := parse([]byte(f.Content))
+		if err != nil {
+			return nil, err
+		}
+		n.blocks[filepath.Base(filepath.Dir(f.Path))] = block{cfg.Owner, content.hosts[0], f.Content}
+	}
+	return n, nil
+}
+
+// Run keeps the blocks in their files while the mirror answers, until ctx ends.
+// Then it takes them out; its error says of what it could not.
+func (n *Node) Run(ctx context.Context) error {
+	tick := time.NewTicker(askEvery)
+	defer tick.Stop()
+	for failures := 0; ; {
+		if err := n.ask(ctx); err == nil {
+			failures = 0
+			n.put()
+		} else if failures++; failures >= patience && ctx.Err() == nil {
+			n.say("mirror", slog.LevelWarn, "the mirror does not answer: containerd asks the registries themselves", "mirror", n.cfg.Mirror, "error", err)
+			if err := n.remove(); err != nil {
+				n.say("remove", slog.LevelError, "the mirror is not taken out of a file", "error", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			n.log.Info("the mirror is taken out of containerd's configuration", "config_path", n.cfg.Dir)
+			return n.remove()
+		case <-tick.C:
+		}
+	}
+}
+
+// Check returns nil if containerd asks the mirror, and else what is missing.
+func (n *Node) Check() error {
+	f, err := openFolder(n.cfg.Dir, n.cfg.Owner)
+	if err != nil {
+		return err
+	}
+	defer f.close()
+	var missing []error
+	for name, b := range n.blocks {
+		content, _, err := f.read(name + "/hosts.toml")
+		if err == nil && atLine(content, b.text()) < 0 {
+			err = errors.New("it does not have the mirror")
+		}
+		if err != nil {
+			missing = append(missing, fmt.Errorf("%s: %w", n.file(name), err))
+		}
+	}
+	return errors.Join(missing...)
+}
+
+// get asks the mirror for what clients ask first.
+func (n *Node) get(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	// The node's own certificates cannot be seen from here, and containerd will
+	// look at the mirror's itself: this is only about whether it answers.
+	trust := &tls.Config{InsecureSkipVerify: true} //nolint:gosec // see above
+	if n.cfg.CA != "" {
+		pem, err := os.ReadFile(n.cfg.CA)
+		if err != nil {
+			return fmt.Errorf("read the CA: %w", err)
+		}
+		trust = &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12}
+		if !trust.RootCAs.AppendCertsFromPEM(pem) {
+			return fmt.Errorf("%s has no certificate (PEM)", n.cfg.CA)
+		}
+	}
+	transport := &http.Transport{TLSClientConfig: trust, DisableKeepAlives: true}
+	defer transport.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, n.cfg.Mirror+"/v2/", http.NoBody)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("User-Agent", "cachalot-node")
+	resp, err := transport.RoundTrip(req) // no redirects: it shall be the mirror itself
+	if e, ok := errors.AsType[*net.OpError](err); ok {
+		return fmt.Errorf("%s: %w", e.Op, e.Err) // without our port, or each would be news
+	}
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("GET /v2/: %s", resp.Status)
+	}
+	return nil
+}
+
+// put sees to it that the blocks are in their files.
+func (n *Node) put() {
+	failed, direct, err := n.apply(n.blocks)
+	if err != nil {
+		failed = map[string]error{"": err}
+	}
+	for _, name := range slices.Sorted(maps.Keys(failed)) {
+		n.say("file "+name, slog.LevelWarn, "a file stays as it is: containerd may not ask the mirror", "file", n.file(name), "error", failed[name])
+	}
+	maps.DeleteFunc(n.said, func(subject, _ string) bool {
+		name, ok := strings.CutPrefix(subject, "file ")
+		return ok && failed[name] == nil
+	})
+	if len(failed) == 0 {
+		n.say("mirror", slog.LevelInfo, "containerd asks the mirror", "mirror", n.cfg.Mirror, "config_path", n.cfg.Dir)
+	}
+	if _, ok := n.blocks[defaultName]; ok && len(direct) > 0 {
+		n.say("direct", slog.LevelInfo, "some registries have folders of their own: the mirror is not asked for them", "registries", strings.Join(direct, " "))
+	}
+}
+
+// remove sees to it that they are in none.
+func (n *Node) remove() error {
+	failed, _, err := n.apply(nil)
+	for _, name := range slices.Sorted(maps.Keys(failed)) {
+		err = errors.Join(err, fmt.Errorf("%s: %w", n.file(name), failed[name]))
+	}
+	return err
+}
+
+// apply makes the files what they shall be. It returns what failed, by the
+// folder's name, and the folders that are without the mirror.
+func (n *Node) apply(blocks map[string]block) (failed map[string]error, direct []string, err error) {
+	f, err := openFolder(n.cfg.Dir, n.cfg.Owner)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.close()
+	var pem []byte
+	if n.cfg.CA != "" && len(blocks) > 0 {
+		if pem, err = os.ReadFile(n.cfg.CA); err != nil {
+			return nil, nil, fmt.Errorf("read the CA: %w", err)
+		}
+		// Before the files that name it; and after them, where it goes.
+		if err := f.setAuthority(pem); err != nil {
+			return nil, nil, fmt.Errorf("write the CA: %w", err)
+		}
+	}
+	failed, direct = f.apply(blocks), f.direct()
+	if pem == nil {
+		err = f.setAuthority(nil)
+	}
+	return failed, direct, err
+}
+
+func (n *Node) file(name string) string { return filepath.Join(n.cfg.Dir, name, "hosts.toml") }
+
+// say logs a message about a subject, unless it was the last about that.
+func (n *Node) say(subject string, level slog.Level, message string, args ...any) {
+	if text := fmt.Sprint(message, args); n.said[subject] != text {
+		n.said[subject] = text
+		n.log.Log(context.Background(), level, message, args...) //nolint:sloglint // constants, of the callers
+	}
+}
