@@ -86,6 +86,14 @@ networkPolicy:
   clients: [{namespaceSelector: {matchLabels: {ci: "true"}}}, {ipBlock: {cidr: 10.0.0.0/8}}]
   admin: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}]
   egress: [{ports: [{port: 53, protocol: UDP}, {port: 443}]}]`},
+		"nodes": {values: `{nodes: {enabled: true}}`},
+		"nodes by a node port": {values: `
+service: {type: NodePort, nodePort: 30500}
+nodes: {enabled: true, configPath: /etc/containerd/hosts.d, registries: [docker.io, "registry.corp:8443"], priorityClassName: system-node-critical, nodeSelector: {role: ci},
+  tolerations: [], affinity: {nodeAffinity: {}}, podLabels: {a: b}, podAnnotations: {c: d}, resources: {limits: null}, securityContext: {seLinuxOptions: {type: spc_t}}}`},
+		"nodes by a name": {values: `
+tls: {certManager: {enabled: true, issuerRef: {name: corp}, dnsNames: [mirror.corp]}}
+nodes: {enabled: true, mirror: "https://mirror.corp:5000", caSecret: mirror-cachalot-tls, updateStrategy: {type: OnDelete, rollingUpdate: null}}`},
 		"several": {values: `
 replicas: 3
 podDisruptionBudget: {enabled: true, maxUnavailable: 34%}

@@ -130,6 +130,25 @@ exec:
 {{- ternary $name (printf "cachalot-%s" $name) (contains "cachalot" $name) }}
 {{- end }}
 
+{{/* The folder of containerd's hosts.toml files. K3s and RKE2 say what they are in their version. */}}
+{{- define "cachalot.configPath" -}}
+{{- $version := .Capabilities.KubeVersion.Version }}
+{{- if .Values.nodes.configPath }}{{ .Values.nodes.configPath }}
+{{- else if contains "+k3s" $version }}/var/lib/rancher/k3s/agent/etc/containerd/certs.d
+{{- else if contains "+rke2" $version }}/var/lib/rancher/rke2/agent/etc/containerd/certs.d
+{{- else }}/etc/containerd/certs.d
+{{- end }}
+{{- end }}
+
+{{/* The mirror's URL for nodes. The kubelet fills in addresses, which may be of IPv6. */}}
+{{- define "cachalot.nodesMirror" -}}
+{{- if .Values.nodes.mirror }}{{ .Values.nodes.mirror }}
+{{- else if and .Values.service.nodePort (ne .Values.service.type "ClusterIP") }}http://[$(HOST_IP)]:{{ .Values.service.nodePort }}
+{{- else }}
+{{- $name := include "cachalot.fullname" . | replace "-" "_" | upper }}http://[$({{ $name }}_SERVICE_HOST)]:{{ .Values.service.port }}
+{{- end }}
+{{- end }}
+
 {{/* What contradicts itself, or puts a secret where it is no secret. */}}
 {{- define "cachalot.check" -}}
 {{- $config := include "cachalot.config" . | fromYaml }}
@@ -141,6 +160,14 @@ exec:
 {{- end }}
 {{- if and .Values.metrics.serviceMonitor.enabled .Values.metrics.podMonitor.enabled }}
 {{- fail "metrics.serviceMonitor and metrics.podMonitor would count everything twice: enable one of them" }}
+{{- end }}
+{{- with .Values.nodes }}
+{{- if and .enabled (not .mirror) (include "cachalot.tls" $) }}
+{{- fail "nodes.mirror is needed with tls: write the mirror's URL by a name that is in its certificate and that nodes resolve, such as https://mirror.example:5000" }}
+{{- end }}
+{{- if and .caSecret (not (hasPrefix "https://" .mirror)) }}
+{{- fail "nodes.caSecret is for an https:// mirror: set nodes.mirror to one, or leave it out" }}
+{{- end }}
 {{- end }}
 {{- range $name, $upstream := $config.upstreams }}
 {{- range concat (list ($upstream | default dict)) (dig "accounts" list ($upstream | default dict)) }}
