@@ -57,6 +57,7 @@ func TestAccessLine(t *testing.T) {
 
 	const none = "\x00" // the line has no such key
 	agent := "docker/28.0.1 " + strings.Repeat("x", 300)
+	m.get("/v2/", "User-Agent", NodeUserAgent) // no line at this level
 	for _, tc := range []struct {
 		method, path string
 		header       []string

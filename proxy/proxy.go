@@ -195,6 +195,10 @@ func (p *Proxy) newRoutes() *mux.Router {
 	return m
 }
 
+// NodeUserAgent is who asks for the version from each node of a cluster, every
+// few seconds: "cachalot node".
+const NodeUserAgent = "cachalot-node"
+
 // version is the API's version check, at the root and below a registry's name.
 // It never asks for credentials: clients would give them.
 func (p *Proxy) version(hw http.ResponseWriter, r *http.Request) {
@@ -205,7 +209,7 @@ func (p *Proxy) version(hw http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	w.result, w.routine = resultHit, true
+	w.result, w.routine = resultHit, r.UserAgent() == NodeUserAgent
 	w.setCacheStatus()
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = w.Write([]byte("{}")) // a client that has left is no news

@@ -119,7 +119,7 @@ func newConfig() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	config.AddCommand(&cobra.Command{
+	config.AddCommand(newSchema(), &cobra.Command{
 		Use:   "check FILE",
 		Short: "Check a configuration file",
 		Long: `check reads a configuration file as serve would, with this environment's

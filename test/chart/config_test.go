@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -128,10 +130,14 @@ func TestRestarts(t *testing.T) {
 			keys = map[string]any{"": nil}
 		}
 		for key := range keys {
-			name, change := section, map[string]any{section: "changed"}
+			name, change := section, map[string]any{section: "${CHANGED}"}
 			switch {
 			case key != "":
-				name, change = section+"."+key, map[string]any{section: map[string]any{key: "changed:1"}}
+				name, change = section+"."+key, map[string]any{section: map[string]any{key: "${CHANGED}:1"}}
+			case section == "trusted_proxies":
+				change = map[string]any{section: []any{"${CHANGED}"}}
+			case section == "rules":
+				change = map[string]any{section: []any{map[string]any{"match": []any{"${CHANGED}"}}}}
 			case section == "upstreams":
 				change = map[string]any{section: map[string]any{"docker.io": map[string]any{"username": "changed"}}}
 			case section == "listen":
@@ -182,5 +188,35 @@ func TestRefusals(t *testing.T) {
 		if err != nil && strings.Contains(err.Error(), "correct horse") {
 			t.Errorf("%s: the error repeats the secret: %v", values, err)
 		}
+	}
+}
+
+// TestConfigSchema: the schema of "config" is cachalot's own, so that a wrong key
+// fails before anything is changed. CACHALOT_WRITE_SCHEMA=1 writes it.
+func TestConfigSchema(t *testing.T) {
+	out, err := exec.CommandContext(t.Context(), cachalot(t), "config", "schema").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "values.schema.json")
+	shipped, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const begin, end = `    "config": `, ",\n    \"secrets\": {\n"
+	before, rest, found := strings.Cut(string(shipped), begin)
+	is, after, ended := strings.Cut(rest, end)
+	if !found || !ended {
+		t.Fatal("no config before secrets in values.schema.json")
+	}
+	want := strings.ReplaceAll(strings.TrimSpace(string(out)), "\n", "\n    ")
+	if os.Getenv("CACHALOT_WRITE_SCHEMA") != "" {
+		if err := os.WriteFile(file, []byte(before+begin+want+end+after), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if is != want {
+		t.Error("config in values.schema.json is not what cachalot says; write it with: CACHALOT_WRITE_SCHEMA=1 go test -count=1 -run '^TestConfigSchema$' .")
 	}
 }

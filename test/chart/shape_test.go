@@ -85,6 +85,10 @@ func TestSchema(t *testing.T) {
 		`{livenessProbe: {httpGet: {path: /}}}`:               "'httpGet'",
 		`{metrics: {serviceMonitor: {scrape: 1}}}`:            "'scrape'",
 		`{podLabels: {a: 1}}`:                                 "/podLabels/a",
+		`{config: {tags: {fresh_fro: 1m}}}`:                   "'fresh_fro'",
+		`{config: {tags: {fresh_for: 1 minute}}}`:             "/config/tags/fresh_for",
+		`{config: {storage: {max_size: much}}}`:               "/config/storage/max_size",
+		`{config: {upstreams: {docker.io: {user: ci}}}}`:      "'user'",
 	} {
 		_, err := tryRender(t, loadChart(t), "mirror", values)
 		if err == nil || !strings.Contains(err.Error(), want) {
@@ -129,8 +133,8 @@ func checkObject(t *testing.T, path string, schema, values map[string]any, free 
 			checkObject(t, path+"."+key, property, nested, free)
 		}
 	}
-	if slices.Contains([]string{"tls.certManager.issuerRef", "httpRoute.timeouts", "startupProbe", "livenessProbe", "readinessProbe"}, name) {
-		return // parts of Kubernetes' own
+	if slices.Contains([]string{"tls.certManager.issuerRef", "httpRoute.timeouts", "startupProbe", "livenessProbe", "readinessProbe", "config"}, name) {
+		return // parts of Kubernetes' own, and cachalot's configuration
 	}
 	for key := range properties {
 		if _, ok := values[key]; !ok && key != "global" {

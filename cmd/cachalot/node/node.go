@@ -165,7 +165,7 @@ func (n *Node) get(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	req.Header.Set("User-Agent", "cachalot-node")
+	req.Header.Set("User-Agent", proxy.NodeUserAgent)
 	resp, err := transport.RoundTrip(req) // no redirects: it shall be the mirror itself
 	if e, ok := errors.AsType[*net.OpError](err); ok {
 		return fmt.Errorf("%s: %w", e.Op, e.Err) // without our port, or each would be news
