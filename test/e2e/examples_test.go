@@ -325,6 +325,8 @@ type gitlabRunner struct {
 		Namespace, Image                string
 		AllowedServices                 []string          `toml:"allowed_services"`
 		PullPolicy                      []string          `toml:"pull_policy"`
+		ServiceCPURequest               string            `toml:"service_cpu_request"`
+		ServiceMemoryRequest            string            `toml:"service_memory_request"`
 		NodeSelector                    map[string]string `toml:"node_selector"`
 		ServiceContainerSecurityContext struct {
 			Privileged bool
