@@ -63,8 +63,13 @@ func parse(t *testing.T, values string) map[string]any {
 	return parsed
 }
 
-// tryRender is "helm install --dry-run=client" with values in YAML.
 func tryRender(t *testing.T, c *chartv2.Chart, name, values string) (*release.Release, error) {
+	t.Helper()
+	return tryRenderIn(t, c, namespace, name, values)
+}
+
+// tryRenderIn is "helm install --dry-run=client" with values in YAML.
+func tryRenderIn(t *testing.T, c *chartv2.Chart, namespace, name, values string) (*release.Release, error) {
 	t.Helper()
 	install := action.NewInstall(&action.Configuration{})
 	install.DryRunStrategy = action.DryRunClient
