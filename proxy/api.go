@@ -180,26 +180,19 @@ func (c *call) body(into any) error {
 	return problemf(http.StatusBadRequest, "bad_body", "the body is not what is wanted here: %v", err)
 }
 
-// limit is the length of a page.
-func (c *call) limit() (int, error) {
-	text := c.query.Get("limit")
-	if text == "" {
-		return defaultPage, nil
+// page is the most that a list's page has, and what it goes on after; "" at the start.
+func (c *call) page() (n int, after string, err error) {
+	n = defaultPage
+	if text := c.query.Get("limit"); text != "" {
+		if n, err = strconv.Atoi(text); err != nil || n < 1 || n > maxPage {
+			return 0, "", invalid("limit", "%q is not a number from 1 to %d", bounded(text), maxPage)
+		}
 	}
-	n, err := strconv.Atoi(text)
-	if err != nil || n < 1 || n > maxPage {
-		return 0, invalid("limit", "%q is not a number from 1 to %d", bounded(text), maxPage)
-	}
-	return n, nil
-}
-
-// cursor is where a list goes on; "" at its start.
-func (c *call) cursor() (string, error) {
-	b, err := base64.RawURLEncoding.DecodeString(c.query.Get("cursor"))
+	cursor, err := base64.RawURLEncoding.DecodeString(c.query.Get("cursor"))
 	if err != nil {
-		return "", invalid("cursor", "send back the next of the page before, as it is")
+		return 0, "", invalid("cursor", "send back the next of the page before, as it is")
 	}
-	return string(b), nil
+	return n, string(cursor), nil
 }
 
 func toCursor(after string) string { return base64.RawURLEncoding.EncodeToString([]byte(after)) }

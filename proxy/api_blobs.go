@@ -52,11 +52,7 @@ const (
 )
 
 func (c *call) blobs() error {
-	n, err := c.limit()
-	if err != nil {
-		return err
-	}
-	after, err := c.cursor()
+	n, after, err := c.page()
 	if err != nil {
 		return err
 	}

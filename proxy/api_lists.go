@@ -36,11 +36,7 @@ type RepositoryAnswer struct {
 }
 
 func (c *call) repositories() error {
-	n, err := c.limit()
-	if err != nil {
-		return err
-	}
-	after, err := c.cursor()
+	n, after, err := c.page()
 	if err != nil {
 		return err
 	}
@@ -110,11 +106,7 @@ type TagAnswer struct {
 }
 
 func (c *call) tags() error {
-	n, err := c.limit()
-	if err != nil {
-		return err
-	}
-	after, err := c.cursor()
+	n, after, err := c.page()
 	if err != nil {
 		return err
 	}
