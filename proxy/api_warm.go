@@ -223,6 +223,7 @@ func (c *call) warmImage(ctx context.Context, t target, platforms []string, w *w
 			}
 			known[b.Digest] = true
 			if _, err := storage.ParseDigest(string(b.Digest)); err != nil {
+				_ = work.Wait() // what has begun comes to its end
 				return d, found, fmt.Errorf("the manifest names %q: %w", bounded(string(b.Digest)), err)
 			}
 			w.add(func(e *WarmEvent) { e.Blobs, e.Size = e.Blobs+1, e.Size+max(b.Size, 0) })

@@ -204,3 +204,41 @@ func TestWarmNotKept(t *testing.T) {
 		t.Errorf("%+v, want one that failed", end)
 	}
 }
+
+// A manifest that names what is no digest is a failure, which waits for the downloads
+// that have begun.
+func TestWarmMalformedDigest(t *testing.T) {
+	t.Parallel()
+	up := ut.New(t, ut.Options{})
+	app := ut.NewImage(1, 20_000)
+	var broken ocispec.Manifest
+	if err := json.Unmarshal(app.Manifest.Bytes, &broken); err != nil {
+		t.Fatal(err)
+	}
+	broken.Layers = append(broken.Layers, ocispec.Descriptor{Digest: "sha256:short"})
+	b, err := json.Marshal(broken)
+	if err != nil {
+		t.Fatal(err)
+	}
+	up.AddBlob("library/app", app.Blobs()...)
+	up.AddManifest("library/app", ut.NewContent(broken.MediaType, b), "1")
+	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
+	a := newAdmin(t, m, nil, nil)
+	release, arrived := make(chan struct{}), make(chan struct{}, 10)
+	up.Fault(ut.Match{Op: ut.GetBlob}, ut.Arrived(arrived), ut.StallAfter(100, release))
+	go func() {
+		<-arrived
+		<-arrived
+		close(release)
+	}()
+	var end WarmEvent
+	a.post("warm", `{"images": ["app:1"], "platforms": ["all"]}`, http.StatusOK, &end)
+	if end.ImagesFailed != 1 || end.Blobs != 3 || end.BlobsDone != 3 {
+		t.Errorf("%+v, want a failure, once the manifest and two blobs are here", end)
+	}
+	for _, b := range app.Blobs() {
+		if !m.store.Kept(b.Digest) {
+			t.Errorf("%s is not kept", b.Digest)
+		}
+	}
+}
