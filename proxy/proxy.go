@@ -220,16 +220,6 @@ func apiVersion(w http.ResponseWriter) {
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
 }
 
-// apart is ctx with the end of the Proxy in place of its own.
-func (p *Proxy) apart(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	stop := context.AfterFunc(p.ctx, func() { cancel(context.Cause(p.ctx)) })
-	return ctx, func() {
-		stop()
-		cancel(nil)
-	}
-}
-
 // once runs f for all callers with the same key and waits for it as long as ctx.
 // f itself ends with the Proxy only; it has the values of the first caller's ctx.
 func once[T any](ctx context.Context, p *Proxy, key string, f func(context.Context) (T, error)) (T, error) {
@@ -240,8 +230,9 @@ func once[T any](ctx context.Context, p *Proxy, key string, f func(context.Conte
 	ch := make(chan reply, 1)
 	p.running.Go(func() {
 		v, err, _ := p.flights.Do(key, func() (any, error) {
-			ctx, cancel := p.apart(ctx)
-			defer cancel()
+			ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+			defer cancel(nil)
+			defer context.AfterFunc(p.ctx, func() { cancel(context.Cause(p.ctx)) })()
 			return f(ctx)
 		})
 		value, _ := v.(T)
