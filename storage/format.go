@@ -24,7 +24,7 @@ import (
 // tag has a NUL in it: they are parsed before they come here.
 const format = 2
 
-// algorithmKeys are the algorithms' bytes in keys, in the order of their names.
+// The algorithms' bytes in keys, in the order of their names.
 const (
 	sha256Key = 1 + iota
 	sha512Key

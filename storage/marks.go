@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"cmp"
 	"runtime/debug"
 	"time"
 )
@@ -204,10 +205,7 @@ func (s *Store) pick(need int64) bool {
 	if most <= 0 {
 		return true
 	}
-	wanted := least
-	if wanted == 0 {
-		wanted = most
-	}
+	wanted := cmp.Or(least, most)
 	if wanted > s.ledger.total() || wanted > s.noMore && time.Now().Before(s.lookAgain) {
 		return false // so it was a moment ago
 	}
