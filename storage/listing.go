@@ -2,7 +2,6 @@ package storage
 
 import (
 	"cmp"
-	"container/heap"
 	"context"
 	"errors"
 	"fmt"
@@ -106,7 +105,7 @@ func (s *Store) TopBlobs(ctx context.Context, q BlobQuery, o Order, n int) ([]Bl
 	if err = errors.Join(err, ctx.Err()); err != nil {
 		return nil, err
 	}
-	slices.SortFunc(top.picked, top.compare)
+	top.sort()
 	page := make([]BlobInfo, len(top.picked))
 	for i, v := range top.picked {
 		page[i] = s.info(v.digest, v.record)
@@ -233,8 +232,8 @@ func (s *Store) TagsAfter(upstream, repository, after string, n int) (page []Nam
 	return page, "", failed
 }
 
-// top keeps the first of many records in an order. They are a heap, the last of
-// them on top.
+// top keeps the first of many records in an order. It sorts whenever most more have
+// come: picked[most-1] is then the bound of what else is wanted.
 type top struct {
 	order  Order
 	most   int
@@ -256,21 +255,18 @@ func (t *top) compare(v, w victim) int {
 
 // wants errs on the side of a record without its digest.
 func (t *top) wants(r record) bool {
-	return len(t.picked) < t.most || t.most > 0 && t.compare(victim{record: r}, t.picked[0]) < 0
+	return len(t.picked) < t.most || t.most > 0 && t.compare(victim{record: r}, t.picked[t.most-1]) < 0
 }
 
+// offer takes what top wants.
 func (t *top) offer(v victim) {
-	if heap.Push(t, v); len(t.picked) > t.most {
-		heap.Pop(t)
+	if t.picked = append(t.picked, v); len(t.picked)%t.most == 0 {
+		t.sort()
 	}
 }
 
-func (t *top) Len() int           { return len(t.picked) }
-func (t *top) Less(i, j int) bool { return t.compare(t.picked[j], t.picked[i]) < 0 }
-func (t *top) Swap(i, j int)      { t.picked[i], t.picked[j] = t.picked[j], t.picked[i] }
-func (t *top) Push(v any)         { t.picked = append(t.picked, v.(victim)) }
-func (t *top) Pop() any {
-	v := t.picked[len(t.picked)-1]
-	t.picked = t.picked[:len(t.picked)-1]
-	return v
+// sort drops what is too much.
+func (t *top) sort() {
+	slices.SortFunc(t.picked, t.compare)
+	t.picked = t.picked[:min(len(t.picked), t.most)]
 }

@@ -3,6 +3,7 @@ package storage
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -191,6 +192,33 @@ func TestTopBlobs(t *testing.T) {
 		}
 		if !slices.Equal(got, test.want) {
 			t.Errorf("%+v: %v, want %v", test, got, test.want)
+		}
+	}
+}
+
+// Of many records top has what sorting all of them would put first.
+func TestTop(t *testing.T) {
+	t.Parallel()
+	random := rand.New(rand.NewPCG(1, 2))
+	all := make([]victim, 1000)
+	for i := range all {
+		n := random.Uint32N(300) // some are alike
+		all[i] = victim{digest.FromBytes(tiny(i)), record{size: int64(n), accessed: int64(n), uses: n}}
+	}
+	for _, order := range []Order{ByDigest, BySize, ByUse, ByUses} {
+		for _, most := range []int{0, 1, 2, 7, 300, 600, 900, len(all), len(all) + 1} {
+			random.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+			got := top{order: order, most: most}
+			for _, v := range all {
+				if got.wants(v.record) {
+					got.offer(v)
+				}
+			}
+			got.sort()
+			want := slices.SortedFunc(slices.Values(all), got.compare)
+			if want = want[:min(most, len(all))]; !slices.Equal(got.picked, want) {
+				t.Errorf("order %d, %d of %d: %d others", order, most, len(all), len(got.picked))
+			}
 		}
 	}
 }
