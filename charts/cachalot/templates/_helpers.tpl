@@ -155,6 +155,15 @@ exec:
 {{- if and (eq .Values.persistence.type "existingClaim") (gt (int .Values.replicas) 1) }}
 {{- fail "persistence.type existingClaim is one volume, and each replica needs its own: set replicas to 1, or persistence.type to claim" }}
 {{- end }}
+{{- if eq .Values.persistence.type "claim" }}
+{{- $name := include "cachalot.fullname" . }}
+{{- range (lookup "apps/v1" "StatefulSet" .Release.Namespace $name | default dict | dig "spec" "volumeClaimTemplates" list) }}
+{{- $is := .spec.resources.requests.storage }}
+{{- if ne (include "cachalot.mostOf" $is) (include "cachalot.mostOf" $.Values.persistence.size) }}
+{{- fail (printf "persistence.size is %s, and Kubernetes changes no claim of a StatefulSet: make the claims themselves larger (kubectl edit pvc -n %s cache-%s-0), take the StatefulSet away from above its pods (kubectl delete statefulset -n %s %s --cascade=orphan), and upgrade again" $is $.Release.Namespace $name $.Release.Namespace $name) }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- if and (not (include "cachalot.adminOpen" .)) (or .Values.metrics.serviceMonitor.enabled .Values.metrics.podMonitor.enabled) }}
 {{- fail "Prometheus cannot reach config.admin.listen: set it to :5001, or do without serviceMonitor and podMonitor" }}
 {{- end }}
