@@ -133,7 +133,7 @@ func TestRestarts(t *testing.T) {
 			name, change := section, map[string]any{section: "${CHANGED}"}
 			switch {
 			case key != "":
-				name, change = section+"."+key, map[string]any{section: map[string]any{key: "${CHANGED}:1"}}
+				name, change = section+"."+key, map[string]any{section: map[string]any{key: "/${CHANGED}:1"}}
 			case section == "trusted_proxies":
 				change = map[string]any{section: []any{"${CHANGED}"}}
 			case section == "rules":
@@ -180,6 +180,9 @@ func TestRefusals(t *testing.T) {
 		`{config: {upstreams: {docker.io: {username: ci, password: correct horse}}}}`:           "config.upstreams.docker.io has a password",
 		`{config: {upstreams: {docker.io: {accounts: [{username: ci, password: "a${B}"}]}}}}`:   "config.upstreams.docker.io has a password",
 		`{config: {admin: {token: correct horse battery}}}`:                                     "token_file",
+		`{config: {storage: {path: ""}}}`:                                                       "config.storage.path must be a full path",
+		`{service: {nodePort: 30500}}`:                                                          "service.type NodePort or LoadBalancer",
+		`{service: {externalTrafficPolicy: Local}}`:                                             "service.type NodePort or LoadBalancer",
 	} {
 		_, err := tryRender(t, loadChart(t), "mirror", values)
 		if err == nil || !strings.Contains(err.Error(), want) {

@@ -143,7 +143,7 @@ exec:
 {{/* The mirror's URL for nodes. The kubelet fills in addresses, which may be of IPv6. */}}
 {{- define "cachalot.nodesMirror" -}}
 {{- if .Values.nodes.mirror }}{{ .Values.nodes.mirror }}
-{{- else if and .Values.service.nodePort (ne .Values.service.type "ClusterIP") }}http://[$(HOST_IP)]:{{ .Values.service.nodePort }}
+{{- else if .Values.service.nodePort }}http://[$(HOST_IP)]:{{ .Values.service.nodePort }}
 {{- else }}
 {{- $name := include "cachalot.fullname" . | replace "-" "_" | upper }}http://[$({{ $name }}_SERVICE_HOST)]:{{ .Values.service.port }}
 {{- end }}
@@ -154,6 +154,12 @@ exec:
 {{- $config := include "cachalot.config" . | fromYaml }}
 {{- if and (eq .Values.persistence.type "existingClaim") (gt (int .Values.replicas) 1) }}
 {{- fail "persistence.type existingClaim is one volume, and each replica needs its own: set replicas to 1, or persistence.type to claim" }}
+{{- end }}
+{{- if not (hasPrefix "/" $config.storage.path) }}
+{{- fail "config.storage.path must be a full path, such as /var/lib/cachalot: the cache is mounted there" }}
+{{- end }}
+{{- if and (eq .Values.service.type "ClusterIP") (or .Values.service.nodePort .Values.service.externalTrafficPolicy) }}
+{{- fail "service.nodePort and service.externalTrafficPolicy are for a service.type NodePort or LoadBalancer: set it, or leave them out" }}
 {{- end }}
 {{- if eq .Values.persistence.type "claim" }}
 {{- $name := include "cachalot.fullname" . }}
