@@ -29,12 +29,13 @@ func openFolder(dir, owner string) (*folder, error) {
 func (f *folder) close() { _ = f.root.Close() } // whatever was written has been closed
 
 // apply puts the blocks into the hosts.toml of the folders that they are named
-// by, and takes the owner's out of all others. The errors are by the folder's name.
+// by, and takes the owner's out of all others. The errors are by the folder's name,
+// "" for config_path itself.
 func (f *folder) apply(blocks map[string]block) map[string]error {
 	failed := map[string]error{}
 	names, err := f.names()
 	if err != nil {
-		return map[string]error{".": err}
+		return map[string]error{"": err}
 	}
 	for name := range maps.Keys(blocks) {
 		if !slices.Contains(names, name) {

@@ -187,7 +187,7 @@ func (n *Node) put() {
 		failed = map[string]error{"": err}
 	}
 	for _, name := range slices.Sorted(maps.Keys(failed)) {
-		n.say("file "+name, slog.LevelWarn, "a file stays as it is: containerd may not ask the mirror", "file", n.file(name), "error", failed[name])
+		n.say("file "+name, slog.LevelWarn, "it stays as it is: containerd may not ask the mirror", "path", n.file(name), "error", failed[name])
 	}
 	maps.DeleteFunc(n.said, func(subject, _ string) bool {
 		name, ok := strings.CutPrefix(subject, "file ")
@@ -235,7 +235,12 @@ func (n *Node) apply(blocks map[string]block) (failed map[string]error, direct [
 	return failed, direct, err
 }
 
-func (n *Node) file(name string) string { return filepath.Join(n.cfg.Dir, name, "hosts.toml") }
+func (n *Node) file(name string) string {
+	if name == "" {
+		return n.cfg.Dir
+	}
+	return filepath.Join(n.cfg.Dir, name, "hosts.toml")
+}
 
 // say logs a message about a subject, unless it was the last about that.
 func (n *Node) say(subject string, level slog.Level, message string, args ...any) {
