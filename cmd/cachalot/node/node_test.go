@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -113,8 +114,13 @@ func TestRun(t *testing.T) {
 			before := tree(t, dir)
 			synctest.Test(t, func(t *testing.T) {
 				n, log := newNode(t, Config{Dir: dir})
-				var answer error
-				n.ask = func(context.Context) error { return answer }
+				var away atomic.Bool
+				n.ask = func(context.Context) error {
+					if away.Load() {
+						return errors.New("connection refused")
+					}
+					return nil
+				}
 				ctx, stop := context.WithCancel(t.Context())
 				ended := make(chan error)
 				go func() { ended <- n.Run(ctx) }()
@@ -138,15 +144,15 @@ func TestRun(t *testing.T) {
 				}
 				after("all along", time.Minute, true)
 				sameTree(t, "all along", tree(t, dir), with)
-				answer = errors.New("connection refused")
+				away.Store(true)
 				after("two failures", 2*askEvery, true)
-				answer = nil
+				away.Store(false)
 				after("an answer", askEvery, true)
-				answer = errors.New("connection refused")
+				away.Store(true)
 				after("two more", 2*askEvery, true)
 				after("three in a row", askEvery, false)
 				after("for long", time.Hour, false)
-				answer = nil
+				away.Store(false)
 				after("it is back", askEvery, true)
 				sameTree(t, "it is back", tree(t, dir), with)
 				stop()
