@@ -49,7 +49,7 @@ func schemaOf(t reflect.Type) map[string]any {
 	case reflect.TypeFor[float64]():
 		return single(`^[+-]?[0-9.]+(e[+-]?[0-9]+)?$`, "number")
 	case reflect.TypeFor[bool]():
-		return single(`^([Tt]rue|TRUE|[Ff]alse|FALSE)$`, "boolean")
+		return single(`^(true|True|TRUE|false|False|FALSE)$`, "boolean")
 	case reflect.TypeFor[time.Duration]():
 		s := single(`^[+-]?(0|([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))+$`, "integer")
 		s["minimum"], s["maximum"] = 0, 0 // the only number that needs no unit

@@ -103,8 +103,10 @@ func TestSchema(t *testing.T) {
 	if err := json.Unmarshal(data, &schema); err != nil {
 		t.Fatal(err)
 	}
-	free := []string{"config", "global", "resources", "podSecurityContext", "securityContext", "affinity", "dnsConfig", "persistence.selector",
-		"nodes.updateStrategy", "nodes.resources", "nodes.podSecurityContext", "nodes.securityContext", "nodes.affinity"}
+	free := []string{
+		"config", "global", "resources", "podSecurityContext", "securityContext", "affinity", "dnsConfig", "persistence.selector",
+		"nodes.updateStrategy", "nodes.resources", "nodes.podSecurityContext", "nodes.securityContext", "nodes.affinity",
+	}
 	checkObject(t, "", schema, loadChart(t).Values, free)
 }
 
