@@ -1,0 +1,22 @@
+package cluster
+
+import (
+	"testing"
+)
+
+// TestCluster takes some minutes. What shares no state runs side by side.
+func TestCluster(t *testing.T) {
+	c := connect(t)
+	c.volumes(t)
+	c.prepare(t)
+	t.Cleanup(func() {
+		if c.class != "" {
+			c.onNode(t, "remove", c.folder())
+		}
+	})
+	c.dns(t, map[string]string{"mirror": c.named("life"), "one": c.named("pair"), "two": c.named("pair"), "nodes": c.named("nodes")})
+	t.Run("scenarios", func(t *testing.T) {
+		t.Run("life", func(t *testing.T) { t.Parallel(); testLife(t, c) })
+		t.Run("pair", func(t *testing.T) { t.Parallel(); testPair(t, c) })
+	})
+}

@@ -1,0 +1,34 @@
+package cluster
+
+import "testing"
+
+// testPair has two releases in a namespace.
+func testPair(t *testing.T, c *cluster) {
+	u := c.newUpstream(t, "pair", false, "app:1", "app:2")
+	namespace := c.named("pair")
+	one, two := c.release(t, namespace, "one", u, ""), c.release(t, namespace, "two", u, "persistence: {retain: false}")
+	c.namespace(t, "pair", "restricted")
+	one.install(t)
+	two.install(t)
+	// Each has a cache of its own.
+	for _, r := range []*release{one, two} {
+		r.pull(t, u, "app:1")
+		u.once(t, "app:1")
+	}
+	one.uninstall(t)
+	one.hasClaim(t, true)
+	two.pull(t, u, "app:1")
+	u.never(t, "app:1")
+	two.pull(t, u, "app:2")
+	u.once(t, "app:2")
+	two.helmTest(t)
+
+	one.do(t, "install", "", "--wait")
+	one.pull(t, u, "app:1")
+	u.never(t, "app:1")
+	two.uninstall(t)
+	two.hasClaim(t, false)
+	one.pull(t, u, "app:1")
+	one.uninstall(t)
+	one.hasClaim(t, true)
+}
