@@ -65,28 +65,41 @@ func testLife(t *testing.T, c *cluster) {
 			r.pull(t, u, "app:1")
 			u.never(t, "app:1")
 		}},
-		{"mistake", func(t *testing.T) {
-			before := r.pod(t)
-			r.do(t, "upgrade", `config: {tags: {fresh_four: 7m}}`, "--wait")
-			r.logs(t, 3*time.Minute, `configuration not reloaded; the old one stays in effect`)
-			if after := r.pod(t); after.UID != before.UID {
-				t.Error("the pod was replaced")
+		{"a mistake that helm sees", func(t *testing.T) {
+			before, config := r.pod(t), r.config(t)
+			_, err := try(withoutEnd(t), nil, c.helm, r.args(t, "upgrade", `config: {tags: {fresh_four: 7m}}`)...)
+			if err == nil || !strings.Contains(err.Error(), "fresh_four") {
+				t.Errorf("helm upgrade: %v", err)
 			}
+			c.say(t, "helm refuses an unknown key: %v", err)
+			if r.pod(t).UID != before.UID || r.config(t) != config {
+				t.Error("something has changed all the same")
+			}
+		}},
+		{"a mistake that only cachalot sees", func(t *testing.T) {
+			before := r.pod(t)
+			r.do(t, "upgrade", `config: {default_upstream: nowhere.test}`, "--wait")
+			r.touch(t)
+			r.logs(t, 3*time.Minute, `configuration not reloaded; the old one stays in effect`)
 			r.pull(t, u, "app:1")
 			u.never(t, "app:1")
 			r.pull(t, u, "app:2")
 			u.once(t, "app:2")
 			r.do(t, "upgrade", `config: {tags: {fresh_for: 8m}}`, "--wait")
+			r.touch(t)
 			r.logs(t, 3*time.Minute, `msg="configuration reloaded"`)
+			if after := r.pod(t); after.UID != before.UID || restarts(after) != 0 {
+				t.Errorf("the pod was replaced: %s, then %s, with %d restarts", before.UID, after.UID, restarts(after))
+			}
 		}},
-		{"mistake where a restart is wanted", func(t *testing.T) {
-			r.do(t, "upgrade", `config: {storage: {max_fill: 9}}`)
-			eventually(t, time.Minute, "the replaced pod's end", func(ctx context.Context) (bool, string) {
+		{"a mistake in what wants a restart", func(t *testing.T) {
+			r.do(t, "upgrade", `config: {storage: {low_mark: 99%}}`)
+			eventually(t, time.Minute, "the end of the new pod", func(ctx context.Context) (bool, string) {
 				log, err := r.log(ctx, true)
-				return err == nil && strings.Contains(log, "max_fill"), fmt.Sprint(err, log)
+				return err == nil && strings.Contains(log, "low_mark"), fmt.Sprint(err, log)
 			})
-			c.say(t, "a mistake in a key that wants a restart: the pod does not come up, and the mirror is away")
-			r.do(t, "upgrade", `config: {storage: {max_fills: 9}}`, "--wait")
+			c.say(t, "the new pod does not come up, and says why; the mirror is away")
+			r.do(t, "upgrade", `config: {storage: {low_mark: 90%}}`, "--wait")
 			r.pull(t, u, "app:2")
 			u.never(t, "app:2")
 		}},
@@ -142,6 +155,12 @@ func (r *release) notes(t *testing.T, notes string) {
 		t.Errorf("%s:\n%s", command, out)
 	}
 	r.c.say(t, "%s:\n%s", strings.TrimSpace(command), out)
+}
+
+// touch makes the kubelet look at the pod, and at its ConfigMap, at once.
+func (r *release) touch(t *testing.T) {
+	t.Helper()
+	run(t, nil, "kubectl", "annotate", "pod", "-n", r.namespace, r.podName(), "--overwrite", "touched="+time.Now().Format(time.RFC3339Nano))
 }
 
 // config is what the mirror's pods get.

@@ -69,10 +69,14 @@ func (r *release) file(t *testing.T, values string) string {
 func (r *release) do(t *testing.T, verb, values string, args ...string) string {
 	t.Helper()
 	began := time.Now()
-	args = append([]string{verb, r.name, r.c.chart, "--namespace", r.namespace, "--values", r.values, "--values", r.file(t, values), "--timeout", "3m"}, args...)
-	out := run(t, nil, r.c.helm, args...)
+	out := run(t, nil, r.c.helm, append(r.args(t, verb, values), args...)...)
 	r.c.say(t, "helm %s %s: %.1f s", verb, r.name, time.Since(began).Seconds())
 	return out
+}
+
+func (r *release) args(t *testing.T, verb, values string) []string {
+	t.Helper()
+	return []string{verb, r.name, r.c.chart, "--namespace", r.namespace, "--values", r.values, "--values", r.file(t, values), "--timeout", "3m"}
 }
 
 func (r *release) install(t *testing.T) string {
