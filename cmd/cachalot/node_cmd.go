@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"os/signal"
 	"syscall"
 
@@ -33,6 +35,7 @@ is not the mirror's, unless --registry names it.`,
 			if err := cobra.NoArgs(cmd, args); err != nil {
 				return err
 			}
+			cfg.Mirror = cmp.Or(cfg.Mirror, os.Getenv("CACHALOT_MIRROR"))
 			n, err = node.New(cfg, newLogger(cmd.ErrOrStderr(), "text", &slog.LevelVar{}))
 			if wrong, ok := errors.AsType[*node.ConfigError](err); ok {
 				return fmt.Errorf("--%s: %s", wrong.Field, wrong.Reason)
@@ -49,7 +52,7 @@ is not the mirror's, unless --registry names it.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&cfg.Mirror, "mirror", "", "the mirror's `URL` as this machine reaches it, without /v2")
+	f.StringVar(&cfg.Mirror, "mirror", "", "the mirror's `URL` as this machine reaches it, without /v2; none: $CACHALOT_MIRROR")
 	f.StringVar(&cfg.CA, "ca", "", "`FILE` with the CA (PEM) of an https mirror, which is copied to where containerd reads it; none: the system's")
 	f.StringVar(&cfg.Dir, "config-path", "/etc/containerd/certs.d", "the `FOLDER` that config_path in containerd's configuration names")
 	f.StringArrayVar(&cfg.Registries, "registry", nil, "a registry's `NAME`, such as quay.io; none: all that have no folder of their own")

@@ -25,8 +25,9 @@ func nodes(t *testing.T, r rendered) *apps.DaemonSet {
 	return sets[0]
 }
 
-// expanded are a container's arguments with what the kubelet fills in.
-func expanded(t *testing.T, r rendered, args []string, hostIP, clusterIP string) []string {
+// expanded is a variable of a container with what the kubelet fills in. It fills
+// in nothing that is not plain text in a probe's command.
+func expanded(t *testing.T, r rendered, variable, hostIP, clusterIP string) string {
 	t.Helper()
 	values := []string{"$(HOST_IP)", hostIP}
 	for _, s := range all[*core.Service](r) {
@@ -34,11 +35,7 @@ func expanded(t *testing.T, r rendered, args []string, hostIP, clusterIP string)
 			values = append(values, "$("+strings.ToUpper(strings.ReplaceAll(s.Name, "-", "_"))+"_SERVICE_HOST)", clusterIP)
 		}
 	}
-	args = slices.Clone(args)
-	for i := range args {
-		args[i] = strings.NewReplacer(values...).Replace(args[i])
-	}
-	return args
+	return strings.NewReplacer(values...).Replace(variable)
 }
 
 // TestNodes gives the real cachalot the DaemonSet's arguments, as a kubelet would:
@@ -61,24 +58,24 @@ func TestNodes(t *testing.T) {
 			r := render(t, "mirror", values)
 			container := nodes(t, r).Spec.Template.Spec.Containers[0]
 			path := t.TempDir()
-			replaced := func(args []string) []string {
-				args = expanded(t, r, args, ip[0], ip[1])
-				for i, a := range args {
-					if strings.HasPrefix(a, "--config-path=") {
-						args[i] = "--config-path=" + path
-					}
-				}
-				return args
-			}
-			probe := replaced(container.ReadinessProbe.Exec.Command)
-			if probe[0] != "/cachalot" || !slices.Equal(probe[1:], append(replaced(container.Args), "--check")) {
+			probe := container.ReadinessProbe.Exec.Command
+			if probe[0] != "/cachalot" || !slices.Equal(probe[1:], append(slices.Clone(container.Args), "--check")) || strings.Contains(strings.Join(probe, " "), "$(") {
 				t.Errorf("%s: the probe is %q", values, probe)
 			}
-			mirror, _ := strings.CutPrefix(probe[2], "--mirror=")
+			args := slices.Clone(probe[1:])
+			for i, a := range args {
+				if strings.HasPrefix(a, "--config-path=") {
+					args[i] = "--config-path=" + path
+				}
+			}
+			last := container.Env[len(container.Env)-1]
+			mirror := expanded(t, r, last.Value, ip[0], ip[1])
 			if got := strings.NewReplacer("[192.0.2.1]", "192.0.2.1", "[10.96.0.7]", "10.96.0.7").Replace(mirror); got != want {
 				t.Errorf("%s: the mirror is %s, want %s", values, got, want)
 			}
-			out, err := newPod(t, r).command(t, probe[1:]...).CombinedOutput()
+			check := newPod(t, r).command(t, args...)
+			check.Env = append(check.Env, last.Name+"="+mirror)
+			out, err := check.CombinedOutput()
 			if err == nil || !strings.Contains(string(out), "does not have the mirror") {
 				t.Errorf("%q: %v\n%s", probe, err, out)
 			}
@@ -150,7 +147,10 @@ func TestNodesApart(t *testing.T) {
 			t.Errorf("the Service %s leads to the nodes' pods", s.Name)
 		}
 	}
-	owner := func(r rendered) string { return nodes(t, r).Spec.Template.Spec.Containers[0].Args[3] }
+	owner := func(r rendered) string {
+		args := nodes(t, r).Spec.Template.Spec.Containers[0].Args
+		return args[slices.IndexFunc(args, func(a string) bool { return strings.HasPrefix(a, "--owner=") })]
+	}
 	if a, b := owner(one), owner(two); a != "--owner=apps.one-cachalot" || b != "--owner=apps.two-cachalot" {
 		t.Errorf("%s and %s would take each other's lines out", a, b)
 	}
