@@ -19,8 +19,6 @@ func testNodes(t *testing.T, c *cluster) {
 	byAddress := c.release(t, c.named("nodes"), "nodes", u, fmt.Sprintf("nodes: {enabled: true, configPath: %q}", c.certsD))
 	port := c.freePort(t)
 	byPort := c.release(t, c.named("nodes"), "ports", u, fmt.Sprintf("nodes: {enabled: true, configPath: %q}\nservice: {type: NodePort, nodePort: %d}", c.certsD, port))
-	c.namespace(t, "nodes", "privileged")
-
 	before := c.certs(t)
 	if strings.Contains(before, "_default") || strings.Contains(before, "docker.io") {
 		t.Fatalf("the node has a _default or docker.io of its own in %s:\n%s", c.certsD, before)
@@ -37,10 +35,11 @@ func testNodes(t *testing.T, c *cluster) {
 			c.onNode(t, "remove", "/host"+c.certsD+"/docker.io")
 		}
 	})
+	c.namespace(t, "nodes", "privileged") // goes first, and takes its lines out
 	if !t.Run("by the Service's address", func(t *testing.T) { nodesByAddress(t, byAddress, u) }) {
 		return // its release is still there
 	}
-	t.Run("by a port, with files of others", func(t *testing.T) { nodesByPort(t, byPort, u, port) })
+	t.Run("by a port and with files of others", func(t *testing.T) { nodesByPort(t, byPort, u, port) })
 }
 
 // certs is all that is in the folder of the node's containerd.
