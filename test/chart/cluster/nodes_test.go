@@ -92,6 +92,7 @@ func nodesByAddress(t *testing.T, r *release, u *upstream) {
 	}
 	c.say(t, "on the node:\n%s", with)
 
+	r.answers(t)
 	r.nodePull(t, u, "app:1")
 	u.once(t, "app:1")
 	r.nodePull(t, u, "app:1")
@@ -100,7 +101,7 @@ func nodesByAddress(t *testing.T, r *release, u *upstream) {
 	run(t, nil, "kubectl", "delete", "pod", "-n", r.namespace, r.podName(), "--wait=false")
 	r.nodePull(t, u, "app:2")
 	c.say(t, "the mirror's pod was deleted just before; upstream: %v", u.look(t))
-	r.pod(t)
+	r.answers(t)
 	r.nodePull(t, u, "app:1")
 	u.never(t, "app:1")
 
@@ -110,7 +111,7 @@ func nodesByAddress(t *testing.T, r *release, u *upstream) {
 	u.scale(t, 1)
 
 	away := time.Now()
-	scale(t, c, "statefulset", r.namespace, "nodes-cachalot", 0)
+	scale(t, "statefulset", r.namespace, "nodes-cachalot", 0)
 	eventually(t, time.Minute, "the mirror's end", func(ctx context.Context) (bool, string) {
 		_, err := c.CoreV1().Pods(r.namespace).Get(ctx, r.podName(), meta.GetOptions{})
 		return err != nil, "still there"
@@ -126,8 +127,8 @@ func nodesByAddress(t *testing.T, r *release, u *upstream) {
 	c.become(t, before, "without the mirror")
 	c.say(t, "%.1f s after it was scaled to 0", time.Since(away).Seconds())
 	back := time.Now()
-	scale(t, c, "statefulset", r.namespace, "nodes-cachalot", 1)
-	r.pod(t)
+	scale(t, "statefulset", r.namespace, "nodes-cachalot", 1)
+	r.answers(t)
 	c.become(t, with, "with the mirror")
 	c.say(t, "%.1f s after it was scaled to 1", time.Since(back).Seconds())
 	r.nodePull(t, u, "app:1")
@@ -173,6 +174,7 @@ func nodesByPort(t *testing.T, r *release, u *upstream, port int32) {
 		t.Fatalf("no %s in\n%s", want, with)
 	}
 	c.say(t, "on the node:\n%s", with)
+	r.answers(t)
 	r.nodePull(t, u, "app:4")
 	u.once(t, "app:4")
 	r.nodePull(t, u, "app:4")

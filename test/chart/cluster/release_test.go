@@ -122,12 +122,24 @@ func (r *release) pod(t *testing.T) *core.Pod {
 	return r.c.ready(t, r.namespace, r.podName())
 }
 
+// answers waits until the Service leads to the mirror: kube-proxy needs a while
+// after its pod is ready.
+func (r *release) answers(t *testing.T) {
+	t.Helper()
+	r.pod(t)
+	eventually(t, 30*time.Second, "the Service of "+r.name, func(ctx context.Context) (bool, string) {
+		_, err := try(ctx, nil, "kubectl", "exec", "-n", r.c.tools, clientPod, "--", "/inside", "get", "http://"+r.address()+"/v2/")
+		return err == nil, fmt.Sprint(err)
+	})
+}
+
 // address is the one that the notes name.
 func (r *release) address() string { return r.name + "-cachalot." + r.namespace + ".svc:5000" }
 
 // pull asks the mirror for an image of its registry, and compares.
 func (r *release) pull(t *testing.T, u *upstream, ref string) {
 	t.Helper()
+	r.answers(t)
 	if got := r.c.pull(t, r.address()+"/"+u.name+"/"+ref); got != u.images[ref] {
 		t.Errorf("%s: %+v, want %+v", ref, got, u.images[ref])
 	}

@@ -98,12 +98,12 @@ func (u *upstream) exec(t *testing.T, args ...string) string {
 // scale stops the registry, or starts it anew.
 func (u *upstream) scale(t *testing.T, replicas int32) {
 	t.Helper()
-	scale(t, u.c, "deployment", u.c.tools, u.deploy, int(replicas))
+	scale(t, "deployment", u.c.tools, u.deploy, int(replicas))
 	u.scaled(t, replicas)
 	u.seen = 0
 }
 
-func scale(t *testing.T, _ *cluster, kind, namespace, name string, replicas int) {
+func scale(t *testing.T, kind, namespace, name string, replicas int) {
 	t.Helper()
 	run(t, nil, "kubectl", "scale", "-n", namespace, kind+"/"+name, fmt.Sprintf("--replicas=%d", replicas))
 }
@@ -144,7 +144,7 @@ func (u *upstream) look(t *testing.T) traffic {
 		Status              int
 		Bytes               int64
 	}
-	if err := json.Unmarshal([]byte(u.exec(t, "requests", fmt.Sprintf("http://127.0.0.1:%d", u.port))), &requests); err != nil {
+	if err := json.Unmarshal([]byte(u.exec(t, "get", fmt.Sprintf("http://127.0.0.1:%d/requests", u.port))), &requests); err != nil {
 		t.Fatal(err)
 	}
 	s := traffic{blobs: map[string]int{}}

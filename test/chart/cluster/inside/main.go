@@ -49,11 +49,11 @@ func run(ctx context.Context, args []string) error {
 			return err
 		}
 		return registry(ctx, args[0], args[1:])
-	case "requests":
+	case "get":
 		if err := want(1, "URL"); err != nil {
 			return err
 		}
-		return get(ctx, args[0]+"/requests")
+		return get(ctx, args[0])
 	case "pull":
 		if err := want(1, "HOST:PORT/NAME:TAG"); err != nil {
 			return err
