@@ -16,7 +16,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
-	"k8s.io/utils/ptr"
 )
 
 // corefile is for a kubelet that was given no domain: its pods search in none,
@@ -154,7 +153,7 @@ func (c *cluster) mayRead(t *testing.T) string {
 		return err == nil, fmt.Sprint(err)
 	})
 	token, err := c.CoreV1().ServiceAccounts(c.tools).CreateToken(t.Context(), "default", &authentication.TokenRequest{
-		Spec: authentication.TokenRequestSpec{ExpirationSeconds: ptr.To(int64(3600))},
+		Spec: authentication.TokenRequestSpec{ExpirationSeconds: new(int64(3600))},
 	}, meta.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)

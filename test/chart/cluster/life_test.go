@@ -14,27 +14,23 @@ import (
 )
 
 // testLife follows one release, in a namespace for restricted pods alone.
-func testLife(t *testing.T, c *cluster) {
+func testLife(t *testing.T, c *cluster) { //nolint:thelper // a test itself: the log has its lines
 	u := c.newUpstream(t, "life", false, "app:1", "app:2", "app:3")
 	r := c.release(t, c.named("life"), "mirror", u, "")
-	notes := ""
 	c.namespace(t, "life", "restricted")
 
-	steps := []struct {
-		name string
-		test func(t *testing.T)
-	}{
-		{"install", func(t *testing.T) {
-			notes = r.install(t)
-			r.restricted(t)
-			r.helmTest(t)
-			r.notes(t, notes)
-			r.pull(t, u, "app:1")
-			u.once(t, "app:1")
-			r.pull(t, u, "app:1")
-			u.never(t, "app:1")
-		}},
-		{"upgrade", func(t *testing.T) {
+	// Each builds on those before it.
+	_ = t.Run("install", func(t *testing.T) {
+		notes := r.install(t)
+		r.restricted(t)
+		r.helmTest(t)
+		r.notes(t, notes)
+		r.pull(t, u, "app:1")
+		u.once(t, "app:1")
+		r.pull(t, u, "app:1")
+		u.never(t, "app:1")
+	}) &&
+		t.Run("upgrade", func(t *testing.T) {
 			before := r.pod(t)
 			r.do(t, "upgrade", `config: {tags: {fresh_for: 7m}}`, "--wait")
 			r.logs(t, 3*time.Minute, `msg="configuration reloaded"`)
@@ -47,8 +43,8 @@ func testLife(t *testing.T, c *cluster) {
 			}
 			r.pull(t, u, "app:1")
 			u.never(t, "app:1")
-		}},
-		{"rollback", func(t *testing.T) {
+		}) &&
+		t.Run("rollback", func(t *testing.T) {
 			upgraded, config := r.pod(t), r.config(t)
 			if !strings.Contains(config, "fresh_for: 7m") || !strings.Contains(config, "max_fills: 9") {
 				t.Fatalf("the upgrades are not in it:\n%s", config)
@@ -64,8 +60,8 @@ func testLife(t *testing.T, c *cluster) {
 			}
 			r.pull(t, u, "app:1")
 			u.never(t, "app:1")
-		}},
-		{"a mistake that helm sees", func(t *testing.T) {
+		}) &&
+		t.Run("a mistake that helm sees", func(t *testing.T) {
 			before, config := r.pod(t), r.config(t)
 			_, err := try(withoutEnd(t), nil, c.helm, r.args(t, "upgrade", `config: {tags: {fresh_four: 7m}}`)...)
 			if err == nil || !strings.Contains(err.Error(), "fresh_four") {
@@ -75,8 +71,8 @@ func testLife(t *testing.T, c *cluster) {
 			if r.pod(t).UID != before.UID || r.config(t) != config {
 				t.Error("something has changed all the same")
 			}
-		}},
-		{"a mistake that only cachalot sees", func(t *testing.T) {
+		}) &&
+		t.Run("a mistake that only cachalot sees", func(t *testing.T) {
 			before := r.pod(t)
 			r.do(t, "upgrade", `config: {default_upstream: nowhere.test}`, "--wait")
 			r.touch(t)
@@ -91,8 +87,8 @@ func testLife(t *testing.T, c *cluster) {
 			if after := r.pod(t); after.UID != before.UID || restarts(after) != 0 {
 				t.Errorf("the pod was replaced: %s, then %s, with %d restarts", before.UID, after.UID, restarts(after))
 			}
-		}},
-		{"a mistake in what wants a restart", func(t *testing.T) {
+		}) &&
+		t.Run("a mistake in what wants a restart", func(t *testing.T) {
 			r.do(t, "upgrade", `config: {storage: {low_mark: 99%}}`)
 			eventually(t, time.Minute, "the end of the new pod", func(ctx context.Context) (bool, string) {
 				log, err := r.log(ctx, true)
@@ -102,17 +98,11 @@ func testLife(t *testing.T, c *cluster) {
 			r.do(t, "upgrade", `config: {storage: {low_mark: 90%}}`, "--wait")
 			r.pull(t, u, "app:2")
 			u.never(t, "app:2")
-		}},
-		{"uninstall", func(t *testing.T) {
+		}) &&
+		t.Run("uninstall", func(t *testing.T) {
 			r.uninstall(t)
 			r.hasClaim(t, true)
-		}},
-	}
-	for _, s := range steps {
-		if !t.Run(s.name, s.test) {
-			return // what follows builds on it
-		}
-	}
+		})
 }
 
 // restricted looks at the mirror's process as the kernel sees it.

@@ -14,7 +14,7 @@ import (
 
 // testNodes has the node's own containerd pull through the mirror: by the
 // Service's address, then by a port of the node.
-func testNodes(t *testing.T, c *cluster) {
+func testNodes(t *testing.T, c *cluster) { //nolint:thelper // a test itself: the log has its lines
 	u := c.newUpstream(t, "nodes", true, "app:1", "app:2", "app:3", "app:4")
 	byAddress := c.release(t, c.named("nodes"), "nodes", u, fmt.Sprintf("nodes: {enabled: true, configPath: %q}", c.certsD))
 	port := c.freePort(t)
@@ -78,7 +78,7 @@ func (r *release) nodePull(t *testing.T, u *upstream, ref string) time.Duration 
 	return took
 }
 
-func nodesByAddress(t *testing.T, r *release, u *upstream) {
+func nodesByAddress(t *testing.T, r *release, u *upstream) { //nolint:thelper // a test itself: the log has its lines
 	c := r.c
 	before := c.certs(t)
 	r.install(t)
@@ -158,7 +158,7 @@ func nodesByAddress(t *testing.T, r *release, u *upstream) {
 	c.say(t, "without a mirror: %v", u.look(t))
 }
 
-func nodesByPort(t *testing.T, r *release, u *upstream, port int32) {
+func nodesByPort(t *testing.T, r *release, u *upstream, port int32) { //nolint:thelper // a test itself: the log has its lines
 	c := r.c
 	for path, content := range map[string]string{
 		"_default":  "# ours, which is away\n[host.\"http://127.0.0.1:9\"]\n  capabilities = [\"pull\", \"resolve\"]\n",

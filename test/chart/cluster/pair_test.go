@@ -3,7 +3,7 @@ package cluster
 import "testing"
 
 // testPair has two releases in a namespace.
-func testPair(t *testing.T, c *cluster) {
+func testPair(t *testing.T, c *cluster) { //nolint:thelper // a test itself: the log has its lines
 	u := c.newUpstream(t, "pair", false, "app:1", "app:2")
 	namespace := c.named("pair")
 	one, two := c.release(t, namespace, "one", u, ""), c.release(t, namespace, "two", u, "persistence: {retain: false}")

@@ -12,7 +12,6 @@ import (
 
 	core "k8s.io/api/core/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/utils/ptr"
 )
 
 const nodePod, clientPod = "node", "client"
@@ -30,7 +29,7 @@ func (c *cluster) prepare(t *testing.T) {
 			Volumes: []core.Volume{{Name: "host", VolumeSource: core.VolumeSource{HostPath: &core.HostPathVolumeSource{Path: "/"}}}},
 			Containers: []core.Container{{
 				Args:            []string{"run"},
-				SecurityContext: &core.SecurityContext{Privileged: ptr.To(true)},
+				SecurityContext: &core.SecurityContext{Privileged: new(true)},
 				VolumeMounts:    []core.VolumeMount{{Name: "host", MountPath: "/host"}},
 			}},
 		},
@@ -86,9 +85,9 @@ func (c *cluster) pod(t *testing.T, namespace string, p *core.Pod) {
 
 func (c *cluster) complete(spec *core.PodSpec) {
 	spec.NodeName = c.node
-	spec.TerminationGracePeriodSeconds = ptr.To(int64(5))
-	spec.AutomountServiceAccountToken = ptr.To(false)
-	spec.EnableServiceLinks = ptr.To(false)
+	spec.TerminationGracePeriodSeconds = new(int64(5))
+	spec.AutomountServiceAccountToken = new(false)
+	spec.EnableServiceLinks = new(false)
 	container := &spec.Containers[0]
 	container.Name = "inside"
 	if container.Image == "" {

@@ -14,7 +14,6 @@ import (
 	core "k8s.io/api/core/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
-	"k8s.io/utils/ptr"
 )
 
 // upstream is a registry in the cluster.
@@ -53,7 +52,7 @@ func (c *cluster) newUpstream(t *testing.T, name string, onNode bool, refs ...st
 	_, err := c.AppsV1().Deployments(c.tools).Create(t.Context(), &apps.Deployment{
 		ObjectMeta: meta.ObjectMeta{Name: u.deploy},
 		Spec: apps.DeploymentSpec{
-			Replicas: ptr.To(int32(1)), Selector: &meta.LabelSelector{MatchLabels: labels},
+			Replicas: new(int32(1)), Selector: &meta.LabelSelector{MatchLabels: labels},
 			Template: core.PodTemplateSpec{ObjectMeta: meta.ObjectMeta{Labels: labels}, Spec: spec},
 		},
 	}, meta.CreateOptions{})
