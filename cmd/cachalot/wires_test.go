@@ -360,8 +360,10 @@ func (w *wires) check(hub, other *ut.Registry, before map[string]int64, folder s
 	t.Helper()
 	got, kept := w.ended(), files(t, folder)
 	for stop := time.Now().Add(patience); time.Now().Before(stop); got, kept = w.ended(), files(t, folder) { // eviction goes on to its low mark
-		gone := got.of("evicted_bytes_total")[`{reason="space"}`]
-		if got["cachalot_storage_bytes"] == float64(blocks(kept)) && gone == float64(blocks(before)-blocks(kept)) {
+		gone, times := got.of("evicted_bytes_total")[`{reason="space"}`], got.of("eviction_age_seconds_count")[`{reason="space"}`]
+		// A scrape is no snapshot: each is read at its own moment.
+		if got["cachalot_storage_bytes"] == float64(blocks(kept)) && got["cachalot_storage_blobs"] == float64(len(kept)) &&
+			gone == float64(blocks(before)-blocks(kept)) && times == float64(len(before)-len(kept)) {
 			break
 		}
 	}
