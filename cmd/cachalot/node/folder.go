@@ -79,15 +79,22 @@ func (f *folder) change(name string, put *block) error {
 	if err != nil {
 		return err
 	}
+	var content []byte
 	if put == nil {
-		return f.replace(file, old, mode, func() ([]byte, error) { return without(old, f.owner) })
+		content, err = without(old, f.owner)
+	} else if err = f.hides(name, old); err == nil {
+		content, err = with(old, *put)
 	}
-	if len(bytes.TrimSpace(old)) == 0 {
-		if other, err := f.certificates(name); err != nil || other != "" {
-			return errors.Join(err, fmt.Errorf("%s is there, which containerd would pass over beside a hosts.toml; write a hosts.toml that names it", path.Join(name, other)))
-		}
+	if err != nil {
+		return err
 	}
-	return f.replace(file, old, mode, func() ([]byte, error) { return with(old, *put) })
+	if err := f.replace(file, old, content, mode); err != nil {
+		return err
+	}
+	if len(content) == 0 && len(old) > 0 {
+		_ = f.root.Remove(name) // fails where there is more
+	}
+	return nil
 }
 
 var errNotAFile = errors.New("it is a link, or no file at all")
@@ -108,38 +115,34 @@ func (f *folder) read(file string) ([]byte, fs.FileMode, error) {
 	return content, info.Mode().Perm(), err
 }
 
-// certificates names a file that containerd reads where there is no hosts.toml.
-func (f *folder) certificates(name string) (string, error) {
+// hides returns an error if a folder without a hosts.toml has certificates: with
+// one, containerd would pass over them.
+func (f *folder) hides(name string, hosts []byte) error {
+	if len(bytes.TrimSpace(hosts)) > 0 {
+		return nil
+	}
 	entries, err := fs.ReadDir(f.root.FS(), name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
+		return nil
 	}
 	if err != nil {
-		return "", err
+		return err
 	}
 	for _, e := range entries {
 		if slices.Contains([]string{".crt", ".cert", ".key"}, path.Ext(e.Name())) {
-			return e.Name(), nil
+			return fmt.Errorf("%s is there, which containerd would pass over beside a hosts.toml; write a hosts.toml that names it", path.Join(name, e.Name()))
 		}
 	}
-	return "", nil
+	return nil
 }
 
-// replace writes what a file shall be, and removes one that would be empty, with
-// a folder that has no more in it.
-func (f *folder) replace(file string, old []byte, mode fs.FileMode, change func() ([]byte, error)) error {
-	content, err := change()
+// replace writes what a file shall be, and removes one that would be empty.
+func (f *folder) replace(file string, old, content []byte, mode fs.FileMode) error {
 	switch {
-	case err != nil:
-		return err
-	case bytes.Equal(content, old):
+	case bytes.Equal(old, content):
 		return nil
 	case len(content) == 0:
-		if err := f.root.Remove(file); err != nil {
-			return err
-		}
-		_ = f.root.Remove(path.Dir(file)) // fails where there is more
-		return nil
+		return f.root.Remove(file)
 	}
 	return f.write(file, content, mode)
 }
@@ -180,17 +183,11 @@ func (f *folder) authority() string { return "cachalot-" + f.owner + ".pem" }
 
 // setAuthority writes it, or removes it where there is none.
 func (f *folder) setAuthority(pem []byte) error {
-	old, _, err := f.read(f.authority())
+	old, mode, err := f.read(f.authority())
 	if err != nil {
 		return err
 	}
-	switch {
-	case bytes.Equal(old, pem):
-		return nil
-	case len(pem) == 0:
-		return f.root.Remove(f.authority())
-	}
-	return f.write(f.authority(), pem, 0o644)
+	return f.replace(f.authority(), old, pem, mode)
 }
 
 // direct names the registries that have a hosts.toml, or certificates, without
