@@ -8,26 +8,35 @@ import (
 	"time"
 
 	"github.com/cachalot-registry/cachalot/cmd/cachalot/ops"
+	"github.com/cenkalti/backoff/v5"
 	"github.com/spf13/cobra"
 )
 
 func newHealthcheck() *cobra.Command {
 	var url string
+	var wait time.Duration
 	cmd := &cobra.Command{
 		Use:   "healthcheck",
 		Short: "Ask a running cachalot whether it is ready",
 		Long: `healthcheck asks a running cachalot whether it can serve, and exits with 0 if
-so and with 1 if not. It is meant for a container's health check.`,
-		Args: cobra.NoArgs,
+so and with 1 if not. It is meant for a container's health check, and for scripts
+that go on when it is ready.`,
+		Example: `  cachalot healthcheck --wait 30s && docker pull alpine`,
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkHealth(cmd, url); err != nil {
+			_, err := backoff.Retry(cmd.Context(), func() (struct{}, error) {
+				return struct{}{}, checkHealth(cmd, url)
+			}, backoff.WithBackOff(backoff.NewConstantBackOff(200*time.Millisecond)),
+				backoff.WithMaxElapsedTime(max(wait, 1))) // 0 would be for ever
+			if err != nil {
 				return err
 			}
-			_, err := fmt.Fprintln(cmd.OutOrStdout(), "ready")
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), "ready")
 			return err
 		},
 	}
 	cmd.Flags().StringVar(&url, "url", ops.DefaultAdmin+"/readyz", "the readiness check, on the address of admin.listen")
+	cmd.Flags().DurationVar(&wait, "wait", 0, "go on asking for so long while it is not ready (default: ask once)")
 	return cmd
 }
 
@@ -36,7 +45,7 @@ func checkHealth(cmd *cobra.Command, url string) error {
 	client := &http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	req, err := http.NewRequestWithContext(cmd.Context(), http.MethodGet, url, http.NoBody)
 	if err != nil {
-		return fmt.Errorf("not healthy: %w", err)
+		return backoff.Permanent(fmt.Errorf("not healthy: %w", err))
 	}
 	resp, err := client.Do(req)
 	if err != nil {
