@@ -49,7 +49,8 @@ func TestMemoryLimit(t *testing.T) {
 	s := start(t, folder, up.URL, "sh", "-c", `echo $$ >"$0" && exec "$@"`, filepath.Join(g.dir, "cgroup.procs"))
 	storm(t, s, up)
 	peak, killed := g.read(t)
-	if killed != 0 || peak < 64<<20 || peak > limit { // less than the image: it was not there
+	// Less than the image: it was not there. The kernel lets some charges over a limit.
+	if killed != 0 || peak < 64<<20 || peak > limit*105/100 {
 		t.Errorf("%d processes killed, peak of the cgroup %d MiB", killed, peak>>20)
 	}
 	t.Logf("peak of the cgroup %d MiB, of the process %d MiB", peak>>20, s.status(t, "VmHWM")>>20)
