@@ -286,8 +286,9 @@ func TestTracingWithoutCollector(t *testing.T) {
 }
 
 // What waits for a collector is bounded.
+//
+//nolint:paralleltest // it measures the heap, which other tests would fill
 func TestTracingMemory(t *testing.T) {
-	t.Parallel()
 	hole := newReceiver(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	on, err := newTracing(t.Context(), tracingConfig{Endpoint: hole.url, SampleRatio: 1}, build{}, noVariables, slog.New(slog.DiscardHandler))
 	if err != nil {
