@@ -61,8 +61,9 @@ func TestStarts(t *testing.T) {
 				get(t, serving[2]+probe.HTTPGet.Path)
 			}
 			for _, c := range all[*core.Pod](r)[0].Spec.Containers {
-				url := regexp.MustCompile(`^https?://mirror-cachalot(-headless)?:500[01]`).ReplaceAllString(c.Args[2], serving[map[string]int{"clients": 1, "admin": 2}[c.Name]])
-				test := p.command(t, c.Args[0], c.Args[1], url)
+				args := slices.Clone(c.Args)
+				args[2] = regexp.MustCompile(`^https?://mirror-cachalot(-headless)?:500[01]`).ReplaceAllString(args[2], serving[map[string]int{"clients": 1, "admin": 2}[c.Name]])
+				test := p.command(t, args...)
 				for _, e := range c.Env {
 					test.Env = append(test.Env, e.Name+"="+p.root+e.Value)
 				}
