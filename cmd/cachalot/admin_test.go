@@ -127,7 +127,7 @@ func TestAdminDocs(t *testing.T) {
 	t.Parallel()
 	curl, err := exec.LookPath("curl")
 	if err != nil {
-		t.Skip("no curl here")
+		t.Skip("the page's commands are curl's, which is not installed: ", err)
 	}
 	runPage(t, "../../docs/admin-api.md", func(cmd *exec.Cmd, _ string) {
 		cmd.Env = []string{"PATH=" + filepath.Dir(curl), "CACHALOT_ADMIN_TOKEN=x"}

@@ -200,10 +200,7 @@ func TestSecondProcess(t *testing.T) {
 func (s *server) awaitDescriptors(t *testing.T, what string, ok func(open int) bool) {
 	t.Helper()
 	s.await(t, what, func() bool {
-		open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.cmd.Process.Pid))
-		if err != nil {
-			t.Fatalf("%v: %s", err, s.log)
-		}
+		_, open := s.descriptors(t)
 		return ok(len(open))
 	})
 }
@@ -245,7 +242,8 @@ func TestDescriptors(t *testing.T) {
 	for _, c := range idle {
 		_ = c.Close()
 	}
-	resp, err := adminClient().Get(s.url + "/v2/") //nolint:noctx // its connection is behind theirs, which so were all accepted
+	// Its connection is behind theirs, which so were all accepted.
+	resp, err := adminClient().Get(s.url + "/v2/") //nolint:noctx // loopback
 	if err != nil {
 		t.Fatalf("%v: %s", err, s.log)
 	}

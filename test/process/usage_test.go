@@ -38,11 +38,7 @@ func (s *server) usage(t *testing.T) usage {
 		goroutines: int(m["go_goroutines"]), heap: int(m["go_memstats_heap_alloc_bytes"]),
 		rss: int(m["process_resident_memory_bytes"]),
 	}
-	dir := fmt.Sprintf("/proc/%d/fd", s.cmd.Process.Pid)
-	open, err := os.ReadDir(dir)
-	if err != nil {
-		t.Fatalf("%v: %s", err, s.log)
-	}
+	dir, open := s.descriptors(t)
 	for _, e := range open {
 		to, err := os.Readlink(filepath.Join(dir, e.Name()))
 		switch {
@@ -87,6 +83,17 @@ func (s *server) quiet(t *testing.T, before *usage) usage {
 		}
 	}
 	return last
+}
+
+// descriptors are links, in dir, to what the process has open.
+func (s *server) descriptors(t *testing.T) (dir string, open []os.DirEntry) {
+	t.Helper()
+	dir = fmt.Sprintf("/proc/%d/fd", s.cmd.Process.Pid)
+	open, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatalf("%v: %s", err, s.log)
+	}
+	return dir, open
 }
 
 // metrics are what /metrics says; those that have labels are summed up.
