@@ -80,7 +80,7 @@ func TestAccessLine(t *testing.T) {
 			"error": "docker.io: head_manifest: not found upstream (status 404)",
 		}},
 		{"GET", "/v2/library/app/manifests/-bad", nil, map[string]string{
-			"path": "/v2/library/app/manifests/-bad", "upstream": none, "status": "400", "error": "tags are letters, digits and . _ -, 128 characters at most",
+			"path": "/v2/library/app/manifests/-bad", "upstream": none, "status": "404", "error": "tags are letters, digits and . _ -, 128 characters at most",
 		}},
 		{"GET", "/v2/?secret=1", nil, map[string]string{"path": "/v2/", "status": "200"}},
 		{"PUT", "/v2/library/app/manifests/latest", nil, map[string]string{"method": "PUT", "status": "405"}},

@@ -58,7 +58,8 @@ func (p *Proxy) parse(r *http.Request, path contentPath) (target, error) {
 		t.tag = reference
 		return t, nil
 	case err == nil && kind == upstream.KindManifest && !strings.Contains(reference, ":"):
-		return target{}, refuse(errcode.ErrorCodeTagInvalid, http.StatusBadRequest, "tags are letters, digits and . _ -, 128 characters at most")
+		// 404, for no registry can have it: OCI's conformance suite v1.1.1 wants that of any manifest that is not there.
+		return target{}, refuse(errcode.ErrorCodeManifestUnknown, http.StatusNotFound, "tags are letters, digits and . _ -, 128 characters at most")
 	}
 	if err == nil {
 		t.digest, err = storage.ParseDigest(reference)
