@@ -11,7 +11,6 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"runtime"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -269,11 +268,14 @@ func withPassword(username, password string) func(*upstream.Config) {
 // waitFor waits for what goes on in the background.
 func waitFor(t *testing.T, ok func() bool) {
 	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
 	for !ok() {
-		if t.Context().Err() != nil {
+		select {
+		case <-tick.C:
+		case <-t.Context().Done():
 			t.Fatal("test ended before what it waits for")
 		}
-		runtime.Gosched()
 	}
 }
 

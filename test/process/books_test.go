@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -44,10 +43,7 @@ func TestKillBooks(t *testing.T) {
 	checked := map[string]time.Time{}
 	var evictions, partials, most int
 	for round := range rounds {
-		s := runConfig(t, basicConfig(folder, up.URL, fmt.Sprintf("max_size: %d", limit)))
-		if s.url == "" {
-			t.Fatalf("round %d: cachalot ended before it was ready: %s", round, s.log)
-		}
+		s := startConfig(t, basicConfig(folder, up.URL, fmt.Sprintf("max_size: %d", limit)))
 		books := s.books(t, folder)
 		if books.bytes+books.partial > limit {
 			t.Errorf("round %d: %+v is more than max_size", round, books)
@@ -84,18 +80,18 @@ func TestKillBooks(t *testing.T) {
 			close(release)
 			wg.Wait()
 			s.books(t, folder)
-			s.kill()
+			s.Kill()
 		} else {
-			s.kill()
+			s.Kill()
 			close(release)
 			wg.Wait()
 		}
 		for _, f := range faults {
 			f.Remove()
 		}
-		evictions += strings.Count(s.log.String(), "msg=evicted") + strings.Count(s.log.String(), `msg="evicted for a download"`)
+		evictions += strings.Count(s.Log.String(), "msg=evicted") + strings.Count(s.Log.String(), `msg="evicted for a download"`)
 		if t.Failed() {
-			t.Fatalf("round %d: %s", round, s.log)
+			t.Fatalf("round %d: %s", round, s.Log)
 		}
 	}
 	if evictions < rounds/4 || partials < rounds/10 || most < 10 {
@@ -109,20 +105,18 @@ func TestKillBooks(t *testing.T) {
 			t.Errorf("%s: %v", b.Digest, err)
 		}
 	}
-	for s.books(t, folder).blobs < len(blobs) { // the last ones are being synced
-		runtime.Gosched()
-	}
+	s.await(t, "sync of the last blobs", func() bool { return s.books(t, folder).blobs == len(blobs) })
 	if got := s.books(t, folder); got.partial != 0 {
 		t.Errorf("in the end %+v", got)
 	}
 	checkBlobs(t, folder, checked)
-	s.kill()
+	s.Kill()
 	if err := os.RemoveAll(filepath.Join(folder, "index")); err != nil {
 		t.Fatal(err)
 	}
 	s = run(t, folder, up.URL)
 	s.books(t, folder)
-	s.interrupt(t)
+	s.Interrupt(t)
 }
 
 // books are what blobs/ and fills/ hold, in bytes of whole blocks.
@@ -143,7 +137,7 @@ func (s *server) books(t *testing.T, folder string) books {
 		select {
 		case <-tick.C:
 		case <-limit:
-			t.Fatalf("the disk holds %+v, the metrics say %+v: %s", disk, metrics, s.log)
+			t.Fatalf("the disk holds %+v, the metrics say %+v: %s", disk, metrics, s.Log)
 		}
 	}
 }
@@ -173,6 +167,6 @@ func diskBooks(t *testing.T, folder string) (b books) {
 
 func (s *server) metricBooks(t *testing.T) books {
 	t.Helper()
-	m := s.metrics(t)
+	m := s.Metrics(t)
 	return books{int(m["cachalot_storage_blobs"]), int64(m["cachalot_storage_bytes"]), int64(m["cachalot_storage_partial_bytes"])}
 }

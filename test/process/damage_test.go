@@ -32,7 +32,7 @@ func TestDamage(t *testing.T) {
 	if err := s.fetch(http.DefaultClient, blob.Digest); err != nil {
 		t.Fatal(err)
 	}
-	s.interrupt(t)
+	s.Interrupt(t)
 	// Enough for badger to have several tables and a log.
 	store, err := storage.Open(storage.Config{Path: closed, MaxFills: 1}, storage.NewMetrics(), slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -105,23 +105,23 @@ func survive(t *testing.T, dir, upstream string, d digest.Digest, what string) (
 	t.Helper()
 	for starts = 1; ; starts++ {
 		s := run(t, dir, upstream)
-		if s.url == "" && starts < 3 {
+		if s.URL == "" && starts < 3 {
 			continue
 		}
-		if s.url == "" {
-			t.Errorf("%s: dead after %d starts: %s", what, starts, s.log)
-			return starts, s.log.String()
+		if s.URL == "" {
+			t.Errorf("%s: dead after %d starts: %s", what, starts, s.Log)
+			return starts, s.Log.String()
 		}
 		if err := s.fetch(http.DefaultClient, d); err != nil {
-			t.Errorf("%s: %v: %s", what, err, s.log)
+			t.Errorf("%s: %v: %s", what, err, s.Log)
 		}
-		s.interrupt(t)
+		s.Interrupt(t)
 		for _, bad := range []string{"waits in memory", "changes wait", "panic", "fatal error"} {
-			if strings.Contains(s.log.String(), bad) {
-				t.Errorf("%s: %s", what, s.log)
+			if strings.Contains(s.Log.String(), bad) {
+				t.Errorf("%s: %s", what, s.Log)
 			}
 		}
-		return starts, s.log.String()
+		return starts, s.Log.String()
 	}
 }
 

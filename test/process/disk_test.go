@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cachalot-registry/cachalot/test/cachalotd"
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
@@ -47,7 +48,7 @@ func (p *spoilt) blob(size int) upstreamtest.Content {
 func (p *spoilt) get(t *testing.T, b upstreamtest.Content) {
 	t.Helper()
 	if err := p.server.fetch(http.DefaultClient, b.Digest); err != nil {
-		t.Errorf("%v: %s", err, p.server.log)
+		t.Errorf("%v: %s", err, p.server.Log)
 	}
 }
 
@@ -64,7 +65,7 @@ func (p *spoilt) serves(t *testing.T) {
 		repository := fmt.Sprintf("library/other-%d-%d", p.seed, i)
 		p.up.AddBlob(repository, p.kept)
 		if err := p.server.fetchPath("/v2/"+repository+"/blobs/"+p.kept.Digest.String(), p.kept); err != nil {
-			t.Fatalf("%v: %s", err, p.server.log)
+			t.Fatalf("%v: %s", err, p.server.Log)
 		}
 	}
 	if n := p.up.Sent(p.kept.Digest); n != 0 {
@@ -88,16 +89,16 @@ func (p *spoilt) keeps(t *testing.T) {
 	}
 	b := p.blob(300_000)
 	p.get(t, b)
-	p.server.interrupt(t)
+	p.server.Interrupt(t)
 	if _, err := os.Stat(filepath.Join(p.folder, "blobs", "sha256", b.Digest.Encoded()[:2], b.Digest.Encoded())); err != nil {
-		t.Errorf("not kept: %v: %s", err, p.server.log)
+		t.Errorf("not kept: %v: %s", err, p.server.Log)
 	}
 	checkBlobs(t, p.folder, map[string]time.Time{})
 }
 
 // fetchPath gets and compares content on a connection of its own.
 func (s *server) fetchPath(path string, want upstreamtest.Content) error {
-	return compare(context.Background(), adminClient(), s.url+path, want.Bytes, 0, -1)
+	return compare(context.Background(), cachalotd.Client(), s.URL+path, want.Bytes, 0, -1)
 }
 
 // TestDiskTurnsReadOnly: ext4 meets an error and turns read-only under a running
@@ -114,8 +115,8 @@ func TestDiskTurnsReadOnly(t *testing.T) {
 		}
 	}
 	for name, end := range map[string]func(*testing.T, *server){
-		"end":  func(t *testing.T, s *server) { t.Helper(); s.interrupt(t) },
-		"kill": func(_ *testing.T, s *server) { s.kill() },
+		"end":  func(t *testing.T, s *server) { t.Helper(); s.Interrupt(t) },
+		"kill": func(_ *testing.T, s *server) { s.Kill() },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -129,8 +130,8 @@ func TestDiskTurnsReadOnly(t *testing.T) {
 			p.serves(t)
 			end(t, p.server)
 			failed := run(t, p.folder, p.up.URL)
-			if failed.url != "" || !strings.Contains(failed.log.String(), "read-only file system") {
-				t.Errorf("a start on a read-only disk: %s", failed.log)
+			if failed.URL != "" || !strings.Contains(failed.Log.String(), "read-only file system") {
+				t.Errorf("a start on a read-only disk: %s", failed.Log)
 			}
 
 			unmount(t, dir)
@@ -188,12 +189,12 @@ func TestOutOfInodes(t *testing.T) {
 		others = append(others, name)
 	}
 	p.serves(t)
-	for _, end := range []func(*server){(*server).kill, func(s *server) { s.interrupt(t) }} {
+	for _, end := range []func(*server){(*server).Kill, func(s *server) { s.Interrupt(t) }} {
 		end(p.server)
 		p.server = start(t, p.folder, p.up.URL)
 		p.get(t, p.kept)
 		if n := p.up.Sent(p.kept.Digest); n != 0 {
-			t.Errorf("%d bytes of what is kept were fetched: %s", n, p.server.log)
+			t.Errorf("%d bytes of what is kept were fetched: %s", n, p.server.Log)
 		}
 		p.get(t, p.blob(300_000))
 	}

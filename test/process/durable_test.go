@@ -35,7 +35,7 @@ func TestDurable(t *testing.T) {
 		t.Fatal(err)
 	}
 	// It is in blobs/ before the process ends: an orderly end waits for commits.
-	s.interrupt(t)
+	s.Interrupt(t)
 	b, err := os.ReadFile(trace)
 	if err != nil {
 		t.Fatal(err)
@@ -74,9 +74,9 @@ func TestSyncFails(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	s.interrupt(t)
+	s.Interrupt(t)
 	nothingKept(t, folder)
-	if !strings.Contains(s.log.String(), "cannot keep blob") {
+	if !strings.Contains(s.Log.String(), "cannot keep blob") {
 		t.Error("the log does not say so")
 	}
 }
@@ -95,9 +95,9 @@ func TestSyncFailsOnce(t *testing.T) {
 	if err := s.fetch(http.DefaultClient, blob.Digest); err != nil {
 		t.Error(err)
 	}
-	s.interrupt(t)
+	s.Interrupt(t)
 	nothingKept(t, folder)
-	if !strings.Contains(s.log.String(), "cannot keep blob") {
+	if !strings.Contains(s.Log.String(), "cannot keep blob") {
 		t.Error("the sync did not fail")
 	}
 }

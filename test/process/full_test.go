@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cachalot-registry/cachalot/test/cachalotd"
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
@@ -69,7 +70,7 @@ func TestFullDisk(t *testing.T) {
 	get := func(s *server, b upstreamtest.Content) {
 		t.Helper()
 		if err := s.fetch(http.DefaultClient, b.Digest); err != nil {
-			t.Errorf("%v: %s", err, s.log)
+			t.Errorf("%v: %s", err, s.Log)
 		}
 	}
 	kept := blob(1, 300_000)
@@ -79,13 +80,13 @@ func TestFullDisk(t *testing.T) {
 	for i := range 300 {
 		repository := fmt.Sprintf("library/other-%d", i)
 		up.AddBlob(repository, kept)
-		resp, err := http.Get(s.url + "/v2/" + repository + "/blobs/" + kept.Digest.String()) //nolint:noctx // loopback
+		resp, err := http.Get(s.URL + "/v2/" + repository + "/blobs/" + kept.Digest.String()) //nolint:noctx // loopback
 		if err != nil {
-			t.Fatalf("%v: %s", err, s.log)
+			t.Fatalf("%v: %s", err, s.Log)
 		}
 		_ = resp.Body.Close()
 		if resp.StatusCode != http.StatusOK {
-			t.Fatalf("%s: %s", resp.Status, s.log)
+			t.Fatalf("%s: %s", resp.Status, s.Log)
 		}
 	}
 	get(s, blob(2, 200<<20)) // all of what is kept would go in vain
@@ -93,12 +94,12 @@ func TestFullDisk(t *testing.T) {
 	// What is known of where blobs were seen is still known after a kill, and
 	// after an orderly end, with the disk as full.
 	up.Forget()
-	for _, end := range []func(*server){(*server).kill, func(s *server) { s.interrupt(t) }, (*server).kill} {
+	for _, end := range []func(*server){(*server).Kill, func(s *server) { s.Interrupt(t) }, (*server).Kill} {
 		end(s)
 		s = start(t, folder, up.URL)
 		get(s, kept)
 		if asked := up.Requests(); len(asked) != 0 {
-			t.Errorf("asked upstream for what is kept: %+v\n%s", asked, s.log)
+			t.Errorf("asked upstream for what is kept: %+v\n%s", asked, s.Log)
 		}
 	}
 	get(s, blob(3, 200<<20))
@@ -110,14 +111,14 @@ func TestFullDisk(t *testing.T) {
 	}
 	_ = os.Remove(other)
 	other = fillDisk(t, dir)
-	s.interrupt(t)
+	s.Interrupt(t)
 	s = start(t, folder, up.URL)
 	up.Forget()
 	get(s, kept)
-	if n := up.Sent(kept.Digest); n != 0 || !strings.Contains(s.log.String(), "waits in memory") {
-		t.Errorf("%d bytes fetched again: %s", n, s.log)
+	if n := up.Sent(kept.Digest); n != 0 || !strings.Contains(s.Log.String(), "waits in memory") {
+		t.Errorf("%d bytes fetched again: %s", n, s.Log)
 	}
-	s.interrupt(t)
+	s.Interrupt(t)
 	if err := os.Remove(other); err != nil {
 		t.Fatal(err)
 	}
@@ -129,12 +130,12 @@ func TestFullDisk(t *testing.T) {
 	}
 	again := blob(4, 1<<20)
 	get(s, again)
-	s.interrupt(t)
+	s.Interrupt(t)
 	if _, err := os.Stat(filepath.Join(folder, "blobs", "sha256", again.Digest.Encoded()[:2], again.Digest.Encoded())); err != nil {
 		t.Error(err)
 	}
-	if strings.Contains(s.log.String(), "waits in memory") {
-		t.Errorf("the index was not read: %s", s.log)
+	if strings.Contains(s.Log.String(), "waits in memory") {
+		t.Errorf("the index was not read: %s", s.Log)
 	}
 }
 
@@ -159,10 +160,10 @@ func TestWriteFails(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			s.interrupt(t)
+			s.Interrupt(t)
 			checkBlobs(t, folder, map[string]time.Time{})
 			if strings.Contains(inject, "when") { // counted by thread, so a later blob may be kept
-				if !strings.Contains(s.log.String(), "passed on without being kept") {
+				if !strings.Contains(s.Log.String(), "passed on without being kept") {
 					t.Error("no write failed")
 				}
 				return
@@ -183,14 +184,14 @@ func TestSecondProcess(t *testing.T) {
 	first := start(t, folder, up.URL)
 	for range 3 {
 		second := run(t, folder, up.URL)
-		if second.url != "" || !strings.Contains(second.log.String(), "another process uses this folder") {
-			t.Errorf("the second process: %s", second.log)
+		if second.URL != "" || !strings.Contains(second.Log.String(), "another process uses this folder") {
+			t.Errorf("the second process: %s", second.Log)
 		}
 		if err := first.fetch(http.DefaultClient, blob.Digest); err != nil {
 			t.Error(err)
 		}
 	}
-	first.kill()
+	first.Kill()
 	if err := start(t, folder, up.URL).fetch(http.DefaultClient, blob.Digest); err != nil {
 		t.Error(err)
 	}
@@ -224,7 +225,7 @@ func TestDescriptors(t *testing.T) {
 	}
 	var idle []net.Conn
 	for range 2 * limit {
-		c, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://")) //nolint:noctx // loopback
+		c, err := net.Dial("tcp", strings.TrimPrefix(s.URL, "http://")) //nolint:noctx // loopback
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -243,18 +244,18 @@ func TestDescriptors(t *testing.T) {
 		_ = c.Close()
 	}
 	// Its connection is behind theirs, which so were all accepted.
-	resp, err := adminClient().Get(s.url + "/v2/") //nolint:noctx // loopback
+	resp, err := cachalotd.Client().Get(s.URL + "/v2/") //nolint:noctx // loopback
 	if err != nil {
-		t.Fatalf("%v: %s", err, s.log)
+		t.Fatalf("%v: %s", err, s.Log)
 	}
 	_ = resp.Body.Close()
 	s.awaitDescriptors(t, "descriptors to spare", func(open int) bool { return open < limit*3/4 })
 	for _, b := range []upstreamtest.Content{kept, blob(2), blob(10)} {
 		if err := s.fetch(http.DefaultClient, b.Digest); err != nil {
-			t.Errorf("%v: %s", err, s.log)
+			t.Errorf("%v: %s", err, s.Log)
 		}
 	}
-	s.interrupt(t)
+	s.Interrupt(t)
 }
 
 // TestDescriptorsOfDownloads: downloads take all descriptors that the process may
@@ -292,21 +293,21 @@ func TestDescriptorsOfDownloads(t *testing.T) {
 	}
 	close(release)
 	wg.Wait()
-	if !strings.Contains(s.log.String(), "too many open files") {
-		t.Errorf("it had enough: %s", s.log)
+	if !strings.Contains(s.Log.String(), "too many open files") {
+		t.Errorf("it had enough: %s", s.Log)
 	}
 	up.Forget()
 	for _, b := range append(blobs, kept) {
 		s.awaitMetric(t, "cachalot_fills_in_progress", 0) // a client has its bytes before the disk has
 		if err := s.fetch(http.DefaultClient, b.Digest); err != nil {
-			t.Errorf("%v: %s", err, s.log)
+			t.Errorf("%v: %s", err, s.Log)
 		}
 	}
 	if n := up.Sent(kept.Digest); n != 0 {
 		t.Errorf("%d bytes of what is kept were fetched", n)
 	}
-	s.interrupt(t)
-	if strings.Contains(s.log.String(), "panic") {
-		t.Error(s.log)
+	s.Interrupt(t)
+	if strings.Contains(s.Log.String(), "panic") {
+		t.Error(s.Log)
 	}
 }

@@ -55,7 +55,7 @@ func TestKill(t *testing.T) {
 		}
 		wait := time.NewTimer(time.Duration(random.IntN(int(150 * time.Millisecond))))
 		<-wait.C // the random moment
-		s.kill()
+		s.Kill()
 		close(release)
 		stuck.Remove()
 		wg.Wait()
@@ -82,7 +82,7 @@ func TestKill(t *testing.T) {
 	}
 	t.Logf("%d blobs, %d partial downloads left by kills, %d resumed", len(all), resumable, resumed)
 	checkBlobs(t, folder, checked)
-	s.kill()
+	s.Kill()
 }
 
 // checkBlobs hashes the files it has not seen yet, and says whether they are

@@ -65,7 +65,7 @@ func TestManyBlobs(t *testing.T) {
 		report(what+", at rest", s, 0)
 	}
 	report("no blob", empty, 0)
-	empty.kill()
+	empty.Kill()
 
 	folder := t.TempDir()
 	writeTiny(t, folder, n)
@@ -75,9 +75,9 @@ func TestManyBlobs(t *testing.T) {
 		t.Helper()
 		up.Forget()
 		began := time.Now()
-		s = ready(t, runConfig(t, basicConfig(folder, up.URL, storage...)))
+		s = startConfig(t, basicConfig(folder, up.URL, storage...))
 		if err := s.fetch(http.DefaultClient, digest.FromBytes(tiny(0))); err != nil {
-			t.Fatalf("%s: %v: %s", what, err, s.log)
+			t.Fatalf("%s: %v: %s", what, err, s.Log)
 		}
 		report(what, s, time.Since(began))
 		if got := len(up.Requests()) - up.Count(upstreamtest.Ping); got != requests || up.Sent(digest.FromBytes(tiny(0))) != 0 {
@@ -108,15 +108,15 @@ func TestManyBlobs(t *testing.T) {
 		t.Errorf("%d HEADs upstream for %d blobs", heads, asked)
 	}
 
-	s.kill()
+	s.Kill()
 	first("after kill -9", 0)
-	s.interrupt(t)
+	s.Interrupt(t)
 	began = time.Now()
 	first("after an orderly end", 0)
 	s.untilMetrics(t, func(b books) bool { return b.blobs > n })
 	report("all counted", s, time.Since(began))
 	rests("all counted", s)
-	s.kill()
+	s.Kill()
 
 	// A tenth has to go, and not at leisure.
 	limit := int64(n) * 4096 * 9 / 10
@@ -126,7 +126,7 @@ func TestManyBlobs(t *testing.T) {
 	report("room made", s, time.Since(began))
 	s.books(t, folder)
 	rests("room made", s)
-	s.interrupt(t)
+	s.Interrupt(t)
 }
 
 // untilMetrics waits until the metrics say so.
@@ -134,8 +134,8 @@ func (s *server) untilMetrics(t *testing.T, enough func(books) bool) {
 	t.Helper()
 	for tick := time.NewTicker(10 * time.Millisecond); !enough(s.metricBooks(t)); <-tick.C {
 		select {
-		case <-s.ended:
-			t.Fatalf("it has ended: %s", s.log)
+		case <-s.Ended():
+			t.Fatalf("it has ended: %s", s.Log)
 		default:
 		}
 	}
@@ -180,7 +180,7 @@ func (s *server) resident(t *testing.T) resident {
 // cpu is the processor time that a process has taken.
 func cpu(t *testing.T, s *server) time.Duration {
 	t.Helper()
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.cmd.Process.Pid))
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.Cmd.Process.Pid))
 	if err != nil {
 		return 0 // it has ended, or there is no /proc
 	}

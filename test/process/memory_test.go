@@ -54,7 +54,7 @@ func TestMemoryLimit(t *testing.T) {
 		t.Errorf("%d processes killed, peak of the cgroup %d MiB", killed, peak>>20)
 	}
 	t.Logf("peak of the cgroup %d MiB, of the process %d MiB", peak>>20, s.status(t, "VmHWM")>>20)
-	s.interrupt(t)
+	s.Interrupt(t)
 }
 
 func storm(t *testing.T, s *server, up *upstreamtest.Registry) {
@@ -66,7 +66,7 @@ func storm(t *testing.T, s *server, up *upstreamtest.Registry) {
 	}
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	get := func(path string, want []byte, n int) {
-		if err := compare(t.Context(), client, s.url+"/v2/library/app/"+path, want, 0, n); err != nil {
+		if err := compare(t.Context(), client, s.URL+"/v2/library/app/"+path, want, 0, n); err != nil {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
@@ -83,7 +83,7 @@ func storm(t *testing.T, s *server, up *upstreamtest.Registry) {
 				get(blob(layer), layer.Bytes, len(layer.Bytes)/2)
 			case 1:
 				from := i * 300_000
-				if err := compare(t.Context(), client, s.url+"/v2/library/app/"+blob(layer), layer.Bytes, from, -1); err != nil {
+				if err := compare(t.Context(), client, s.URL+"/v2/library/app/"+blob(layer), layer.Bytes, from, -1); err != nil {
 					t.Errorf("from %d: %v", from, err)
 				}
 			default:

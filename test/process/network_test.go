@@ -103,7 +103,7 @@ func TestNetworkCut(t *testing.T) {
 		{"long", "timeouts: {progress: 3s, dial: 500ms}", func(s *server) {
 			tick := time.NewTicker(10 * time.Millisecond)
 			defer tick.Stop()
-			for log := ""; strings.Count(log, "download broke and goes on") < 2; log = s.log.String() {
+			for log := ""; strings.Count(log, "download broke and goes on") < 2; log = s.Log.String() {
 				if strings.Contains(log, "msg=request") {
 					t.Errorf("the download ended with the cable out: %s", log)
 					return
@@ -118,11 +118,8 @@ func TestNetworkCut(t *testing.T) {
 		release := make(chan struct{})
 		half := blob.Size / 2
 		up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob, Times: 1}, upstreamtest.StallAfter(int(half), release))
-		s := runConfig(t, basicConfig(t.TempDir(), up.URL)+tc.config, "env", "NO_PROXY=*")
-		if s.url == "" {
-			t.Fatalf("cachalot ended before it was ready: %s", s.log)
-		}
-		resp, err := http.Get(s.url + "/v2/library/app/blobs/" + blob.Digest.String()) //nolint:noctx // ends with the server
+		s := startConfig(t, basicConfig(t.TempDir(), up.URL)+tc.config, "env", "NO_PROXY=*")
+		resp, err := http.Get(s.URL + "/v2/library/app/blobs/" + blob.Digest.String()) //nolint:noctx // ends with the server
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -139,15 +136,15 @@ func TestNetworkCut(t *testing.T) {
 		rest, err := io.ReadAll(resp.Body)
 		_ = resp.Body.Close()
 		if err != nil || !bytes.Equal(append(got, rest...), blob.Bytes) {
-			t.Errorf("%s: %d bytes, %v: %s", tc.name, len(got)+len(rest), err, s.log)
+			t.Errorf("%s: %d bytes, %v: %s", tc.name, len(got)+len(rest), err, s.Log)
 		}
-		if n := s.metrics(t)["cachalot_fetched_bytes_total"]; n != float64(blob.Size) {
+		if n := s.Metrics(t)["cachalot_fetched_bytes_total"]; n != float64(blob.Size) {
 			t.Errorf("%s: %v bytes fetched, want %d", tc.name, n, blob.Size)
 		}
 		n, sent := up.Count(upstreamtest.GetBlob), up.Sent(blob.Digest)
 		if n < tc.gets || n > tc.gets+1 || sent != blob.Size && n == tc.gets {
 			t.Errorf("%s: %d GETs, want %d; %d bytes, want %d", tc.name, n, tc.gets, sent, blob.Size)
 		}
-		s.kill()
+		s.Kill()
 	}
 }

@@ -56,8 +56,8 @@ func TestPowerCut(t *testing.T) {
 		}
 		blobs = append(blobs, add(uint64(i), size))
 	}
-	s := ready(t, runConfig(t, fmt.Sprintf(
-		"storage: {path: %s, min_free: 0, max_size: 24MiB}\ntimeouts: {progress: 1h}\nupstreams: {docker.io: {url: %s}}\n", filepath.Join(live, "cachalot"), up.URL)))
+	s := startConfig(t, fmt.Sprintf(
+		"storage: {path: %s, min_free: 0, max_size: 24MiB}\ntimeouts: {progress: 1h}\nupstreams: {docker.io: {url: %s}}\n", filepath.Join(live, "cachalot"), up.URL))
 
 	// The load: pulls as fast as they go, which evict each other, and four that
 	// do not get beyond their half.
@@ -101,7 +101,7 @@ func TestPowerCut(t *testing.T) {
 		c.look(t, image, i%10 == 9)
 	}
 	stop()
-	if !strings.Contains(s.log.String(), "msg=evicted") {
+	if !strings.Contains(s.Log.String(), "msg=evicted") {
 		t.Error("nothing was evicted meanwhile")
 	}
 	if c.files < cuts || c.partials == 0 || c.resumed == 0 {
@@ -163,7 +163,7 @@ func (c *cut) start(t *testing.T, folder string, kept map[string]time.Time) {
 	for path := range kept {
 		d := digest.NewDigestFromEncoded(digest.Algorithm(filepath.Base(filepath.Dir(filepath.Dir(path)))), filepath.Base(path))
 		if err := s.fetch(http.DefaultClient, d); err != nil || c.upstream.Sent(d) != 0 {
-			t.Errorf("kept blob %s: %v, %d bytes fetched: %s", d, err, c.upstream.Sent(d), s.log)
+			t.Errorf("kept blob %s: %v, %d bytes fetched: %s", d, err, c.upstream.Sent(d), s.Log)
 		}
 		c.served++
 	}
@@ -172,7 +172,7 @@ func (c *cut) start(t *testing.T, folder string, kept map[string]time.Time) {
 		if bytes.HasPrefix(c.contents[d].Bytes, b) {
 			c.partials++
 			if sent, rest := c.upstream.Sent(d), c.contents[d].Size-int64(len(b)); err != nil || sent != rest {
-				t.Errorf("partial of %d bytes: %v, %d fetched, want %d: %s", len(b), err, sent, rest, s.log)
+				t.Errorf("partial of %d bytes: %v, %d fetched, want %d: %s", len(b), err, sent, rest, s.Log)
 			}
 			if len(b) > 0 {
 				c.resumed++
@@ -184,7 +184,7 @@ func (c *cut) start(t *testing.T, folder string, kept map[string]time.Time) {
 			t.Error(err)
 		}
 	}
-	s.interrupt(t)
+	s.Interrupt(t)
 }
 
 // reflinkedDisk mounts an ext4 image that can be cloned at any moment: it is a

@@ -15,6 +15,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/cachalot-registry/cachalot/test/cachalotd"
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
@@ -60,7 +61,7 @@ func (s *server) fetchedOnce(t *testing.T, up *upstreamtest.Registry, blob upstr
 	for range 10 {
 		wg.Go(func() {
 			if err := s.fetch(http.DefaultClient, blob.Digest); err != nil {
-				t.Errorf("%v: %s", err, s.log)
+				t.Errorf("%v: %s", err, s.Log)
 			}
 		})
 	}
@@ -73,11 +74,7 @@ func (s *server) fetchedOnce(t *testing.T, up *upstreamtest.Registry, blob upstr
 // verify runs `cachalot verify`, wrapped or not, and returns its exit code.
 func (s *server) verify(t *testing.T, flags string, wrap ...string) (code int, stdout string) {
 	t.Helper()
-	path, err := binary()
-	if err != nil {
-		t.Fatal(err)
-	}
-	args := append(append(wrap, path, "verify", "--config", s.config), strings.Fields(flags)...)
+	args := append(append(wrap, cachalotd.Binary(t), "verify", "--config", s.Config), strings.Fields(flags)...)
 	cmd := exec.CommandContext(t.Context(), args[0], args[1:]...)
 	out, err := cmd.Output()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
@@ -109,13 +106,13 @@ func TestRot(t *testing.T) {
 				if finder == "scrub" {
 					config = basicConfig(folder, up.URL, "scrub_every: 1s")
 				}
-				s := ready(t, runConfig(t, config))
+				s := startConfig(t, config)
 				if err := s.fetch(http.DefaultClient, blob.Digest); err != nil {
-					t.Fatalf("%v: %s", err, s.log)
+					t.Fatalf("%v: %s", err, s.Log)
 				}
-				s.interrupt(t) // waits for the download to leave
-				s = ready(t, runConfig(t, config))
-				s.await(t, "the walk of the disk", func() bool { return strings.Contains(s.log.String(), "index agrees with the disk") })
+				s.Interrupt(t) // waits for the download to leave
+				s = startConfig(t, config)
+				s.await(t, "the walk of the disk", func() bool { return strings.Contains(s.Log.String(), "index agrees with the disk") })
 				damaged := rot(t, folder, blob.Digest, change)
 				switch finder {
 				case "scrub":
@@ -128,8 +125,8 @@ func TestRot(t *testing.T) {
 						t.Errorf("verify ends with %d: %s", code, out)
 					}
 				case "request after a start":
-					s.interrupt(t)
-					s = ready(t, runConfig(t, config))
+					s.Interrupt(t)
+					s = startConfig(t, config)
 				}
 				s.fetchedOnce(t, up, blob)
 				if b, err := os.ReadFile(quarantineFile(folder, blob.Digest)); err != nil || !bytes.Equal(b, damaged) {
@@ -143,10 +140,10 @@ func TestRot(t *testing.T) {
 				if err := s.fetch(http.DefaultClient, blob.Digest); err != nil || len(up.Requests()) > 0 {
 					t.Errorf("%v, %+v", err, up.Requests())
 				}
-				if got := s.metrics(t)["cachalot_quarantined_blobs_total"]; finder != "verify" && got != 1 {
+				if got := s.Metrics(t)["cachalot_quarantined_blobs_total"]; finder != "verify" && got != 1 {
 					t.Errorf("quarantined_blobs_total %v", got)
 				}
-				s.interrupt(t)
+				s.Interrupt(t)
 				checkBlobs(t, folder, map[string]time.Time{})
 			})
 		}
@@ -164,7 +161,7 @@ func (s *server) await(t *testing.T, what string, ok func() bool) {
 		select {
 		case <-tick.C:
 		case <-late.C:
-			t.Fatalf("no %s: %s", what, s.log)
+			t.Fatalf("no %s: %s", what, s.Log)
 		}
 	}
 }
@@ -210,14 +207,14 @@ func TestReadFails(t *testing.T) {
 			if err := s.fetch(http.DefaultClient, blob.Digest); err != nil {
 				t.Fatal(err)
 			}
-			s.interrupt(t)
+			s.Interrupt(t)
 			file, trace := blobFile(folder, blob.Digest), filepath.Join(t.TempDir(), "trace")
 			s = start(t, folder, up.URL, strace, "-f", "-qq", "-P", file, "-e", "trace="+tc.calls,
 				"-e", fmt.Sprintf("inject=%s:error=EIO%s", tc.calls, tc.when), "-o", trace)
 			up.Forget()
 			err := s.fetch(http.DefaultClient, blob.Digest)
 			if errors.Is(err, errWrongBytes) || (err == nil) != (tc.calls == "openat") {
-				t.Errorf("%v: %s", err, s.log)
+				t.Errorf("%v: %s", err, s.Log)
 			}
 			if tc.when == ":when=2+" {
 				// strace counts by thread: the look from where the answer broke off may
@@ -228,7 +225,7 @@ func TestReadFails(t *testing.T) {
 				// The new file has the same name, at which strace fails reads too; who
 				// follows the download reads it by pread64.
 				if err := s.fetch(http.DefaultClient, blob.Digest); err != nil {
-					t.Errorf("%v: %s", err, s.log)
+					t.Errorf("%v: %s", err, s.Log)
 				}
 			}
 			if n := injected(t, trace); tc.when == ":when=1" && n > 1 {
@@ -239,18 +236,18 @@ func TestReadFails(t *testing.T) {
 				want = 0
 			}
 			if n := up.Count(upstreamtest.GetBlob); n != want || up.Sent(blob.Digest) != int64(want)*blob.Size {
-				t.Errorf("%d downloads, %d bytes: %s", n, up.Sent(blob.Digest), s.log)
+				t.Errorf("%d downloads, %d bytes: %s", n, up.Sent(blob.Digest), s.Log)
 			}
-			s.interrupt(t)
+			s.Interrupt(t)
 			if _, err := os.Stat(quarantineFile(folder, blob.Digest)); (err == nil) == tc.stays {
-				t.Errorf("quarantine: %v; %s", err, s.log)
+				t.Errorf("quarantine: %v; %s", err, s.Log)
 			}
 			up.Forget()
 			s = start(t, folder, up.URL)
 			if err := s.fetch(http.DefaultClient, blob.Digest); err != nil || len(up.Requests()) > 0 {
-				t.Errorf("%v, %+v: %s", err, up.Requests(), s.log)
+				t.Errorf("%v, %+v: %s", err, up.Requests(), s.Log)
 			}
-			s.interrupt(t)
+			s.Interrupt(t)
 		})
 	}
 }
@@ -274,7 +271,7 @@ func TestVerifyReadFails(t *testing.T) {
 			if err := s.fetch(http.DefaultClient, blob.Digest); err != nil {
 				t.Fatal(err)
 			}
-			s.interrupt(t)
+			s.Interrupt(t)
 			call, _, _ := strings.Cut(tc.inject, ":")
 			trace := filepath.Join(t.TempDir(), "trace")
 			code, out := s.verify(t, "", strace, "-f", "-qq", "-P", blobFile(folder, blob.Digest),

@@ -27,14 +27,14 @@ func TestSendfile(t *testing.T) {
 	if err := s.fetch(http.DefaultClient, blob.Digest); err != nil {
 		t.Fatal(err)
 	}
-	s.interrupt(t)
+	s.Interrupt(t)
 
 	trace := filepath.Join(t.TempDir(), "trace")
 	s = start(t, folder, up.URL, strace, "-f", "-qq", "-e", "trace=sendfile,splice,write,writev,sendto,sendmsg,read,pread64", "-o", trace)
-	if n := drain(t, s.url, "/v2/library/app/blobs/"+blob.Digest.String()); n < blob.Size {
+	if n := drain(t, s.URL, "/v2/library/app/blobs/"+blob.Digest.String()); n < blob.Size {
 		t.Fatalf("the client got %d bytes", n)
 	}
-	s.kill()
+	s.Kill()
 	b, err := os.ReadFile(trace)
 	if err != nil {
 		t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cachalot-registry/cachalot/test/cachalotd"
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
@@ -35,7 +36,7 @@ func TestSlowReaders(t *testing.T) {
 	release := make(chan struct{})
 	up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob, Reference: cold.Digest.String()}, upstreamtest.StallAfter(len(cold.Bytes)/2, release))
 	config := fmt.Sprintf("max_connections: %d\ntimeouts: {progress: 1h}\nstorage: {path: %s, min_free: 0}\nupstreams: {docker.io: {url: %s}}\n", slowReaders+1, t.TempDir(), up.URL)
-	s := ready(t, runConfig(t, "send_timeout: 1h\n"+config, "sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$@"`, 2*slowReaders+5_000), "sh"))
+	s := startConfig(t, "send_timeout: 1h\n"+config, "sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$@"`, 2*slowReaders+5_000), "sh")
 	quick := &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}}
 	if err := s.fetch(quick, warm.Digest); err != nil {
 		t.Fatal(err)
@@ -98,10 +99,10 @@ func TestSlowReaders(t *testing.T) {
 	}
 
 	// Who takes nothing goes; who takes a little stays.
-	if err := os.WriteFile(s.config, []byte(addresses+"send_timeout: 8s\n"+config), 0o600); err != nil {
+	if err := os.WriteFile(s.Config, []byte(cachalotd.Addresses+"send_timeout: 8s\n"+config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Kill(s.cmd.Process.Pid, syscall.SIGHUP); err != nil {
+	if err := syscall.Kill(s.Cmd.Process.Pid, syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
 	quick.CloseIdleConnections()
@@ -115,10 +116,10 @@ func TestSlowReaders(t *testing.T) {
 	}
 	after := s.quiet(t, &before)
 	if after.files > before.files || after.heap > before.heap+24<<20 {
-		t.Errorf("before %v, after %v\n%s", before, after, s.ask(t, "/debug/pprof/goroutine?debug=1"))
+		t.Errorf("before %v, after %v\n%s", before, after, s.Get(t, "/debug/pprof/goroutine?debug=1"))
 	}
 	t.Logf("after: %v", after)
-	s.interrupt(t)
+	s.Interrupt(t)
 }
 
 // slowClient asks for something, as from another host: its packets are as long as
@@ -138,9 +139,9 @@ func (s *server) slowClient(t *testing.T, path string) net.Conn {
 		}
 		return err
 	}}
-	c, err := d.DialContext(context.Background(), "tcp", strings.TrimPrefix(s.url, "http://"))
+	c, err := d.DialContext(context.Background(), "tcp", strings.TrimPrefix(s.URL, "http://"))
 	if err != nil {
-		t.Fatalf("%v: %s", err, s.log)
+		t.Fatalf("%v: %s", err, s.Log)
 	}
 	t.Cleanup(func() { _ = c.Close() })
 	if _, err := c.Write([]byte("GET " + path + " HTTP/1.1\r\nHost: x\r\n\r\n")); err != nil {
@@ -152,7 +153,7 @@ func (s *server) slowClient(t *testing.T, path string) net.Conn {
 // awaitMetric waits for a metric to have a value.
 func (s *server) awaitMetric(t *testing.T, metric string, want float64) {
 	t.Helper()
-	s.await(t, fmt.Sprintf("%s %v", metric, want), func() bool { return s.metrics(t)[metric] == want })
+	s.await(t, fmt.Sprintf("%s %v", metric, want), func() bool { return s.Metrics(t)[metric] == want })
 }
 
 // raiseDescriptors lets this process have so many descriptors, and one that it

@@ -18,6 +18,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/cachalot-registry/cachalot/test/cachalotd"
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
@@ -87,7 +88,7 @@ func newSoak(t *testing.T) *soak {
 		}
 	}
 	so.move(random)
-	so.server = ready(t, runConfig(t, so.config("info")))
+	so.server = startConfig(t, so.config("info"))
 	so.reload(t) // nobody reads a line for each of a million requests
 	so.fill(t)
 	return so
@@ -103,7 +104,7 @@ func (so *soak) fill(t *testing.T) {
 		wg.Go(func() {
 			for n := range remembered/8 + 100 {
 				none := digest.FromString(fmt.Sprint(i, "/", n))
-				so.pull(t, so.server.url+"/v2/"+soakRepo(0)+"/blobs/"+none.String(), "", nil)
+				so.pull(t, so.server.URL+"/v2/"+soakRepo(0)+"/blobs/"+none.String(), "", nil)
 			}
 		})
 	}
@@ -131,10 +132,10 @@ func (so *soak) move(random *rand.Rand) {
 
 func (so *soak) reload(t *testing.T) {
 	t.Helper()
-	if err := os.WriteFile(so.server.config, []byte(addresses+so.config("error")), 0o600); err != nil {
+	if err := os.WriteFile(so.server.Config, []byte(cachalotd.Addresses+so.config("error")), 0o600); err != nil {
 		t.Error(err)
 	}
-	if err := syscall.Kill(so.server.cmd.Process.Pid, syscall.SIGHUP); err != nil {
+	if err := syscall.Kill(so.server.Cmd.Process.Pid, syscall.SIGHUP); err != nil {
 		t.Error(err)
 	}
 	so.reloads++
@@ -233,7 +234,7 @@ func fault(random *rand.Rand) (upstreamtest.Op, upstreamtest.Fault) {
 // act is what one client does.
 func (so *soak) act(t *testing.T, random *rand.Rand) {
 	t.Helper()
-	base := so.server.url + "/v2/" + soakRepo(random.IntN(soakRepos))
+	base := so.server.URL + "/v2/" + soakRepo(random.IntN(soakRepos))
 	layer := so.layers[random.IntN(len(so.layers))]
 	blob := base + "/blobs/" + layer.Digest.String()
 	switch random.IntN(10) {
@@ -327,23 +328,23 @@ func (so *soak) settle(t *testing.T) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	limit := time.Now().Add(time.Minute) // wrong content is remembered for half of that
-	spilled := so.server.metrics(t)["cachalot_fill_spills_total"]
+	spilled := so.server.Metrics(t)["cachalot_fill_spills_total"]
 	for i, img := range so.images {
-		base := so.server.url + "/v2/" + soakRepo(0)
+		base := so.server.URL + "/v2/" + soakRepo(0)
 		for _, url := range []string{
 			base + "/manifests/only-" + fmt.Sprint(i), base + "/manifests/" + img.Manifest.Digest.String(), base + "/blobs/" + img.Config.Digest.String(),
 			base + "/blobs/" + img.Layers[0].Digest.String(), base + "/blobs/" + img.Layers[1].Digest.String(), base + "/blobs/" + img.Layers[2].Digest.String(),
 		} {
 			for !so.pull(t, url, "", nil) {
 				if time.Now().After(limit) {
-					t.Fatalf("%s cannot be had: %s", url, so.server.log)
+					t.Fatalf("%s cannot be had: %s", url, so.server.Log)
 				}
 				<-tick.C
 			}
 		}
 	}
 	so.rest(t, nil)
-	disk, m := so.server.books(t, so.folder), so.server.metrics(t)
+	disk, m := so.server.books(t, so.folder), so.server.Metrics(t)
 	if disk.bytes+disk.partial > soakLimit || m["cachalot_evicted_bytes_total"] == 0 {
 		t.Errorf("%+v on disk, %v evicted", disk, m["cachalot_evicted_bytes_total"])
 	}
@@ -353,11 +354,11 @@ func (so *soak) settle(t *testing.T) {
 		t.Errorf("%v blobs found no room, with one client", n)
 	}
 	checkBlobs(t, so.folder, map[string]time.Time{})
-	so.server.kill()
+	so.server.Kill()
 	s := start(t, so.folder, so.up.URL)
 	s.quiet(t, nil)
-	if !strings.Contains(s.log.String(), `found_blobs=0 lost_blobs=0`) {
-		t.Errorf("the index did not agree with the disk: %s", s.log)
+	if !strings.Contains(s.Log.String(), `found_blobs=0 lost_blobs=0`) {
+		t.Errorf("the index did not agree with the disk: %s", s.Log)
 	}
-	s.interrupt(t)
+	s.Interrupt(t)
 }

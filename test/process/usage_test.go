@@ -1,10 +1,7 @@
 package process
 
 import (
-	"bufio"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -32,8 +29,8 @@ func (u usage) String() string {
 // usage collects garbage and measures.
 func (s *server) usage(t *testing.T) usage {
 	t.Helper()
-	s.ask(t, "/debug/pprof/heap?gc=1")
-	m := s.metrics(t)
+	s.Get(t, "/debug/pprof/heap?gc=1")
+	m := s.Metrics(t)
 	u := usage{
 		goroutines: int(m["go_goroutines"]), heap: int(m["go_memstats_heap_alloc_bytes"]),
 		rss: int(m["process_resident_memory_bytes"]),
@@ -67,7 +64,7 @@ func (s *server) quiet(t *testing.T, before *usage) usage {
 	var last usage
 	for same := 0; same < 5; { // a goroutine may end a moment later
 		u := s.usage(t)
-		m := s.metrics(t)
+		m := s.Metrics(t)
 		if m["cachalot_connections"] == 0 && m["cachalot_fills_in_progress"] == 0 && u.sockets <= listeners+ours &&
 			u.goroutines == last.goroutines && (before == nil || u.goroutines <= before.goroutines) && u.files == last.files {
 			same++
@@ -79,7 +76,7 @@ func (s *server) quiet(t *testing.T, before *usage) usage {
 		case <-tick.C:
 		case <-limit.C:
 			t.Fatalf("not quiet after 2 minutes: %v, %v clients, %v downloads\n%s", u,
-				m["cachalot_connections"], m["cachalot_fills_in_progress"], s.ask(t, "/debug/pprof/goroutine?debug=1"))
+				m["cachalot_connections"], m["cachalot_fills_in_progress"], s.Get(t, "/debug/pprof/goroutine?debug=1"))
 		}
 	}
 	return last
@@ -88,58 +85,18 @@ func (s *server) quiet(t *testing.T, before *usage) usage {
 // descriptors are links, in dir, to what the process has open.
 func (s *server) descriptors(t *testing.T) (dir string, open []os.DirEntry) {
 	t.Helper()
-	dir = fmt.Sprintf("/proc/%d/fd", s.cmd.Process.Pid)
+	dir = fmt.Sprintf("/proc/%d/fd", s.Cmd.Process.Pid)
 	open, err := os.ReadDir(dir)
 	if err != nil {
-		t.Fatalf("%v: %s", err, s.log)
+		t.Fatalf("%v: %s", err, s.Log)
 	}
 	return dir, open
-}
-
-// metrics are what /metrics says; those that have labels are summed up.
-func (s *server) metrics(t *testing.T) map[string]float64 {
-	t.Helper()
-	values := map[string]float64{}
-	lines := bufio.NewScanner(strings.NewReader(s.ask(t, "/metrics")))
-	sample := regexp.MustCompile(`^(\w+)(?:\{.*\})? (\S+)$`)
-	for lines.Scan() {
-		m := sample.FindStringSubmatch(lines.Text())
-		if m == nil {
-			continue
-		}
-		v, err := strconv.ParseFloat(m[2], 64)
-		if err != nil {
-			t.Errorf("%s: %v", lines.Text(), err)
-		}
-		values[m[1]] += v
-	}
-	return values
-}
-
-// ask gets a page of the admin listener.
-func (s *server) ask(t *testing.T, path string) string {
-	t.Helper()
-	resp, err := adminClient().Get(s.admin + path) //nolint:noctx // loopback
-	if err != nil {
-		t.Fatalf("%v: %s", err, s.log)
-	}
-	defer func() { _ = resp.Body.Close() }()
-	b, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != http.StatusOK {
-		t.Fatalf("%s: %s, %v", path, resp.Status, err)
-	}
-	return string(b)
-}
-
-// adminClient leaves no connection behind.
-func adminClient() *http.Client {
-	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 }
 
 // status reads one of the lines in KiB of /proc/PID/status, in bytes.
 func (s *server) status(t *testing.T, key string) int {
 	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.Cmd.Process.Pid))
 	if err != nil {
 		t.Fatal(err)
 	}
