@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
@@ -122,6 +124,116 @@ func TestSecretsStaySecret(t *testing.T) {
 	}
 }
 
+// account is one way of an upstream to ask who the mirror is, and of a
+// configuration to say so.
+type account struct {
+	name    string
+	secret  string
+	options upstreamtest.Options
+	keys    func(up *upstreamtest.Registry) string // of its configuration
+}
+
+// trouble is what a registry, or the CDN behind it, does with one request.
+type trouble struct {
+	what  string
+	cdn   bool
+	fault upstreamtest.Fault // zero: none
+	down  bool
+}
+
+func troubles(c *canaries, own string) []trouble {
+	away := func(what string) string { return "user=" + c.new(what) }
+	all := []trouble{{what: "nothing"}, {what: "down", down: true}}
+	for what, fault := range map[string]upstreamtest.Fault{
+		"a status that repeats":     upstreamtest.StatusError(http.StatusForbidden, own, "no such password: "+own),
+		"an error that repeats":     upstreamtest.StatusError(http.StatusInternalServerError, "UNKNOWN", "failed with "+own+"."),
+		"too many":                  upstreamtest.Status(http.StatusTooManyRequests, "Retry-After", "0"),
+		"a user in a location":      upstreamtest.Redirect("http://bob:" + c.new("user of a location") + "@127.0.0.1:1/?" + away("query beside a user")),
+		"a port that is closed":     upstreamtest.Redirect("http://127.0.0.1:1/x?" + away("query of a closed port")),
+		"a host that is none":       upstreamtest.Redirect("http://nowhere.invalid/x?" + away("query of no host")),
+		"an address within":         upstreamtest.Redirect("http://169.254.169.254/x?" + away("query of a forbidden address")),
+		"TLS where there is none":   upstreamtest.Redirect("https://127.0.0.1:2/x?" + away("query without TLS")),
+		"another scheme":            upstreamtest.Redirect("ftp://127.0.0.1/x?" + away("query of another scheme")),
+		"no URL":                    upstreamtest.Redirect("http://127.0.0.1:port/%zz?" + away("query of no URL")),
+		"a loop":                    upstreamtest.RedirectLoop(),
+		"a realm with a user":       challenge("http://bob:" + c.new("user of a realm") + "@127.0.0.1:1/token"),
+		"a realm nobody listens at": challenge("http://127.0.0.1:1/token?key=" + c.new("query of a realm")),
+		"a realm that is no URL":    challenge("http://" + c.new("realm") + ":port/"),
+	} {
+		all = append(all, trouble{what: what, fault: fault})
+	}
+	for what, fault := range map[string]upstreamtest.Fault{
+		"cut":     upstreamtest.CutAfter(1000),
+		"wrong":   upstreamtest.WrongBytes(),
+		"forgets": upstreamtest.Status(http.StatusNotFound),
+		"repeats": upstreamtest.StatusError(http.StatusBadRequest, "canary-signature", "the URL http://cdn/signed/x?signature=canary-signature is bad"),
+		"broken":  upstreamtest.StatusError(http.StatusBadGateway, "UNKNOWN", "no answer to /signed/x?signature=canary-signature"),
+		"shorter": upstreamtest.ChangedLength(-10),
+		"gzip":    upstreamtest.Gzip(),
+		"onwards": upstreamtest.RedirectLoop(),
+	} {
+		all = append(all, trouble{what: "its CDN: " + what, cdn: true, fault: fault})
+	}
+	return all
+}
+
+// troubled is an upstream of its own for each trouble: what trips the breaker of
+// one would hide what the next one does.
+type troubled struct {
+	trouble
+	name string
+	up   *upstreamtest.Registry
+	blob string
+}
+
+const troubledRepo = "team/app"
+
+func newTroubled(t *testing.T, name string, seed uint64, o upstreamtest.Options, what trouble) *troubled {
+	t.Helper()
+	u := &troubled{trouble: what, name: name, up: upstreamtest.New(t, o)}
+	img := u.up.AddImage(troubledRepo, "latest", upstreamtest.NewImage(seed, 100_000))
+	u.blob = img.Layers[0].Digest.String()
+	return u
+}
+
+// ask asks for everything, and wants the trouble to have been met.
+func (u *troubled) ask(t *testing.T, c *canaries, get func(path string)) {
+	t.Helper()
+	m := upstreamtest.Match{Repo: troubledRepo, AnyAuth: true}
+	if u.cdn {
+		m = upstreamtest.Match{Op: upstreamtest.CDN, Reference: u.blob, Times: 10} // or the mirror tries for 15 s to resume what is cut
+	}
+	var scripted *upstreamtest.Scripted
+	switch {
+	case u.fault != nil:
+		scripted = u.up.Fault(m, u.fault)
+	case u.down:
+		get(troubledRepo + "/manifests/latest")
+		u.up.Down()
+	}
+	get(troubledRepo + "/blobs/" + u.blob)
+	get(troubledRepo + "/manifests/latest")
+	get(troubledRepo + "/manifests/other")
+	get(troubledRepo + "/tags/list")
+	if scripted != nil && scripted.Applied() == 0 {
+		t.Errorf("%s %s: it was not asked", u.name, u.what)
+	}
+	for _, q := range u.up.Requests() {
+		c.shown(q.Header)
+	}
+	if u.fault != nil || u.down {
+		return
+	}
+	for _, q := range u.up.Select(upstreamtest.Match{Op: upstreamtest.GetBlob}) {
+		if q.Status == http.StatusTemporaryRedirect && q.Header.Get("Authorization") == "" {
+			t.Errorf("%s shows no credential, so nothing is tested", u.name)
+		}
+	}
+	if u.up.Count(upstreamtest.CDN) == 0 {
+		t.Errorf("%s: nothing came from the CDN", u.name)
+	}
+}
+
 func secretsStaySecret(t *testing.T, format string) {
 	t.Helper()
 	c := &canaries{}
@@ -136,30 +248,53 @@ func secretsStaySecret(t *testing.T, format string) {
 		return file
 	}
 	password, fromFile, inDocker, refresh := c.new("password"), c.new("password file"), c.new("docker config"), c.new("identity token")
-	basic := upstreamtest.New(t, upstreamtest.Options{Auth: upstreamtest.Basic, Username: "bob", Password: password, CDN: true})
-	bearer := upstreamtest.New(t, upstreamtest.Options{Auth: upstreamtest.Bearer, Username: "bob", Password: fromFile, CDN: true, TokenElsewhere: true})
-	docker := upstreamtest.New(t, upstreamtest.Options{Auth: upstreamtest.Bearer, Username: "bob", Password: inDocker, CDN: true})
-	identity := upstreamtest.New(t, upstreamtest.Options{Auth: upstreamtest.Bearer, RefreshToken: refresh, CDN: true})
-	auth := base64.StdEncoding.EncodeToString([]byte("bob:" + inDocker))
-	c.add(auth, "an auth of a docker config")
-	dockerConfig := write("config.json", fmt.Sprintf(`{"auths": {%q: {"auth": %q}, %q: {"auth": %q, "identitytoken": %q}}}`,
-		docker.Host(), auth, identity.Host(), base64.StdEncoding.EncodeToString([]byte("bob:")), refresh))
+	passwordFile, dockerConfig := write("password", fromFile+"\n"), filepath.Join(dir, "config.json")
+	auths := map[string]map[string]string{} // of the docker config
+	inDockerConfig := func(up *upstreamtest.Registry, auth, identity string) string {
+		auth = base64.StdEncoding.EncodeToString([]byte(auth))
+		c.add(auth, "an auth of a docker config")
+		auths[up.Host()] = map[string]string{"auth": auth, "identitytoken": identity}
+		return "docker_config: " + dockerConfig
+	}
+	var all []*troubled
+	config := ""
+	for _, a := range []account{
+		{"basic", password, upstreamtest.Options{Auth: upstreamtest.Basic, Username: "bob", Password: password}, func(*upstreamtest.Registry) string {
+			return "username: bob, password: " + password
+		}},
+		{"bearer", fromFile, upstreamtest.Options{Auth: upstreamtest.Bearer, Username: "bob", Password: fromFile, TokenElsewhere: true}, func(up *upstreamtest.Registry) string {
+			return fmt.Sprintf("username: bob, password_file: %s, token_realms: [%q]", passwordFile, up.TokenHost())
+		}},
+		{"docker", inDocker, upstreamtest.Options{Auth: upstreamtest.Bearer, Username: "bob", Password: inDocker}, func(up *upstreamtest.Registry) string {
+			return inDockerConfig(up, "bob:"+inDocker, "")
+		}},
+		{"identity", refresh, upstreamtest.Options{Auth: upstreamtest.Bearer, RefreshToken: refresh}, func(up *upstreamtest.Registry) string {
+			return inDockerConfig(up, "bob:", refresh)
+		}},
+	} {
+		a.options.CDN = true
+		for i, what := range troubles(c, a.secret) {
+			u := newTroubled(t, fmt.Sprintf("%s-%d.test", a.name, i), uint64(len(all)), a.options, what)
+			all = append(all, u)
+			config += fmt.Sprintf("  %s: {url: %s, %s}\n", u.name, u.up.URL, a.keys(u.up))
+		}
+	}
+	b, err := json.Marshal(map[string]any{"auths": auths})
+	if err != nil {
+		t.Fatal(err)
+	}
+	write("config.json", string(b))
 	traces := newReceiver(t, nil)
 	adminToken := c.new("admin token")
 	r := start(t, fmt.Sprintf(`
 admin: {token: %s}
 log: {level: debug, format: %s}
 tracing: {endpoint: %s}
-default_upstream: basic.test
+default_upstream: babbler.test
 timeouts: {dial: 500ms, response_header: 1s}
 upstreams:
-  basic.test: {url: %s, username: bob, password: %s}
-  bearer.test: {url: %s, username: bob, password_file: %s, token_realms: [%q]}
-  docker.test: {url: %s, docker_config: %s}
-  identity.test: {url: %s, docker_config: %s}
   babbler.test: {url: %s, username: bob, password: %s}
-`, adminToken, format, traces.url, basic.URL, password, bearer.URL, write("password", fromFile+"\n"), bearer.TokenHost(), docker.URL, dockerConfig, identity.URL, dockerConfig,
-		babbler(t, c), c.new("babbled password")))
+`, adminToken, format, traces.url, babbler(t, c), c.new("babbled password"))+config)
 
 	clients := []string{
 		"Authorization", "Bearer " + c.new("client token"), "Proxy-Authorization", "Basic " + c.new("client proxy"), "Cookie", "session=" + c.new("cookie"),
@@ -167,81 +302,18 @@ upstreams:
 		"Referer", "http://elsewhere/?" + c.new("referer"), "X-Request-Id", c.new("request id") + " !", "Traceparent", c.new("traceparent"),
 	}
 	query := "&token=" + c.new("query of a client")
-	asked := 0
+	var asked atomic.Int64
 	asks := func(name, path string) {
-		asked++
+		asked.Add(1)
 		status, body, header := r.ask(t, r.url+"/v2/"+path+"?ns="+name+query, clients...)
 		c.check(t, "the answer to "+path, fmt.Sprint(status, string(body), header))
 	}
 
-	registries := map[string]*upstreamtest.Registry{"basic.test": basic, "bearer.test": bearer, "docker.test": docker, "identity.test": identity}
-	seed := uint64(0)
-	for name, up := range registries {
-		own := map[string]string{"basic.test": password, "bearer.test": fromFile, "docker.test": inDocker, "identity.test": refresh}[name]
-		add := func(repo string) (blob string) {
-			seed++
-			img := up.AddImage(repo, "latest", upstreamtest.NewImage(seed, 100_000))
-			return repo + "/blobs/" + img.Layers[0].Digest.String()
-		}
-		blob := add("team/well")
-		asks(name, "team/well/manifests/latest")
-		asks(name, blob)
-		asks(name, "team/well/tags/list")
-		for _, q := range up.Select(upstreamtest.Match{Op: upstreamtest.GetBlob}) {
-			if q.Status == http.StatusTemporaryRedirect && q.Header.Get("Authorization") == "" {
-				t.Errorf("%s shows no credential, so nothing is tested", name)
-			}
-		}
-		if up.Count(upstreamtest.CDN) == 0 {
-			t.Errorf("%s: nothing came from the CDN", name)
-		}
-
-		away := func(what string) string { return "user=" + c.new(what) }
-		for what, fault := range map[string]upstreamtest.Fault{
-			"a status that repeats":     upstreamtest.StatusError(http.StatusForbidden, own, "no such password: "+own),
-			"an error that repeats":     upstreamtest.StatusError(http.StatusInternalServerError, "UNKNOWN", "failed with "+own+"."),
-			"too many":                  upstreamtest.Status(http.StatusTooManyRequests, "Retry-After", "0"),
-			"a user in a location":      upstreamtest.Redirect("http://bob:" + c.new("user of a location") + "@127.0.0.1:1/?" + away("query beside a user")),
-			"a port that is closed":     upstreamtest.Redirect("http://127.0.0.1:1/x?" + away("query of a closed port")),
-			"a host that is none":       upstreamtest.Redirect("http://nowhere.invalid/x?" + away("query of no host")),
-			"an address within":         upstreamtest.Redirect("http://169.254.169.254/x?" + away("query of a forbidden address")),
-			"TLS where there is none":   upstreamtest.Redirect("https://" + basic.Host() + "/x?" + away("query without TLS")),
-			"another scheme":            upstreamtest.Redirect("ftp://127.0.0.1/x?" + away("query of another scheme")),
-			"no URL":                    upstreamtest.Redirect("http://127.0.0.1:port/%zz?" + away("query of no URL")),
-			"a loop":                    upstreamtest.RedirectLoop(),
-			"a realm with a user":       challenge("http://bob:" + c.new("user of a realm") + "@127.0.0.1:1/token"),
-			"a realm nobody listens at": challenge("http://127.0.0.1:1/token?key=" + c.new("query of a realm")),
-			"a realm that is no URL":    challenge("http://" + c.new("realm") + ":port/"),
-		} {
-			repo := "team/" + strings.ReplaceAll(strings.ToLower(what), " ", "-")
-			blob := add(repo)
-			up.Fault(upstreamtest.Match{Repo: repo, AnyAuth: true}, fault)
-			asks(name, blob)
-			asks(name, repo+"/manifests/latest")
-		}
-
-		for what, fault := range map[string]upstreamtest.Fault{
-			"cut":     upstreamtest.CutAfter(1000),
-			"wrong":   upstreamtest.WrongBytes(),
-			"forgets": upstreamtest.Status(http.StatusNotFound),
-			"repeats": upstreamtest.StatusError(http.StatusBadRequest, "canary-signature", "the URL http://cdn/signed/x?signature=canary-signature is bad"),
-			"broken":  upstreamtest.StatusError(http.StatusBadGateway, "UNKNOWN", "no answer to /signed/x?signature=canary-signature"),
-			"shorter": upstreamtest.ChangedLength(-10),
-			"gzip":    upstreamtest.Gzip(),
-			"onwards": upstreamtest.RedirectLoop(),
-		} {
-			blob := add("cdn/" + what)
-			up.Fault(upstreamtest.Match{Op: upstreamtest.CDN, Reference: blob[strings.LastIndex(blob, "/")+1:]}, fault)
-			asks(name, blob)
-		}
-		blob = add("team/down")
-		for _, q := range up.Requests() {
-			c.shown(q.Header)
-		}
-		up.Down()
-		asks(name, blob)
-		asks(name, "team/well/manifests/other")
+	var wg sync.WaitGroup
+	for _, u := range all {
+		wg.Go(func() { u.ask(t, c, func(path string) { asks(u.name, path) }) })
 	}
+	wg.Wait()
 	for _, what := range []string{"status", "header", "length", "encoding", "content"} {
 		asks("babbler.test", "team/"+what+"/manifests/latest")
 	}
@@ -276,8 +348,8 @@ upstreams:
 	}
 	log, _ := r.log.now()
 	c.check(t, "the log", log)
-	if n := strings.Count(log, "127.0.0.1") + strings.Count(log, "asked upstream"); n < asked {
-		t.Errorf("%d requests and hardly a line: nothing is tested", asked)
+	if n := strings.Count(log, "127.0.0.1") + strings.Count(log, "asked upstream"); n < int(asked.Load()) {
+		t.Errorf("%d requests and hardly a line: nothing is tested", asked.Load())
 	}
 }
 
