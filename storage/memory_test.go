@@ -36,7 +36,7 @@ func TestRecentWrites(t *testing.T) {
 			}
 		})
 	}
-	for i := int64(1); i <= 2000; i++ {
+	for i := int64(1); i <= 500; i++ {
 		if err := s.PutTag(key, Tag{Digest: digest.FromString(strconv.FormatInt(i, 10)), Checked: time.Unix(0, i)}, time.Hour); err != nil {
 			t.Fatal(err)
 		}

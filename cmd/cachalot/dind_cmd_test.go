@@ -26,12 +26,10 @@ type dindImage struct {
 // newDindImage has the route of a network with the given MTU.
 func newDindImage(t *testing.T, programs string, uid int, mtu string) dindImage {
 	t.Helper()
-	if os.Getuid() != 0 {
-		try := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^$")
-		try.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER}
-		if err := try.Run(); err != nil {
-			t.Skip("changing the root folder takes root or a user namespace:", err)
-		}
+	try := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^$")
+	try.SysProcAttr = (dindImage{dir: "/", uid: uid}).attributes()
+	if err := try.Run(); err != nil {
+		t.Skip("changing the root folder takes root with its capabilities, or a user namespace: ", err)
 	}
 	i := dindImage{dir: t.TempDir(), uid: uid}
 	bin := filepath.Join(i.dir, "usr/local/bin")
@@ -87,14 +85,20 @@ func (i dindImage) command(t *testing.T, stderr io.Writer, env []string, args ..
 	cmd.Dir = "/"
 	cmd.Env = append([]string{"PATH=/usr/local/bin", "HOME=/home", "TEST_VERSION=29.7.2"}, env...)
 	cmd.Stderr = stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: i.dir, Credential: &syscall.Credential{Uid: uint32(i.uid), Gid: uint32(i.uid)}}
-	if os.Getuid() != 0 { // in a user namespace, anybody is root
-		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: i.uid, HostID: os.Getuid(), Size: 1}}
-		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: i.uid, HostID: os.Getgid(), Size: 1}}
-		cmd.SysProcAttr.Credential.NoSetGroups = true
-	}
+	cmd.SysProcAttr = i.attributes()
 	return cmd
+}
+
+// attributes give a process the image as its root folder, and the image's user.
+func (i dindImage) attributes() *syscall.SysProcAttr {
+	a := &syscall.SysProcAttr{Chroot: i.dir, Credential: &syscall.Credential{Uid: uint32(i.uid), Gid: uint32(i.uid)}}
+	if os.Getuid() != 0 { // in a user namespace, anybody is root
+		a.Cloneflags = syscall.CLONE_NEWUSER
+		a.UidMappings = []syscall.SysProcIDMap{{ContainerID: i.uid, HostID: os.Getuid(), Size: 1}}
+		a.GidMappings = []syscall.SysProcIDMap{{ContainerID: i.uid, HostID: os.Getgid(), Size: 1}}
+		a.Credential.NoSetGroups = true
+	}
+	return a
 }
 
 // began is what the base's entrypoint was begun with.
@@ -131,8 +135,8 @@ func buildDind(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	for name, pkg := range map[string]string{"cachalot": ".", "dindbase": "./testdata/dindbase"} {
-		cmd := exec.CommandContext(t.Context(), "go", "build", "-o", filepath.Join(dir, name), pkg)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // the image has no libraries
+		cmd := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", filepath.Join(dir, name), pkg) // another user's checkout is refused by git
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")                                                                // the image has no libraries
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}

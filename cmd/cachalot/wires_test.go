@@ -73,7 +73,7 @@ type step struct {
 	began          func() // called once the client has had the first byte
 	leave          func() // called once the client has had part of the body; then it leaves
 	part           int    // that much of it
-	broken         bool   // the body ends too early
+	broken         bool   // the body ends too early, or the status is 502
 }
 
 // result is what the answer says that the cache did (RFC 9211).
@@ -138,6 +138,9 @@ func (w *wires) do(s step) {
 			rest, err = io.Copy(io.Discard, resp.Body)
 			n += rest
 		}
+	}
+	if s.broken && resp.StatusCode == http.StatusBadGateway { // found before the header was sent
+		s.broken, s.status = false, http.StatusBadGateway
 	}
 	if s.broken != (err != nil) {
 		w.t.Errorf("%s %s: the body ended with %v", s.method, s.path, err)

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -17,19 +16,13 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestKillBooks kills the mirror 50 times (with -short 20; CACHALOT_TEST_KILLS,
-// which is 1,000 in .ci/run), at a random moment of concurrent pulls, evictions
-// and broken downloads that go on. After each restart, and at the end of every tenth
-// storm, what it says of its disk is what the disk says, to the byte, and every
-// file is what its name says.
+// TestKillBooks kills the mirror 10 times (CACHALOT_TEST_KILLS), at a random moment
+// of concurrent pulls, evictions and broken downloads that go on. After each
+// restart, and at the end of every tenth storm, what it says of its disk is what
+// the disk says, to the byte, and every file is what its name says.
 func TestKillBooks(t *testing.T) {
 	t.Parallel()
-	rounds := 50
-	if n, err := strconv.Atoi(os.Getenv("CACHALOT_TEST_KILLS")); err == nil {
-		rounds = n
-	} else if testing.Short() {
-		rounds = 20
-	}
+	rounds := count(t, "CACHALOT_TEST_KILLS", 10)
 	const limit = 2 << 20
 	up := upstreamtest.New(t, upstreamtest.Options{})
 	random := rand.New(rand.NewPCG(3, 4))

@@ -18,6 +18,9 @@ func straceOrSkip(t *testing.T) string {
 	if err != nil {
 		t.Skip("strace watches and injects system calls, and is not installed: ", err)
 	}
+	if out, err := exec.CommandContext(t.Context(), strace, "-f", "-o", "/dev/null", "true").CombinedOutput(); err != nil {
+		t.Skipf("strace may trace nothing here: %v: %s", err, out)
+	}
 	return strace
 }
 

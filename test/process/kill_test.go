@@ -16,8 +16,8 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestKill kills the mirror at a random moment of a storm, 50 times. After each
-// restart every file in blobs/ is what its name says, and what was broken off
+// TestKill kills the mirror at a random moment of a storm, 6 times, or a twentieth
+// of CACHALOT_TEST_KILLS. After each restart every file in blobs/ is what its name says, and what was broken off
 // is resumed, not fetched again (I2).
 func TestKill(t *testing.T) {
 	t.Parallel()
@@ -27,7 +27,7 @@ func TestKill(t *testing.T) {
 	var all []upstreamtest.Content
 	random := rand.New(rand.NewPCG(1, 2))
 	resumable := 0
-	for round := range 50 {
+	for round := range max(6, count(t, "CACHALOT_TEST_KILLS", 1)/20) {
 		s := start(t, folder, up.URL)
 		checkBlobs(t, folder, checked)
 		release := make(chan struct{})

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -22,9 +21,9 @@ import (
 )
 
 // TestPowerCut takes the disk away from a mirror at a random moment of a storm,
-// 20 times (CACHALOT_TEST_CUTS, 200 in .ci/run), and looks at what is on it: after the journal's replay
-// every file in blobs/ is what its name says (I2). Over every tenth the mirror
-// starts again, serves what was kept and resumes what was broken off.
+// 10 times (CACHALOT_TEST_CUTS), and looks at what is on it: after the journal's
+// replay every file in blobs/ is what its name says (I2). Over every tenth the
+// mirror starts again, serves what was kept and resumes what was broken off.
 //
 // The disk is an ext4 image behind a loop device, and a cut is a clone of that
 // image. It has what ext4 had written by then: dirty pages, blocks not yet
@@ -33,10 +32,7 @@ import (
 // that forgets, and whether ext4 flushes such a cache is not tested here.
 func TestPowerCut(t *testing.T) {
 	t.Parallel()
-	cuts := 20
-	if n, err := strconv.Atoi(os.Getenv("CACHALOT_TEST_CUTS")); err == nil {
-		cuts = n
-	}
+	cuts := count(t, "CACHALOT_TEST_CUTS", 10)
 	image, live := reflinkedDisk(t)
 	random := rand.New(rand.NewPCG(1, 2))
 	up, later := upstreamtest.New(t, upstreamtest.Options{}), upstreamtest.New(t, upstreamtest.Options{})
@@ -128,7 +124,7 @@ func (c *cut) look(t *testing.T, image string, again bool) {
 	clone := filepath.Join(filepath.Dir(image), "clone")
 	reflink(t, clone, image)
 	dir := t.TempDir()
-	mount(t, dir, "ext4", clone)
+	mount(t, command, dir, "ext4", clone)
 	folder := filepath.Join(dir, "cachalot")
 	checked := map[string]time.Time{}
 	if !checkBlobs(t, folder, checked) {
@@ -191,26 +187,15 @@ func (c *cut) start(t *testing.T, folder string, kept map[string]time.Time) {
 // file of btrfs, on a loop device.
 func reflinkedDisk(t *testing.T) (image, dir string) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("a disk to be cut off is mounted, and that needs root")
-	}
-	for _, tool := range []string{"mkfs.btrfs", "mkfs.ext4", "mount"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skip("a disk to be cut off is an ext4 image on btrfs: ", err)
-		}
-	}
 	outer, dir := t.TempDir(), t.TempDir()
 	file := filepath.Join(t.TempDir(), "btrfs")
 	sparse(t, file, 8<<30)
-	command(t, "mkfs.btrfs", "-q", file)
-	if out, err := exec.Command("mount", "-t", "btrfs", "-o", "loop", file, outer).CombinedOutput(); err != nil { //nolint:noctx // short
-		t.Skipf("a disk to be cut off needs btrfs and loop devices: mount: %v: %s", err, out)
-	}
-	t.Cleanup(func() { unmount(t, outer) })
+	tryCommand(t, "mkfs.btrfs", "-q", file)
+	mount(t, tryCommand, outer, "btrfs", file)
 	image = filepath.Join(outer, "ext4")
 	sparse(t, image, 512<<20)
-	command(t, "mkfs.ext4", "-q", image)
-	mount(t, dir, "ext4", image)
+	tryCommand(t, "mkfs.ext4", "-q", image)
+	mount(t, tryCommand, dir, "ext4", image)
 	return image, dir
 }
 
@@ -221,6 +206,15 @@ func sparse(t *testing.T, name string, size int64) {
 	}
 }
 
+// tryCommand is command for what this machine may lack or refuse: privileges,
+// loop devices, a file system, a program.
+func tryCommand(t *testing.T, args ...string) {
+	t.Helper()
+	if out, err := exec.CommandContext(t.Context(), args[0], args[1:]...).CombinedOutput(); err != nil {
+		t.Skipf("a disk of its own needs root, loop devices, and e2fsprogs or btrfs-progs: %s: %v: %s", strings.Join(args, " "), err, out)
+	}
+}
+
 func command(t *testing.T, args ...string) {
 	t.Helper()
 	if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil { //nolint:noctx // short
@@ -228,21 +222,28 @@ func command(t *testing.T, args ...string) {
 	}
 }
 
-// mount mounts an image until it is unmounted or the test ends.
-func mount(t *testing.T, dir, kind, image string) {
+// mount mounts an image until it is unmounted or the test ends, by command, or by
+// tryCommand where this machine may refuse it.
+func mount(t *testing.T, by func(*testing.T, ...string), dir, kind, image string) {
 	t.Helper()
-	command(t, "mount", "-t", kind, "-o", "loop", image, dir)
+	by(t, "mount", "-t", kind, "-o", "loop", image, dir)
 	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: it is none any more
+		if err := unmountOnceIdle(dir); err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: it is none any more
 			t.Errorf("unmount %s: %v", dir, err)
 		}
 	})
 }
 
-// unmount waits while the disk is busy: a process that another test just forked
-// has our open files too, until its exec.
 func unmount(t *testing.T, dir string) {
 	t.Helper()
+	if err := unmountOnceIdle(dir); err != nil {
+		t.Errorf("unmount %s: %v", dir, err)
+	}
+}
+
+// unmountOnceIdle unmounts, and waits while the disk is busy: a process that another
+// test just forked has our open files too, until its exec.
+func unmountOnceIdle(dir string) error {
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	err := unix.Unmount(dir, 0)
@@ -250,9 +251,7 @@ func unmount(t *testing.T, dir string) {
 		<-tick.C
 		err = unix.Unmount(dir, 0)
 	}
-	if err != nil {
-		t.Errorf("unmount %s: %v", dir, err)
-	}
+	return err
 }
 
 // reflink makes a copy of a file that shares its blocks, of one moment (FICLONE).
