@@ -12,5 +12,6 @@
 //	up.Count(upstreamtest.GetBlob) // 3: a config, a layer, and the layer again
 //
 // NewDistribution starts distribution's own registry in process, for what a
-// real one does.
+// real one does. NewRelay records what goes to a registry that is a process of
+// its own.
 package upstreamtest

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -111,5 +112,52 @@ func TestPush(t *testing.T) {
 	status, b, err := get(t, d.URL+"/v2/a/b/manifests/latest")
 	if err != nil || status != 200 || !bytes.Equal(b, img.Index.Bytes) || d.Sent(img.Index.Digest) != img.Index.Size {
 		t.Errorf("status %d, %q, %v, %d counted", status, b, err, d.Sent(img.Index.Digest))
+	}
+}
+
+// TestRelay: what a relay counts is what the registry behind it counts, and a
+// push arrives whole.
+func TestRelay(t *testing.T) {
+	t.Parallel()
+	r := New(t, Options{})
+	img := r.AddImage("a/b", "latest", NewImage(1, 200_000))
+	layer := img.Layers[0]
+	relay := NewRelay(t, r.URL)
+	for _, path := range []string{"/v2/a/b/blobs/" + layer.Digest.String(), "/v2/a/b/manifests/latest", "/v2/a/b/blobs/" + digest.FromString("none").String()} {
+		if _, _, err := get(t, relay.URL+path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, want := relay.Sent(layer.Digest), r.Sent(layer.Digest); got != want || got != layer.Size {
+		t.Errorf("%d bytes of the layer, and the registry has sent %d of %d", got, want, layer.Size)
+	}
+	if got, want := relay.SentAll(), r.SentAll(); got != want {
+		t.Errorf("%d bytes of content, and the registry has sent %d", got, want)
+	}
+	if got := relay.Requests()[2]; got.Op != GetBlob || got.Status != http.StatusNotFound {
+		t.Errorf("what the registry has not: %+v", got)
+	}
+
+	var pushed []byte
+	sink := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) {
+		pushed, _ = io.ReadAll(req.Body) // what is missing shows below
+	}))
+	defer sink.Close()
+	relay = NewRelay(t, sink.URL)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, relay.URL+"/v2/a/b/blobs/uploads/1?digest="+layer.Digest.String(), bytes.NewReader(layer.Bytes))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if got := relay.Requests()[0]; !bytes.Equal(pushed, layer.Bytes) || got.Op != Other || got.Query.Get("digest") != layer.Digest.String() || got.Status != http.StatusOK {
+		t.Errorf("%d bytes pushed, recorded as %+v", len(pushed), got)
+	}
+	relay.Down()
+	if _, _, err := get(t, relay.URL+"/v2/"); err == nil {
+		t.Error("it is down, and answers")
 	}
 }

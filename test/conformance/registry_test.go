@@ -1,0 +1,206 @@
+package conformance
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cachalot-registry/cachalot/test/cachalotd"
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+)
+
+// repository is the one that the suite reads.
+const repository = "conformance/repo1"
+
+// olareg is a real registry in memory, a process of its own.
+type olareg struct {
+	URL string
+
+	cmd   *exec.Cmd
+	log   *bytes.Buffer // complete once ended is closed
+	ended chan struct{}
+}
+
+// startOlareg runs a registry until the test ends or kills it. It wants the number
+// of a port: where another process takes the free one first, it gets the next.
+func startOlareg(t *testing.T) *olareg {
+	t.Helper()
+	for try := 1; ; try++ {
+		r, err := tryOlareg(t)
+		if err == nil {
+			return r
+		}
+		if try == 5 {
+			t.Fatal(err)
+		}
+		t.Log(err)
+	}
+}
+
+func tryOlareg(t *testing.T) (*olareg, error) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // loopback
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := l.Addr().(*net.TCPAddr).Port
+	l.Close()
+	mark := rand.Text() // comes with each answer, so that no other server is taken for this one
+	r := &olareg{URL: fmt.Sprintf("http://127.0.0.1:%d", port), log: &bytes.Buffer{}, ended: make(chan struct{})}
+	r.cmd = exec.Command(program(t, "olareg"), "serve", "--addr", "127.0.0.1", "--port", strconv.Itoa(port), "--store-type", "mem", "--warning", mark, //nolint:noctx // killed by the test
+		"--api-delete", "--api-blob-delete", "--api-sparse-image", "--api-sparse-index")
+	r.cmd.Stdout, r.cmd.Stderr = r.log, r.log
+	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := r.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer close(r.ended)
+		_ = r.cmd.Wait() // killed, or the log says why
+	}()
+	t.Cleanup(r.Kill)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		resp, err := cachalotd.Client().Get(r.URL + "/v2/") //nolint:noctx // loopback
+		if err == nil {
+			resp.Body.Close()
+			if strings.Contains(resp.Header.Get("Warning"), mark) {
+				return r, nil
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-r.ended:
+			return nil, fmt.Errorf("olareg ended before it was ready: %s", r.log)
+		case <-t.Context().Done():
+			t.Fatal("olareg did not become ready")
+		}
+	}
+}
+
+// Kill sends SIGKILL and waits for the end.
+func (r *olareg) Kill() {
+	_ = r.cmd.Process.Kill() // it may have ended
+	<-r.ended
+}
+
+// content is what a repository holds, by name.
+type content struct {
+	tags                       map[string]digest.Digest
+	manifests, blobs, subjects []string
+}
+
+// load has the suite push all that it makes, and leaves it there.
+func load(t *testing.T, relay *upstreamtest.Relay) content {
+	t.Helper()
+	if o := runSuite(t, "load, the registry itself", relay.URL, noDeletes()); o.failed > 0 {
+		t.Fatalf("the registry fails the suite by itself: %v", o.failures)
+	}
+	c := content{tags: map[string]digest.Digest{}}
+	var tags struct{ Tags []string }
+	pullJSON(t, relay.URL, "tags/list", &tags)
+	for _, tag := range tags.Tags {
+		_, header := pull(t, relay.URL, "manifests/"+tag)
+		c.tags[tag] = digest.Digest(header)
+	}
+	for _, q := range relay.Requests() {
+		if q.Status != http.StatusCreated {
+			continue
+		}
+		path, ok := strings.CutPrefix(q.Path, "/v2/"+repository+"/")
+		if !ok {
+			continue
+		}
+		if manifest, ok := strings.CutPrefix(path, "manifests/"); ok {
+			if strings.Contains(manifest, ":") { // by tag again
+				c.manifests = append(c.manifests, manifest)
+			}
+			continue
+		}
+		c.blobs = slices.Concat(c.blobs, q.Query["digest"], q.Query["mount"])
+	}
+	for _, m := range c.manifests {
+		var manifest struct{ Subject *ocispec.Descriptor }
+		pullJSON(t, relay.URL, "manifests/"+m, &manifest)
+		if manifest.Subject != nil {
+			c.subjects = append(c.subjects, manifest.Subject.Digest.String())
+		}
+	}
+	for _, list := range []*[]string{&c.manifests, &c.blobs, &c.subjects} {
+		slices.Sort(*list)
+		*list = slices.Compact(*list)
+	}
+	for _, kind := range [][]string{tags.Tags, c.manifests, c.blobs, c.subjects} {
+		if len(kind) == 0 {
+			t.Fatalf("the suite has left nothing of a kind: %+v", c)
+		}
+	}
+	t.Logf("loaded: %d tags, %d manifests, %d blobs, %d subjects of referrers", len(c.tags), len(c.manifests), len(c.blobs), len(c.subjects))
+	return c
+}
+
+// pullAll pulls everything, and compares it and its digest header with its digest,
+// which the suite does for nothing that was there before it.
+func (c content) pullAll(t *testing.T, name, registry string) {
+	t.Helper()
+	check := func(path string, d digest.Digest) {
+		t.Helper()
+		body, header := pull(t, registry, path)
+		if got := d.Algorithm().FromBytes(body); got != d || header != d.String() {
+			t.Errorf("%s: %s is %s, its header %q; want %s", name, path, got, header, d)
+		}
+	}
+	for tag, d := range c.tags {
+		check("manifests/"+tag, d)
+	}
+	for _, d := range c.manifests {
+		check("manifests/"+d, digest.Digest(d))
+	}
+	for _, d := range c.blobs {
+		check("blobs/"+d, digest.Digest(d))
+	}
+}
+
+// pull gets what a repository has, and the digest that its header names.
+func pull(t *testing.T, registry, path string) (body []byte, header string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, registry+"/v2/"+repository+"/"+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Accept", ocispec.MediaTypeImageManifest+", "+ocispec.MediaTypeImageIndex)
+	resp, err := cachalotd.Client().Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err = io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %s, %v", path, resp.Status, err)
+	}
+	return body, resp.Header.Get("Docker-Content-Digest")
+}
+
+// pullJSON gets what a repository has, and decodes it.
+func pullJSON(t *testing.T, registry, path string, v any) {
+	t.Helper()
+	body, _ := pull(t, registry, path)
+	if err := json.Unmarshal(body, v); err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+}
