@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -49,26 +50,33 @@ func TestKillBooks(t *testing.T) {
 
 		// Two downloads stop at half: what is left of them is resumed later.
 		release := make(chan struct{})
+		order := random.Perm(len(blobs))
+		stuck, others := order[:2], order[2:]
 		var faults []*upstreamtest.Scripted
-		for range 2 {
-			b := blobs[random.IntN(len(blobs))]
-			faults = append(faults, up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob, Reference: b.Digest.String()},
-				upstreamtest.StallAfter(len(b.Bytes)/2, release)))
+		for _, i := range stuck {
+			faults = append(faults, up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob, Reference: blobs[i].Digest.String()},
+				upstreamtest.StallAfter(len(blobs[i].Bytes)/2, release)))
 		}
 		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 		var wg sync.WaitGroup
-		for range 4 {
-			order := random.Perm(len(blobs))[:15]
-			wg.Go(func() {
-				for _, i := range order {
-					if err := s.fetch(client, blobs[i].Digest); errors.Is(err, errWrongBytes) {
-						t.Error(err)
-					}
+		fetched := make(chan struct{}, len(blobs))
+		fetch := func(list []int) {
+			for _, i := range list {
+				if err := s.fetch(client, blobs[i].Digest); errors.Is(err, errWrongBytes) {
+					t.Error(err)
 				}
-			})
+				fetched <- struct{}{}
+			}
 		}
-		wait := time.NewTimer(time.Duration(random.IntN(int(50 * time.Millisecond))))
-		<-wait.C           // the random moment
+		for _, i := range stuck {
+			wg.Go(func() { fetch([]int{i}) })
+		}
+		for list := range slices.Chunk(others, 15) {
+			wg.Go(func() { fetch(list) })
+		}
+		for range random.IntN(len(others)) { // the random moment
+			<-fetched
+		}
 		if round%10 == 9 { // a start counts anew: this is for what was counted since
 			close(release)
 			wg.Wait()

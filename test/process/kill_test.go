@@ -44,17 +44,20 @@ func TestKill(t *testing.T) {
 
 		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 		var wg sync.WaitGroup
+		fetched := make(chan struct{}, 4*len(blobs))
 		for range 4 {
 			for _, i := range random.Perm(len(blobs)) {
 				wg.Go(func() {
 					if err := s.fetch(client, blobs[i].Digest); errors.Is(err, errWrongBytes) {
 						t.Error(err)
 					}
+					fetched <- struct{}{}
 				})
 			}
 		}
-		wait := time.NewTimer(time.Duration(random.IntN(int(150 * time.Millisecond))))
-		<-wait.C // the random moment
+		for range random.IntN(4 * (len(blobs) - 1)) { // the random moment
+			<-fetched
+		}
 		s.Kill()
 		close(release)
 		stuck.Remove()
