@@ -63,7 +63,7 @@ func Binary(t *testing.T) string {
 			return
 		}
 		// No version control: the checkout may be another user's, which git refuses.
-		build := exec.CommandContext(context.Background(), "go", "build", "-buildvcs=false", "-o", built.dir, "github.com/cachalot-registry/cachalot/cmd/cachalot")
+		build := exec.CommandContext(context.Background(), "go", "build", "-buildvcs=false", "-ldflags=-s -w", "-o", built.dir, "github.com/cachalot-registry/cachalot/cmd/cachalot")
 		if out, err := build.CombinedOutput(); err != nil {
 			built.err = fmt.Errorf("build cachalot: %w: %s", err, out)
 		}

@@ -20,7 +20,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestDamage damages files of an index at random, in 20 ways (CACHALOT_TEST_DAMAGES). The mirror
+// TestDamage damages files of an index at random, in 12 ways (CACHALOT_TEST_DAMAGES). The mirror
 // opens it or rebuilds it, and serves: badger may kill a start, but no third in a row.
 func TestDamage(t *testing.T) {
 	t.Parallel()
@@ -82,7 +82,7 @@ func TestDamage(t *testing.T) {
 		})
 	}
 	up.Forget()
-	for seed := range uint64(count(t, "CACHALOT_TEST_DAMAGES", 20)) {
+	for seed := range uint64(count(t, "CACHALOT_TEST_DAMAGES", 12)) {
 		seeds <- seed
 	}
 	close(seeds)

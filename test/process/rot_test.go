@@ -153,7 +153,7 @@ func TestRot(t *testing.T) {
 // await returns when the process has come so far.
 func (s *server) await(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	tick := time.NewTicker(10 * time.Millisecond)
+	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	late := time.NewTimer(time.Minute)
 	defer late.Stop()
