@@ -66,7 +66,7 @@ func TestPullByTag(t *testing.T) {
 func TestStorm(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{Auth: ut.Bearer, TokenElsewhere: true, CDN: true})
-	img := up.AddImage("library/app", "1", ut.NewImage(3, 64<<20, 1000))
+	img := up.AddImage("library/app", "1", ut.NewImage(3, 24<<20, 1000))
 	layer := img.Layers[0]
 	for i, cut := range []int{5 << 20, 1 << 19, 1 << 18} { // the shortest piece has 1 MiB
 		up.Fault(ut.Match{Op: ut.CDN, After: i, Times: 1}, ut.CutAfter(cut))

@@ -280,7 +280,7 @@ func TestPipelineImagesDoNotEvict(t *testing.T) {
 			m.maxSize = 1 << 20
 			m.restart(func(c *Config) { c.Rules = []Rule{rule} }, registry(t, "docker.io", up.URL))
 			m.pull("library/base", "1", base)
-			for seed := range uint64(20) {
+			for seed := range uint64(8) { // together more than there is room for
 				m.pull("ci/app", "1", up.AddImage("ci/app", "1", ut.NewImage(100+seed, 200_000)))
 				m.restart(func(c *Config) { c.Rules, c.FreshFor = []Rule{rule}, 0 }, registry(t, "docker.io", up.URL))
 			}

@@ -144,6 +144,7 @@ func download(t *testing.T, l *network, r *room, reader time.Duration) (got []by
 		}
 		defer st.Close()
 		buf := make([]byte, chunk)
+		got = make([]byte, 0, len(l.content)+chunk)
 		rate := l.each
 		if l.all > 0 && (rate == 0 || l.all < rate) {
 			rate = l.all

@@ -127,7 +127,7 @@ func TestVictims(t *testing.T) {
 func TestLikeSimulator(t *testing.T) {
 	t.Parallel()
 	w := trace.DefaultWorkload(1)
-	w.Days, w.Jobs, w.Repositories, w.Bases, w.NewTags = 10, 100, 100, 10, 10
+	w.Days, w.Jobs, w.Repositories, w.Bases, w.NewTags = 6, 100, 100, 10, 10
 	var requests []trace.Request
 	var now int64
 	for r := range w.Requests() {

@@ -57,7 +57,7 @@ func (s *Store) reconcileShard(a digest.Algorithm, shard string) (found, lost in
 		s.forget(d)
 		lost++
 	}
-	records := make(map[digest.Digest]record, reconcileBatch)
+	records := make(map[digest.Digest]record, min(len(blobs), reconcileBatch))
 	write := func() {
 		n, err := s.ledger.found(records, s.exists)
 		if err != nil {

@@ -135,8 +135,8 @@ func buildDind(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	for name, pkg := range map[string]string{"cachalot": ".", "dindbase": "./testdata/dindbase"} {
-		cmd := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", filepath.Join(dir, name), pkg) // another user's checkout is refused by git
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")                                                                // the image has no libraries
+		cmd := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-ldflags=-s -w", "-o", filepath.Join(dir, name), pkg) // another user's checkout is refused by git
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")                                                                                  // the image has no libraries
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}

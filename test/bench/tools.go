@@ -36,7 +36,7 @@ func command(ctx context.Context, dir string, env []string, args ...string) erro
 // buildCachalot builds the module in which the benchmark runs.
 func buildCachalot(ctx context.Context, dir string) (string, error) {
 	binary := filepath.Join(dir, "cachalot-here")
-	return binary, command(ctx, "", nil, "go", "build", "-o", binary, "github.com/cachalot-registry/cachalot/cmd/cachalot")
+	return binary, command(ctx, "", nil, "go", "build", "-ldflags=-s -w", "-o", binary, "github.com/cachalot-registry/cachalot/cmd/cachalot")
 }
 
 // installDistribution builds distribution's registry once.
