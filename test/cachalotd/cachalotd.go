@@ -5,6 +5,7 @@ package cachalotd
 import (
 	"bufio"
 	"context"
+	"flag"
 	"fmt"
 	"io"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -75,8 +77,15 @@ func Binary(t *testing.T) string {
 }
 
 // Main is for the TestMain of a package that runs cachalot: it runs the tests and
-// removes what Binary has built.
+// removes what Binary has built. Twice as many run at once as by default, for they
+// wait more than they compute; -parallel says otherwise.
 func Main(m *testing.M) {
+	flag.Parse()
+	if parallel := flag.Lookup("test.parallel"); parallel.Value.String() == parallel.DefValue {
+		if err := parallel.Value.Set(strconv.Itoa(2 * runtime.GOMAXPROCS(0))); err != nil {
+			panic(err)
+		}
+	}
 	code := m.Run()
 	if built.dir != "" {
 		_ = os.RemoveAll(built.dir)
