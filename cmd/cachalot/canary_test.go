@@ -145,20 +145,20 @@ func troubles(c *canaries, own string) []trouble {
 	away := func(what string) string { return "user=" + c.new(what) }
 	all := []trouble{{what: "nothing"}, {what: "down", down: true}}
 	for what, fault := range map[string]upstreamtest.Fault{
-		"a status that repeats":     upstreamtest.StatusError(http.StatusForbidden, own, "no such password: "+own),
-		"an error that repeats":     upstreamtest.StatusError(http.StatusInternalServerError, "UNKNOWN", "failed with "+own+"."),
-		"too many":                  upstreamtest.Status(http.StatusTooManyRequests, "Retry-After", "0"),
-		"a user in a location":      upstreamtest.Redirect("http://bob:" + c.new("user of a location") + "@127.0.0.1:1/?" + away("query beside a user")),
-		"a port that is closed":     upstreamtest.Redirect("http://127.0.0.1:1/x?" + away("query of a closed port")),
-		"a host that is none":       upstreamtest.Redirect("http://nowhere.invalid/x?" + away("query of no host")),
-		"an address within":         upstreamtest.Redirect("http://169.254.169.254/x?" + away("query of a forbidden address")),
-		"TLS where there is none":   upstreamtest.Redirect("https://127.0.0.1:2/x?" + away("query without TLS")),
-		"another scheme":            upstreamtest.Redirect("ftp://127.0.0.1/x?" + away("query of another scheme")),
-		"no URL":                    upstreamtest.Redirect("http://127.0.0.1:port/%zz?" + away("query of no URL")),
-		"a loop":                    upstreamtest.RedirectLoop(),
-		"a realm with a user":       challenge("http://bob:" + c.new("user of a realm") + "@127.0.0.1:1/token"),
-		"a realm nobody listens at": challenge("http://127.0.0.1:1/token?key=" + c.new("query of a realm")),
-		"a realm that is no URL":    challenge("http://" + c.new("realm") + ":port/"),
+		"a status that repeats":    upstreamtest.StatusError(http.StatusForbidden, own, "no such password: "+own),
+		"an error that repeats":    upstreamtest.StatusError(http.StatusInternalServerError, "UNKNOWN", "failed with "+own+"."),
+		"too many":                 upstreamtest.Status(http.StatusTooManyRequests, "Retry-After", "0"),
+		"a user in a location":     upstreamtest.Redirect("http://bob:" + c.new("user of a location") + "@127.0.0.1:1/?" + away("query beside a user")),
+		"a port that is closed":    upstreamtest.Redirect("http://127.0.0.1:1/x?" + away("query of a closed port")),
+		"a host that is none":      upstreamtest.Redirect("http://nowhere.invalid/x?" + away("query of no host")),
+		"an address within":        upstreamtest.Redirect("http://169.254.169.254/x?" + away("query of a forbidden address")),
+		"TLS where there is none":  upstreamtest.Redirect("https://127.0.0.1:2/x?" + away("query without TLS")),
+		"another scheme":           upstreamtest.Redirect("ftp://127.0.0.1/x?" + away("query of another scheme")),
+		"no URL":                   upstreamtest.Redirect("http://127.0.0.1:port/%zz?" + away("query of no URL")),
+		"a loop":                   upstreamtest.RedirectLoop(),
+		"a realm with a user":      challenge("http://bob:" + c.new("user of a realm") + "@127.0.0.1:1/token"),
+		"a realm on a closed port": challenge("http://127.0.0.1:1/token?key=" + c.new("query of a realm")),
+		"a realm that is no URL":   challenge("http://" + c.new("realm") + ":port/"),
 	} {
 		all = append(all, trouble{what: what, fault: fault})
 	}
