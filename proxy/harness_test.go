@@ -20,11 +20,12 @@ import (
 
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/upstream"
+	"github.com/cachalot-registry/cachalot/upstream/distributiontest"
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m, upstreamtest.IgnoreDistribution())
+	goleak.VerifyTestMain(m, distributiontest.IgnoreBroadcaster())
 }
 
 // mirror is a Proxy on a listener, over a store and its upstreams.

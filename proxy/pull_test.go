@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/cachalot-registry/cachalot/upstream"
+	"github.com/cachalot-registry/cachalot/upstream/distributiontest"
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
@@ -356,7 +357,7 @@ func TestRealRegistry(t *testing.T) {
 	for name, auth := range map[string]ut.Auth{"bearer": ut.Bearer, "basic": ut.Basic} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			up := ut.NewDistribution(t, ut.DistributionOptions{Auth: auth, Username: "u", Password: "p", Private: true})
+			up := distributiontest.New(t, distributiontest.Options{Auth: auth, Username: "u", Password: "p", Private: true})
 			img := up.PushImage("library/app", "1", ut.NewImage(40, 10, 1<<20))
 			up.Forget()
 			hub := func() *upstream.Registry { return registry(t, "docker.io", up.URL, withPassword("u", "p")) }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/cachalot-registry/cachalot/upstream/distributiontest"
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
@@ -16,7 +17,7 @@ func TestDistribution(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name    string
-		options upstreamtest.DistributionOptions
+		options distributiontest.Options
 		cfg     Config
 		tokens  int
 		refused int
@@ -24,23 +25,23 @@ func TestDistribution(t *testing.T) {
 		{name: "open"},
 		{
 			name:    "basic",
-			options: upstreamtest.DistributionOptions{Auth: upstreamtest.Basic, Username: "me", Password: "canary"},
+			options: distributiontest.Options{Auth: upstreamtest.Basic, Username: "me", Password: "canary"},
 			cfg:     Config{Accounts: []Account{{Username: "me", Password: "canary"}}}, refused: 1,
 		},
 		{
 			name:    "bearer, anonymous",
-			options: upstreamtest.DistributionOptions{Auth: upstreamtest.Bearer, Username: "me", Password: "canary"},
+			options: distributiontest.Options{Auth: upstreamtest.Bearer, Username: "me", Password: "canary"},
 			tokens:  1, refused: 1,
 		},
 		{
 			name:    "bearer with a password",
-			options: upstreamtest.DistributionOptions{Auth: upstreamtest.Bearer, Username: "me", Password: "canary", Private: true},
+			options: distributiontest.Options{Auth: upstreamtest.Bearer, Username: "me", Password: "canary", Private: true},
 			cfg:     Config{Accounts: []Account{{Username: "me", Password: "canary"}}}, tokens: 1, refused: 1,
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			d := upstreamtest.NewDistribution(t, tt.options)
+			d := distributiontest.New(t, tt.options)
 			img := d.PushImage(repo, "latest", upstreamtest.NewImage(1, 300_000, 0))
 			tt.cfg.URLs = []string{d.URL}
 			r := dialing(t, tt.cfg)

@@ -13,10 +13,11 @@ import (
 	"github.com/cenkalti/backoff/v5"
 	"go.uber.org/goleak"
 
+	"github.com/cachalot-registry/cachalot/upstream/distributiontest"
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m, upstreamtest.IgnoreDistribution()) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, distributiontest.IgnoreBroadcaster()) }
 
 const repo = "library/busybox"
 

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/cachalot-registry/cachalot/upstream/distributiontest"
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
@@ -22,7 +23,7 @@ type published struct {
 	release
 	name  string // of the image, with a tag
 	sizes []int  // of the files /data/0, /data/1, ...
-	from  *upstreamtest.Distribution
+	from  *distributiontest.Registry
 }
 
 // publish makes an image with a shell and layers of the given sizes, of which no
@@ -66,7 +67,7 @@ func (p published) fetched(t *testing.T, times int) {
 }
 
 // agents are who has asked a registry for manifests and blobs.
-func agents(up *upstreamtest.Distribution) []string {
+func agents(up *distributiontest.Registry) []string {
 	var list []string
 	for _, q := range up.Requests() {
 		if q.Op != upstreamtest.Token {
@@ -79,7 +80,7 @@ func agents(up *upstreamtest.Distribution) []string {
 }
 
 // askedBy wants a registry to have been asked by these alone.
-func askedBy(t *testing.T, up *upstreamtest.Distribution, want ...string) {
+func askedBy(t *testing.T, up *distributiontest.Registry, want ...string) {
 	t.Helper()
 	if got := agents(up); !slices.Equal(got, want) {
 		t.Errorf("the registry was asked by %q, want %q", got, want)

@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/cachalot-registry/cachalot/upstream/distributiontest"
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
@@ -67,7 +68,7 @@ func (l *lab) bases(t *testing.T) []published {
 	types, program := ociTypes(), busybox(t)
 	// Debian's busybox has no install.
 	install := file{"bin/install", 0o755, []byte("#!/bin/sh\nmkdir -p \"${5%/*}\" && cp \"$4\" \"$5\" && chmod \"$3\" \"$5\"\n")}
-	image := func(name string, from *upstreamtest.Distribution, repo, tag string) published {
+	image := func(name string, from *distributiontest.Registry, repo, tag string) published {
 		p := published{assemble(
 			t, types,
 			newLayer(t, types.layer, program, install, file{"bin/sh", 0o755, program.data}, file{"bin/timeout", 0o755, program.data},

@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/cachalot-registry/cachalot/upstream/distributiontest"
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
@@ -191,7 +192,7 @@ func document(t *testing.T, mediaType string, v any) upstreamtest.Content {
 }
 
 // publish pushes all of it and points the tag at its index.
-func (r release) publish(up *upstreamtest.Distribution, repo, tag string) {
+func (r release) publish(up *distributiontest.Registry, repo, tag string) {
 	for _, img := range []upstreamtest.Image{r.other, r.attestation} {
 		up.PushBlob(repo, img.Blobs()...)
 		up.PushManifest(repo, "", img.Manifest)

@@ -28,6 +28,7 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/time/rate"
 
+	"github.com/cachalot-registry/cachalot/upstream/distributiontest"
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
@@ -46,8 +47,8 @@ const (
 // the world, by TLS, and who tells where these are.
 type internet struct {
 	address   netip.Addr
-	hub, quay *upstreamtest.Distribution // both give tokens to everybody
-	private   *upstreamtest.Distribution // asks for a password
+	hub, quay *distributiontest.Registry // both give tokens to everybody
+	private   *distributiontest.Registry // asks for a password
 	public    *authority                 // of the registries' certificates
 	own       *authority                 // of the mirror's
 	proxy     *connects                  // at port 3128
@@ -61,13 +62,13 @@ func connectInternet(t *testing.T, address netip.Addr, mirror string) *internet 
 	t.Helper()
 	n := &internet{
 		address: address,
-		hub: upstreamtest.NewDistribution(t, upstreamtest.DistributionOptions{
+		hub: distributiontest.New(t, distributiontest.Options{
 			Auth: upstreamtest.Bearer, CDN: true, TokenURL: "https://" + hubTokens + "/token", CDNURL: "https://" + hubCDN,
 		}),
-		quay: upstreamtest.NewDistribution(t, upstreamtest.DistributionOptions{
+		quay: distributiontest.New(t, distributiontest.Options{
 			Auth: upstreamtest.Bearer, TokenURL: "https://" + quayName + "/token",
 		}),
-		private: upstreamtest.NewDistribution(t, upstreamtest.DistributionOptions{
+		private: distributiontest.New(t, distributiontest.Options{
 			Auth: upstreamtest.Basic, Username: user, Password: password,
 		}),
 		public: newAuthority(t), own: newAuthority(t),

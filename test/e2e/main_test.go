@@ -12,7 +12,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+	"github.com/cachalot-registry/cachalot/upstream/distributiontest"
 )
 
 // TestMain sees to it that no daemon has left an interface, and no test a
@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 		code = max(code, 1)
 	}
 	http.DefaultClient.CloseIdleConnections()
-	if err := goleak.Find(upstreamtest.IgnoreDistribution()); err != nil {
+	if err := goleak.Find(distributiontest.IgnoreBroadcaster()); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		code = max(code, 1)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/cachalot-registry/cachalot/upstream/distributiontest"
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
@@ -42,9 +43,9 @@ type runner interface {
 	run(t *testing.T, image string, command ...string) (stdout string)
 }
 
-func hub(t *testing.T) *upstreamtest.Distribution {
+func hub(t *testing.T) *distributiontest.Registry {
 	t.Helper()
-	return upstreamtest.NewDistribution(t, upstreamtest.DistributionOptions{Auth: upstreamtest.Bearer})
+	return distributiontest.New(t, distributiontest.Options{Auth: upstreamtest.Bearer})
 }
 
 func asHub(url string) map[string]string { return map[string]string{"docker.io": "{url: " + url + "}"} }

@@ -5,6 +5,7 @@ package e2e
 import (
 	"testing"
 
+	"github.com/cachalot-registry/cachalot/upstream/distributiontest"
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
@@ -20,8 +21,8 @@ const (
 
 // source is a registry that has one image, which is released twice.
 type source struct {
-	*upstreamtest.Distribution
-	upstreamtest.DistributionOptions
+	*distributiontest.Registry
+	distributiontest.Options
 	name, repo string
 	one, two   release
 }
@@ -42,16 +43,16 @@ func (s source) settings() string {
 func sources(t *testing.T, types mediaTypes) []source {
 	t.Helper()
 	list := []source{{
-		DistributionOptions: upstreamtest.DistributionOptions{Auth: upstreamtest.Bearer, CDN: true},
-		name:                "docker.io", repo: repository,
+		Options: distributiontest.Options{Auth: upstreamtest.Bearer, CDN: true},
+		name:    "docker.io", repo: repository,
 		one: newRelease(t, types, "one"), two: newRelease(t, types, "two"),
 	}, {
-		DistributionOptions: upstreamtest.DistributionOptions{Auth: upstreamtest.Basic, Username: user, Password: password},
-		name:                "quay.io", repo: quayRepository,
+		Options: distributiontest.Options{Auth: upstreamtest.Basic, Username: user, Password: password},
+		name:    "quay.io", repo: quayRepository,
 		one: otherRelease(t, types, "three"), two: otherRelease(t, types, "four"),
 	}}
 	for i := range list {
-		list[i].Distribution = upstreamtest.NewDistribution(t, list[i].DistributionOptions)
+		list[i].Registry = distributiontest.New(t, list[i].Options)
 	}
 	return list
 }
@@ -67,7 +68,7 @@ func upstreams(list []source) map[string]string {
 
 // publish pushes a release where clients look for it.
 func (s source) publish(r release) {
-	r.publish(s.Distribution, s.repo, "latest")
+	r.publish(s.Registry, s.repo, "latest")
 	s.Forget()
 }
 

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cachalot-registry/cachalot/upstream/distributiontest"
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
@@ -110,7 +111,7 @@ type ordeal struct {
 	upstreams []*upstreamtest.Registry
 	mirror    *mirror
 	tap       *tap
-	elsewhere *upstreamtest.Distribution
+	elsewhere *distributiontest.Registry
 	client    client
 }
 
@@ -119,7 +120,7 @@ func newOrdeal(t *testing.T, with manners) *ordeal {
 	hub := upstreamtest.New(t, upstreamtest.Options{Auth: upstreamtest.Bearer})
 	o := &ordeal{
 		manners: with, troubles: troubles(t, with.types), upstreams: []*upstreamtest.Registry{hub},
-		elsewhere: upstreamtest.NewDistribution(t, upstreamtest.DistributionOptions{}),
+		elsewhere: distributiontest.New(t, distributiontest.Options{}),
 		mirror: &mirror{
 			timeouts:   "dial: 1s, response_header: 1s, progress: 1s",
 			upstreams:  map[string]string{"docker.io": "{url: " + hub.URL + "}"},

@@ -11,7 +11,6 @@
 //	... pull from up.URL ...
 //	up.Count(upstreamtest.GetBlob) // 3: a config, a layer, and the layer again
 //
-// NewDistribution starts distribution's own registry in process, for what a
-// real one does. NewRelay records what goes to a registry that is a process of
-// its own.
+// NewRelay records what goes to a registry that is a process of its own. Package
+// distributiontest has a real one in process.
 package upstreamtest

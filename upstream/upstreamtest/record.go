@@ -234,3 +234,56 @@ func (r *Recorder) count(q *Request, d digest.Digest, n int) {
 	}
 	r.sent[d] += int64(n)
 }
+
+// Answer is a response that is recorded: its status, and its body, each piece
+// before it can be read.
+type Answer struct {
+	http.ResponseWriter
+	// Digest is of what is sent; that of the header where a manifest or a blob is
+	// answered.
+	Digest digest.Digest
+
+	recorder *Recorder
+	record   *Request
+	status   int
+}
+
+// Record takes a request in, as one for op and a reference, or where op is "" as
+// what its path says. The answer is to be written to what it returns.
+func (r *Recorder) Record(w http.ResponseWriter, req *http.Request, op Op, reference string) *Answer {
+	var q *Request
+	if op == "" {
+		q = parse(req)
+	} else {
+		q = newRecord(req, op)
+		q.Reference = reference
+	}
+	r.arrive(q)
+	return &Answer{ResponseWriter: w, recorder: r, record: q}
+}
+
+// WriteHeader implements [http.ResponseWriter].
+func (a *Answer) WriteHeader(status int) {
+	if a.status == 0 && status >= 200 {
+		a.status = status
+		a.recorder.answered(a.record, status)
+		if (a.record.Op == GetManifest || a.record.Op == GetBlob) && status < 300 {
+			a.Digest = digest.Digest(a.Header().Get("Docker-Content-Digest"))
+		}
+	}
+	a.ResponseWriter.WriteHeader(status)
+}
+
+// Write implements [http.ResponseWriter].
+func (a *Answer) Write(p []byte) (int, error) {
+	if a.status == 0 {
+		a.WriteHeader(http.StatusOK)
+	}
+	a.recorder.count(a.record, a.Digest, len(p))
+	n, err := a.ResponseWriter.Write(p)
+	a.recorder.count(a.record, a.Digest, n-len(p))
+	return n, err
+}
+
+// Unwrap is for [http.ResponseController].
+func (a *Answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }

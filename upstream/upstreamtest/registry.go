@@ -86,9 +86,9 @@ type Registry struct {
 	options Options
 	tb      TB
 	ended   chan struct{} // closed at the end of the test
-	servers []*server
+	servers []*Server
 	// tokenServer is one of them, where it is elsewhere.
-	tokenServer *server
+	tokenServer *Server
 
 	mu      sync.Mutex // guards all below
 	repos   map[string]*repository
@@ -134,8 +134,8 @@ func New(tb TB, o Options) *Registry {
 		}
 	}
 	start := func(address string, h http.HandlerFunc) string {
-		s := &server{tb: tb, handler: h, certificate: certificate, count: &r.Recorder, wrap: o.Listener, addr: address}
-		s.start()
+		s := &Server{tb: tb, handler: h, certificate: certificate, count: &r.Recorder, wrap: o.Listener, addr: address}
+		s.Up()
 		r.servers = append(r.servers, s)
 		return scheme + "://" + s.addr
 	}
@@ -155,7 +155,7 @@ func New(tb TB, o Options) *Registry {
 	tb.Cleanup(func() {
 		close(r.ended)
 		for _, s := range r.servers {
-			s.stop()
+			s.Down()
 		}
 	})
 	return r
@@ -177,18 +177,18 @@ func hostOf(u string) string {
 // CDN too, until Up.
 func (r *Registry) Down() {
 	for _, s := range r.servers {
-		s.stop()
+		s.Down()
 	}
 }
 
 // TokenDown refuses and breaks the connections of the token server alone, which
 // is elsewhere, until Up.
-func (r *Registry) TokenDown() { r.tokenServer.stop() }
+func (r *Registry) TokenDown() { r.tokenServer.Down() }
 
 // Up listens again at the same addresses.
 func (r *Registry) Up() {
 	for _, s := range r.servers {
-		s.start()
+		s.Up()
 	}
 }
 

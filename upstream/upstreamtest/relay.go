@@ -14,7 +14,7 @@ type Relay struct {
 	Recorder
 	URL string // http://127.0.0.1:PORT
 
-	server *server
+	server *Server
 }
 
 // NewRelay starts a relay that ends with the test.
@@ -34,11 +34,9 @@ func NewRelay(tb TB, registry string) *Relay {
 		ErrorLog:  log.New(io.Discard, "", 0), // a registry that is gone is what tests want
 	}
 	r := &Relay{}
-	r.server = startServer(tb, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		q := parse(req)
-		r.arrive(q)
-		proxy.ServeHTTP(&recordingWriter{ResponseWriter: w, recorder: &r.Recorder, record: q}, req)
-	}), nil, &r.Recorder)
+	r.server = NewServer(tb, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		proxy.ServeHTTP(r.Record(w, req, "", ""), req)
+	}), &r.Recorder)
 	r.URL = "http://" + r.server.addr
 	tb.Cleanup(func() {
 		r.Down()
@@ -48,7 +46,7 @@ func NewRelay(tb TB, registry string) *Relay {
 }
 
 // Down refuses and breaks all connections, until Up.
-func (r *Relay) Down() { r.server.stop() }
+func (r *Relay) Down() { r.server.Down() }
 
 // Up listens again at the same address.
-func (r *Relay) Up() { r.server.start() }
+func (r *Relay) Up() { r.server.Up() }

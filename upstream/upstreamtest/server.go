@@ -18,8 +18,9 @@ import (
 	"time"
 )
 
-// server is an HTTP server that can stop and start again at its address.
-type server struct {
+// Server is an HTTP server on loopback that can stop and start again at its
+// address. What crosses its sockets is counted.
+type Server struct {
 	tb          TB
 	handler     http.Handler
 	certificate *pair
@@ -34,13 +35,18 @@ type server struct {
 
 const anyPort = "127.0.0.1:0"
 
-func startServer(tb TB, h http.Handler, certificate *pair, count *Recorder) *server {
-	s := &server{tb: tb, handler: h, certificate: certificate, count: count, addr: anyPort}
-	s.start()
+// NewServer serves a handler, which says by Record what a request is for.
+func NewServer(tb TB, h http.Handler, count *Recorder) *Server {
+	s := &Server{tb: tb, handler: h, count: count, addr: anyPort}
+	s.Up()
 	return s
 }
 
-func (s *server) start() {
+// Host is the server's host:port.
+func (s *Server) Host() string { return s.addr }
+
+// Up listens again at the same address.
+func (s *Server) Up() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.running != nil {
@@ -72,8 +78,8 @@ func (s *server) start() {
 	}()
 }
 
-// stop breaks all connections.
-func (s *server) stop() {
+// Down refuses and breaks all connections, until Up.
+func (s *Server) Down() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.running == nil {

@@ -1,4 +1,4 @@
-package upstreamtest
+package distributiontest
 
 import (
 	"bytes"
@@ -10,27 +10,29 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// cdn serves a Distribution's blobs at an origin of its own, as an object store
+// cdn serves a registry's blobs at an origin of its own, as an object store
 // does: to those who have a URL that was signed for it, and to nobody who sends
 // a credential as well.
 type cdn struct {
-	recorder *Recorder
-	server   *server
+	recorder *upstreamtest.Recorder
+	server   *upstreamtest.Server
 
 	mu     sync.Mutex // guards the fields below
 	blobs  map[digest.Digest][]byte
 	signed map[string]string // path by signature
 }
 
-func newCDN(tb TB, r *Recorder) *cdn {
+func newCDN(tb upstreamtest.TB, r *upstreamtest.Recorder) *cdn {
 	c := &cdn{recorder: r, blobs: map[digest.Digest][]byte{}, signed: map[string]string{}}
-	c.server = startServer(tb, http.HandlerFunc(c.serve), nil, r)
+	c.server = upstreamtest.NewServer(tb, http.HandlerFunc(c.serve), r)
 	return c
 }
 
-func (c *cdn) add(blobs ...Content) {
+func (c *cdn) add(blobs ...upstreamtest.Content) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, b := range blobs {
@@ -65,19 +67,16 @@ func (c *cdn) find(u *url.URL) (digest.Digest, []byte, bool) {
 }
 
 func (c *cdn) serve(w http.ResponseWriter, req *http.Request) {
-	q := newRecord(req, CDN)
 	d, blob, ok := c.find(req.URL)
-	q.Reference = d.String()
-	c.recorder.arrive(q)
-	rw := &recordingWriter{ResponseWriter: w, recorder: c.recorder, record: q}
+	answer := c.recorder.Record(w, req, upstreamtest.CDN, d.String())
 	switch {
 	case req.Header.Get("Authorization") != "":
-		http.Error(rw, "only one way to authenticate is allowed", http.StatusBadRequest)
+		http.Error(answer, "only one way to authenticate is allowed", http.StatusBadRequest)
 	case !ok:
-		http.Error(rw, "the signature is not that of this URL", http.StatusForbidden)
+		http.Error(answer, "the signature is not that of this URL", http.StatusForbidden)
 	default:
-		rw.digest = d
-		rw.Header().Set("Content-Type", "application/octet-stream")
-		http.ServeContent(rw, req, "", time.Time{}, bytes.NewReader(blob))
+		answer.Digest = d
+		answer.Header().Set("Content-Type", "application/octet-stream")
+		http.ServeContent(answer, req, "", time.Time{}, bytes.NewReader(blob))
 	}
 }

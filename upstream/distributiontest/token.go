@@ -1,10 +1,11 @@
-package upstreamtest
+package distributiontest
 
 import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"encoding/base64"
+	"encoding/json"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -12,6 +13,8 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 const (
@@ -23,7 +26,7 @@ const (
 // signer makes the tokens distribution's token back end accepts.
 type signer struct{ key *ecdsa.PrivateKey }
 
-func newSigner(tb TB) *signer {
+func newSigner(tb upstreamtest.TB) *signer {
 	tb.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -33,7 +36,7 @@ func newSigner(tb TB) *signer {
 }
 
 // writeKeys writes the public key as a JSON Web Key Set (RFC 7517).
-func (s *signer) writeKeys(tb TB, dir string) string {
+func (s *signer) writeKeys(tb upstreamtest.TB, dir string) string {
 	tb.Helper()
 	point, err := s.key.PublicKey.Bytes() // 4, x, y
 	if err != nil {
@@ -46,7 +49,11 @@ func (s *signer) writeKeys(tb TB, dir string) string {
 		"y": base64.RawURLEncoding.EncodeToString(point[1+half:]),
 	}}}
 	file := filepath.Join(dir, "jwks.json")
-	if err := os.WriteFile(file, encode(keys), 0o600); err != nil {
+	b, err := json.Marshal(keys)
+	if err == nil {
+		err = os.WriteFile(file, b, 0o600)
+	}
+	if err != nil {
 		tb.Fatalf("write the key set: %v", err)
 	}
 	return file
@@ -71,10 +78,10 @@ func (s *signer) sign(subject string, seconds int, grants []access) (string, err
 }
 
 // serveToken is a token server (distribution's Token Authentication Specification).
-func (d *Distribution) serveToken(w http.ResponseWriter, req *http.Request) {
+func (r *Registry) serveToken(w http.ResponseWriter, req *http.Request) {
 	user, password, has := req.BasicAuth()
-	known := has && user == d.options.Username && password == d.options.Password
-	if has && !known || !has && d.options.Private {
+	known := has && user == r.options.Username && password == r.options.Password
+	if has && !known || !has && r.options.Private {
 		http.Error(w, "incorrect username or password", http.StatusUnauthorized)
 		return
 	}
@@ -90,13 +97,13 @@ func (d *Distribution) serveToken(w http.ResponseWriter, req *http.Request) {
 		}
 		grants = append(grants, access{parts[0], parts[1], actions})
 	}
-	t, err := d.signer.sign(user, d.options.ExpiresIn, grants)
+	t, err := r.signer.sign(user, r.options.ExpiresIn, grants)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	_, _ = w.Write(encode(map[string]any{
-		"token": t, "expires_in": d.options.ExpiresIn, "issued_at": time.Now().UTC().Format(time.RFC3339),
-	})) // a client that left is no concern of ours
+	_ = json.NewEncoder(w).Encode(map[string]any{
+		"token": t, "expires_in": r.options.ExpiresIn, "issued_at": time.Now().UTC().Format(time.RFC3339),
+	}) // a client that left is no concern of ours
 }
