@@ -184,7 +184,7 @@ func appendByte(name string) error {
 func openBadger(dir string, log *slog.Logger) (*badger.DB, error) {
 	o := badger.DefaultOptions(dir).
 		WithMemTableSize(memtable).WithNumMemtables(2).
-		WithValueLogFileSize(16 << 20).
+		WithValueLogFileSize(1 << 20). // no value is long enough for it
 		WithBlockCacheSize(8 << 20).
 		WithNumCompactors(2).WithNumGoroutines(1).
 		WithDetectConflicts(false).

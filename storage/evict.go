@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"runtime/debug"
 	"slices"
 	"time"
 
@@ -39,8 +38,7 @@ func (s *Store) maintain() {
 	s.readIndex()
 	s.index.keepReserve(indexFloor) // badger may be at work still
 	s.reconcile()
-	s.makeRoom(0)        // for what nobody could count until now
-	debug.FreeOSMemory() // what it took to read the index
+	s.makeRoom(0) // for what nobody could count until now
 	tick := time.NewTicker(maintenance)
 	defer tick.Stop()
 	for {

@@ -2,7 +2,6 @@ package storage
 
 import (
 	"cmp"
-	"runtime/debug"
 	"time"
 )
 
@@ -142,9 +141,6 @@ func (s *Store) trim() {
 		}
 		if e.blobs > 0 {
 			s.log.Info("evicted", "blobs", e.blobs, "bytes", e.bytes)
-		}
-		if e.looked {
-			debug.FreeOSMemory() // what it took
 		}
 	})
 }
