@@ -18,11 +18,11 @@ func TestLongBlob(t *testing.T) {
 		parts  bool // are asked for
 	}{
 		"slow connections":     {size: 48 << 20, pulled: true, faults: []ut.Fault{ut.Throttle(48 << 20)}, parts: true},
-		"quick connections":    {size: 48 << 20, pulled: true, parts: true},
-		"no manifest before":   {size: 48 << 20},
+		"quick connections":    {size: 33 << 20, pulled: true, parts: true},
+		"no manifest before":   {size: 33 << 20},
 		"a short blob":         {size: 31 << 20, pulled: true},
-		"no ranges":            {size: 48 << 20, pulled: true, faults: []ut.Fault{ut.IgnoreRange()}},
-		"no ranges, no length": {size: 48 << 20, pulled: true, faults: []ut.Fault{ut.IgnoreRange(), ut.NoLength()}},
+		"no ranges":            {size: 33 << 20, pulled: true, faults: []ut.Fault{ut.IgnoreRange()}},
+		"no ranges, no length": {size: 33 << 20, pulled: true, faults: []ut.Fault{ut.IgnoreRange(), ut.NoLength()}},
 	} {
 		t.Run(name, func(t *testing.T) { // one after the other, for the memory they take
 			up := ut.New(t, ut.Options{CDN: true})

@@ -33,10 +33,11 @@ func command(ctx context.Context, dir string, env []string, args ...string) erro
 	return nil
 }
 
-// buildCachalot builds the module in which the benchmark runs.
+// buildCachalot builds the module in which the benchmark runs. go run keeps what it
+// has linked, as go build does not.
 func buildCachalot(ctx context.Context, dir string) (string, error) {
 	binary := filepath.Join(dir, "cachalot-here")
-	return binary, command(ctx, "", nil, "go", "build", "-ldflags=-s -w", "-o", binary, "github.com/cachalot-registry/cachalot/cmd/cachalot")
+	return binary, command(ctx, "", nil, "go", "run", "-exec", "cp", "github.com/cachalot-registry/cachalot/cmd/cachalot", binary)
 }
 
 // installDistribution builds distribution's registry once.

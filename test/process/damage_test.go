@@ -38,7 +38,7 @@ func TestDamage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range 40_000 {
+	for i := range 20_000 {
 		sc := storage.Scope{Upstream: "docker.io", Repository: fmt.Sprint("library/", i)}
 		if err := store.PutLink(sc, digest.FromString(fmt.Sprint(i)), "application/x-test"); err != nil {
 			t.Fatal(err)

@@ -59,7 +59,7 @@ func fillDisk(t *testing.T, dir string) (name string) {
 // blobs again when there is space.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
-	dir := smallDisk(t, 400)
+	dir := smallDisk(t, 256)
 	folder := filepath.Join(dir, "cachalot")
 	up := upstreamtest.New(t, upstreamtest.Options{})
 	blob := func(seed uint64, size int) upstreamtest.Content {
@@ -89,7 +89,7 @@ func TestFullDisk(t *testing.T) {
 			t.Fatalf("%s: %s", resp.Status, s.Log)
 		}
 	}
-	get(s, blob(2, 200<<20)) // all of what is kept would go in vain
+	get(s, blob(2, 100<<20)) // all of what is kept would go in vain
 
 	// What is known of where blobs were seen is still known after a kill, and
 	// after an orderly end, with the disk as full.
@@ -102,7 +102,7 @@ func TestFullDisk(t *testing.T) {
 			t.Errorf("asked upstream for what is kept: %+v\n%s", asked, s.Log)
 		}
 	}
-	get(s, blob(3, 200<<20))
+	get(s, blob(3, 100<<20))
 
 	// Without the reserve it ends and starts all the same; upstream is asked once
 	// more, for the place alone.

@@ -68,7 +68,8 @@ func (s *server) fetch(client *http.Client, d digest.Digest) error {
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("status %d", resp.StatusCode)
+		_, err := io.Copy(io.Discard, resp.Body) // or its connection could not be used again
+		return errors.Join(fmt.Errorf("status %d", resp.StatusCode), err)
 	}
 	verifier := d.Verifier()
 	if _, err := io.Copy(verifier, resp.Body); err != nil {

@@ -85,68 +85,81 @@ func (s *server) verify(t *testing.T, flags string, wrap ...string) (code int, s
 	return cmd.ProcessState.ExitCode(), string(out)
 }
 
-// TestRot damages blobs that a running mirror keeps. The next request, the scrub
-// or `cachalot verify` beside it finds each; it is downloaded again, once, and
-// the damaged file can be looked at.
+// TestRot damages blobs that a running mirror keeps, each in its way. The next
+// request, the scrub or `cachalot verify` beside it finds them; each is downloaded
+// again, once, and the damaged file can be looked at.
 func TestRot(t *testing.T) {
 	t.Parallel()
-	for name, change := range rotten() {
-		for _, finder := range []string{"request", "scrub", "verify", "request after a start"} {
-			sameLength := name == "flipped" || name == "zeroed"
-			if sameLength && strings.HasPrefix(finder, "request") {
-				continue // served as it is, until one of the others has read it
-			}
-			t.Run(name+" "+finder, func(t *testing.T) {
-				t.Parallel()
-				blob := upstreamtest.NewContent("", upstreamtest.Random(uint64(len(name)*100+len(finder)), 300_000))
-				up := upstreamtest.New(t, upstreamtest.Options{})
-				up.AddBlob("library/app", blob)
-				folder := t.TempDir()
-				config := basicConfig(folder, up.URL, "scrub_every: 0s")
-				if finder == "scrub" {
-					config = basicConfig(folder, up.URL, "scrub_every: 1s")
+	for _, finder := range []string{"request", "scrub", "verify", "request after a start"} {
+		t.Run(finder, func(t *testing.T) {
+			t.Parallel()
+			up := upstreamtest.New(t, upstreamtest.Options{})
+			ways, blobs := rotten(), map[string]upstreamtest.Content{}
+			for name := range ways {
+				if strings.HasPrefix(finder, "request") && (name == "flipped" || name == "zeroed") {
+					continue // of the same length: served as it is, until one of the others has read it
 				}
-				s := startConfig(t, config)
+				blobs[name] = upstreamtest.NewContent("", upstreamtest.Random(uint64(len(blobs)), 300_000))
+				up.AddBlob("library/app", blobs[name])
+			}
+			folder := t.TempDir()
+			config := basicConfig(folder, up.URL, "scrub_every: 0s")
+			if finder == "scrub" {
+				config = basicConfig(folder, up.URL, "scrub_every: 1s")
+			}
+			s := startConfig(t, config)
+			for _, blob := range blobs {
 				if err := s.fetch(http.DefaultClient, blob.Digest); err != nil {
 					t.Fatalf("%v: %s", err, s.Log)
 				}
-				s.Interrupt(t) // waits for the download to leave
+			}
+			s.Interrupt(t) // waits for the downloads to leave
+			s = startConfig(t, config)
+			s.await(t, "the walk of the disk", func() bool { return strings.Contains(s.Log.String(), "index agrees with the disk") })
+			damaged := map[string][]byte{}
+			for name, blob := range blobs {
+				damaged[name] = rot(t, folder, blob.Digest, ways[name])
+			}
+			switch finder {
+			case "verify":
+				if code, out := s.verify(t, "--dry-run"); code != 1 || strings.Count(out, "left where it is") != len(blobs) {
+					t.Errorf("verify --dry-run ends with %d: %s", code, out)
+				}
+				code, out := s.verify(t, "")
+				for name, blob := range blobs {
+					if code != 1 || !strings.Contains(out, quarantineFile(folder, blob.Digest)) {
+						t.Errorf("%s: verify ends with %d: %s", name, code, out)
+					}
+				}
+			case "request after a start":
+				s.Interrupt(t)
 				s = startConfig(t, config)
-				s.await(t, "the walk of the disk", func() bool { return strings.Contains(s.Log.String(), "index agrees with the disk") })
-				damaged := rot(t, folder, blob.Digest, change)
-				switch finder {
-				case "scrub":
+			}
+			for name, blob := range blobs {
+				if finder == "scrub" {
 					s.awaitFile(t, quarantineFile(folder, blob.Digest))
-				case "verify":
-					if code, out := s.verify(t, "--dry-run"); code != 1 || !strings.Contains(out, "left where it is") {
-						t.Errorf("verify --dry-run ends with %d: %s", code, out)
-					}
-					if code, out := s.verify(t, ""); code != 1 || !strings.Contains(out, quarantineFile(folder, blob.Digest)) {
-						t.Errorf("verify ends with %d: %s", code, out)
-					}
-				case "request after a start":
-					s.Interrupt(t)
-					s = startConfig(t, config)
 				}
 				s.fetchedOnce(t, up, blob)
-				if b, err := os.ReadFile(quarantineFile(folder, blob.Digest)); err != nil || !bytes.Equal(b, damaged) {
-					t.Errorf("in quarantine %d bytes of %d, %v", len(b), len(damaged), err)
+				if b, err := os.ReadFile(quarantineFile(folder, blob.Digest)); err != nil || !bytes.Equal(b, damaged[name]) {
+					t.Errorf("%s: in quarantine %d bytes of %d, %v", name, len(b), len(damaged[name]), err)
 				}
 				s.awaitFile(t, blobFile(folder, blob.Digest))
-				if code, out := s.verify(t, ""); code != 0 {
-					t.Errorf("verify ends with %d after all: %s", code, out)
-				}
-				up.Forget()
+			}
+			if code, out := s.verify(t, ""); code != 0 {
+				t.Errorf("verify ends with %d after all: %s", code, out)
+			}
+			up.Forget()
+			for name, blob := range blobs {
 				if err := s.fetch(http.DefaultClient, blob.Digest); err != nil || len(up.Requests()) > 0 {
-					t.Errorf("%v, %+v", err, up.Requests())
+					t.Errorf("%s: %v, %+v", name, err, up.Requests())
 				}
-				if got := s.Metrics(t)["cachalot_quarantined_blobs_total"]; finder != "verify" && got != 1 {
-					t.Errorf("quarantined_blobs_total %v", got)
-				}
-				s.Interrupt(t)
-				checkBlobs(t, folder, map[string]time.Time{})
-			})
-		}
+			}
+			if got := s.Metrics(t)["cachalot_quarantined_blobs_total"]; finder != "verify" && got != float64(len(blobs)) {
+				t.Errorf("quarantined_blobs_total %v", got)
+			}
+			s.Interrupt(t)
+			checkBlobs(t, folder, map[string]time.Time{})
+		})
 	}
 }
 

@@ -17,14 +17,14 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestSlowReaders: 999 clients (CACHALOT_TEST_READERS) read nothing, or 8 KiB a second, of a kept blob
+// TestSlowReaders: 399 clients (CACHALOT_TEST_READERS) read nothing, or 8 KiB a second, of a kept blob
 // and of one that is being fetched. One more is served as if they were not there,
 // each costs a bounded amount of memory, and nothing is left when they go (I6).
 // Those who read nothing go after send_timeout at the latest. Each is 0.2 MB of the
 // kernel's: 10,000 are all that 24 GB of memory let it have for TCP.
 func TestSlowReaders(t *testing.T) {
 	t.Parallel()
-	slowReaders := count(t, "CACHALOT_TEST_READERS", 999)
+	slowReaders := count(t, "CACHALOT_TEST_READERS", 399)
 	raiseDescriptors(t, uint64(slowReaders+5_000))
 	up := upstreamtest.New(t, upstreamtest.Options{})
 	warm := upstreamtest.NewContent("", upstreamtest.Random(1, 16<<20))

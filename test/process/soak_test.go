@@ -23,13 +23,13 @@ import (
 )
 
 // TestSoak has a mirror that evicts, before a registry that goes wrong in every
-// way, serve clients of every kind for CACHALOT_SOAK (3s). No client ever gets a
+// way, serve clients of every kind for CACHALOT_SOAK (2s). No client ever gets a
 // complete wrong answer; afterwards every image can be pulled, the books agree
 // with the disk, and goroutines, descriptors and memory are what they were after
 // a tenth of that time.
 func TestSoak(t *testing.T) {
 	t.Parallel()
-	lasts, err := time.ParseDuration(cmp.Or(os.Getenv("CACHALOT_SOAK"), "3s"))
+	lasts, err := time.ParseDuration(cmp.Or(os.Getenv("CACHALOT_SOAK"), "2s"))
 	if err != nil {
 		t.Fatal("CACHALOT_SOAK: ", err)
 	}
