@@ -19,7 +19,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestStorm: 40 clients (CACHALOT_TEST_CLIENTS) pull one cold image of 64 MiB, a
+// TestStorm: 20 clients (CACHALOT_TEST_CLIENTS) pull one cold image of 64 MiB, a
 // third of them leaves half-way, another asks for ranges, and the registry breaks
 // off three times.
 // Each byte is fetched once, and the process never has more than 100 MiB (I6, I7).
@@ -73,7 +73,7 @@ func storm(t *testing.T, s *server, up *upstreamtest.Registry) {
 	}
 	blob := func(c upstreamtest.Content) string { return "blobs/" + c.Digest.String() }
 	var wg sync.WaitGroup
-	clients := count(t, "CACHALOT_TEST_CLIENTS", 40)
+	clients := count(t, "CACHALOT_TEST_CLIENTS", 20)
 	for i := range clients {
 		wg.Go(func() {
 			get("manifests/1", img.Index.Bytes, -1)
