@@ -44,7 +44,7 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	pace := time.NewTicker(20 * time.Millisecond)
+	pace := time.NewTicker(100 * time.Millisecond) // a try costs some 30 ms of a processor
 	defer pace.Stop()
 	for {
 		err := ts.Exec(args[1], args[2:]...)

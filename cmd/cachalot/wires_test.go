@@ -163,7 +163,7 @@ func (w *wires) do(s step) {
 func (w *wires) ended() series {
 	w.t.Helper()
 	limit := time.After(patience)
-	for tick := time.NewTicker(time.Millisecond); ; {
+	for tick := time.NewTicker(5 * time.Millisecond); ; {
 		s := w.series(w.t)
 		if s["cachalot_requests_in_flight"] == 0 && s["cachalot_fills_in_progress"] == 0 {
 			return s

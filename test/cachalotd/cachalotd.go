@@ -137,7 +137,7 @@ func Run(t *testing.T, config string, wrap ...string) *Process {
 func (p *Process) awaitReady(t *testing.T) {
 	t.Helper()
 	said := regexp.MustCompile(`registry_mirror=(\S+) admin=(\S+)`)
-	tick := time.NewTicker(5 * time.Millisecond)
+	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		if m := said.FindStringSubmatch(p.Log.String()); m != nil {

@@ -29,6 +29,9 @@ const (
 // TestDind: jobs of CI pipelines, each with a Docker daemon of its own that starts
 // empty.
 func TestDind(t *testing.T) {
+	if os.Getenv("CACHALOT_E2E_FIGURES") == "" { // which are of a machine at rest
+		t.Parallel()
+	}
 	l := newLab(t, "docker20", "docker29", "rootless")
 	for _, b := range []based{{l, "docker20", 3}, {l, "docker29", 10}} {
 		t.Run(b.base, func(t *testing.T) {

@@ -17,16 +17,27 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestKillBooks kills the mirror 10 times (CACHALOT_TEST_KILLS), at a random moment
-// of concurrent pulls, evictions and broken downloads that go on. After each
-// restart, and at the end of every tenth storm, what it says of its disk is what
-// the disk says, to the byte, and every file is what its name says.
+// TestKillBooks kills mirrors 10 times (CACHALOT_TEST_KILLS), at a random moment of
+// concurrent pulls, evictions and broken downloads that go on. After each restart,
+// and at the end of every tenth storm, what one says of its disk is what the disk
+// says, to the byte, and every file is what its name says.
 func TestKillBooks(t *testing.T) {
 	t.Parallel()
 	rounds := count(t, "CACHALOT_TEST_KILLS", 10)
+	mirrors := min(4, max(1, rounds/10)) // a start waits for its disk more than it computes
+	for i := range mirrors {
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			t.Parallel()
+			killBooks(t, uint64(i), rounds/mirrors)
+		})
+	}
+}
+
+func killBooks(t *testing.T, seed uint64, rounds int) {
+	t.Helper()
 	const limit = 2 << 20
 	up := upstreamtest.New(t, upstreamtest.Options{})
-	random := rand.New(rand.NewPCG(3, 4))
+	random := rand.New(rand.NewPCG(3, seed))
 	var blobs []upstreamtest.Content
 	for i := range 60 { // some three times the room
 		b := upstreamtest.NewContent("", upstreamtest.Random(uint64(i), 1+random.IntN(200<<10)))
@@ -130,7 +141,7 @@ type books struct {
 func (s *server) books(t *testing.T, folder string) books {
 	t.Helper()
 	limit := time.After(20 * time.Second)
-	for tick := time.NewTicker(2 * time.Millisecond); ; {
+	for tick := time.NewTicker(10 * time.Millisecond); ; {
 		disk, metrics := diskBooks(t, folder), s.metricBooks(t)
 		if disk == metrics {
 			return disk
