@@ -25,7 +25,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m, distributiontest.IgnoreBroadcaster())
+	goleak.VerifyTestMain(upstreamtest.Waiting{Tests: m}, distributiontest.IgnoreBroadcaster())
 }
 
 // mirror is a Proxy on a listener, over a store and its upstreams.

@@ -17,7 +17,9 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m, distributiontest.IgnoreBroadcaster()) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(upstreamtest.Waiting{Tests: m}, distributiontest.IgnoreBroadcaster())
+}
 
 const repo = "library/busybox"
 

@@ -7,10 +7,12 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"go.uber.org/goleak"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 // leakChecked fails a run of tests that leaves goroutines behind.
-type leakChecked struct{ m *testing.M }
+type leakChecked struct{ m upstreamtest.Waiting }
 
 func (l leakChecked) Run() int {
 	code := l.m.Run()
@@ -25,7 +27,7 @@ func (l leakChecked) Run() int {
 }
 
 func TestMain(m *testing.M) {
-	testscript.Main(leakChecked{m}, map[string]func(){"cachalot": main})
+	testscript.Main(leakChecked{upstreamtest.Waiting{Tests: m}}, map[string]func(){"cachalot": main})
 }
 
 // The command line, as its users meet it.

@@ -5,7 +5,6 @@ package cachalotd
 import (
 	"bufio"
 	"context"
-	"flag"
 	"fmt"
 	"io"
 	"net/http"
@@ -13,13 +12,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 // Process is a running cachalot. It is killed when its test ends.
@@ -78,16 +78,9 @@ func Binary(t *testing.T) string {
 }
 
 // Main is for the TestMain of a package that runs cachalot: it runs the tests and
-// removes what Binary has built. Twice as many run at once as by default, for they
-// wait more than they compute; -parallel says otherwise.
+// removes what Binary has built.
 func Main(m *testing.M) {
-	flag.Parse()
-	if parallel := flag.Lookup("test.parallel"); parallel.Value.String() == parallel.DefValue {
-		if err := parallel.Value.Set(strconv.Itoa(2 * runtime.GOMAXPROCS(0))); err != nil {
-			panic(err)
-		}
-	}
-	code := m.Run()
+	code := upstreamtest.Waiting{Tests: m}.Run()
 	if built.dir != "" {
 		_ = os.RemoveAll(built.dir)
 	}
