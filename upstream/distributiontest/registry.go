@@ -45,7 +45,8 @@ type Options struct {
 	TokenURL, CDNURL string
 }
 
-// Registry is distribution's, in memory, with a token server before it. Pulls are recorded; Push is not.
+// Registry is distribution's, in memory, with a token server before it. Pulls are
+// recorded; pushes are not.
 type Registry struct {
 	upstreamtest.Recorder
 	URL      string // http://127.0.0.1:PORT
