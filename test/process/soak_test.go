@@ -52,7 +52,8 @@ func TestSoak(t *testing.T) {
 	if after.heap > before.heap+16<<20 || after.rss > before.rss+48<<20 {
 		t.Errorf("memory: before %v, after %v", before, after)
 	}
-	if so.complete.Load() < so.errors.Load() || so.ranges.Load() == 0 || so.left.Load() == 0 || so.reloads == 0 {
+	// Not of the errors: an upstream that is taken for down says no as often as it is asked.
+	if so.complete.Load() < int64(so.faults) || so.ranges.Load() == 0 || so.left.Load() == 0 || so.reloads == 0 {
 		t.Error("too little of it worked to say anything")
 	}
 	so.settle(t)
