@@ -38,7 +38,7 @@ func (s *Store) maintain() {
 	s.readIndex()
 	s.index.keepReserve(indexFloor) // badger may be at work still
 	s.reconcile()
-	s.makeRoom(0) // for what nobody could count until now
+	s.makeRoom(0) // for blobs that were not counted before the walk of the disk
 	tick := time.NewTicker(maintenance)
 	defer tick.Stop()
 	for {
