@@ -72,7 +72,7 @@ func TestPinnedExpiry(t *testing.T) {
 		open(t, s, keeping(Retention{For: 10 * time.Minute}), o.digest(), o.source).Close()
 		settle(t, s)
 		pin(t, s, o.digest())
-		time.Sleep(3 * time.Hour)
+		time.Sleep(10*time.Minute + pinnedExpiry + 2*maintenance)
 		if !s.exists(o.digest()) {
 			t.Fatal("dropped in spite of its pin")
 		}

@@ -46,7 +46,10 @@ func (b based) mirrorFails(t *testing.T) {
 	hub := b.world.hub
 	before, during, away, after := b.world.publish(t, b.base+"/before:1", 1<<20), b.world.publish(t, b.base+"/during:1", 24<<20),
 		b.world.publish(t, b.base+"/away:1", 1<<20), b.world.publish(t, b.base+"/after:1", 1<<20)
-	d := b.start(t, service{image: tailored(b.base), variables: b.variables()})
+	d := b.start(t, service{
+		image: tailored(b.base), variables: b.variables(),
+		arguments: []string{"--max-download-attempts=2"}, // of 5, with 5, 10, 15, 20 and 25 s before them
+	})
 	d.ready(t)
 	d.pulls(t, before)
 	askedBy(t, hub, mirrorAgent)

@@ -63,8 +63,19 @@ func builderRoot(t *testing.T, context string) string {
 	cache := filepath.Join(filepath.Dir(installed(t, "cachalot")), "go-build")
 	must(t, []string{"GOCACHE=" + cache, "CGO_ENABLED=0", "GOTOOLCHAIN=local"},
 		"go", "-C", context, "build", "-trimpath", "-buildvcs=false", "-o", os.DevNull, "./cmd/cachalot")
-	dir := t.TempDir()
-	root := filepath.Join(dir, "root")
+	root, archive := shellRoot(t), filepath.Join(t.TempDir(), "go.tar")
+	must(t, nil, "tar", "-C", root, "-cf", archive, ".")
+	must(t, nil, "tar", "-C", must(t, nil, "go", "env", "GOROOT"), "-rf", archive,
+		"--transform", `s,^\.,./usr/local/go,`, "--exclude", "./test", ".")
+	must(t, nil, "tar", "-C", cache, "-rf", archive, "--transform", `s,^\.,./tmp/cache,`, ".")
+	must(t, nil, "gzip", "-1", archive) // dockerd 29 would take a minute for it
+	return archive + ".gz"
+}
+
+// shellRoot is a folder with all that the Dockerfile's build needs but Go.
+func shellRoot(t *testing.T) string {
+	t.Helper()
+	root := t.TempDir()
 	for _, d := range []string{"bin", "tmp", "etc/ssl/certs"} {
 		check(t, os.MkdirAll(filepath.Join(root, d), 0o755))
 	}
@@ -73,12 +84,7 @@ func builderRoot(t *testing.T, context string) string {
 		check(t, os.Symlink("busybox", filepath.Join(root, "bin", applet)))
 	}
 	check(t, os.WriteFile(filepath.Join(root, "etc/ssl/certs/ca-certificates.crt"), nil, 0o600))
-	archive := filepath.Join(dir, "go.tar")
-	must(t, nil, "tar", "-C", root, "-cf", archive, ".")
-	must(t, nil, "tar", "-C", must(t, nil, "go", "env", "GOROOT"), "-rf", archive,
-		"--transform", `s,^\.,./usr/local/go,`, "--exclude", "./test", ".")
-	must(t, nil, "tar", "-C", cache, "-rf", archive, "--transform", `s,^\.,./tmp/cache,`, ".")
-	return archive
+	return root
 }
 
 // importTools makes an image of what [builderRoot] has made.

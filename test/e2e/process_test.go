@@ -95,19 +95,19 @@ func (p *process) signal(s syscall.Signal) {
 	_ = p.cmd.Process.Signal(s) // it may have ended already
 }
 
-// until waits for ready to return nil, while the process lives.
+// until waits for ready to return nil, while the process lives. What takes long is
+// asked less often: commands such as docker's would keep a processor busy.
 func (p *process) until(t *testing.T, what string, ready func() error) {
 	t.Helper()
 	limit := time.After(patience)
-	pace := time.NewTicker(20 * time.Millisecond)
-	defer pace.Stop()
 	for {
+		asked := time.Now()
 		err := ready()
 		if err == nil {
 			return
 		}
 		select {
-		case <-pace.C:
+		case <-time.After(max(20*time.Millisecond, 4*time.Since(asked))):
 		case <-p.done:
 			t.Fatalf("%s ended before it was %s: %v", p.name, what, err)
 		case <-limit:
