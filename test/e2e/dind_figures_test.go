@@ -15,7 +15,7 @@ import (
 // are ten, and the registries' line is one of 100 Mbit/s: that makes the table in
 // docs/gitlab-ci.md.
 func (l *lab) figures(t *testing.T) {
-	jobs := 3
+	jobs := 2
 	if os.Getenv("CACHALOT_E2E_FIGURES") != "" {
 		jobs = 10
 		l.world.line.SetLimit(100e6 / 8)
