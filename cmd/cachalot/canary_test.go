@@ -22,7 +22,7 @@ import (
 // canaries are secrets that must come out nowhere.
 type canaries struct {
 	mu    sync.Mutex        // guards where
-	where map[string]string // what each is, by its text
+	where map[string]string // what each is, by its text: as it is, in a query, in base64
 }
 
 // new returns a secret.
@@ -38,7 +38,9 @@ func (c *canaries) add(secret, what string) {
 	if c.where == nil {
 		c.where = map[string]string{}
 	}
-	c.where[secret] = what
+	for _, form := range []string{secret, url.QueryEscape(secret), base64.StdEncoding.EncodeToString([]byte(secret))} {
+		c.where[form] = what
+	}
 }
 
 // shown adds what a request's header shows: tokens that upstreams have issued,
@@ -49,17 +51,14 @@ func (c *canaries) shown(h http.Header) {
 	}
 }
 
-// check fails the test for each secret in the text, as it is or in a query.
+// check fails the test for each secret in the text.
 func (c *canaries) check(t *testing.T, from, text string) {
 	t.Helper()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for secret, what := range c.where {
-		for _, form := range []string{secret, url.QueryEscape(secret), base64.StdEncoding.EncodeToString([]byte(secret))} {
-			if i := strings.Index(text, form); i >= 0 {
-				t.Errorf("%s: %s comes out: ...%s...", from, what, text[max(i-200, 0):min(i+len(form)+50, len(text))])
-				break
-			}
+	for form, what := range c.where {
+		if i := strings.Index(text, form); i >= 0 {
+			t.Errorf("%s: %s comes out: ...%s...", from, what, text[max(i-200, 0):min(i+len(form)+50, len(text))])
 		}
 	}
 }
@@ -113,13 +112,14 @@ func babbler(t *testing.T, c *canaries) string {
 }
 
 // No secret comes out, whatever goes well or wrong: in the log at its most
-// talkative, in answers, in metrics.
+// talkative, in answers, in metrics. What an account puts into a line of the log
+// does not depend on its format, so one is enough for the second.
 func TestSecretsStaySecret(t *testing.T) {
 	t.Parallel()
-	for _, format := range []string{"text", "json"} {
+	for format, accounts := range map[string]int{"text": 4, "json": 1} {
 		t.Run(format, func(t *testing.T) {
 			t.Parallel()
-			secretsStaySecret(t, format)
+			secretsStaySecret(t, format, accounts)
 		})
 	}
 }
@@ -234,7 +234,7 @@ func (u *troubled) ask(t *testing.T, c *canaries, get func(path string)) {
 	}
 }
 
-func secretsStaySecret(t *testing.T, format string) {
+func secretsStaySecret(t *testing.T, format string, accounts int) {
 	t.Helper()
 	c := &canaries{}
 	c.add("canary-signature", "the query of a signed URL")
@@ -271,7 +271,7 @@ func secretsStaySecret(t *testing.T, format string) {
 		{"identity", refresh, upstreamtest.Options{Auth: upstreamtest.Bearer, RefreshToken: refresh}, func(up *upstreamtest.Registry) string {
 			return inDockerConfig(up, "bob:", refresh)
 		}},
-	} {
+	}[:accounts] {
 		a.options.CDN = true
 		for i, what := range troubles(c, a.secret) {
 			u := newTroubled(t, fmt.Sprintf("%s-%d.test", a.name, i), uint64(len(all)), a.options, what)

@@ -18,7 +18,7 @@ import (
 	_ "github.com/distribution/distribution/v3/registry/auth/htpasswd"
 	_ "github.com/distribution/distribution/v3/registry/auth/token"
 	"github.com/distribution/distribution/v3/registry/handlers"
-	_ "github.com/distribution/distribution/v3/registry/storage/driver/inmemory"
+	_ "github.com/distribution/distribution/v3/registry/storage/driver/filesystem"
 	_ "github.com/distribution/distribution/v3/registry/storage/driver/middleware/redirect"
 	"github.com/sirupsen/logrus"
 	"go.uber.org/goleak"
@@ -45,7 +45,7 @@ type Options struct {
 	TokenURL, CDNURL string
 }
 
-// Registry is distribution's, in memory, with a token server before it. Pulls are
+// Registry is distribution's, with a token server before it. Pulls are
 // recorded; pushes are not.
 type Registry struct {
 	upstreamtest.Recorder
@@ -75,10 +75,12 @@ func New(tb upstreamtest.TB, o Options) *Registry {
 	r.URL = "http://" + r.server.Host()
 	r.TokenURL = cmp.Or(o.TokenURL, r.URL+"/token")
 
+	dir := tb.TempDir()
 	config := &configuration.Configuration{
 		Storage: configuration.Storage{
-			"inmemory": configuration.Parameters{},
-			"delete":   configuration.Parameters{"enabled": true},
+			// In memory each write copies all that a blob has so far.
+			"filesystem": configuration.Parameters{"rootdirectory": filepath.Join(dir, "registry")},
+			"delete":     configuration.Parameters{"enabled": true},
 			"maintenance": configuration.Parameters{
 				"uploadpurging": map[any]any{"enabled": false}, // a goroutine that never ends
 			},
@@ -94,7 +96,6 @@ func New(tb upstreamtest.TB, o Options) *Registry {
 	config.HTTP.Secret = "secret" // of upload URLs only
 	// A sparse index is legal, and mirrors must carry it.
 	config.Validation.Disabled = true
-	dir := tb.TempDir()
 	switch o.Auth {
 	case upstreamtest.Basic:
 		config.Auth = configuration.Auth{"htpasswd": {"realm": "distribution", "path": writeHtpasswd(tb, dir, o)}}

@@ -15,18 +15,26 @@ import (
 
 	"github.com/distribution/distribution/v3/configuration"
 	"github.com/distribution/distribution/v3/registry/handlers"
-	_ "github.com/distribution/distribution/v3/registry/storage/driver/inmemory"
+	_ "github.com/distribution/distribution/v3/registry/storage/driver/filesystem"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/sirupsen/logrus"
 )
 
-// registry is distribution's own, in memory, with runnable images. What it is
-// asked is printed, and said at /requests.
+// registry is distribution's own, with runnable images. What it is asked is
+// printed, and said at /requests.
 func registry(ctx context.Context, addr string, refs []string) error {
 	logrus.SetOutput(io.Discard)
+	if err := os.MkdirAll(os.TempDir(), 0o700); err != nil { // the image has none
+		return err
+	}
+	dir, err := os.MkdirTemp("", "registry")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
 	config := &configuration.Configuration{Storage: configuration.Storage{
-		"inmemory":    configuration.Parameters{},
+		"filesystem":  configuration.Parameters{"rootdirectory": dir}, // in memory each write copies all before it
 		"maintenance": configuration.Parameters{"uploadpurging": map[any]any{"enabled": false}},
 	}}
 	config.HTTP.Secret = "secret" // of upload URLs only
