@@ -32,7 +32,7 @@ func registry(ctx context.Context, addr string, refs []string) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }() // goes with the pod
 	config := &configuration.Configuration{Storage: configuration.Storage{
 		"filesystem":  configuration.Parameters{"rootdirectory": dir}, // in memory each write copies all before it
 		"maintenance": configuration.Parameters{"uploadpurging": map[any]any{"enabled": false}},
