@@ -210,7 +210,8 @@ func asked(name string, up *ut.Registry) (requests, fetched map[string]float64) 
 }
 
 // TestWires: every counter is what crossed the wires. Each result is produced,
-// by GET, HEAD and ranges, over plain HTTP and TLS; downloads break, are wrong, and come over several connections; a client leaves; blobs are evicted.
+// by GET, HEAD and ranges, over plain HTTP and TLS; downloads break, are wrong,
+// and come over several connections; a client leaves; blobs are evicted.
 func TestWires(t *testing.T) {
 	t.Parallel()
 	for _, scheme := range []string{"http", "https"} {

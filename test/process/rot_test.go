@@ -226,20 +226,26 @@ func TestReadFails(t *testing.T) {
 	}
 }
 
-// readFails reports whether no more calls failed than it wants.
-func readFails(t *testing.T, strace string, tc failingRead) bool {
+// keptBlob is a blob of a registry, and a folder where a mirror, which has ended,
+// has kept it.
+func keptBlob(t *testing.T, size int) (up *upstreamtest.Registry, blob upstreamtest.Content, folder string) {
 	t.Helper()
-	up := upstreamtest.New(t, upstreamtest.Options{})
-	blob := upstreamtest.NewContent("", upstreamtest.Random(9, 32<<20))
+	up, blob, folder = upstreamtest.New(t, upstreamtest.Options{}), upstreamtest.NewContent("", upstreamtest.Random(9, size)), t.TempDir()
 	up.AddBlob("library/app", blob)
-	folder := t.TempDir()
 	s := start(t, folder, up.URL)
 	if err := s.fetch(http.DefaultClient, blob.Digest); err != nil {
 		t.Fatal(err)
 	}
 	s.Interrupt(t)
+	return up, blob, folder
+}
+
+// readFails reports whether no more calls failed than it wants.
+func readFails(t *testing.T, strace string, tc failingRead) bool {
+	t.Helper()
+	up, blob, folder := keptBlob(t, 32<<20)
 	file, trace := blobFile(folder, blob.Digest), filepath.Join(t.TempDir(), "trace")
-	s = start(t, folder, up.URL, strace, "-f", "-qq", "-P", file, "-e", "trace="+tc.calls,
+	s := start(t, folder, up.URL, strace, "-f", "-qq", "-P", file, "-e", "trace="+tc.calls,
 		"-e", fmt.Sprintf("inject=%s:error=EIO%s", tc.calls, tc.when), "-o", trace)
 	up.Forget()
 	err := s.fetch(http.DefaultClient, blob.Digest)

@@ -2,7 +2,6 @@ package process
 
 import (
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -10,8 +9,6 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 // TestSendfile counts the system calls that move the body of a warm 64 MiB
@@ -19,18 +16,10 @@ import (
 func TestSendfile(t *testing.T) {
 	t.Parallel()
 	strace := straceOrSkip(t)
-	up := upstreamtest.New(t, upstreamtest.Options{})
-	blob := upstreamtest.NewContent("", upstreamtest.Random(1, 64<<20))
-	up.AddBlob("library/app", blob)
-	folder := t.TempDir()
-	s := start(t, folder, up.URL)
-	if err := s.fetch(http.DefaultClient, blob.Digest); err != nil {
-		t.Fatal(err)
-	}
-	s.Interrupt(t)
+	up, blob, folder := keptBlob(t, 64<<20)
 
 	trace := filepath.Join(t.TempDir(), "trace")
-	s = start(t, folder, up.URL, strace, "-f", "-qq", "-e", "trace=sendfile,splice,write,writev,sendto,sendmsg,read,pread64", "-o", trace)
+	s := start(t, folder, up.URL, strace, "-f", "-qq", "-e", "trace=sendfile,splice,write,writev,sendto,sendmsg,read,pread64", "-o", trace)
 	if n := drain(t, s.URL, "/v2/library/app/blobs/"+blob.Digest.String()); n < blob.Size {
 		t.Fatalf("the client got %d bytes", n)
 	}
