@@ -66,19 +66,20 @@ func (x *index) mark() string { return x.dir + ".opening" }
 // no more files, or no writes at all (ext4 turns so when it meets an error), and
 // none while the process cannot open one more file, which badger does not survive.
 func (x *index) free() int64 {
-	f, err := os.Open(filepath.Dir(x.dir))
+	dir := filepath.Dir(x.dir)
+	f, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return 0
 	}
-	defer func() { _ = f.Close() }()
+	defer func() { _ = unix.Close(f) }()
 	// Since Linux 6.16 an ext4 that has met an error does not say that it is
 	// read-only: only a write tells.
 	now := unix.Timespec{Nsec: unix.UTIME_NOW}
-	if err := unix.UtimesNanoAt(unix.AT_FDCWD, f.Name(), []unix.Timespec{now, now}, 0); err != nil {
+	if err := unix.UtimesNanoAt(unix.AT_FDCWD, dir, []unix.Timespec{now, now}, 0); err != nil {
 		return 0
 	}
 	var fs unix.Statfs_t
-	err = unix.Fstatfs(int(f.Fd()), &fs)
+	err = unix.Fstatfs(f, &fs)
 	if err != nil || fs.Flags&unix.ST_RDONLY != 0 || fs.Files > 0 && fs.Ffree < 100 {
 		return 0
 	}
@@ -339,8 +340,7 @@ func (x *index) allocate() {
 func (x *index) walName(n int) string { return filepath.Join(x.dir, fmt.Sprintf("%05d.mem", n)) }
 
 func fileExists(name string) bool {
-	_, err := os.Lstat(name)
-	return err == nil
+	return unix.Faccessat(unix.AT_FDCWD, name, unix.F_OK, unix.AT_SYMLINK_NOFOLLOW) == nil
 }
 
 // waitingFor returns what waits to be written to a key.

@@ -168,21 +168,38 @@ func flat(dir string, visit func(digest.Digest, fs.FileInfo)) error {
 // partials calls visit for every file in fills/ that is named as a digest.
 func (k disk) partials(visit func(digest.Digest, fs.FileInfo)) error { return flat(k.fills(), visit) }
 
-// shard returns the regular files in one of the 256 folders of an algorithm that
-// are named as digests which belong there. A folder that is not there has none.
-func (k disk) shard(a digest.Algorithm, shard string) (map[digest.Digest]fs.DirEntry, error) {
-	entries, err := os.ReadDir(filepath.Join(k.root, "blobs", a.String(), shard))
+// shards returns what lists one of the 256 folders of an algorithm: the regular
+// files that are named as digests which belong there. A folder that is not there has
+// none. Which are there is looked up once: where few blobs are, most are not.
+func (k disk) shards(a digest.Algorithm) func(shard string) (map[digest.Digest]fs.DirEntry, error) {
+	dir := filepath.Join(k.root, "blobs", a.String())
+	folders, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("read blob folder: %w", err)
-	}
-	blobs := make(map[digest.Digest]fs.DirEntry, len(entries))
-	for _, e := range entries {
-		d := digest.Digest(a.String() + ":" + e.Name())
-		if isDigest(string(d)) && strings.HasPrefix(e.Name(), shard) && e.Type().IsRegular() {
-			blobs[d] = e
+		return func(string) (map[digest.Digest]fs.DirEntry, error) {
+			return nil, fmt.Errorf("read blob folder: %w", err)
 		}
 	}
-	return blobs, nil
+	there := make(map[string]bool, len(folders))
+	for _, e := range folders {
+		there[e.Name()] = true
+	}
+	return func(shard string) (map[digest.Digest]fs.DirEntry, error) {
+		if !there[shard] {
+			return nil, nil
+		}
+		entries, err := os.ReadDir(filepath.Join(dir, shard))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("read blob folder: %w", err)
+		}
+		blobs := make(map[digest.Digest]fs.DirEntry, len(entries))
+		for _, e := range entries {
+			d := digest.Digest(a.String() + ":" + e.Name())
+			if isDigest(string(d)) && strings.HasPrefix(e.Name(), shard) && e.Type().IsRegular() {
+				blobs[d] = e
+			}
+		}
+		return blobs, nil
+	}
 }
 
 // blobs calls visit for every file in blobs/ that is named as a digest in the
@@ -203,12 +220,13 @@ func (k disk) blobs(visit func(digest.Digest, fs.FileInfo) bool) {
 func (k disk) after(last digest.Digest) iter.Seq2[digest.Digest, error] {
 	return func(yield func(digest.Digest, error) bool) {
 		for _, a := range algorithms() {
-			for shard := range shards {
+			list := k.shards(a)
+			for shard := range shardNames {
 				prefix := a.String() + ":" + shard
 				if last != "" && prefix < string(last)[:min(len(prefix), len(last))] {
 					continue
 				}
-				blobs, err := k.shard(a, shard)
+				blobs, err := list(shard)
 				if err != nil && !yield("", err) {
 					return
 				}
@@ -222,8 +240,8 @@ func (k disk) after(last digest.Digest) iter.Seq2[digest.Digest, error] {
 	}
 }
 
-// shards are the names of the folders of an algorithm.
-func shards(yield func(string) bool) {
+// shardNames are the names of the folders of an algorithm.
+func shardNames(yield func(string) bool) {
 	for n := range 256 {
 		if !yield(fmt.Sprintf("%02x", n)) {
 			return

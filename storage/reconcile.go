@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"io/fs"
 	"os"
 	"time"
 
@@ -17,11 +18,17 @@ func (s *Store) reconcile() {
 	start := time.Now()
 	var found, lost int
 	for _, a := range algorithms() {
-		for shard := range shards {
+		list := s.disk.shards(a)
+		for shard := range shardNames {
 			if s.ctx.Err() != nil {
 				return
 			}
-			f, l := s.reconcileShard(a, shard)
+			blobs, err := list(shard)
+			if err != nil {
+				s.log.Error("cannot read blob folder: what the index says of it stays", "error", err)
+				continue
+			}
+			f, l := s.reconcileShard(a.String()+":"+shard, blobs)
 			found += f
 			lost += l
 		}
@@ -34,14 +41,10 @@ func (s *Store) reconcile() {
 // wait no longer than that takes.
 const reconcileBatch = 256
 
-func (s *Store) reconcileShard(a digest.Algorithm, shard string) (found, lost int) {
-	blobs, err := s.disk.shard(a, shard)
-	if err != nil {
-		s.log.Error("cannot read blob folder: what the index says of it stays", "error", err)
-		return 0, 0
-	}
+// reconcileShard is for the digests with a prefix, of which blobs are on disk.
+func (s *Store) reconcileShard(prefix string, blobs map[digest.Digest]fs.DirEntry) (found, lost int) {
 	var missing []digest.Digest
-	err = s.index.records(a.String()+":"+shard, func(d []byte, _ record) bool {
+	err := s.index.records(prefix, func(d []byte, _ record) bool {
 		if _, here := blobs[digest.Digest(d)]; here {
 			delete(blobs, digest.Digest(d))
 		} else {

@@ -34,10 +34,10 @@ func command(ctx context.Context, dir string, env []string, args ...string) erro
 }
 
 // buildCachalot builds the module in which the benchmark runs. go run keeps what it
-// has linked, as go build does not.
+// has linked, as go build does not, for all checkouts without version control in it.
 func buildCachalot(ctx context.Context, dir string) (string, error) {
 	binary := filepath.Join(dir, "cachalot-here")
-	return binary, command(ctx, "", nil, "go", "run", "-exec", "cp", "github.com/cachalot-registry/cachalot/cmd/cachalot", binary)
+	return binary, command(ctx, "", nil, "go", "run", "-buildvcs=false", "-exec", "cp", "github.com/cachalot-registry/cachalot/cmd/cachalot", binary)
 }
 
 // installDistribution builds distribution's registry once.
