@@ -11,10 +11,12 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
@@ -198,6 +200,11 @@ func newTroubled(t *testing.T, name string, seed uint64, o upstreamtest.Options,
 // ask asks for everything, and wants the trouble to have been met.
 func (u *troubled) ask(t *testing.T, c *canaries, get func(path string)) {
 	t.Helper()
+	// It repeats what it was shown, which is nothing where its challenge came too late.
+	for n := 0; !u.wasShown(); n++ {
+		time.Sleep(time.Duration(n) * 10 * time.Millisecond) // its breaker may be open
+		get(fmt.Sprintf("%s/manifests/first-%d", troubledRepo, n))
+	}
 	m := upstreamtest.Match{Repo: troubledRepo, AnyAuth: true}
 	if u.cdn {
 		m = upstreamtest.Match{Op: upstreamtest.CDN, Reference: u.blob, Times: 10} // or the mirror tries for 15 s to resume what is cut
@@ -231,6 +238,11 @@ func (u *troubled) ask(t *testing.T, c *canaries, get func(path string)) {
 	if u.up.Count(upstreamtest.CDN) == 0 {
 		t.Errorf("%s: nothing came from the CDN", u.name)
 	}
+}
+
+// wasShown reports whether its registry has seen a credential.
+func (u *troubled) wasShown() bool {
+	return slices.ContainsFunc(u.up.Requests(), func(q upstreamtest.Request) bool { return q.Header.Get("Authorization") != "" })
 }
 
 func secretsStaySecret(t *testing.T, format string) {
