@@ -182,17 +182,18 @@ func TestNamesGone(t *testing.T) { // not parallel: the resolver is everybody's
 			up := ut.New(t, ut.Options{})
 			img := up.AddImage("library/app", "1", ut.NewImage(1, 10))
 			_, port, _ := net.SplitHostPort(up.Host())
-			hub := func() *upstream.Registry {
+			hub := func(dial time.Duration) *upstream.Registry {
 				return registry(t, "docker.io", "http://registry.test:"+port, func(c *upstream.Config) {
 					c.AllowAddresses = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
-					c.Timeouts.Dial = 200 * time.Millisecond
+					c.Timeouts.Dial = dial
 				})
 			}
-			m := newMirror(t, nil, hub())
+			m := newMirror(t, nil, hub(time.Minute))
 			m.want(m.get(tagPath("1")), img.Index)
 			up.Forget()
 			tc.gone(names)
-			m.restart(impatient, hub())
+			const dial = 200 * time.Millisecond // in vain
+			m.restart(impatient, hub(dial))
 			for range 3 {
 				a := m.get(tagPath("1"))
 				m.want(a, img.Index)
@@ -200,7 +201,7 @@ func TestNamesGone(t *testing.T) { // not parallel: the resolver is everybody's
 					t.Errorf("Cache-Status %q", a.cache())
 				}
 			}
-			m.restart(impatient, hub()) // so that the first question is one for nothing kept
+			m.restart(impatient, hub(dial)) // so that the first question is one for nothing kept
 			m.wantError(m.get(tagPath("x")), tc.status, "UNAVAILABLE")
 			m.get(tagPath("y"))
 			asked := names.Asked()

@@ -302,7 +302,6 @@ admin: {token: %s}
 log: {level: debug, format: %s}
 tracing: {endpoint: %s}
 default_upstream: babbler.test
-timeouts: {dial: 500ms, response_header: 1s}
 upstreams:
   babbler.test: {url: %s, username: bob, password: %s}
 `, adminToken, format, traces.url, babbler(t, c), c.new("babbled password"))+config)
