@@ -76,6 +76,8 @@ func TestFullDisk(t *testing.T) {
 	kept := blob(1, 300_000)
 	s := start(t, folder, up.URL)
 	get(s, kept)
+	s.awaitMetric(t, "cachalot_storage_blobs", 1) // it is durable a moment after its last byte,
+	get(s, kept)                                  // and linked a moment after that
 	other := fillDisk(t, dir)
 	for i := range 300 {
 		repository := fmt.Sprintf("library/other-%d", i)
