@@ -75,6 +75,7 @@ func TestFullDisk(t *testing.T) {
 	}
 	kept := blob(1, 300_000)
 	s := start(t, folder, up.URL)
+	s.awaitWalk(t) // after which blobs would go for the sake of the index, where they are enough
 	get(s, kept)
 	s.awaitMetric(t, "cachalot_storage_blobs", 1) // it is durable a moment after its last byte,
 	get(s, kept)                                  // and linked a moment after that

@@ -115,7 +115,7 @@ func TestRot(t *testing.T) {
 			}
 			s.Interrupt(t) // waits for the downloads to leave
 			s = startConfig(t, config)
-			s.await(t, "the walk of the disk", func() bool { return strings.Contains(s.Log.String(), "index agrees with the disk") })
+			s.awaitWalk(t)
 			damaged := map[string][]byte{}
 			for name, blob := range blobs {
 				damaged[name] = rot(t, folder, blob.Digest, ways[name])
@@ -177,6 +177,12 @@ func (s *server) await(t *testing.T, what string, ok func() bool) {
 			t.Fatalf("no %s: %s", what, s.Log)
 		}
 	}
+}
+
+// awaitWalk waits for what the mirror looks at once it has started.
+func (s *server) awaitWalk(t *testing.T) {
+	t.Helper()
+	s.await(t, "walk of the disk", func() bool { return strings.Contains(s.Log.String(), "index agrees with the disk") })
 }
 
 func (s *server) awaitFile(t *testing.T, name string) {
