@@ -67,7 +67,10 @@ func (x *index) mark() string { return x.dir + ".opening" }
 // none while the process cannot open one more file, which badger does not survive.
 func (x *index) free() int64 {
 	dir := filepath.Dir(x.dir)
-	f, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	f, err := -1, error(unix.EINTR)
+	for errors.Is(err, unix.EINTR) { // as os.Open does
+		f, err = unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	}
 	if err != nil {
 		return 0
 	}
