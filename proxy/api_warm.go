@@ -285,7 +285,9 @@ func (c *call) fetch(ctx context.Context, t target, d digest.Digest, size int64,
 	case c.warming <- struct{}{}:
 		defer func() { <-c.warming }()
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+	}
+	if err := context.Cause(ctx); err != nil { // a slot is free as well where others have left theirs for that
+		return nil, err
 	}
 	done := w.fetching(d, max(size, 0))
 	defer done()

@@ -13,8 +13,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 // exits runs a command that must end with the given code: exits CODE PROGRAM ARGS...
@@ -59,35 +60,17 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// freePorts are two that nobody listens on; whoever is told of them listens
-// before anybody else is likely to.
-func freePorts() ([]string, error) {
-	var ports []string
-	for range 2 {
-		var lc net.ListenConfig
-		l, err := lc.Listen(context.Background(), "tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		defer l.Close()
-		_, port, err := net.SplitHostPort(l.Addr().String())
-		if err != nil {
-			return nil, err
-		}
-		ports = append(ports, port)
-	}
-	return ports, nil
-}
-
 func setupScript(env *testscript.Env) error {
-	ports, err := freePorts()
-	if err != nil {
-		return err
+	tb := scriptTB{env}
+	for _, name := range []string{"PORT", "ADMIN_PORT"} {
+		_, port, err := net.SplitHostPort(upstreamtest.PortFor(tb))
+		if err != nil {
+			return err
+		}
+		env.Setenv(name, port)
 	}
-	env.Setenv("PORT", ports[0])
-	env.Setenv("ADMIN_PORT", ports[1])
-	env.Setenv("CACHALOT_ADMIN", "http://127.0.0.1:"+ports[1])
-	up := upstreamtest.New(scriptTB{env}, upstreamtest.Options{})
+	env.Setenv("CACHALOT_ADMIN", "http://127.0.0.1:"+env.Getenv("ADMIN_PORT"))
+	up := upstreamtest.New(tb, upstreamtest.Options{})
 	env.Setenv("UPSTREAM", up.URL)
 	env.Values[upstreamOf{}] = up
 	return nil

@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 // rival is a server under test: cachalot itself, or what it is compared with.
@@ -45,12 +47,13 @@ func (b *bench) launch(ctx context.Context, name string, o serverOptions, config
 	if err != nil {
 		return nil, err
 	}
-	fail := func(err error) (*rival, error) {
+	address, release, err := upstreamtest.HoldPort()
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", name, err), os.RemoveAll(dir))
 	}
-	address, err := freeAddress(ctx)
-	if err != nil {
-		return fail(err)
+	fail := func(err error) (*rival, error) {
+		release()
+		return nil, errors.Join(fmt.Errorf("%s: %w", name, err), os.RemoveAll(dir))
 	}
 	args, err := configure(dir, address)
 	if err != nil {
@@ -66,6 +69,7 @@ func (b *bench) launch(ctx context.Context, name string, o serverOptions, config
 	}
 	r := &rival{name: name, url: scheme + address, pid: p.pid(), stop: func() {
 		p.stop()
+		release()
 		_ = os.RemoveAll(dir) // all is below b.dir, whose removal says so
 	}}
 	if err := p.ready(ctx, r.url+"/v2/"); err != nil {

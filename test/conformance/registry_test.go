@@ -2,15 +2,12 @@ package conformance
 
 import (
 	"bytes"
-	"crypto/rand"
 	"encoding/json"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os/exec"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -35,33 +32,16 @@ type olareg struct {
 	ended chan struct{}
 }
 
-// startOlareg runs a registry until the test ends or kills it. It wants the number
-// of a port: where another process takes the free one first, it gets the next.
+// startOlareg runs a registry until the test ends or kills it.
 func startOlareg(t *testing.T) *olareg {
 	t.Helper()
-	for try := 1; ; try++ {
-		r, err := tryOlareg(t)
-		if err == nil {
-			return r
-		}
-		if try == 5 {
-			t.Fatal(err)
-		}
-		t.Log(err)
-	}
-}
-
-func tryOlareg(t *testing.T) (*olareg, error) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // loopback
+	address := upstreamtest.PortFor(t)
+	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	port := l.Addr().(*net.TCPAddr).Port
-	l.Close()
-	mark := rand.Text() // comes with each answer, so that no other server is taken for this one
-	r := &olareg{URL: fmt.Sprintf("http://127.0.0.1:%d", port), log: &bytes.Buffer{}, ended: make(chan struct{})}
-	r.cmd = exec.Command(program(t, "olareg"), "serve", "--addr", "127.0.0.1", "--port", strconv.Itoa(port), "--store-type", "mem", "--warning", mark, //nolint:noctx // killed by the test
+	r := &olareg{URL: "http://" + address, log: &bytes.Buffer{}, ended: make(chan struct{})}
+	r.cmd = exec.Command(program(t, "olareg"), "serve", "--addr", host, "--port", port, "--store-type", "mem", //nolint:noctx // killed by the test
 		"--api-delete", "--api-blob-delete", "--api-sparse-image", "--api-sparse-index")
 	r.cmd.Stdout, r.cmd.Stderr = r.log, r.log
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -79,14 +59,12 @@ func tryOlareg(t *testing.T) (*olareg, error) {
 		resp, err := cachalotd.Client().Get(r.URL + "/v2/") //nolint:noctx // loopback
 		if err == nil {
 			resp.Body.Close()
-			if strings.Contains(resp.Header.Get("Warning"), mark) {
-				return r, nil
-			}
+			return r
 		}
 		select {
 		case <-tick.C:
 		case <-r.ended:
-			return nil, fmt.Errorf("olareg ended before it was ready: %s", r.log)
+			t.Fatalf("olareg ended before it was ready: %s", r.log)
 		case <-t.Context().Done():
 			t.Fatal("olareg did not become ready")
 		}

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -17,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 // minute is how long a minute of the rules and the dashboard takes here.
@@ -75,7 +76,7 @@ func startPrometheus(t *testing.T, target, rules string) *prometheus {
 			t.Fatal(err)
 		}
 	}
-	p := &prometheus{url: "http://" + freeAddress(t), log: filepath.Join(dir, "log")}
+	p := &prometheus{url: "http://" + upstreamtest.PortFor(t), log: filepath.Join(dir, "log")}
 	out, err := os.Create(p.log)
 	if err != nil {
 		t.Fatal(err)
@@ -100,17 +101,6 @@ func startPrometheus(t *testing.T, target, rules string) *prometheus {
 		return resp.Body.Close() == nil && resp.StatusCode == http.StatusOK
 	}, func() string { b, _ := os.ReadFile(p.log); return string(b) })
 	return p
-}
-
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	var lc net.ListenConfig
-	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
 }
 
 // await waits until ok; else the test ends, with what explain says.

@@ -52,6 +52,9 @@ func (s *Server) Up() {
 	if s.running != nil {
 		return
 	}
+	if s.addr == anyPort {
+		s.addr = PortFor(s.tb)
+	}
 	var lc net.ListenConfig
 	l, err := lc.Listen(context.Background(), "tcp", s.addr)
 	if err != nil {

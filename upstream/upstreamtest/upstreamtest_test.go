@@ -2,13 +2,17 @@ package upstreamtest
 
 import (
 	"bytes"
+	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -141,5 +145,44 @@ func TestRelay(t *testing.T) {
 	relay.Down()
 	if _, _, err := get(t, relay.URL+"/v2/"); err == nil {
 		t.Error("it is down, and answers")
+	}
+}
+
+// TestHoldPort: the port refuses who connects, is given to nobody else, and to the
+// server that asks for it.
+func TestHoldPort(t *testing.T) {
+	t.Parallel()
+	address := PortFor(t)
+	dial := func() error {
+		c, err := new(net.Dialer).DialContext(t.Context(), "tcp", address)
+		if err != nil {
+			return err
+		}
+		return c.Close()
+	}
+	if err := dial(); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("it connects: %v", err)
+	}
+	for range 3 {
+		l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := dial(); err != nil {
+			t.Error(err)
+		}
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	// A bind without SO_REUSEADDR conflicts as one does that asks for any port.
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	to := netip.MustParseAddrPort(address)
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}); !errors.Is(err, unix.EADDRINUSE) {
+		t.Errorf("another one is given the port: %v", err)
 	}
 }
