@@ -9,6 +9,8 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -57,7 +59,8 @@ func fillDisk(t *testing.T, dir string) (empty func()) {
 	}
 }
 
-func tagOf(i int) TagKey { return TagKey{"u", "r", fmt.Sprint("n", i)} }
+// tagOf is a tag whose record has about 1 KiB.
+func tagOf(i int) TagKey { return TagKey{"u", "r", fmt.Sprint("n", i, strings.Repeat("-", 900))} }
 
 // checkTags holds that of n tags the odd ones are there, and the others are not.
 func checkTags(t *testing.T, s *Store, n int) {
@@ -94,7 +97,7 @@ func TestIndexDiskFull(t *testing.T) {
 	mustFetch(t, s, kept, Miss)
 	settle(t, s)
 
-	const tags = 20_000
+	const tags = 4_000
 	var next atomic.Int64
 	var wg sync.WaitGroup
 	started := make(chan struct{})
@@ -112,7 +115,7 @@ func TestIndexDiskFull(t *testing.T) {
 						t.Error(err)
 					}
 				}
-				if i%1000 == 0 {
+				if i%200 == 0 {
 					mustRead(t, s, kept)
 				}
 			}
@@ -264,7 +267,7 @@ func TestIndexWithoutReserve(t *testing.T) {
 func TestBlobsLeaveRoom(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, smallDisk(t, 256))
-	for i := range 25 {
+	for i := range 15 {
 		put(t, s, uint64(440+i), 10<<20, int64(i), false)
 		if free := s.index.free(); free < indexFloor {
 			t.Fatalf("%d bytes free after %d blobs", free, i+1)
@@ -380,7 +383,7 @@ func TestGiveBack(t *testing.T) {
 			t.Helper()
 			entries := map[string]entry{}
 			for i := from; i < to; i++ {
-				entries[string(tagKey(tagOf(i)))] = entry{value: []byte{1}}
+				entries[string(tagKey(TagKey{"u", "r", strconv.Itoa(i)}))] = entry{value: []byte{1}}
 			}
 			if err := x.write(entries); err != nil {
 				t.Fatal(err)

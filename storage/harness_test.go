@@ -16,10 +16,12 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/goleak"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(upstreamtest.Waiting{Tests: m})
 }
 
 func content(seed uint64, size int) []byte {

@@ -323,7 +323,7 @@ func TestUnreachableMark(t *testing.T) {
 		const loose = 20
 		pin(t, s, order[loose:]...)
 		start := time.Now()
-		const fills = 100
+		const fills = 50
 		for i := range uint64(fills) {
 			mustFetch(t, s, &origin{content: content(i, block)}, Miss)
 			time.Sleep(time.Second)
