@@ -148,8 +148,8 @@ func TestRelay(t *testing.T) {
 	}
 }
 
-// TestHoldPort: the port refuses who connects, is given to nobody else, and to the
-// server that asks for it.
+// TestHoldPort: the port refuses who connects, no other program is given it, and the
+// server that asks for it is.
 func TestHoldPort(t *testing.T) {
 	t.Parallel()
 	address := PortFor(t)
