@@ -43,13 +43,14 @@ type serverOptions struct {
 
 // launch starts args in a new folder below the benchmark's, which configure fills.
 func (b *bench) launch(ctx context.Context, name string, o serverOptions, configure func(dir, address string) ([]string, error)) (*rival, error) {
-	dir, err := os.MkdirTemp(b.dir, name+"-")
-	if err != nil {
-		return nil, err
-	}
 	address, release, err := upstreamtest.HoldPort()
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: %w", name, err), os.RemoveAll(dir))
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	dir, err := os.MkdirTemp(b.dir, name+"-")
+	if err != nil {
+		release()
+		return nil, err
 	}
 	fail := func(err error) (*rival, error) {
 		release()

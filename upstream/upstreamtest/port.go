@@ -3,8 +3,8 @@ package upstreamtest
 import (
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -46,14 +46,12 @@ func bindPort(fd int) (string, error) {
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 		return "", os.NewSyscallError("setsockopt", err)
 	}
-	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: loopback.As4()}); err != nil {
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
 		return "", os.NewSyscallError("bind", err)
 	}
 	name, err := unix.Getsockname(fd)
 	if err != nil {
 		return "", os.NewSyscallError("getsockname", err)
 	}
-	port := name.(*unix.SockaddrInet4).Port
-	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(loopback, uint16(port))).String(), nil //nolint:gosec // a port
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(name.(*unix.SockaddrInet4).Port)), nil
 }
