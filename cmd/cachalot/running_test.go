@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -51,17 +52,27 @@ func (b *logBook) forget() {
 // wait returns the first match of the pattern, once there is one.
 func (b *logBook) wait(t *testing.T, pattern string) []string {
 	t.Helper()
+	limit, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	return b.waitUntil(t, limit.Done(), pattern)
+}
+
+// waitUntil is wait for as long as the pattern may come.
+func (b *logBook) waitUntil(t *testing.T, over <-chan struct{}, pattern string) []string {
+	t.Helper()
 	re := regexp.MustCompile(pattern)
-	limit := time.After(patience)
-	for {
+	for last := false; ; {
 		text, grown := b.now()
 		if m := re.FindStringSubmatch(text); m != nil {
 			return m
 		}
+		if last {
+			t.Fatalf("%q is not in the log:\n%s", pattern, text)
+		}
 		select {
 		case <-grown:
-		case <-limit:
-			t.Fatalf("%q is not in the log:\n%s", pattern, text)
+		case <-over:
+			last = true
 		}
 	}
 }
@@ -94,14 +105,18 @@ func start(t *testing.T, cfg string) *running {
 	exited := make(chan struct{})
 	go func() {
 		defer close(exited)
-		r.ended <- serve(ctx, r.file, r.signals, r.log)
+		err := serve(ctx, r.file, r.signals, r.log)
+		if err != nil {
+			_, _ = fmt.Fprintln(r.log, "serve:", err) // a logBook takes everything
+		}
+		r.ended <- err
 	}()
 	t.Cleanup(func() {
 		cancel()
 		<-exited
 		transport.CloseIdleConnections()
 	})
-	m := r.log.wait(t, `serving; give this to dockerd",? ?"?registry_mirror"?[=:]"?([^\s"]+)"?,? ?"?admin"?[=:]"?([^\s"]+)`)
+	m := r.log.waitUntil(t, exited, `serving; give this to dockerd",? ?"?registry_mirror"?[=:]"?([^\s"]+)"?,? ?"?admin"?[=:]"?([^\s"]+)`)
 	r.url, r.admin = m[1], m[2]
 	return r
 }
