@@ -31,8 +31,9 @@ type exchange struct {
 
 	arrived chan<- struct{}
 	pauses  []<-chan struct{} // waited for in turn; nil: for ever
-	cutAt   int               // body bytes before the connection breaks; -1: it does not
-	reset   bool              // it breaks by RST
+	delay   time.Duration
+	cutAt   int  // body bytes before the connection breaks; -1: it does not
+	reset   bool // it breaks by RST
 	stallAt int
 	release <-chan struct{}
 	rate    int           // bytes a second; 0: any
@@ -104,6 +105,9 @@ func (x *exchange) finish(w http.ResponseWriter, unauthorized bool) {
 	}
 	for _, p := range x.pauses {
 		x.wait(p)
+	}
+	if x.delay > 0 {
+		x.pause(x.delay)
 	}
 	body := x.content[x.start:x.end]
 	maps.Copy(w.Header(), x.header)
@@ -201,6 +205,8 @@ func resetConnection(w http.ResponseWriter) {
 			continue
 		case *net.TCPConn:
 			_ = c.SetLinger(0) // what fails here fails the test that waits for a reset
+		case *memoryConn:
+			c.Reset()
 		}
 		_ = raw.Close()
 		return

@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -38,6 +39,9 @@ func Throttle(rate int) Fault { return func(x *exchange) { x.rate = rate } }
 func Pause(release <-chan struct{}) Fault {
 	return func(x *exchange) { x.pauses = append(x.pauses, release) }
 }
+
+// Delay answers after d.
+func Delay(d time.Duration) Fault { return func(x *exchange) { x.delay = d } }
 
 // Arrived sends to ch when the request has arrived, before any Pause.
 func Arrived(ch chan<- struct{}) Fault { return func(x *exchange) { x.arrived = ch } }
@@ -81,6 +85,15 @@ func ShiftedRange(by int) Fault {
 		if x.status == http.StatusPartialContent {
 			x.start = min(x.start+by, x.end-1)
 			x.sayRange()
+		}
+	}
+}
+
+// OfRanges is a fault of requests with a Range alone.
+func OfRanges(f Fault) Fault {
+	return func(x *exchange) {
+		if x.record.Header.Get("Range") != "" {
+			f(x)
 		}
 	}
 }
@@ -157,6 +170,12 @@ func NoDigest() Fault { return Header("Docker-Content-Digest", "") }
 // LyingDigest says another Docker-Content-Digest.
 func LyingDigest(d digest.Digest) Fault { return Header("Docker-Content-Digest", d.String()) }
 
+// DigestBy says the Docker-Content-Digest by another algorithm, as the distribution
+// specification allows.
+func DigestBy(a digest.Algorithm) Fault {
+	return func(x *exchange) { x.header.Set("Docker-Content-Digest", a.FromBytes(x.content).String()) }
+}
+
 // Body answers 200 with any body.
 func Body(contentType string, body []byte) Fault {
 	return func(x *exchange) {
@@ -171,7 +190,8 @@ func StatusOf(code int) Fault { return func(x *exchange) { x.status = code } }
 // Huge answers with n bytes of JSON, such as a manifest far too large.
 func Huge(n int) Fault {
 	return func(x *exchange) {
-		Body(x.header.Get("Content-Type"), append(append([]byte(`"`), bytes.Repeat([]byte("a"), n-2)...), '"'))(x)
+		const around = len(`{"mediaType":""}`)
+		Body(x.header.Get("Content-Type"), []byte(`{"mediaType":"`+strings.Repeat("a", n-around)+`"}`))(x)
 	}
 }
 
@@ -189,6 +209,11 @@ func Redirect(location string) Fault {
 		x.status, x.content, x.start, x.end = http.StatusTemporaryRedirect, nil, 0, 0
 		x.header.Set("Location", location)
 	}
+}
+
+// RedirectTo answers 307 to the same path and query at another base URL.
+func RedirectTo(base string) Fault {
+	return func(x *exchange) { Redirect(base + x.request.URL.RequestURI())(x) }
 }
 
 // RedirectLoop answers 307 to the same URL.

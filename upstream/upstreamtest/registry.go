@@ -64,6 +64,8 @@ type Options struct {
 	// Listener, where it is not nil, is put before the sockets of the registry,
 	// its token server and its CDN, to slow them down.
 	Listener func(net.Listener) net.Listener
+	// Memory is the network in memory where it listens; nil: loopback.
+	Memory *Memory
 }
 
 // Auth is how a registry authenticates.
@@ -134,7 +136,7 @@ func New(tb TB, o Options) *Registry {
 		}
 	}
 	start := func(address string, h http.HandlerFunc) string {
-		s := &Server{tb: tb, handler: h, certificate: certificate, count: &r.Recorder, wrap: o.Listener, addr: address}
+		s := &Server{tb: tb, handler: h, certificate: certificate, count: &r.Recorder, wrap: o.Listener, addr: address, memory: o.Memory}
 		s.Up()
 		r.servers = append(r.servers, s)
 		return scheme + "://" + s.addr

@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// Server is an HTTP server on loopback that can stop and start again at its
+// Server is an HTTP server, on loopback or in memory, that can stop and start again at its
 // address. What crosses its sockets is counted.
 type Server struct {
 	tb          TB
@@ -27,6 +27,7 @@ type Server struct {
 	count       *Recorder
 	wrap        func(net.Listener) net.Listener // nil: nothing
 	addr        string
+	memory      *Memory // nil: loopback
 
 	mu      sync.Mutex   // guards the fields below
 	running *http.Server // nil while stopped
@@ -52,11 +53,7 @@ func (s *Server) Up() {
 	if s.running != nil {
 		return
 	}
-	if s.addr == anyPort {
-		s.addr = PortFor(s.tb)
-	}
-	var lc net.ListenConfig
-	l, err := lc.Listen(context.Background(), "tcp", s.addr)
+	l, err := s.listen()
 	if err != nil {
 		s.tb.Fatalf("listen: %v", err)
 		return
@@ -79,6 +76,17 @@ func (s *Server) Up() {
 		defer close(served)
 		_ = running.Serve(l) // ends with ErrServerClosed
 	}()
+}
+
+func (s *Server) listen() (net.Listener, error) {
+	if s.memory != nil {
+		return s.memory.Listen(s.addr)
+	}
+	if s.addr == anyPort {
+		s.addr = PortFor(s.tb)
+	}
+	var lc net.ListenConfig
+	return lc.Listen(context.Background(), "tcp", s.addr)
 }
 
 // Down refuses and breaks all connections, until Up.
