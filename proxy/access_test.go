@@ -77,7 +77,7 @@ func TestAccessLine(t *testing.T) {
 		{"GET", "/v2/library/app/tags/list", nil, map[string]string{"kind": "tags", "reference": "", "digest": none, "result": "miss"}},
 		{"GET", "/v2/library/app/manifests/gone", nil, map[string]string{
 			"reference": "gone", "digest": none, "result": "miss", "status": "404",
-			"error": "docker.io: head_manifest: not found upstream (status 404)",
+			"error": "docker.io: get_manifest: not found upstream (status 404): MANIFEST_UNKNOWN: manifest unknown",
 		}},
 		{"GET", "/v2/library/app/manifests/-bad", nil, map[string]string{
 			"path": "/v2/library/app/manifests/-bad", "upstream": none, "status": "404", "error": "tags are letters, digits and . _ -, 128 characters at most",

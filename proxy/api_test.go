@@ -47,7 +47,7 @@ func TestAPIDocument(t *testing.T) {
 	artifact := ut.Subject(img.Index.Descriptor, "application/x-test")
 	up.AddManifest("library/app", artifact, "signature")
 	resting := ut.New(t, ut.Options{})
-	resting.Fault(ut.Match{Op: ut.HeadManifest}, ut.Status(http.StatusServiceUnavailable, "Retry-After", "60"))
+	resting.Fault(ut.Match{}, ut.Status(http.StatusServiceUnavailable, "Retry-After", "60"))
 	limited := ut.New(t, ut.Options{})
 	limited.Fault(ut.Match{Op: ut.HeadManifest}, ut.Status(http.StatusTooManyRequests, "Ratelimit-Limit", "100;w=21600", "Ratelimit-Remaining", "0"))
 	hub := counted(t, "docker.io", []string{up.URL}, metrics, withPassword("bob", "canary"))
@@ -67,7 +67,9 @@ func TestAPIDocument(t *testing.T) {
 	m.settle()
 	up.AddBlob("acme/tool", img.Layers[1])
 	m.want(m.get("/v2/acme/tool/blobs/"+img.Layers[1].Digest.String()), img.Layers[1])
-	m.get("/v2/quay.io/acme/x/manifests/1")
+	for _, tag := range []string{"1", "2", "3"} {
+		m.get("/v2/quay.io/acme/x/manifests/" + tag)
+	}
 	m.get("/v2/gcr.io/acme/x/manifests/1")
 	m.get("/v2/stranger.example/acme/x/manifests/1") // at an address that it may not have
 	temporary := ut.NewContent("", ut.Random(9, 5000))

@@ -74,7 +74,7 @@ func (c *call) upstreams() error {
 	for r, u := range all {
 		slices.Sort(u.Aliases)
 		slices.Sort(u.Hosts)
-		u.Unchecked = p.isSuspect(u.Name)
+		u.Unchecked = p.suspicion.doubtsUpstream(u.Name)
 		u.fill(r.Health())
 		answer.Upstreams = append(answer.Upstreams, *u)
 	}

@@ -79,7 +79,8 @@ const longestRest = 15 * time.Second
 // final marks errors that asking again does not mend, or not soon enough.
 func final(err error) error {
 	asked, ok := errors.AsType[*upstream.Error](err)
-	if saysNo(err) || errors.Is(err, upstream.ErrInvalid) || ok && asked.RetryAfter > longestRest {
+	no := errors.Is(err, upstream.ErrNotFound) || errors.Is(err, upstream.ErrDenied)
+	if no || errors.Is(err, upstream.ErrInvalid) || errors.Is(err, upstream.ErrSigned) || ok && asked.RetryAfter > longestRest {
 		return fmt.Errorf("%w: %w", storage.ErrRefused, err)
 	}
 	return err
@@ -125,50 +126,35 @@ func (p *Proxy) sight(t target, d digest.Digest, desc ocispec.Descriptor) {
 	p.seen.Add(digestName(t, d), sighting{desc, time.Now()})
 }
 
-// confirm asks the upstream whether the target's repository has the digest, one
-// HEAD for all who ask within fresh_for.
-func (p *Proxy) confirm(ctx context.Context, t target, d digest.Digest) (ocispec.Descriptor, error) {
+// confirm asks the upstream whether the target's repository has the digest, unless it
+// has said so since: one HEAD for all who ask at the same time.
+func (p *Proxy) confirm(ctx context.Context, t target, d digest.Digest, since time.Time) (ocispec.Descriptor, error) {
 	name := digestName(t, d)
-	if s, ok := p.seen.Get(name); ok && time.Since(s.at) < p.cfg.FreshFor {
+	if s, ok := p.seen.Get(name); ok && s.at.After(since) {
 		return s.desc, nil
 	}
 	if err := p.recall(name); err != nil {
 		return ocispec.Descriptor{}, err
 	}
 	return once(ctx, p, "confirm\x00"+name, func(ctx context.Context) (ocispec.Descriptor, error) {
-		desc, err := t.registry.Head(ctx, t.kind, t.repo, string(d))
-		if errors.Is(err, upstream.ErrUnsupported) {
-			desc, err = p.peek(ctx, t, d)
-		}
+		desc, err := t.registry.Has(ctx, t.kind, t.repo, d)
 		if err != nil {
 			return desc, p.note(name, err)
-		}
-		if desc.Digest != "" && desc.Digest != d {
-			return desc, fmt.Errorf("%w: asked for %s, upstream speaks of %s", upstream.ErrInvalid, d, desc.Digest)
 		}
 		p.sight(t, d, desc)
 		return desc, nil
 	})
 }
 
-// peek asks an upstream that knows no HEAD, and reads no content.
-func (p *Proxy) peek(ctx context.Context, t target, d digest.Digest) (ocispec.Descriptor, error) {
-	c, err := t.registry.Open(ctx, t.kind, t.repo, d, upstream.Span{})
-	if err != nil {
-		return ocispec.Descriptor{}, err
-	}
-	return ocispec.Descriptor{MediaType: c.MediaType, Digest: d, Size: c.Size}, c.Body.Close()
-}
-
 // link lets the target's repository have content that is here already. A
 // registry of the configuration is believed when it says that it has it; one
 // that a client named must send it, for it may be that client's own.
 func (p *Proxy) link(ctx context.Context, t target, d digest.Digest) error {
-	ask := p.confirm
+	ask := func() (ocispec.Descriptor, error) { return p.confirm(ctx, t, d, time.Now().Add(-p.cfg.FreshFor)) }
 	if p.isStranger(t.registry) {
-		ask = p.prove
+		ask = func() (ocispec.Descriptor, error) { return p.prove(ctx, t, d) }
 	}
-	desc, err := ask(ctx, t, d)
+	desc, err := ask()
 	if err != nil {
 		return err
 	}
@@ -198,18 +184,37 @@ func (p *Proxy) prove(ctx context.Context, t target, d digest.Digest) (ocispec.D
 	})
 }
 
-// serve answers with content by digest. looked is how the digest was found.
+// serve answers with content by digest. looked is how the digest was found. Where one
+// of the upstream's URLs sent something else, the next is asked.
 func (p *Proxy) serve(w *response, r *http.Request, t target, d digest.Digest, looked result) error {
+	serve := p.serveWhole
 	if r.Method == http.MethodHead {
-		return p.serveHead(w, r, t, d, looked)
+		serve = p.serveHead
 	}
-	return p.serveWhole(w, r, t, d, looked)
+	for tries := 0; ; tries++ {
+		err := serve(w, r, t, d, looked)
+		if _, again := errors.AsType[*wrongURL](err); !again || w.wrote || w.ctx.Err() != nil || tries == maxURLs {
+			return err
+		}
+	}
 }
+
+// maxURLs of an upstream are asked for content, one after the other.
+const maxURLs = 8
+
+// wrongURL is the error of content that is not what was asked for, from an upstream
+// that has another URL for it.
+type wrongURL struct{ error }
+
+func (e *wrongURL) Unwrap() error { return e.error }
 
 // serveWhole answers with content that is fetched if it is not here.
 func (p *Proxy) serveWhole(w *response, r *http.Request, t target, d digest.Digest, looked result) error {
 	b, err := p.open(w.ctx, t, d)
-	if err == nil && t.kind == upstream.KindManifest && b.Size < 0 && b.Stored {
+	// Over HTTP/1.0 a body without a length ends as one that breaks off (RFC 9112
+	// section 6.3).
+	endless := t.kind == upstream.KindManifest || !r.ProtoAtLeast(1, 1)
+	if err == nil && endless && b.Size < 0 && b.Stored {
 		// Its length is known once it is whole, and clients insist on it.
 		outcome := b.Outcome
 		err = b.Wait(w.ctx)
@@ -225,6 +230,9 @@ func (p *Proxy) serveWhole(w *response, r *http.Request, t target, d digest.Dige
 		return err
 	}
 	defer b.Close()
+	if b.Size < 0 && !r.ProtoAtLeast(1, 1) {
+		return fmt.Errorf("%w: it does not say how long this is, and HTTP/1.0 has no other way to tell a whole body from a cut one: use HTTP/1.1", upstream.ErrInvalid)
+	}
 	return p.send(w, r, t, b, looked)
 }
 
@@ -244,7 +252,8 @@ func (p *Proxy) serveHead(w *response, r *http.Request, t target, d digest.Diges
 	if !errors.Is(err, storage.ErrNotFound) {
 		return err
 	}
-	desc, err := p.confirm(w.ctx, t, d)
+	// What was said before this request is no promise that GET works.
+	desc, err := p.confirm(w.ctx, t, d, w.started)
 	if err != nil {
 		return err
 	}
@@ -305,17 +314,34 @@ func (p *Proxy) send(w *response, r *http.Request, t target, b *storage.Blob, lo
 	return p.broke(w.ctx, t, b.Digest, body.err)
 }
 
-// brokenFor is how long content is not fetched again whose download has failed
-// half-way, after all tries: clients ask for the rest at once, and find it
-// elsewhere if they are told at once.
-const brokenFor = 30 * time.Second
+// Content whose download has failed half-way, after all tries, is not fetched again for
+// brokenFor: clients ask for the rest at once, and find it elsewhere if they are told
+// at once. It is twice as long after each failure that follows, up to brokenLongest.
+const (
+	brokenFor     = time.Second
+	brokenLongest = 30 * time.Second
+)
 
 // broke remembers the error of a download that failed half-way, and returns it.
-// That of a client that has left is none.
+// That of a client that has left is none, and another URL is asked at once.
 func (p *Proxy) broke(ctx context.Context, t target, d digest.Digest, err error) error {
-	if err != nil && ctx.Err() == nil && !errors.Is(err, storage.ErrClosed) {
-		p.refused.Add(digestName(t, d), remembered{err: err, until: time.Now().Add(brokenFor)})
+	wrong := errors.Is(err, storage.ErrDigest) || errors.Is(err, storage.ErrChanged)
+	if wrong && t.registry.HasOther(d) {
+		return &wrongURL{err}
 	}
+	if err == nil || isRemembered(err) || ctx.Err() != nil || errors.Is(err, storage.ErrClosed) {
+		return err
+	}
+	rest := brokenFor
+	if last, ok := p.refused.Peek(digestName(t, d)); ok {
+		switch over := time.Since(last.until); {
+		case over < 0: // another client of the same download was here first
+			return err
+		case over < brokenLongest:
+			rest = min(2*max(last.rest, brokenFor), brokenLongest)
+		}
+	}
+	p.refused.Add(digestName(t, d), remembered{err: err, until: time.Now().Add(rest), rest: rest})
 	return err
 }
 

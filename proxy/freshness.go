@@ -41,6 +41,8 @@ func (c Config) judge(tag storage.Tag, known bool, freshFor time.Duration, now t
 type pointer struct {
 	key      storage.TagKey
 	freshFor time.Duration // served unchecked so long after a check
+	// followDenied: that the upstream refuses to say is a reason to forget it.
+	followDenied bool
 	// check asks the upstream what the name points to now. What it points to
 	// newly is kept before check returns, where something was kept before.
 	check func(ctx context.Context, old storage.Tag, known bool) (digest.Digest, error)
@@ -70,18 +72,18 @@ func (p *Proxy) resolve(ctx context.Context, ptr pointer) (resolution, error) {
 	}
 
 	stale := resolution{tag.Digest, resultStale}
-	if p.isSuspect(ptr.key.Upstream) {
-		p.probe(ptr.key.Upstream, name, check)
+	if p.suspicion.doubts(ptr.key) {
+		p.probe(ptr.key, name, check)
 		return stale, nil
 	}
 	wait, cancel := context.WithTimeoutCause(ctx, p.cfg.RevalidateTimeout, errSlow)
 	defer cancel()
 	res, err := once(wait, p, name, check)
 	switch {
-	case err == nil, saysNo(err), ctx.Err() != nil:
+	case err == nil, ptr.gone(err), ctx.Err() != nil:
 		return res, err
 	case errors.Is(err, errSlow):
-		p.setSuspect(ptr.key.Upstream, true)
+		p.failed(ptr.key)
 	}
 	p.log.DebugContext(ctx, "served without a check", "upstream", ptr.key.Upstream, "repository", ptr.key.Repository,
 		"name", ptr.key.Name, "checked", tag.Checked, "error", err)
@@ -91,13 +93,14 @@ func (p *Proxy) resolve(ctx context.Context, ptr pointer) (resolution, error) {
 // errSlow: the check takes longer than a client should wait.
 var errSlow = errors.New("upstream takes longer than tags.revalidate_timeout")
 
-// saysNo reports whether the upstream answered that it will not serve this, as
-// opposed to not being able to.
-func saysNo(err error) bool {
-	return errors.Is(err, upstream.ErrNotFound) || errors.Is(err, upstream.ErrDenied)
+// gone reports whether err is a reason to forget what is kept under the name. All
+// else is an outage.
+func (ptr pointer) gone(err error) bool {
+	return upstream.SaysNo(err) || ptr.followDenied && errors.Is(err, upstream.ErrDenied)
 }
 
-// check asks the upstream and records what it says.
+// check asks the upstream and records what it says. It is the one place where a
+// name may be given up.
 func (p *Proxy) check(ctx context.Context, ptr pointer, name string) (resolution, error) {
 	// Another check may have ended between this caller's look and its turn.
 	tag, known := p.store.Tag(ptr.key)
@@ -107,8 +110,8 @@ func (p *Proxy) check(ctx context.Context, ptr pointer, name string) (resolution
 	d, err := ptr.check(ctx, tag, known)
 	switch {
 	case err == nil:
-	case saysNo(err):
-		p.setSuspect(ptr.key.Upstream, false)
+	case ptr.gone(err):
+		p.worked(ptr.key)
 		if known {
 			p.log.InfoContext(ctx, "gone upstream", "upstream", ptr.key.Upstream, "repository", ptr.key.Repository, "name", ptr.key.Name, "error", err)
 			if err := p.store.DeleteTag(ptr.key); err != nil {
@@ -118,12 +121,15 @@ func (p *Proxy) check(ctx context.Context, ptr pointer, name string) (resolution
 		}
 		return resolution{}, p.note(name, err)
 	default:
-		if known && errors.Is(err, upstream.ErrUnavailable) {
-			p.setSuspect(ptr.key.Upstream, true)
+		switch {
+		case !known:
+			return resolution{}, p.note(name, err)
+		case errors.Is(err, upstream.ErrUnavailable):
+			p.failed(ptr.key)
 		}
 		return resolution{}, err
 	}
-	p.setSuspect(ptr.key.Upstream, false)
+	p.worked(ptr.key)
 	if err := p.store.PutTag(ptr.key, storage.Tag{Digest: d, Checked: time.Now()}, keptTimes*p.cfg.MaxStale); err != nil {
 		p.log.WarnContext(ctx, "cannot record tag", "upstream", ptr.key.Upstream, "repository", ptr.key.Repository, "name", ptr.key.Name, "error", err)
 	}
@@ -133,45 +139,29 @@ func (p *Proxy) check(ctx context.Context, ptr pointer, name string) (resolution
 	return resolution{d, resultMiss}, nil
 }
 
-func (p *Proxy) isSuspect(name string) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	_, ok := p.suspect[name]
-	return ok
-}
-
-func (p *Proxy) setSuspect(name string, is bool) {
-	p.mu.Lock()
-	_, was := p.suspect[name]
-	if is {
-		p.suspect[name] = struct{}{}
-	} else {
-		delete(p.suspect, name)
-	}
-	p.mu.Unlock()
-	switch {
-	case is && !was:
-		p.log.Warn("upstream fails; what is kept is served unchecked", "upstream", name)
-	case was && !is:
-		p.log.Info("upstream answers again", "upstream", name)
+func (p *Proxy) failed(k storage.TagKey) {
+	if p.suspicion.fails(k) {
+		p.log.Warn("upstream fails; what is kept is served unchecked", "upstream", k.Upstream)
 	}
 }
 
-// probe checks in the background, unless that upstream is being probed already.
-func (p *Proxy) probe(name, key string, check func(context.Context) (resolution, error)) {
-	p.mu.Lock()
-	_, busy := p.probing[name]
-	p.probing[name] = struct{}{}
-	p.mu.Unlock()
-	if busy {
+func (p *Proxy) worked(k storage.TagKey) {
+	if p.suspicion.works(k) {
+		p.log.Info("upstream answers again", "upstream", k.Upstream)
+	}
+}
+
+// probe checks in the background what is served unchecked.
+func (p *Proxy) probe(k storage.TagKey, name string, check func(context.Context) (resolution, error)) {
+	if !p.suspicion.begin(k) {
 		return
 	}
+	slow := time.AfterFunc(p.cfg.RevalidateTimeout, func() { p.suspicion.slow(k) })
 	p.running.Go(func() {
-		// Its error is for nobody: the upstream stays suspect.
-		_, _ = once(p.ctx, p, key, check)
-		p.mu.Lock()
-		delete(p.probing, name)
-		p.mu.Unlock()
+		defer p.suspicion.end(k)
+		defer slow.Stop()
+		// No one waits for its error: the name stays suspect.
+		_, _ = once(p.ctx, p, name, check)
 	})
 }
 
@@ -179,10 +169,17 @@ func (p *Proxy) probe(name, key string, check func(context.Context) (resolution,
 type remembered struct {
 	err   error
 	until time.Time
+	rest  time.Duration // of a download that failed
 }
 
 func (e *remembered) Error() string { return e.err.Error() + " (remembered)" }
 func (e *remembered) Unwrap() error { return e.err }
+
+// isRemembered reports whether err is no news: it is not to be remembered for longer.
+func isRemembered(err error) bool {
+	_, ok := errors.AsType[*remembered](err)
+	return ok
+}
 
 // recall returns the remembered refusal of name, if any.
 func (p *Proxy) recall(name string) error {
@@ -192,9 +189,10 @@ func (p *Proxy) recall(name string) error {
 	return nil
 }
 
-// note remembers err if it is the upstream's no, and returns it.
+// note remembers err if it is the upstream's no, or its refusal to say, and returns
+// it. It is not for what something is kept of.
 func (p *Proxy) note(name string, err error) error {
-	if saysNo(err) {
+	if !isRemembered(err) && (upstream.SaysNo(err) || errors.Is(err, upstream.ErrDenied)) {
 		p.refused.Add(name, remembered{err: err, until: time.Now().Add(p.cfg.NegativeFor)})
 	}
 	return err

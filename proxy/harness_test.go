@@ -281,10 +281,9 @@ func waitFor(t *testing.T, ok func() bool) {
 }
 
 func (p *Proxy) isProbing(name string) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	_, ok := p.probing[name]
-	return ok
+	p.suspicion.mu.Lock()
+	defer p.suspicion.mu.Unlock()
+	return len(p.suspicion.checking[name]) > 0
 }
 
 // removeBlobs empties blobs/ behind the mirror's back.

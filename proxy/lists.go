@@ -7,74 +7,34 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"slices"
 	"strconv"
 
-	"github.com/distribution/distribution/v3/registry/api/errcode"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/upstream"
 )
-
-// tags answers with the repository's tags, a page of n after last (OCI
-// distribution-spec, "Listing tags"). The whole list is kept, like a tag.
-func (p *Proxy) tags(w *response, r *http.Request, t target) error {
-	query := r.URL.Query()
-	n := -1
-	if query.Has("n") {
-		var err error
-		if n, err = strconv.Atoi(query.Get("n")); err != nil || n < 0 {
-			return refuse(errcode.ErrorCodePaginationNumberInvalid, http.StatusBadRequest, "n is a number of tags, 0 or more")
-		}
-	}
-	body, err := p.list(w, r, t, "tags/list", func(ctx context.Context) ([]byte, error) {
-		tags, err := t.registry.Tags(ctx, t.repo)
-		if err != nil {
-			return nil, err
-		}
-		return json.Marshal(tags)
-	})
-	if err != nil {
-		return err
-	}
-	var tags []string
-	if err := json.Unmarshal(body, &tags); err != nil {
-		return fmt.Errorf("read kept tag list: %w", err)
-	}
-	if last := query.Get("last"); last != "" {
-		i, found := slices.BinarySearch(tags, last)
-		if found {
-			i++
-		}
-		tags = tags[i:]
-	}
-	if n >= 0 && n < len(tags) {
-		tags = tags[:n]
-		if n > 0 {
-			next := url.Values{"n": {strconv.Itoa(n)}, "last": {tags[n-1]}}
-			if ns := namespace(r); ns != "" {
-				next.Set("ns", ns)
-			}
-			w.Header().Set("Link", "<"+r.URL.EscapedPath()+"?"+next.Encode()+`>; rel="next"`)
-		}
-	}
-	if tags == nil {
-		tags = []string{} // an empty list, not null
-	}
-	return writeJSON(w, r, "application/json", struct {
-		Name string   `json:"name"`
-		Tags []string `json:"tags"`
-	}{t.name, tags})
-}
 
 // referrers answers with the manifests that refer to a digest (OCI
 // distribution-spec, "Listing referrers"). The list is kept, like a tag;
 // the filter is ours.
 func (p *Proxy) referrers(w *response, r *http.Request, t target) error {
-	body, err := p.list(w, r, t, "referrers/"+string(t.digest), func(ctx context.Context) ([]byte, error) {
-		return t.registry.Referrers(ctx, t.repo, t.digest)
+	name := "referrers/" + string(t.digest)
+	kept, known := p.store.Tag(storage.TagKey{Upstream: t.registry.Name(), Repository: t.repo, Name: name})
+	none := kept.Digest == digest.FromBytes(upstream.NoReferrers())
+	if known && none {
+		// A signature follows its image within seconds: that there is none is worth as
+		// little as that there is no tag.
+		t.rules.freshFor = min(t.rules.freshFor, p.cfg.NegativeFor)
+	}
+	body, err := p.list(w, t, name, func(ctx context.Context) ([]byte, error) {
+		list, sure, err := t.registry.Referrers(ctx, t.repo, t.digest)
+		if err == nil && !sure && known && !none {
+			err = fmt.Errorf("%w: what answers for the referrers API is none", upstream.ErrUnavailable)
+		}
+		return list, err
 	})
 	if err != nil {
 		return err
@@ -92,13 +52,13 @@ func (p *Proxy) referrers(w *response, r *http.Request, t target) error {
 	if err := json.Unmarshal(index["manifests"], &manifests); err != nil {
 		return fmt.Errorf("read kept referrers: %w", err)
 	}
-	kept := slices.DeleteFunc(manifests, func(raw json.RawMessage) bool {
+	fitting := slices.DeleteFunc(manifests, func(raw json.RawMessage) bool {
 		var m struct {
 			ArtifactType string `json:"artifactType"`
 		}
 		return json.Unmarshal(raw, &m) != nil || m.ArtifactType != artifactType
 	})
-	if index["manifests"], err = json.Marshal(kept); err != nil {
+	if index["manifests"], err = json.Marshal(fitting); err != nil {
 		return err
 	}
 	w.Header().Set("OCI-Filters-Applied", "artifactType")
@@ -107,7 +67,7 @@ func (p *Proxy) referrers(w *response, r *http.Request, t target) error {
 
 // list returns a list that is kept like a tag: under name, checked by fetching
 // all of it. No tag can have that name, for its slash.
-func (p *Proxy) list(w *response, r *http.Request, t target, name string, fetch func(context.Context) ([]byte, error)) ([]byte, error) {
+func (p *Proxy) list(w *response, t target, name string, fetch func(context.Context) ([]byte, error)) ([]byte, error) {
 	sc := t.scope()
 	sc.Keep.NoStore = false // it is no content of an image, and read twice
 	key := storage.TagKey{Upstream: sc.Upstream, Repository: sc.Repository, Name: name}
@@ -116,7 +76,7 @@ func (p *Proxy) list(w *response, r *http.Request, t target, name string, fetch 
 		if err != nil {
 			return "", err
 		}
-		return p.keep(ctx, sc, "", body)
+		return p.keep(ctx, sc, upstream.Resolved{Content: body})
 	}}
 	// What was evicted, or could not be kept, is fetched again.
 	again := func(ctx context.Context, s storage.Span) (*storage.Part, error) {
@@ -134,7 +94,7 @@ func (p *Proxy) list(w *response, r *http.Request, t target, name string, fetch 
 		body, err := p.readAll(w.ctx, sc, res.digest, again)
 		switch {
 		case err == nil:
-			w.result = res.result
+			w.result, w.kept = res.result, true
 			return body, nil
 		case !errors.Is(err, storage.ErrDigest) || try > 0:
 			return nil, fmt.Errorf("read kept list: %w", err)
@@ -170,7 +130,6 @@ func writeJSON(w *response, r *http.Request, mediaType string, v any) error {
 }
 
 func writeBody(w *response, r *http.Request, body []byte) error {
-	w.kept = true
 	w.setCacheStatus()
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(http.StatusOK)

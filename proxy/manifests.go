@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -14,75 +15,143 @@ import (
 )
 
 // manifest serves a manifest by tag or digest. What is kept is served whatever
-// the client accepts: it is what the upstream has under that name.
+// the client accepts: it is what the upstream has under that name. But by tag, a
+// client that knows no indexes gets the manifest for [olderPlatform].
 func (p *Proxy) manifest(w *response, r *http.Request, t target) error {
 	if t.digest != "" {
-		return p.serve(w, r, t, t.digest, resultHit)
+		err := p.serve(w, r, t, t.digest, resultHit)
+		if errors.Is(err, upstream.ErrSigned) {
+			return p.passSigned(w, r, t)
+		}
+		return err
 	}
 	res, err := p.resolve(w.ctx, p.tagPointer(t))
 	if err != nil {
 		return err
 	}
-	return p.serve(w, r, t, res.digest, res.result)
+	if !acceptsIndex(r.Header) {
+		if res.digest, err = p.withoutIndex(w.ctx, t, res.digest); err != nil {
+			return err
+		}
+	}
+	err = p.serve(w, r, t, res.digest, res.result)
+	if !elsewhere(err) || w.wrote || w.ctx.Err() != nil {
+		return err
+	}
+	// The upstream names, or named, a digest that it does not give. A client that asks it for
+	// the tag alone may get it.
+	d, plainErr := once(w.ctx, p, tagName(t)+"\x00plain", func(ctx context.Context) (digest.Digest, error) {
+		d, err := p.fetchTag(ctx, t)
+		if err == nil {
+			err = p.store.PutTag(p.tagPointer(t).key, storage.Tag{Digest: d, Checked: time.Now()}, keptTimes*p.cfg.MaxStale)
+		}
+		return d, err
+	})
+	if plainErr != nil {
+		return err
+	}
+	return p.serve(w, r, t, d, res.result)
+}
+
+// passSigned passes on a manifest of schema 1 by its digest, which is not that of its
+// bytes: it is not kept under it. By tag it is, under that of its bytes.
+func (p *Proxy) passSigned(w *response, r *http.Request, t target) error {
+	m, err := t.registry.Manifest(w.ctx, t.repo, string(t.digest))
+	if err != nil {
+		return err
+	}
+	w.result = resultMiss
+	setContentHeaders(w, t, t.digest, m.MediaType)
+	return writeBody(w, r, m.Content)
+}
+
+// elsewhere reports whether err is the failure of one way to get content, so that
+// another may be tried.
+func elsewhere(err error) bool {
+	_, asked := errors.AsType[*upstream.Error](err)
+	return asked && !errors.Is(err, upstream.ErrRateLimited) || errors.Is(err, storage.ErrDigest) || errors.Is(err, storage.ErrChanged)
 }
 
 // tagPointer is the target's tag.
 func (p *Proxy) tagPointer(t target) pointer {
 	return pointer{
-		key:      storage.TagKey{Upstream: t.registry.Name(), Repository: t.repo, Name: t.tag},
-		freshFor: t.rules.freshFor,
+		key:          storage.TagKey{Upstream: t.registry.Name(), Repository: t.repo, Name: t.tag},
+		freshFor:     t.rules.freshFor,
+		followDenied: t.rules.followDenied,
 		check: func(ctx context.Context, old storage.Tag, known bool) (digest.Digest, error) {
 			return p.checkTag(ctx, t, old, known)
 		},
 	}
 }
 
-// checkTag asks the upstream for the tag's digest, by HEAD where it can: that
-// costs no quota. A tag that has moved away from content kept here moves only
-// when the new content is here too.
+func tagName(t target) string { return t.registry.Name() + "\x00" + t.repo + "\x00" + t.tag }
+
+// checkTag asks the upstream for the tag's digest. A tag that has moved away from
+// content kept here moves only when the new content is here too.
 func (p *Proxy) checkTag(ctx context.Context, t target, old storage.Tag, known bool) (digest.Digest, error) {
-	desc, err := t.registry.Head(ctx, t.kind, t.repo, t.tag)
-	if errors.Is(err, upstream.ErrUnsupported) {
-		return p.fetchTag(ctx, t)
-	}
+	res, err := t.registry.Resolve(ctx, t.repo, t.tag)
 	if err != nil {
 		return "", err
 	}
-	if _, err := storage.ParseDigest(string(desc.Digest)); err != nil {
-		return p.fetchTag(ctx, t) // none, or of an algorithm that is not kept
+	if res.Content != nil {
+		return p.keep(ctx, t.scope(), res)
 	}
-	p.sight(t, desc.Digest, desc)
-	if !known || desc.Digest == old.Digest || t.rules.noStore {
-		return desc.Digest, nil
+	if _, err := storage.ParseDigest(string(res.Digest)); err != nil {
+		return p.fetchTag(ctx, t) // of an algorithm that is not kept
 	}
-	b, err := p.open(ctx, t, desc.Digest)
+	if res.MediaType == "" && (!known || res.Digest != old.Digest) {
+		return p.fetchTag(ctx, t) // what has named it may be no registry
+	}
+	p.sight(t, res.Digest, res.Descriptor)
+	if !known || res.Digest == old.Digest || t.rules.noStore {
+		return res.Digest, nil
+	}
+	err = p.fetch(ctx, t, res.Digest)
+	if err == nil {
+		return res.Digest, nil
+	}
+	if elsewhere(err) {
+		if d, err := p.fetchTag(ctx, t); err == nil {
+			return d, nil
+		}
+	}
+	// Whatever it is, it is not said of the tag.
+	return "", fmt.Errorf("%w: fetch what the tag moved to: %v", upstream.ErrUnavailable, err) //nolint:errorlint // see above
+}
+
+// fetch brings content that is not here.
+func (p *Proxy) fetch(ctx context.Context, t target, d digest.Digest) error {
+	b, err := p.open(ctx, t, d)
 	if err != nil {
-		return "", fmt.Errorf("fetch what the tag moved to: %w", err)
+		return err
 	}
 	defer b.Close()
 	if err := b.Wait(ctx); err != nil && !errors.Is(err, storage.ErrNotKept) {
-		return "", fmt.Errorf("fetch what the tag moved to: %w", err)
+		return err
 	}
-	return desc.Digest, nil
+	return nil
 }
 
-// fetchTag gets the manifest itself, from an upstream that tells no digest.
+// fetchTag gets the manifest itself.
 func (p *Proxy) fetchTag(ctx context.Context, t target) (digest.Digest, error) {
-	mediaType, body, err := t.registry.Manifest(ctx, t.repo, t.tag)
+	res, err := t.registry.Manifest(ctx, t.repo, t.tag)
 	if err != nil {
 		return "", err
 	}
-	return p.keep(ctx, t.scope(), mediaType, body)
+	return p.keep(ctx, t.scope(), res)
 }
 
-// keep stores content that an upstream has just sent for this scope, where
-// there is room for it.
-func (p *Proxy) keep(ctx context.Context, sc storage.Scope, mediaType string, body []byte) (digest.Digest, error) {
-	d := digest.FromBytes(body)
-	if err := p.store.PutLink(sc, d, mediaType); err != nil {
+// keep stores what an upstream has just sent for this scope, where there is room
+// for it.
+func (p *Proxy) keep(ctx context.Context, sc storage.Scope, res upstream.Resolved) (digest.Digest, error) {
+	d := res.Digest
+	if _, err := storage.ParseDigest(string(d)); err != nil {
+		d = digest.FromBytes(res.Content)
+	}
+	if err := p.store.PutLink(sc, d, res.MediaType); err != nil {
 		return "", err
 	}
-	b, err := p.store.Get(ctx, sc, d, storage.Bytes(mediaType, bytes.Clone(body)))
+	b, err := p.store.Get(ctx, sc, d, storage.Bytes(res.MediaType, bytes.Clone(res.Content)))
 	if err != nil {
 		return "", err
 	}

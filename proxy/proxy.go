@@ -54,18 +54,19 @@ type Proxy struct {
 	log        *slog.Logger
 	routes     *mux.Router
 
-	ctx     context.Context // of checks; they outlive the requests that need them
-	stop    context.CancelFunc
-	running sync.WaitGroup
-	flights singleflight.Group
-	refused *lru.Cache[string, remembered]   // what upstreams do not have
-	seen    *lru.Cache[string, sighting]     // what upstreams have, by HEAD
-	sizes   *lru.Cache[digest.Digest, int64] // of long blobs, as manifests say; 0 for a manifest that was read
+	ctx       context.Context // of checks; they outlive the requests that need them
+	stop      context.CancelFunc
+	running   sync.WaitGroup
+	flights   singleflight.Group
+	suspicion *suspicion
+	refused   *lru.Cache[string, remembered]   // what upstreams do not have
+	seen      *lru.Cache[string, sighting]     // what upstreams have, by HEAD
+	sizes     *lru.Cache[digest.Digest, int64] // of long blobs, as manifests say; 0 for a manifest that was read
+
+	pages *tagPages
 
 	mu        sync.Mutex                             // guards the fields below
 	strangers *lru.Cache[string, *upstream.Registry] // unlisted ones, by name
-	suspect   map[string]struct{}                    // upstreams whose last check failed while something was kept
-	probing   map[string]struct{}                    // those of them that are being checked in the background
 	released  []root                                 // what deleted tags held, not yet looked at
 	releasing bool                                   // letGo is running
 }
@@ -109,15 +110,23 @@ func New(cfg Config, store *storage.Store, upstreams []Upstream, m *Metrics, log
 	if err != nil {
 		return nil, err
 	}
+	pages, err := newTagPages()
+	if err != nil {
+		return nil, err
+	}
 	strangers, err := lru.NewWithEvict(maxUnlisted, func(_ string, r *upstream.Registry) { r.Close() })
+	if err != nil {
+		return nil, err
+	}
+	suspicion, err := newSuspicion()
 	if err != nil {
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	p := &Proxy{
 		cfg: cfg, store: store, registries: byName, hosts: byHost, metrics: m, log: log,
-		ctx: ctx, stop: stop, refused: refused, seen: seen, sizes: sizes, strangers: strangers,
-		suspect: map[string]struct{}{}, probing: map[string]struct{}{},
+		ctx: ctx, stop: stop, refused: refused, seen: seen, sizes: sizes, pages: pages, strangers: strangers,
+		suspicion: suspicion,
 	}
 	p.routes = p.newRoutes()
 	return p, nil

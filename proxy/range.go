@@ -18,7 +18,7 @@ type byteRange struct{ start, last int64 }
 
 // maxRanges in one request; more are answered with the whole blob, as RFC 9110
 // section 14.2 allows.
-const maxRanges = 64
+const maxRanges = 1024
 
 var (
 	errMalformedRange     = errors.New("malformed range")

@@ -33,6 +33,10 @@ type Rule struct {
 	// NoStore: what comes through these repositories is passed on, one download
 	// for all who ask meanwhile, and not kept.
 	NoStore *bool
+	// OnDenied is what becomes of a tag where the upstream refuses (401 or 403) to
+	// say what it names: "keep" serves what is kept, as long as in an outage;
+	// "follow" forgets it. Empty: keep.
+	OnDenied string
 	// Pin: what has come through these repositories is never evicted, whatever
 	// KeepFor and NoStore say of it.
 	Pin *bool
@@ -41,6 +45,9 @@ type Rule struct {
 const (
 	allow = "allow"
 	deny  = "deny"
+
+	keep   = "keep"
+	follow = "follow"
 )
 
 // Validate's errors begin with the key at fault.
@@ -56,12 +63,14 @@ func (r Rule) Validate(maxStale time.Duration) error {
 		case name != "**" && !strings.Contains(name, "/"):
 			return fmt.Errorf("match[%d]: %q fits no image; write UPSTREAM/REPOSITORY, such as %s/**", i, pattern, name)
 		case tag != "" && (r.Access != "" || r.KeepFor != nil || r.NoStore != nil || r.Pin != nil):
-			return fmt.Errorf("match[%d]: %q has a tag, beside which only fresh_for can stand: the same content can be asked for by digest; write %s", i, pattern, name)
+			return fmt.Errorf("match[%d]: %q has a tag, beside which only fresh_for and on_denied can stand: the same content can be asked for by digest; write %s", i, pattern, name)
 		}
 	}
 	switch {
 	case r.Access != "" && r.Access != allow && r.Access != deny:
 		return fmt.Errorf("access: %q is not known; write allow or deny", r.Access)
+	case r.OnDenied != "" && r.OnDenied != keep && r.OnDenied != follow:
+		return fmt.Errorf("on_denied: %q is not known; write keep or follow", r.OnDenied)
 	case r.FreshFor != nil && *r.FreshFor < 0:
 		return errors.New("fresh_for: negative; write a duration such as 10m, or 0 to check each time")
 	case r.FreshFor != nil && *r.FreshFor > maxStale:
@@ -74,8 +83,8 @@ func (r Rule) Validate(maxStale time.Duration) error {
 		return errors.New("pin: what is pinned is kept, and no_store says that it is not; write one of the two")
 	case r.pins() && r.Access == deny:
 		return errors.New("pin: nothing comes through repositories that access denies; write one of the two")
-	case r.Access == "" && r.FreshFor == nil && r.KeepFor == nil && r.NoStore == nil && r.Pin == nil:
-		return errors.New("match: nothing is set for these images; add access, fresh_for, keep_for, no_store or pin")
+	case r.Access == "" && r.FreshFor == nil && r.KeepFor == nil && r.NoStore == nil && r.Pin == nil && r.OnDenied == "":
+		return errors.New("match: nothing is set for these images; add access, fresh_for, keep_for, no_store, on_denied or pin")
 	}
 	return nil
 }
@@ -97,13 +106,15 @@ type treatment struct {
 	freshFor time.Duration
 	keepFor  time.Duration
 	noStore  bool
+	// followDenied: a tag that the upstream refuses is forgotten.
+	followDenied bool
 }
 
 // rulesFor goes through the rules for a target. The error says which one denies it.
 func (c Config) rulesFor(t target) (treatment, error) {
 	says := treatment{freshFor: c.FreshFor}
 	pinned := false
-	var access, fresh, keep, store, pin bool // decided
+	var access, fresh, kept, store, denied, pin bool // decided
 	for i, r := range c.Rules {
 		if !r.fits(t.registry.Name()+"/"+t.repo, t.tag) {
 			continue
@@ -118,11 +129,14 @@ func (c Config) rulesFor(t target) (treatment, error) {
 		if r.FreshFor != nil && !fresh {
 			fresh, says.freshFor = true, *r.FreshFor
 		}
-		if r.KeepFor != nil && !keep {
-			keep, says.keepFor = true, *r.KeepFor
+		if r.KeepFor != nil && !kept {
+			kept, says.keepFor = true, *r.KeepFor
 		}
 		if r.NoStore != nil && !store {
 			store, says.noStore = true, *r.NoStore
+		}
+		if r.OnDenied != "" && !denied {
+			denied, says.followDenied = true, r.OnDenied == follow
 		}
 		if r.Pin != nil && !pin {
 			pin, pinned = true, *r.Pin

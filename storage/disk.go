@@ -79,7 +79,39 @@ func openDisk(root string) (disk, *os.File, error) {
 		}
 		return k, nil, fmt.Errorf("lock storage folder: %w", err)
 	}
+	if err := k.renames(); err != nil {
+		return k, nil, errors.Join(err, lock.Close())
+	}
 	return k, lock, nil
+}
+
+// renames tries to move a file to where blobs go: between file systems none can be
+// moved, and no download would ever be kept. A disk that is full, or takes no
+// writes, may serve what it has.
+func (k disk) renames() error {
+	folders := []string{k.fills(), k.quarantine()}
+	for _, a := range algorithms() {
+		folders = append(folders, filepath.Join(k.root, "blobs", a.String()))
+	}
+	const name = "rename"
+	from := filepath.Join(folders[0], name)
+	f, err := os.OpenFile(from, os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil //nolint:nilerr // see above
+	}
+	_ = f.Close() // nothing was written
+	for _, dir := range folders[1:] {
+		to := filepath.Join(dir, name)
+		if err = os.Rename(from, to); err != nil {
+			break
+		}
+		from = to
+	}
+	_ = os.Remove(from) // it is no blob
+	if errors.Is(err, unix.EXDEV) {
+		return fmt.Errorf("storage: the folders below %s are not on one file system: %w: mount one at %s, and nothing below it", k.root, err, k.root)
+	}
+	return nil
 }
 
 func (k disk) fills() string      { return filepath.Join(k.root, "fills") }

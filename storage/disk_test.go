@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/dgraph-io/badger/v4"
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"golang.org/x/sys/unix"
 )
 
 // TestResumeAfterRestart closes the store in the middle of a fill; the next one
@@ -479,5 +481,34 @@ func TestEvictionUnderLoad(t *testing.T) {
 	checkDisk(t, s)
 	if got := s.ledger.total(); got > 4<<20 {
 		t.Errorf("%d bytes kept, limit %d", got, 4<<20)
+	}
+}
+
+// TestFoldersOnTwoFileSystems: a store whose downloads could never become blobs does
+// not start, and says why.
+func TestFoldersOnTwoFileSystems(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	elsewhere, err := os.MkdirTemp("/dev/shm", "cachalot-") //nolint:usetesting // another file system is wanted
+	if err != nil {
+		t.Skip("a second file system is needed: ", err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(elsewhere); err != nil {
+			t.Error(err)
+		}
+	})
+	var here, there unix.Stat_t
+	if err := errors.Join(unix.Stat(dir, &here), unix.Stat(elsewhere, &there)); err != nil || here.Dev == there.Dev {
+		t.Skip("a second file system is needed: ", err)
+	}
+	if err := os.Symlink(elsewhere, filepath.Join(dir, "blobs")); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(Config{Path: dir, MaxFills: 1}, NewMetrics(), slog.New(slog.DiscardHandler))
+	if err == nil {
+		t.Error("it starts: ", s.Close())
+	} else if !errors.Is(err, unix.EXDEV) || !strings.Contains(err.Error(), dir) {
+		t.Error(err)
 	}
 }

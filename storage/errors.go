@@ -21,3 +21,6 @@ var (
 	// ErrLocked: another process has the folder.
 	ErrLocked = errors.New("another process uses this folder")
 )
+
+// isWrong reports whether err says that other content came than was asked for.
+func isWrong(err error) bool { return errors.Is(err, ErrDigest) || errors.Is(err, ErrChanged) }

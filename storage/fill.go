@@ -43,8 +43,10 @@ type fill struct {
 	hash     hash.Hash // of the first `written` bytes
 	promised int64     // bytes reserved, and not yet taken of the disk
 
-	left        chan struct{} // closed once it is in the store's table no more
-	connections atomic.Int32  // to the upstream, as run last saw; for who looks on
+	left        chan struct{}           // closed once it is in the store's table no more
+	connections atomic.Int32            // to the upstream, as run last saw; for who looks on
+	progress    atomic.Int64            // Unix nanoseconds of the last byte, or of the start; 0: not started
+	stop        context.CancelCauseFunc // ends run; set before it has a slot
 
 	mu        sync.Mutex // guards the fields below
 	phase     phase
@@ -103,12 +105,14 @@ func (f *fill) run(ctx context.Context) {
 	s := f.store
 	own, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
+	f.stop = cancel
 	defer context.AfterFunc(s.ctx, func() { cancel(context.Cause(s.ctx)) })()
 	defer f.release()
 	defer s.ended(f)
 	err := errAgain // others who wait for it start another
-	if s.slot(ctx) {
-		defer func() { <-s.slots }()
+	if s.slot(ctx, f) {
+		defer s.slots.give(f)
+		f.progressed()
 		s.metrics.fills.Inc()
 		defer s.metrics.fills.Dec()
 		var span trace.Span
@@ -135,7 +139,7 @@ func (f *fill) run(ctx context.Context) {
 		f.publish(func() { f.phase = spilled })
 	default:
 		reason := reasonUpstream
-		wrong := errors.Is(err, ErrDigest) || errors.Is(err, ErrChanged)
+		wrong := isWrong(err)
 		switch {
 		case wrong:
 			reason = reasonDigest
@@ -158,16 +162,26 @@ func (f *fill) run(ctx context.Context) {
 
 // slot waits for one of the fills that may run at once; false: ctx, or the store,
 // has ended.
-func (s *Store) slot(ctx context.Context) bool {
+func (s *Store) slot(ctx context.Context, f *fill) bool {
 	s.metrics.fillsWaiting.Inc()
 	defer s.metrics.fillsWaiting.Dec()
-	select {
-	case s.slots <- struct{}{}:
-		return true
-	case <-ctx.Done():
-	case <-s.ctx.Done():
+	return s.slots.take(ctx, s.ctx, f)
+}
+
+// sharesWith reports whether two fills are of the same upstream and kind.
+func (f *fill) sharesWith(g *fill) bool {
+	return f.scope.Upstream == g.scope.Upstream && f.scope.Manifest == g.scope.Manifest
+}
+
+func (f *fill) progressed() { f.progress.Store(time.Now().UnixNano()) }
+
+// silent is how long nothing has come.
+func (f *fill) silent() time.Duration {
+	at := f.progress.Load()
+	if at == 0 {
+		return 0
 	}
-	return false
+	return time.Since(time.Unix(0, at))
 }
 
 // fetch brings the whole blob into the file and verifies it.
@@ -196,7 +210,7 @@ func (f *fill) fetch(ctx context.Context) error {
 		return err
 	}
 	if sum := f.sum(); sum != f.digest {
-		return fmt.Errorf("%w: got %s", ErrDigest, sum)
+		return st.refuse(fmt.Errorf("%w: got %s", ErrDigest, sum))
 	}
 	return nil
 }
@@ -271,6 +285,7 @@ func (f *fill) copy(st *stream) error {
 		n, err := st.Read(buf)
 		f.connections.Store(st.connections())
 		if n > 0 {
+			f.progressed()
 			grown := blocks(f.written+int64(n)) - blocks(f.written)
 			if f.promised < grown {
 				if err := f.reserve(f.written + step); err != nil {

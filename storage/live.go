@@ -32,7 +32,7 @@ func (s *Store) Stats() Stats {
 	st := Stats{
 		Partial: s.filling.Load(), Reserved: s.reserved.Load(), Quarantine: s.quarantined.Load(),
 		MaxSize: s.maxSize, LowMark: share(s.maxSize, s.lowMark), MinFree: max(s.minFree, indexFloor),
-		Fills: len(s.slots), MaxFills: cap(s.slots), WaitingForIndex: s.index.waits.Load(),
+		Fills: s.slots.use(), MaxFills: s.slots.limit, WaitingForIndex: s.index.waits.Load(),
 		ScrubEvery: s.scrubEvery,
 	}
 	st.Bytes, st.Blobs, st.Counted = s.ledger.state()

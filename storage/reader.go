@@ -148,7 +148,7 @@ func (r *fillReader) Read(p []byte) (int, error) {
 	switch {
 	case err != nil:
 		return 0, err
-	case st.phase == failed && (r.off >= r.visible(st) || errors.Is(st.err, ErrDigest) || errors.Is(st.err, ErrChanged)):
+	case st.phase == failed && (r.off >= r.visible(st) || isWrong(st.err)):
 		return 0, st.err
 	case r.off < r.visible(st):
 		n := min(int64(len(p)), r.visible(st)-r.off)
@@ -250,7 +250,7 @@ func (r *fillReader) verifyRest() error {
 		return err
 	}
 	if sum := digest.NewDigest(r.fill.digest.Algorithm(), r.hash); sum != r.fill.digest {
-		return fmt.Errorf("%w: got %s", ErrDigest, sum)
+		return r.alone.refuse(fmt.Errorf("%w: got %s", ErrDigest, sum))
 	}
 	r.verified = true
 	return nil

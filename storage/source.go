@@ -39,6 +39,9 @@ type Part struct {
 	End       int64 // 0: Size
 	Size      int64 // of the whole blob; -1 where the upstream did not say
 	MediaType string
+	// Wrong is called where the whole that began with this part proves to be other
+	// content, before its readers know; nil: it is all the same to the Source.
+	Wrong func()
 }
 
 // end is where a part of a blob of size bytes ends, given what was asked for.
@@ -88,8 +91,10 @@ type stream struct {
 	from           int64 // where it began
 	pos, end, size int64 // end is where body ends; it and size are -1 while unknown
 	mediaType      string
+	wrong          func() // see Part; of the first one
 
 	breaks  *backoff.ExponentialBackOff
+	shorter bool      // the whole, when it was asked for again, ended before pos
 	since   time.Time // of the first break without progress; zero: none
 	sinceAt int64     // pos then
 }
@@ -111,7 +116,7 @@ func openStream(ctx context.Context, src Source, at int64, r *room, resumed func
 	}
 	s := &stream{
 		ctx: ctx, src: src, resumed: resumed,
-		body: part.Body, from: part.Offset, pos: part.Offset, end: part.end(asked, part.Size), size: part.Size, mediaType: part.MediaType,
+		body: part.Body, from: part.Offset, pos: part.Offset, end: part.end(asked, part.Size), size: part.Size, mediaType: part.MediaType, wrong: part.Wrong,
 		breaks: backoff.NewExponentialBackOff(),
 	}
 	if s.end < s.size {
@@ -131,7 +136,7 @@ func (s *stream) Read(p []byte) (int, error) {
 		}
 		n, err := s.ahead.read(s.body, p)
 		if s.size >= 0 && s.pos+int64(n) > s.end {
-			return 0, fmt.Errorf("%w: more than the %d bytes announced", ErrChanged, s.end)
+			return 0, s.refuse(fmt.Errorf("%w: more than the %d bytes announced", ErrChanged, s.end))
 		}
 		s.pos += int64(n)
 		s.ahead.steer(s.end - s.pos)
@@ -151,6 +156,15 @@ func (s *stream) Read(p []byte) (int, error) {
 		}
 	}
 	return 0, io.EOF
+}
+
+// refuse tells the Source, once, where err says that the content is another one.
+func (s *stream) refuse(err error) error {
+	if isWrong(err) && s.wrong != nil {
+		s.wrong()
+		s.wrong = nil
+	}
+	return err
 }
 
 // Close ends the parts being read.
@@ -177,7 +191,7 @@ func (s *stream) advance() error {
 func (s *stream) resume(cause error) error {
 	_ = s.body.Close() // it broke already
 	if errors.Is(cause, ErrRefused) || errors.Is(cause, ErrChanged) {
-		return cause
+		return s.refuse(cause)
 	}
 	var wait time.Duration // none after a first break
 	if s.since.IsZero() || s.pos-s.sinceAt >= progress {
@@ -204,7 +218,7 @@ func (s *stream) resume(cause error) error {
 			return nil
 		}
 		if errors.Is(err, ErrRefused) || errors.Is(err, ErrChanged) {
-			return err
+			return s.refuse(err)
 		}
 		cause = err
 	}
@@ -223,10 +237,16 @@ func (s *stream) reopen() error {
 		return err
 	}
 	switch {
-	case part.Size >= 0 && s.size >= 0 && part.Size != s.size:
-		err = fmt.Errorf("%w: %d bytes, %d before", ErrChanged, part.Size, s.size)
+	case part.Size >= 0 && (s.size >= 0 && part.Size != s.size || part.Size < s.pos):
+		err = fmt.Errorf("%w: %d bytes, %d before", ErrChanged, part.Size, max(s.size, s.pos))
 	case part.Offset == 0:
 		_, err = io.CopyN(io.Discard, part.Body, s.pos)
+		if errors.Is(err, io.EOF) && part.Size < 0 { // or a break, that looks like the end
+			if s.shorter {
+				err = fmt.Errorf("%w: twice fewer than %d bytes", ErrChanged, s.pos)
+			}
+			s.shorter = true
+		}
 	case part.Offset != s.pos:
 		err = fmt.Errorf("source opened offset %d, asked for %d", part.Offset, s.pos)
 	}

@@ -5,9 +5,12 @@ import (
 	"errors"
 	"io"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 )
 
 // TestPatience: how long a Source is asked again that brings nothing any more.
@@ -48,3 +51,68 @@ func TestPatience(t *testing.T) {
 type errReader struct{ err error }
 
 func (r errReader) Read([]byte) (int, error) { return 0, r.err }
+
+// TestShorterThanBefore: a Source without lengths that twice brings all of it, and less
+// than before a break, is not asked until the patience ends.
+func TestShorterThanBefore(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		asked := 0
+		src := func(context.Context, Span) (*Part, error) {
+			asked++
+			body := io.Reader(strings.NewReader("longer"))
+			if asked == 1 {
+				body = io.MultiReader(strings.NewReader("longer by one"), errReader{io.ErrUnexpectedEOF})
+			}
+			return &Part{Body: io.NopCloser(body), Size: -1}, nil
+		}
+		st, err := openStream(t.Context(), src, 0, nil, func(int64, error) {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(st); !errors.Is(err, ErrChanged) || asked != 3 {
+			t.Errorf("read %q, %v, after %d questions", got, err, asked)
+		}
+	})
+}
+
+// TestWrong: the Source is told, once, that it sent other content, though the only reader
+// has left; and not where it broke.
+func TestWrong(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		content string
+		size    int64
+		broken  bool
+		want    int32
+	}{
+		"other bytes": {content: "other", size: 5, want: 1},
+		"more bytes":  {content: "rightly", size: 5, want: 1},
+		"right":       {content: "right", size: 5},
+		"broken":      {content: "oth", size: 5, broken: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var told atomic.Int32
+			src := func(context.Context, Span) (*Part, error) {
+				body := io.Reader(strings.NewReader(tt.content))
+				if tt.broken {
+					body = io.MultiReader(body, errReader{ErrRefused})
+				}
+				return &Part{Body: io.NopCloser(body), Size: tt.size, Wrong: func() { told.Add(1) }}, nil
+			}
+			s := openStore(t, t.TempDir())
+			b, err := s.Get(t.Context(), scope(), digest.FromString("right"), src)
+			switch {
+			case err == nil:
+				b.Close()
+			case !isWrong(err) && !errors.Is(err, ErrRefused): // it is over before it is read
+				t.Fatal(err)
+			}
+			settle(t, s)
+			if n := told.Load(); n != tt.want {
+				t.Errorf("told %d times, want %d", n, tt.want)
+			}
+		})
+	}
+}

@@ -49,10 +49,10 @@ type Store struct {
 	log       *slog.Logger
 	maxSize   int64
 	minFree   int64
-	highMark  float64       // percent
-	lowMark   float64       // percent
-	slots     chan struct{} // one is held by each running fill
-	room      *room         // for what fills fetch ahead
+	highMark  float64 // percent
+	lowMark   float64 // percent
+	slots     *slots
+	room      *room // for what fills fetch ahead
 	ctx       context.Context
 	stop      context.CancelCauseFunc
 	running   sync.WaitGroup                                         // fills, maintenance and scrub
@@ -127,7 +127,7 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 		ledger:  newLedger(idx, m),
 		maxSize: cfg.MaxSize.of(total), minFree: cfg.MinFree.of(total), highMark: cfg.HighMark, lowMark: cfg.LowMark,
 		trimming: make(chan struct{}, 1), evicting: make(chan struct{}, 1),
-		slots: make(chan struct{}, cfg.MaxFills), room: newRoom(),
+		slots: newSlots(cfg.MaxFills), room: newRoom(),
 		ctx: ctx, stop: stop,
 		fills:   map[digest.Digest]*fill{},
 		open:    map[digest.Digest]int{},

@@ -327,7 +327,10 @@ func TestWaitForSlot(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := openStore(t, t.TempDir(), func(c *Config) { c.MaxFills = 1 })
 				o := &origin{content: content(265, 1000)}
-				s.slots <- struct{}{}
+				other := newFill(s, scope(), o.digest(), o.source)
+				if !s.slots.take(t.Context(), t.Context(), other) {
+					t.Fatal("no slot")
+				}
 				first, leave := context.WithCancel(t.Context())
 				defer leave()
 				var wg sync.WaitGroup
@@ -357,7 +360,7 @@ func TestWaitForSlot(t *testing.T) {
 						t.Error(err)
 					}
 				} else {
-					<-s.slots
+					s.slots.give(other)
 				}
 				wg.Wait()
 				if o.opens.Load() != tc.opens {

@@ -276,8 +276,8 @@ func TestTokenServers(t *testing.T) {
 			}
 			// Five minutes later (or one, where none was named) a new token is due.
 			a := r.endpoints[0].accounts[0]
-			for _, key := range a.tokens.Keys() {
-				kept, _ := a.tokens.Get(key)
+			for _, key := range a.tokens.kept.Keys() {
+				kept, _ := a.tokens.kept.Get(key)
 				if life := time.Until(kept.expires); life > 5*time.Minute || life < 30*time.Second {
 					t.Errorf("the token is used for %s", life)
 				}

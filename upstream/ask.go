@@ -28,6 +28,14 @@ type query struct {
 	raced      bool   // may be put to several URLs at once
 	rawQuery   string
 	header     http.Header
+
+	// optional: a direct client would not ask it, so that its failure says nothing
+	// of the registry: it is put once.
+	optional bool
+	// accept refuses an answer that is none to q, and another URL is asked. Nil:
+	// any 2xx is one.
+	accept func(*http.Response) error
+	skip   []*endpoint // not asked, for what they sent was not what was asked for
 }
 
 // ask puts q to each URL in order, and again after a pause where all failed in
@@ -55,7 +63,7 @@ func (r *Registry) ask(ctx context.Context, q query) (resp *http.Response, err e
 		}
 		before = err
 		return nil, err
-	}, backoff.WithBackOff(pause), backoff.WithMaxTries(maxTries), backoff.WithMaxElapsedTime(maxRetryTime))
+	}, backoff.WithBackOff(pause), backoff.WithMaxTries(q.tries()), backoff.WithMaxElapsedTime(maxRetryTime))
 	if err == nil {
 		return resp, nil
 	}
@@ -63,6 +71,13 @@ func (r *Registry) ask(ctx context.Context, q query) (resp *http.Response, err e
 		err = permanent.Unwrap()
 	}
 	return nil, r.networkError(ctx, q.op, "waiting to ask again", err)
+}
+
+func (q query) tries() uint {
+	if q.optional {
+		return 1
+	}
+	return maxTries
 }
 
 // jittered is the pause before asking again: 50-150 ms, then half as long again.
@@ -90,9 +105,16 @@ func (r *Registry) askOne(ctx context.Context, e *endpoint, q query) (*http.Resp
 	var telling error
 	for _, a := range e.inTurn(q.repo) {
 		resp, err := r.askAs(ctx, a, q)
+		if err == nil && q.accept != nil {
+			if err = q.accept(resp); err != nil {
+				resp.Body.Close()
+				return nil, err
+			}
+		}
 		switch {
 		case err == nil:
 			e.took(q.repo, a)
+			resp.Body.(*body).from = e
 			return resp, nil
 		case ctx.Err() != nil:
 			return nil, err
@@ -108,7 +130,8 @@ func (r *Registry) askOne(ctx context.Context, e *endpoint, q query) (*http.Resp
 }
 
 // askAs puts q to an account's URL. Redirect targets such as a CDN's signed URLs
-// expire: where one refuses, the registry is asked once more for a fresh one.
+// expire: where one refuses without a challenge, the registry is asked once more for a
+// fresh one.
 func (r *Registry) askAs(ctx context.Context, a *account, q query) (*http.Response, error) {
 	for fresh := false; ; fresh = true {
 		resp, sent, away, err := r.follow(ctx, a, q)
@@ -117,24 +140,22 @@ func (r *Registry) askAs(ctx context.Context, a *account, q query) (*http.Respon
 		}
 		status := resp.StatusCode
 		if status < 300 {
-			if ce := resp.Header.Get("Content-Encoding"); ce != "" && !strings.EqualFold(ce, "identity") {
-				resp.Body.Close()
-				return nil, r.fail(q.op, ErrInvalid, "content-encoding %q", printable(ce, 32))
-			}
 			return resp, nil
 		}
-		if away && !fresh && (status == 401 || status == 403 || status == 404 || status == 410) {
+		_, guest := wantsToken(resp) // and had none, or another one
+		if away && !guest && !fresh && (status == 401 || status == 403 || status == 404 || status == 410) {
 			drain(resp)
 			continue
 		}
 		failed := r.statusError(q.op, resp, a.shown(sent)...)
+		if e := a.endpoint; e.prefix != "" { // which is no client's business
+			failed.Message = strings.ReplaceAll(failed.Message, e.prefix, "")
+		}
 		if away { // its words may have the signed URL in them
 			failed.Code, failed.Message = "", "from "+resp.Request.URL.Host+", where the registry leads"
+			failed.own = false
 		}
-		switch {
-		case away && q.method == http.MethodHead && status == http.StatusForbidden:
-			failed.Err = ErrUnsupported // a URL signed for GET
-		case !away && sent.hint != "" && errors.Is(failed, ErrDenied):
+		if !away && sent.hint != "" && errors.Is(failed, ErrDenied) {
 			failed.Message = strings.TrimPrefix(failed.Message+"; "+sent.hint, "; ")
 		}
 		return nil, failed
@@ -153,9 +174,19 @@ func (r *Registry) follow(ctx context.Context, a *account, q query) (resp *http.
 	}
 	for renewals := 0; ; renewals++ {
 		resp, away, err = r.chase(ctx, a, q, sent)
-		if err != nil || away || renewals == maxRenewals ||
-			resp.StatusCode != http.StatusUnauthorized && resp.StatusCode != http.StatusForbidden {
+		if err != nil || renewals == maxRenewals ||
+			resp.StatusCode != http.StatusUnauthorized && (away || resp.StatusCode != http.StatusForbidden) {
+			if err == nil && !away && resp.StatusCode < 400 && strings.HasPrefix(sent.header, "Basic ") {
+				a.loginAccepted(basicCredential(sent.header), q.repo)
+			}
 			return resp, sent, away, err
+		}
+		if away {
+			if !r.guests.admit(ctx, q, resp) {
+				return resp, sent, away, nil
+			}
+			drain(resp)
+			continue
 		}
 		next, err := a.renew(ctx, q, resp, sent)
 		if err != nil {
@@ -200,10 +231,17 @@ func (r *Registry) chase(ctx context.Context, a *account, q query, shown authori
 		if q.header != nil {
 			req.Header = q.header.Clone()
 		}
-		if !away && shown.header != "" {
-			req.Header.Set("Authorization", shown.header)
+		req.Header.Set("Accept-Encoding", "identity") // the bytes are hashed as they come
+		switch header := shown.header; {
+		case away:
+			if header = r.guests.known(u, q); header != "" {
+				req.Header.Set("Authorization", header)
+			}
+		case header != "":
+			req.Header.Set("Authorization", header)
 		}
-		resp, err := r.roundTrip(ctx, q.op, req)
+		p := purpose{op: q.op, repo: q.repo, path: q.path, optional: q.optional}
+		resp, err := r.roundTrip(ctx, p, req)
 		if err != nil {
 			return nil, away, err
 		}
@@ -212,16 +250,14 @@ func (r *Registry) chase(ctx context.Context, a *account, q query, shown authori
 			a.budget.note(q.op, resp.StatusCode, resp.Header)
 			e.publish()
 		case resp.StatusCode == http.StatusTooManyRequests:
-			r.heed(ctx, origin(u), resp)
+			r.heed(ctx, p, u, resp)
 		}
-		switch resp.StatusCode {
-		case 301, 302, 303, 307, 308:
-		default:
+		if !isRedirect(resp.StatusCode) {
 			return resp, away, nil
 		}
 		location := resp.Header.Get("Location")
 		drain(resp)
-		next, err := redirectTarget(e.base, u, location)
+		next, err := r.redirectTarget(e.base, u, location, q.raced)
 		if err != nil {
 			return nil, away, r.fail(q.op, ErrInvalid, "%v", err)
 		}
@@ -233,9 +269,18 @@ func (r *Registry) chase(ctx context.Context, a *account, q query, shown authori
 	}
 }
 
+func isRedirect(status int) bool {
+	switch status {
+	case 301, 302, 303, 307, 308:
+		return true
+	}
+	return false
+}
+
 // redirectTarget resolves a Location. Its errors name hosts only, for a query
-// may hold a signature.
-func redirectTarget(base, from *url.URL, location string) (*url.URL, error) {
+// may hold a signature. From https it may lead to http where that is configured, and
+// a digest decides on what comes from there.
+func (r *Registry) redirectTarget(base, from *url.URL, location string, byDigest bool) (*url.URL, error) {
 	if location == "" {
 		return nil, errors.New("redirect without a location")
 	}
@@ -245,11 +290,15 @@ func redirectTarget(base, from *url.URL, location string) (*url.URL, error) {
 		return nil, errors.New("redirect to something that is no URL")
 	case u.User != nil:
 		return nil, fmt.Errorf("redirect to %s carries a user name", u.Host)
-	case u.Scheme == "https", u.Scheme == "http" && base.Scheme == "http":
+	case u.Scheme == "https", u.Scheme == "http" && (base.Scheme == "http" || byDigest && r.cfg.AllowHTTPRedirects):
 		u.Fragment, u.RawFragment = "", ""
 		return u, nil
 	}
-	return nil, fmt.Errorf("redirect from %s to %s://%s is not followed", base.Scheme, printable(u.Scheme, 16), u.Host)
+	hint := ""
+	if u.Scheme == "http" && byDigest {
+		hint = ": if what it sends may come in the clear, set " + r.cfg.key("allow_http_redirects") + ": true"
+	}
+	return nil, fmt.Errorf("redirect from %s to %s://%s is not followed%s", base.Scheme, printable(u.Scheme, 16), u.Host, hint)
 }
 
 // drain reads what is left of a short body, so that its connection can be

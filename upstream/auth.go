@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
-	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/sync/singleflight"
 )
 
@@ -23,24 +22,14 @@ type account struct {
 	key      string      // of the configuration, which says where its credential is
 	source   credentials // nil: nobody's account, which is anonymous
 	budget   *budget
-	tokens   *lru.Cache[tokenKey, token] // bounded: scopes come from clients
-	flight   singleflight.Group          // one request per tokenKey
+	tokens   *tokens
+	flight   singleflight.Group // one request per tokenKey
+	login    login
 
 	mu      sync.Mutex // guards the fields below
 	basic   string     // the last accepted user:password
 	secrets []string   // of the last credential, to be kept out of error messages
 }
-
-// tokenKey says what a token is good for.
-type tokenKey struct{ realm, service, scope string }
-
-type token struct {
-	value   string
-	expires time.Time
-}
-
-// maxTokens is the number of repositories whose token is kept.
-const maxTokens = 1024
 
 // authorization is what one request shows to the registry.
 type authorization struct {
@@ -48,14 +37,15 @@ type authorization struct {
 	key     tokenKey // of a bearer token
 	failed  error    // why there is no token for key
 	fresh   bool     // the token was made while this request waited: a 401 is no matter of age
+	young   bool     // it was made a moment ago: so is a 403
 	hint    string   // what the operator could change, if it is refused
 	secrets []string // to be kept out of error messages
 }
 
 func newAccount(e *endpoint, key string, source credentials) (*account, error) {
-	tokens, err := lru.New[tokenKey, token](maxTokens)
+	tokens, err := newTokens()
 	if err != nil {
-		return nil, fmt.Errorf("make token cache: %w", err)
+		return nil, err
 	}
 	log := e.registry.log.With("upstream", e.registry.cfg.Name)
 	if len(e.registry.cfg.Accounts) > 1 {
@@ -75,9 +65,13 @@ func (a *account) known(ctx context.Context, q query) (authorization, error) {
 		basic := a.basic
 		a.mu.Unlock()
 		if basic == "" {
-			return a.renewBasic(ctx, q, c, authorization{})
+			return a.renewBasic(ctx, q, authorization{})
 		}
-		return basicAuthorization(basic), nil
+		shown := basicAuthorization(basic)
+		if err := a.login.resting(basicCredential(shown.header), q.repo); err != nil {
+			return a.renewBasic(ctx, q, authorization{}) // there may be another one
+		}
+		return shown, nil
 	case "bearer":
 		next, err := a.bearer(ctx, c, "")
 		if err != nil && ctx.Err() == nil {
@@ -91,30 +85,32 @@ func (a *account) known(ctx context.Context, q query) (authorization, error) {
 // renew answers a 401, or a 403, that rejected sent. An empty header means that
 // there is nothing better to show.
 func (a *account) renew(ctx context.Context, q query, resp *http.Response, sent authorization) (authorization, error) {
-	c, ok := parseChallenge(resp.Header.Values("WWW-Authenticate"))
-	if resp.StatusCode == http.StatusForbidden {
-		// ECR's answer where a password has expired; to a token it is final.
-		if c = a.endpoint.challenge(q.repo); c.scheme != "basic" {
-			return authorization{}, nil
+	c, asked := parseChallenge(resp.Header.Values("WWW-Authenticate"))
+	if asked = asked && resp.StatusCode == http.StatusUnauthorized; asked {
+		a.endpoint.learn(c, q.repo)
+	} else {
+		// Some answer so where what was shown is no longer taken: ECR a password
+		// that has expired, others a token.
+		c = a.endpoint.challenge(q.repo)
+	}
+	switch {
+	case c.scheme == "basic":
+		next, err := a.renewBasic(ctx, q, sent)
+		if err == nil && next.header == "" && sent.header != "" && resp.StatusCode == http.StatusUnauthorized {
+			a.refusedBasic(q, sent.header)
 		}
-		return a.renewBasic(ctx, q, c, sent)
-	}
-	if !ok {
+		return next, err
+	case c.scheme != "bearer":
 		return authorization{}, nil
-	}
-	a.endpoint.learn(c)
-	if c.scheme == "basic" {
-		return a.renewBasic(ctx, q, c, sent)
-	}
-	if c.scope == "" {
-		c.scope = pullScope(q.repo)
+	case c.scope == "":
+		c.scope = a.endpoint.pullScope(q.repo)
 	}
 	if sent.failed != nil && sent.key == keyOf(c) {
 		return authorization{}, sent.failed // same question: do not ask the token server twice
 	}
 	rejected := ""
 	if sent.key == keyOf(c) {
-		if sent.fresh {
+		if sent.fresh || !asked && sent.young {
 			return authorization{}, nil // a new token would be refused as well
 		}
 		rejected = strings.TrimPrefix(sent.header, "Bearer ")
@@ -122,7 +118,7 @@ func (a *account) renew(ctx context.Context, q query, resp *http.Response, sent 
 	return a.bearer(ctx, c, rejected)
 }
 
-func (a *account) renewBasic(ctx context.Context, q query, c challenge, sent authorization) (authorization, error) {
+func (a *account) renewBasic(ctx context.Context, q query, sent authorization) (authorization, error) {
 	cred, err := a.credential(ctx, q.op)
 	if err != nil {
 		return authorization{}, err
@@ -134,13 +130,23 @@ func (a *account) renewBasic(ctx context.Context, q query, c challenge, sent aut
 		return authorization{hint: a.key + " holds nothing for " + a.endpoint.base.Host}, nil
 	}
 	next := basicAuthorization(base64.StdEncoding.EncodeToString([]byte(cred.Username + ":" + cred.Password)))
-	a.mu.Lock()
-	a.basic = strings.TrimPrefix(next.header, "Basic ")
-	a.mu.Unlock()
 	if next.header == sent.header {
 		return authorization{}, nil
 	}
+	if err := a.login.resting(basicCredential(next.header), q.repo); err != nil {
+		return authorization{}, err
+	}
+	a.mu.Lock()
+	a.basic = strings.TrimPrefix(next.header, "Basic ")
+	a.mu.Unlock()
 	return next, nil
+}
+
+// refusedBasic rests an account whose user and password are refused.
+func (a *account) refusedBasic(q query, header string) {
+	why := a.endpoint.registry.fail(q.op, ErrDenied, "user and password")
+	why.Status = http.StatusUnauthorized
+	a.loginRefused(basicCredential(header), q.repo, why)
 }
 
 func basicAuthorization(userPassword string) authorization {
@@ -152,7 +158,18 @@ func basicAuthorization(userPassword string) authorization {
 	return a
 }
 
-func pullScope(repo string) string { return "repository:" + repo + ":pull" }
+// basicCredential is what a header of basicAuthorization shows.
+func basicCredential(header string) authn.AuthConfig {
+	b, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(header, "Basic "))
+	if err != nil {
+		return authn.AuthConfig{}
+	}
+	user, password, _ := strings.Cut(string(b), ":")
+	return authn.AuthConfig{Username: user, Password: password}
+}
+
+// youngToken is how long a token is not taken for one that is no longer good.
+const youngToken = 2 * time.Second
 
 func keyOf(c challenge) tokenKey { return tokenKey{c.realm, c.service, c.scope} }
 
@@ -165,29 +182,28 @@ func (a *account) bearer(ctx context.Context, c challenge, rejected string) (aut
 	if err != nil {
 		return authorization{}, err
 	}
-	made := func(value string, fresh bool) authorization {
-		return authorization{header: "Bearer " + value, key: key, fresh: fresh, hint: hint, secrets: []string{value}}
+	made := func(t token, fresh bool) authorization {
+		return authorization{
+			header: "Bearer " + t.value, key: key, fresh: fresh, young: time.Since(t.made) < youngToken,
+			hint: hint, secrets: []string{t.value},
+		}
 	}
-	if t, ok := a.valid(key, rejected); ok {
+	if t, ok := a.tokens.valid(key, rejected); ok {
 		return made(t, false), nil
 	}
 	// The rejected token is part of the flight's name: who holds a newer one
 	// must not be handed the answer to an older question.
 	flight := strings.Join([]string{key.realm, key.service, key.scope, rejected}, "\x00")
 	answer := a.flight.DoChan(flight, func() (any, error) {
-		if t, ok := a.valid(key, rejected); ok {
+		if t, ok := a.tokens.valid(key, rejected); ok {
 			return t, nil
 		}
 		t, err := a.fetchToken(ctx, realm, key, credentialed)
 		if err != nil {
-			return "", err
+			return token{}, err
 		}
-		if time.Now().Before(t.expires) {
-			a.tokens.Add(key, t)
-		} else {
-			a.tokens.Remove(key)
-		}
-		return t.value, nil
+		a.tokens.add(key, t)
+		return t, nil
 	})
 	select {
 	case <-ctx.Done():
@@ -196,16 +212,8 @@ func (a *account) bearer(ctx context.Context, c challenge, rejected string) (aut
 		if got.Err != nil {
 			return authorization{}, withHint(got.Err, hint)
 		}
-		return made(got.Val.(string), true), nil
+		return made(got.Val.(token), true), nil
 	}
-}
-
-func (a *account) valid(key tokenKey, rejected string) (string, bool) {
-	t, ok := a.tokens.Get(key)
-	if !ok || t.value == rejected || !time.Now().Before(t.expires) {
-		return "", false
-	}
-	return t.value, true
 }
 
 func withHint(err error, hint string) error {

@@ -109,7 +109,7 @@ func TestOneToken(t *testing.T) {
 	r.transport.MaxConnsPerHost = askers
 	for _, state := range []string{"first contact", "token revoked", "token unknown"} {
 		if state == "token unknown" { // but the challenge is known
-			r.endpoints[0].accounts[0].tokens.Purge()
+			r.endpoints[0].accounts[0].tokens.kept.Purge()
 		}
 		up.Forget()
 		release, arrived := make(chan struct{}), make(chan struct{})
@@ -167,12 +167,12 @@ func TestTokenExpires(t *testing.T) {
 	r := asking(t, up)
 	head(t, r, repo, repo)
 	a := r.endpoints[0].accounts[0]
-	for _, key := range a.tokens.Keys() {
-		old, _ := a.tokens.Get(key)
+	for _, key := range a.tokens.kept.Keys() {
+		old, _ := a.tokens.kept.Get(key)
 		if left := time.Until(old.expires); left < 250*time.Second || left > 270*time.Second {
 			t.Errorf("a token of 300 s is used for %s", left)
 		}
-		a.tokens.Add(key, token{value: old.value, expires: time.Now().Add(-time.Second)})
+		a.tokens.kept.Add(key, token{value: old.value, expires: time.Now().Add(-time.Second)})
 	}
 	head(t, r, repo)
 	wantCounts(t, up, map[upstreamtest.Op]int{upstreamtest.HeadManifest: 3, upstreamtest.Ping: 1, upstreamtest.Token: 2})
@@ -267,7 +267,8 @@ func TestTokenServerFails(t *testing.T) {
 		{"429", upstreamtest.Status(429, "Retry-After", "7"), ErrRateLimited, ""},
 		{"500", upstreamtest.Status(500), ErrUnavailable, ""},
 		{"404", upstreamtest.Status(404), ErrUnavailable, ""},
-		{"redirect", upstreamtest.Redirect("/elsewhere"), ErrUnavailable, ""},
+		{"redirect to what gives none", upstreamtest.Redirect("/elsewhere"), ErrDenied, ""},
+		{"redirect loop", upstreamtest.RedirectLoop(), ErrUnavailable, "redirects"},
 		{"garbage", upstreamtest.Body("text/html", []byte("<html>")), ErrUnavailable, "not a JSON"},
 		{"no token", upstreamtest.Body("application/json", []byte(`{}`)), ErrUnavailable, "no token"},
 		{"unprintable token", upstreamtest.Body("application/json", []byte(`{"token":"a\r\nX: y"}`)), ErrUnavailable, "not printable"},
@@ -306,11 +307,11 @@ func TestTokenServerDown(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	}
-	if s := r.breaker("http://" + up.TokenHost()).State(); s != gobreaker.StateOpen {
-		t.Errorf("the token server's breaker is %s", s)
+	if b, _ := r.breakers.origin("http://" + up.TokenHost()); b.State() != gobreaker.StateOpen {
+		t.Errorf("the token server's breaker is %s", b.State())
 	}
-	if s := r.breaker(r.endpoints[0].origin).State(); s != gobreaker.StateClosed {
-		t.Errorf("the registry's breaker is %s", s)
+	if b, _ := r.breakers.origin(r.endpoints[0].origin); b.State() != gobreaker.StateClosed || !r.endpoints[0].up() {
+		t.Errorf("the registry's breaker is %s", b.State())
 	}
 }
 

@@ -33,14 +33,18 @@ type body struct {
 	cancel   context.CancelCauseFunc
 	registry *Registry
 	op       string
+	gzipped  bool // the answer says that it is packed
 	silence  *time.Timer
 	whole    *time.Timer   // bounds the whole body; nil for blobs
 	waited   time.Duration // by reads since the last leastProgress
 	brought  int64         // meanwhile
 	tooSlow  func()        // told of a silence or trickle; nil: nobody
+	broke    func()        // told when it breaks; nil: nobody
+	from     *endpoint     // the URL that answered; nil for tokens and pings
 
 	fetched prometheus.Counter // nil until the answer is accepted
 	left    int64              // bytes that may still come; -1: any number
+	missing int64              // bytes that must still come
 	ends    []func()           // called once, at the end
 	once    sync.Once
 }
@@ -49,7 +53,7 @@ type body struct {
 func (b *body) after(f func()) { b.ends = append(b.ends, f) }
 
 func newBody(ctx, reqCtx context.Context, cancel context.CancelCauseFunc, r *Registry, op string, resp *http.Response) *body {
-	b := &body{rc: resp.Body, ctx: ctx, reqCtx: reqCtx, cancel: cancel, registry: r, op: op, left: -1}
+	b := &body{rc: resp.Body, ctx: ctx, reqCtx: reqCtx, cancel: cancel, registry: r, op: op, gzipped: isGzip(resp.Header), left: -1}
 	b.silence = time.AfterFunc(r.cfg.Timeouts.Progress, func() { cancel(errSilent) })
 	b.silence.Stop()
 	if resp.StatusCode >= 300 {
@@ -88,8 +92,12 @@ func (b *body) Read(p []byte) (int, error) {
 		}
 		b.left -= int64(n)
 	}
+	b.missing -= int64(n)
 	if err == nil {
 		return n, nil
+	}
+	if err == io.EOF && b.missing > 0 { //nolint:errorlint // an end that looks like any other, where the length is not that of the answer
+		err = io.ErrUnexpectedEOF
 	}
 	if err == io.EOF { //nolint:errorlint // a wrapped one is a broken connection
 		b.end()
@@ -113,6 +121,9 @@ func (b *body) trickles() bool {
 func (b *body) broken(err error) error {
 	if b.tooSlow != nil && (errors.Is(err, errSilent) || errors.Is(err, errTrickle)) {
 		b.tooSlow()
+	}
+	if b.broke != nil && b.ctx.Err() == nil {
+		b.broke()
 	}
 	return b.registry.networkError(b.ctx, b.op, "reading the body", err)
 }

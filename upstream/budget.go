@@ -8,11 +8,13 @@ import (
 )
 
 const (
-	// defaultRest is how long requests for manifests rest after a 429 that does
-	// not say, or after an answer that says that none is left: they are asked
-	// again, for the window of a limit slides. Blobs rest only as long as asked:
-	// their download is under way.
+	// defaultRest is how long requests for manifests rest after an answer that says
+	// that none is left: they are asked again, for the window of a limit slides.
 	defaultRest = time.Minute
+	// firstRest is how long they rest after a 429 that does not say: a limit of
+	// requests a second is over then. It is twice as long after each that follows, up
+	// to defaultRest. Blobs rest only as long as asked: their download is under way.
+	firstRest = time.Second
 	// counted is the request that Docker Hub counts. A HEAD is free and tells
 	// what is left.
 	counted = "get_" + string(KindManifest)
@@ -28,14 +30,20 @@ func lowMarks() []int64 { return []int64{5, 20} }
 type budget struct {
 	log *slog.Logger // names the upstream, and the account where there are several
 
-	mu               sync.Mutex           // guards the fields below
-	limit, remaining int64                // as last said; limit 0: never
-	saidAt           time.Time            // when that was
-	rests            map[string]time.Time // by op: not asked before
-	warned           int64                // the lowest mark that was warned of; 0: none
+	mu               sync.Mutex      // guards the fields below
+	limit, remaining int64           // as last said; limit 0: never
+	saidAt           time.Time       // when that was
+	rests            map[string]rest // by op
+	warned           int64           // the lowest mark that was warned of; 0: none
 }
 
-func newBudget(log *slog.Logger) *budget { return &budget{log: log, rests: map[string]time.Time{}} }
+// rest is when an op is asked again, or could have been.
+type rest struct {
+	until  time.Time
+	unsaid time.Duration // how long, where the upstream did not say; 0: it did
+}
+
+func newBudget(log *slog.Logger) *budget { return &budget{log: log, rests: map[string]rest{}} }
 
 // said is what the upstream last said of the limit; 0 and 0: nothing.
 func (b *budget) said() (limit, remaining int64) {
@@ -48,7 +56,7 @@ func (b *budget) said() (limit, remaining int64) {
 func (b *budget) left(op string) time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return max(0, time.Until(b.rests[op]))
+	return max(0, time.Until(b.rests[op].until))
 }
 
 // note reads what an answer says of the limit.
@@ -61,13 +69,16 @@ func (b *budget) note(op string, status int, h http.Header) {
 		b.limit, b.remaining, b.saidAt = limit, remaining, time.Now()
 		b.warn()
 	}
+	none := ok && remaining == 0
 	switch {
-	case status == http.StatusTooManyRequests:
+	case status == http.StatusTooManyRequests && (!none || parseRetryAfter(h, time.Now()) > 0):
 		b.limitedLocked(op, h)
-	case ok && remaining == 0:
-		b.rest(counted, defaultRest)
+	case none:
+		b.rest(counted, rest{time.Now().Add(defaultRest), 0})
 	case ok:
 		delete(b.rests, counted)
+	case status < http.StatusBadRequest:
+		delete(b.rests, op)
 	}
 }
 
@@ -80,21 +91,21 @@ func (b *budget) limited(op string, h http.Header) {
 
 // limitedLocked lets op rest after a 429. The caller holds b.mu.
 func (b *budget) limitedLocked(op string, h http.Header) {
-	rest := parseRetryAfter(h.Get("Retry-After"), time.Now())
-	if rest == 0 && (op == counted || op == free) {
-		rest = defaultRest
-	}
-	if rest > 0 {
-		b.rest(op, rest)
+	now := time.Now()
+	if said := parseRetryAfter(h, now); said > 0 {
+		b.rest(op, rest{now.Add(said), 0})
+	} else if op == counted || op == free {
+		unsaid := min(max(2*b.rests[op].unsaid, firstRest), defaultRest)
+		b.rest(op, rest{now.Add(unsaid), unsaid})
 	}
 }
 
 // rest lets op rest from now on. The caller holds b.mu.
-func (b *budget) rest(op string, d time.Duration) {
-	if until := b.rests[op]; time.Now().After(until) {
-		b.log.Warn("rate limit spent; what is kept is served", "op", op, "seconds", d.Seconds())
+func (b *budget) rest(op string, r rest) {
+	if now := time.Now(); now.After(b.rests[op].until) {
+		b.log.Warn("rate limit spent; what is kept is served", "op", op, "seconds", r.until.Sub(now).Seconds())
 	}
-	b.rests[op] = time.Now().Add(d)
+	b.rests[op] = r
 }
 
 // warn logs once for each mark that the limit falls below, and again after it

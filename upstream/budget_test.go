@@ -40,7 +40,8 @@ func TestBudgetRests(t *testing.T) {
 		"no limit":             {counted, 200, header(), nil},
 		"none left":            {free, 200, header("RateLimit-Limit", "100;w=21600", "RateLimit-Remaining", "0;w=21600"), map[string]time.Duration{counted: time.Minute}},
 		"429 that says":        {counted, 429, header("Retry-After", "600"), map[string]time.Duration{counted: 10 * time.Minute}},
-		"429 that does not":    {counted, 429, header(), map[string]time.Duration{counted: time.Minute}},
+		"429 that does not":    {counted, 429, header(), map[string]time.Duration{counted: time.Second}},
+		"429, none left":       {counted, 429, header("RateLimit-Limit", "100", "RateLimit-Remaining", "0"), map[string]time.Duration{counted: time.Minute}},
 		"429 to a HEAD":        {free, 429, header("Retry-After", "7"), map[string]time.Duration{free: 7 * time.Second}},
 		"429 to a blob":        {"get_blob", 429, header(), nil},
 		"429 to a blob, timed": {"get_blob", 429, header("Retry-After", "7"), map[string]time.Duration{"get_blob": 7 * time.Second}},
@@ -67,6 +68,26 @@ func TestBudgetRests(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestBudgetGrows: each 429 that does not say for how long doubles the rest, up to a
+// minute, until one is answered.
+func TestBudgetGrows(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBudget(textLog(io.Discard))
+		for _, want := range []time.Duration{1, 2, 4, 8, 16, 32, 60, 60, 0, 1} {
+			if want == 0 {
+				b.note(counted, 200, header())
+				continue
+			}
+			b.note(counted, 429, header())
+			if left := b.left(counted); left != want*time.Second {
+				t.Errorf("rests for %s, want %d s", left, want)
+			}
+			time.Sleep(want * time.Second)
+		}
+	})
 }
 
 // TestBudgetRecovers: a HEAD that tells of requests left ends the rest.

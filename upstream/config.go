@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -17,7 +18,8 @@ type Config struct {
 	// Name is the registry's name as clients say it: "docker.io".
 	Name string
 	// URLs are the base URLs, asked in order: mirrors first, the registry
-	// itself last, for only the last one's 404 is final. A path is put before /v2.
+	// itself last, for only the last one's 404 is final. A path is put before /v2; what
+	// follows a /v2 in it is put before the name of each repository.
 	URLs []string
 	// Accounts are used in turn, and rested when their quota is spent. What they
 	// hold may be sent to the origin of each of the URLs and to the token realms
@@ -35,6 +37,12 @@ type Config struct {
 	// addresses (RFC 1918, 4193, 6598) too: an operator who writes down
 	// registry.corp means the one within.
 	Private bool
+	// AllowHTTPRedirects lets an https registry redirect to http for content by digest.
+	// No credential goes along.
+	AllowHTTPRedirects bool
+	// Dial, where it is not nil, makes connections in place of the machine's network,
+	// whose addresses alone the policy judges.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Unlisted: the name is a client's, not the operator's. Its URL allows no
 	// address, errors tell none, and its metrics stand under UnlistedLabel.
 	Unlisted bool
@@ -216,13 +224,26 @@ func parseBase(raw string) (*url.URL, error) {
 		return nil, fmt.Errorf("%q must not have a query or fragment", raw)
 	}
 	for s := range strings.SplitSeq(strings.Trim(u.Path, "/"), "/") {
-		if s == "." || s == ".." || s == "v2" {
-			return nil, fmt.Errorf("%q must not have %q in its path: /v2 is appended", raw, s)
+		if s == "." || s == ".." {
+			return nil, fmt.Errorf("%q must not have %q in its path", raw, s)
 		}
 	}
 	u.Path = strings.TrimRight(u.Path, "/")
+	if _, prefix := splitBase(u.Path); strings.HasSuffix(u.Path, "/v2") || strings.Contains(prefix+"/", "/v2/") {
+		return nil, fmt.Errorf("%q must not end in /v2, which is appended: write https://registry.example, or https://registry.example/v2/prefix where each repository has that prefix", raw)
+	}
 	u.RawPath = ""
 	return u, nil
+}
+
+// splitBase splits the path of a base URL: what comes before /v2, and what is put
+// before the name of each repository.
+func splitBase(path string) (root, prefix string) {
+	root, prefix, found := strings.Cut(path+"/", "/v2/")
+	if !found {
+		return path, ""
+	}
+	return root, prefix
 }
 
 func validHost(h string) bool {

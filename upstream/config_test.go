@@ -33,7 +33,8 @@ func TestConfigErrors(t *testing.T) {
 		{Config{Name: "r", URLs: []string{"https://me:secret@r.test"}}, "upstreams.r.url: holds a user name: use the keys username and password"},
 		{Config{Name: "r", URLs: []string{"https://"}}, `upstreams.r.url: "https://" has no valid host`},
 		{Config{Name: "r", URLs: []string{good + "?x"}}, "must not have a query"},
-		{Config{Name: "r", URLs: []string{good + "/v2/"}}, `must not have "v2" in its path`},
+		{Config{Name: "r", URLs: []string{good + "/v2/"}}, "must not end in /v2, which is appended"},
+		{Config{Name: "r", URLs: []string{good + "/v2/a/v2/b"}}, "must not end in /v2"},
 		{Config{Name: "r", URLs: []string{good + "/a/../b"}}, `must not have ".." in its path`},
 		{Config{Name: "r", URLs: []string{"https://r.test\x00secret"}}, "upstreams.r.url: not a URL"},
 		{Config{Name: "r", URLs: []string{good}, Accounts: []Account{{Username: "a"}}}, "upstreams.r.password: missing"},
@@ -94,7 +95,7 @@ func TestTransport(t *testing.T) {
 		t.Fatalf("asked %+v", asked)
 	}
 	q := asked[1]
-	if len(q.Header) != 2 || q.Header.Get("User-Agent") != userAgent || !strings.Contains(q.Header.Get("Accept"), img.Index.MediaType) {
+	if len(q.Header) != 3 || q.Header.Get("Accept-Encoding") != "identity" || q.Header.Get("User-Agent") != userAgent || !strings.Contains(q.Header.Get("Accept"), img.Index.MediaType) {
 		t.Errorf("headers %v", q.Header)
 	}
 	_, sent := up.Wire()

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
-	"github.com/sony/gobreaker/v2"
 )
 
 // endpoint is one of a registry's URLs, and what is known of it. Nothing is
@@ -20,19 +19,25 @@ import (
 type endpoint struct {
 	registry *Registry
 	base     *url.URL
+	root     string // the path before /v2
+	prefix   string // of each repository, which clients do not see: "dockerhub/"
 	origin   string
 	accounts []*account // at least one, which may be nobody's
 
-	first   sync.Once     // starts the ping
-	met     chan struct{} // closed when the ping is over, whatever came of it
-	probing atomic.Bool   // a probe is under way
-	slowAt  atomic.Int64  // Unix nanoseconds of the last body that came too slowly
+	first  sync.Once     // starts the ping
+	met    chan struct{} // closed when the ping is over, whatever came of it
+	ranges atomic.Bool   // it has answered a Range as it should
+	failed atomic.Int32  // requests in a row, since the last that was answered well
+	probed atomic.Int64  // Unix nanoseconds of the last one
+	slowAt atomic.Int64  // Unix nanoseconds of the last answer or body that came too slowly
+	outrun atomic.Int32  // races in a row that another URL has won
 
-	mu     sync.Mutex                // guards the fields below
-	turns  *lru.Cache[string, *turn] // by repository
-	next   int                       // the account whose turn comes next
-	learnt challenge                 // the last challenge; scheme "" before the first
-	fixed  string                    // the scope of every repository, for registries that name no repository in it
+	mu     sync.Mutex                 // guards the fields below
+	turns  *lru.Cache[string, *turn]  // by repository
+	next   int                        // the account whose turn comes next
+	learnt challenge                  // the last challenge; scheme "" before the first
+	fixed  string                     // the scope of every repository, for registries that name no repository in it
+	scopes *lru.Cache[string, string] // by repository, where it is not the path's
 }
 
 // turn is the account that a repository is asked for with. It lasts as long as
@@ -42,15 +47,34 @@ type turn struct {
 	until   time.Time
 }
 
+// maxRepositories bounds the repositories of which something is known.
+const maxRepositories = 8192
+
 // turnTime is the life of Docker Hub's and GitLab's tokens.
 const turnTime = 5 * time.Minute
 
-func newEndpoint(r *Registry, base *url.URL) (*endpoint, error) {
-	turns, err := lru.New[string, *turn](maxTokens)
+// newBareEndpoint is one without accounts.
+func newBareEndpoint(r *Registry, base *url.URL) (*endpoint, error) {
+	turns, err := lru.New[string, *turn](maxRepositories)
 	if err != nil {
 		return nil, fmt.Errorf("make cache of turns: %w", err)
 	}
-	e := &endpoint{registry: r, base: base, origin: origin(base), turns: turns, met: make(chan struct{})}
+	scopes, err := lru.New[string, string](maxRepositories)
+	if err != nil {
+		return nil, fmt.Errorf("make cache of scopes: %w", err)
+	}
+	root, prefix := splitBase(base.Path)
+	return &endpoint{
+		registry: r, base: base, root: root, prefix: prefix, origin: origin(base),
+		turns: turns, scopes: scopes, met: make(chan struct{}),
+	}, nil
+}
+
+func newEndpoint(r *Registry, base *url.URL) (*endpoint, error) {
+	e, err := newBareEndpoint(r, base)
+	if err != nil {
+		return nil, err
+	}
 	if len(r.cfg.Accounts) == 0 {
 		a, err := newAccount(e, r.cfg.key("username"), nil)
 		if err != nil {
@@ -90,10 +114,15 @@ func (e *endpoint) setUp(up bool) {
 // url is where q is asked at e. The host is the configured one whatever q holds.
 func (e *endpoint) url(q query) *url.URL {
 	u := *e.base
-	u.Path += "/v2/" + q.path
+	u.Path = e.root + "/v2/"
+	if q.path != "" {
+		u.Path += e.prefix + q.path
+	}
 	u.RawQuery = q.rawQuery
 	return &u
 }
+
+func (e *endpoint) pullScope(repo string) string { return "repository:" + e.prefix + repo + ":pull" }
 
 // inTurn is the accounts in the order in which to ask for a repository: its
 // own, then the others.
@@ -164,24 +193,31 @@ func (e *endpoint) ping(ctx context.Context) {
 	if err != nil {
 		return // cannot be, and the question itself would say so
 	}
-	resp, err := r.roundTrip(ctx, opPing, req)
+	resp, err := r.roundTrip(ctx, purpose{op: opPing}, req)
 	if err != nil {
 		return // counted, and the question itself will say more
 	}
 	defer drain(resp)
 	c, ok := parseChallenge(resp.Header.Values("WWW-Authenticate"))
 	if ok && resp.StatusCode == http.StatusUnauthorized {
-		e.learn(c)
+		e.learn(c, "")
 	}
 }
 
-// learn remembers a challenge.
-func (e *endpoint) learn(c challenge) {
+// learn remembers a challenge, to a request for a repository or ("") to none. What
+// scope the repository has is not always in its path: a proxy may rewrite that.
+func (e *endpoint) learn(c challenge, repo string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.learnt, e.fixed = c, ""
-	if c.scope != "" && !strings.HasPrefix(c.scope, "repository:") {
+	switch {
+	case c.scope == "":
+	case !strings.HasPrefix(c.scope, "repository:"):
 		e.fixed = c.scope
+	case repo != "" && c.scope != e.pullScope(repo):
+		e.scopes.Add(repo, c.scope)
+	case repo != "":
+		e.scopes.Remove(repo)
 	}
 }
 
@@ -191,34 +227,64 @@ func (e *endpoint) challenge(repo string) challenge {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	c := e.learnt
-	if c.scope = e.fixed; c.scope == "" {
-		c.scope = pullScope(repo)
+	if c.scope = e.fixed; c.scope != "" {
+		return c
+	}
+	if own, ok := e.scopes.Get(repo); ok {
+		c.scope = own
+	} else {
+		c.scope = e.pullScope(repo)
 	}
 	return c
 }
 
-// healthy reports whether the URL's breaker is closed. One that could be tried
-// again is tried, in the background: while another URL serves, no client has to
-// find out whether this one is still broken.
-func (e *endpoint) healthy() bool {
-	switch e.registry.breaker(e.origin).State() {
-	case gobreaker.StateClosed:
-		return true
-	case gobreaker.StateHalfOpen:
-		if e.probing.CompareAndSwap(false, true) {
-			go func() {
-				defer e.probing.Store(false)
-				e.ping(e.registry.ctx)
-			}()
+// count notes what became of a request, to tell whether the URL is up.
+func (e *endpoint) count(o outcome) {
+	switch o {
+	case succeeded:
+		if before := e.failed.Swap(0); before == 0 || before >= breakerFailures {
+			e.setUp(true)
 		}
+	case failedObject, failedOrigin:
+		if e.failed.Add(1) == breakerFailures {
+			e.setUp(false)
+		}
+	}
+}
+
+// up reports whether the URL answers: fewer than breakerFailures requests in a row
+// have failed.
+func (e *endpoint) up() bool { return e.failed.Load() < breakerFailures }
+
+// healthy is up. A URL that could be tried again is tried, in the background: while
+// another URL serves, no client has to find out whether this one is still broken.
+func (e *endpoint) healthy() bool {
+	if e.up() {
+		return true
+	}
+	last := e.probed.Load()
+	if time.Since(time.Unix(0, last)) > breakerPause && e.probed.CompareAndSwap(last, time.Now().UnixNano()) {
+		go e.ping(e.registry.ctx) // for no longer than that pause
 	}
 	return false
 }
 
-// slowPause is how long a URL whose body came too slowly is asked after the
-// others: a download that goes on should not meet the same trickle again, and
-// no breaker sees it, for the answers begin well.
-const slowPause = time.Minute
+const (
+	// slowPause is how long a URL that came too slowly is asked after the others: a
+	// download that goes on should not meet the same trickle again, and no breaker
+	// sees it, for the answers begin well. A token server that hangs is none of them.
+	slowPause = time.Minute
+	// lostRaces in a row are too slow: each costs a client the time until it begins.
+	lostRaces = 3
+)
+
+// outran notes that another URL has won a race; not so where ctx has ended.
+func (e *endpoint) outran(ctx context.Context) {
+	if ctx.Err() == nil && e.outrun.Add(1) >= lostRaces {
+		e.outrun.Store(0)
+		e.setSlow()
+	}
+}
 
 func (e *endpoint) setSlow() { e.slowAt.Store(time.Now().UnixNano()) }
 

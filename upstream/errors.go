@@ -16,7 +16,8 @@ import (
 // What a failed call matches by errors.Is. A call that ended because the
 // caller's context was cancelled matches context.Canceled and none of these.
 var (
-	// ErrNotFound: upstream answered 404 or 410.
+	// ErrNotFound: upstream answered 404 or 410. Only what [SaysNo] is the
+	// registry's own word.
 	ErrNotFound = errors.New("not found upstream")
 	// ErrDenied: upstream or its token server refused, after authentication.
 	ErrDenied = errors.New("denied by upstream")
@@ -34,6 +35,9 @@ var (
 	ErrInvalid = errors.New("invalid answer from upstream")
 )
 
+// errEgress: the address that a name or a redirect leads to may not be reached.
+var errEgress = fmt.Errorf("%w", ErrInvalid)
+
 // errNoCredential: an account's file, program or cloud gave none.
 var errNoCredential = fmt.Errorf("no credential: %w", ErrUnavailable)
 
@@ -47,6 +51,8 @@ type Error struct {
 	// RetryAfter is how long upstream asked to be left alone; 0 when it did not say.
 	RetryAfter time.Duration
 	Err        error // one of the sentinels, or wraps it
+
+	own bool // in the registry's own error format, from the registry itself
 }
 
 func (e *Error) Error() string {
@@ -64,6 +70,15 @@ func (e *Error) Error() string {
 }
 
 func (e *Error) Unwrap() error { return e.Err }
+
+// SaysNo reports whether err is the registry's own word that it does not have what
+// was asked for: 404 or 410 in the error format of the distribution specification,
+// from the registry itself. A page of a proxy in front of it, the answer of a host
+// that it redirects to and a refused login are not: they are outages.
+func SaysNo(err error) bool {
+	e, ok := errors.AsType[*Error](err)
+	return ok && e.own && errors.Is(e, ErrNotFound)
+}
 
 // transient reports whether another URL, or the same one a moment later, may
 // answer better.
@@ -155,6 +170,7 @@ const maxErrorBody = 64 << 10
 func (r *Registry) statusError(op string, resp *http.Response, secrets ...string) *Error {
 	e := &Error{Upstream: r.cfg.Name, Op: op, Status: resp.StatusCode}
 	e.Code, e.Message = ociError(resp)
+	e.own = ofContent(e.Code)
 	for _, s := range secrets {
 		if s != "" {
 			e.Code = strings.ReplaceAll(e.Code, s, "[redacted]")
@@ -169,18 +185,28 @@ func (r *Registry) statusError(op string, resp *http.Response, secrets ...string
 		e.Err = ErrDenied
 	case s == http.StatusTooManyRequests:
 		e.Err = ErrRateLimited
-		e.RetryAfter = parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())
+		e.RetryAfter = parseRetryAfter(resp.Header, time.Now())
 	case s == http.StatusMethodNotAllowed || s == http.StatusNotImplemented:
 		e.Err = ErrUnsupported
 	case s == http.StatusRequestTimeout || s == http.StatusGatewayTimeout:
 		e.Err = ErrTimeout
 	case s >= 500:
 		e.Err = ErrUnavailable
-		e.RetryAfter = parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())
+		e.RetryAfter = min(parseRetryAfter(resp.Header, time.Now()), maxRest)
 	default:
 		e.Err = ErrInvalid
 	}
 	return e
+}
+
+// ofContent reports whether an OCI error code may speak of what was asked for. The
+// others say why it could not be looked for.
+func ofContent(code string) bool {
+	switch code {
+	case "", "UNAUTHORIZED", "DENIED", "UNSUPPORTED", "TOOMANYREQUESTS", "UNAVAILABLE", "UNKNOWN":
+		return false
+	}
+	return true
 }
 
 // ociError reads the first error of an OCI error body and drains it, so that
@@ -188,7 +214,7 @@ func (r *Registry) statusError(op string, resp *http.Response, secrets ...string
 func ociError(resp *http.Response) (code, message string) {
 	defer resp.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
-	if err != nil || !strings.Contains(resp.Header.Get("Content-Type"), "json") {
+	if err != nil {
 		return "", ""
 	}
 	var wire struct {

@@ -46,24 +46,35 @@ func parseDecimal(s string) (int64, bool) {
 	return n, err == nil
 }
 
-// maxRetryAfter bounds what an upstream can make us wait.
-const maxRetryAfter = 24 * time.Hour
+// maxRetryAfter bounds what an upstream can make us wait: what it counts may be
+// reset before, and its clock may be wrong.
+const maxRetryAfter = time.Hour
 
-// parseRetryAfter parses seconds or an HTTP date (RFC 9110 section 10.2.3); 0
-// when it is neither or has passed.
-func parseRetryAfter(s string, now time.Time) time.Duration {
-	s = strings.TrimSpace(s)
-	if n, ok := parseDecimal(s); ok {
-		if n > int64(maxRetryAfter/time.Second) {
-			return maxRetryAfter
+// leastUnix is the least number in Retry-After that is taken for a time and not for
+// seconds: Docker Hub says when its window ends.
+const leastUnix = 1_000_000_000
+
+// parseRetryAfter parses the seconds or date of a Retry-After (RFC 9110 section
+// 10.2.3), or a Unix time; 0 when it is none of them or has passed. Times are by the
+// clock of who answers, where the answer has its Date.
+func parseRetryAfter(h http.Header, now time.Time) time.Duration {
+	s := strings.TrimSpace(h.Get("Retry-After"))
+	if date, err := http.ParseTime(h.Get("Date")); err == nil {
+		now = date
+	}
+	var wait time.Duration
+	if n, ok := parseDecimal(s); !ok {
+		t, err := http.ParseTime(s)
+		if err != nil {
+			return 0
 		}
-		return time.Duration(n) * time.Second
+		wait = t.Sub(now)
+	} else if n >= leastUnix {
+		wait = time.Unix(n, 0).Sub(now)
+	} else {
+		wait = time.Duration(n) * time.Second
 	}
-	t, err := http.ParseTime(s)
-	if err != nil {
-		return 0
-	}
-	return min(max(t.Sub(now), 0), maxRetryAfter)
+	return min(max(wait, 0), maxRetryAfter)
 }
 
 // parseRateLimit parses Docker Hub's "100;w=21600": pulls, and the window they

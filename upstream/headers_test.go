@@ -3,6 +3,7 @@ package upstream
 import (
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -101,13 +102,18 @@ func TestParseRetryAfter(t *testing.T) {
 	for s, want := range map[string]time.Duration{
 		"": 0, "0": 0, "30": 30 * time.Second, " 30 ": 30 * time.Second, "-5": 0, "1.5": 0, "soon": 0,
 		"9999999999999999999": 0, "999999999": maxRetryAfter,
+		strconv.FormatInt(now.Unix()+90, 10): 90 * time.Second, "1000000000": 0, // as Docker Hub says when
 		now.Add(90 * time.Second).Format(http.TimeFormat): 90 * time.Second,
 		now.Add(-time.Hour).Format(http.TimeFormat):       0,
 		now.AddDate(1, 0, 0).Format(http.TimeFormat):      maxRetryAfter,
 	} {
-		if got := parseRetryAfter(s, now); got != want {
+		if got := parseRetryAfter(http.Header{"Retry-After": {s}}, now); got != want {
 			t.Errorf("%q: %s, want %s", s, got, want)
 		}
+	}
+	ahead := http.Header{"Date": {now.Add(time.Hour).Format(http.TimeFormat)}, "Retry-After": {now.Add(time.Hour + 5*time.Second).Format(http.TimeFormat)}}
+	if got := parseRetryAfter(ahead, now); got != 5*time.Second {
+		t.Errorf("by a clock an hour ahead: %s", got)
 	}
 }
 
@@ -116,7 +122,7 @@ func FuzzRetryAfter(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		if d := parseRetryAfter(s, time.Unix(1<<30, 0)); d < 0 || d > maxRetryAfter {
+		if d := parseRetryAfter(http.Header{"Retry-After": {s}}, time.Unix(1<<30, 0)); d < 0 || d > maxRetryAfter {
 			t.Errorf("%q: %s", s, d)
 		}
 	})
@@ -190,7 +196,7 @@ func FuzzRedirectTarget(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		u, err := redirectTarget(from, from, s)
+		u, err := new(Registry).redirectTarget(from, from, s, true)
 		if err == nil && (u.Scheme != "https" || u.Host == "" || u.User != nil) {
 			t.Errorf("%q: %s", s, u)
 		}

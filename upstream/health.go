@@ -3,6 +3,8 @@ package upstream
 import (
 	"maps"
 	"time"
+
+	"github.com/sony/gobreaker/v2"
 )
 
 // Health is what is known of a registry without asking it.
@@ -42,12 +44,13 @@ func (r *Registry) Health() Health {
 	now := time.Now()
 	for _, e := range r.endpoints {
 		eh := EndpointHealth{URL: e.base.String(), Breaker: "closed"}
-		if b, ok := r.breakers.Peek(e.origin); ok {
+		if b, known := r.breakers.origin(e.origin); known {
 			eh.Breaker = b.State().String()
 		}
-		if until, ok := r.rests.Peek(e.origin); ok {
-			eh.RestingUntil = later(until, now)
+		if !e.up() {
+			eh.Breaker = gobreaker.StateOpen.String()
 		}
+		eh.RestingUntil = later(r.rests.until(e.origin), now)
 		if at := e.slowAt.Load(); at != 0 {
 			eh.SlowUntil = later(time.Unix(0, at).Add(slowPause), now)
 		}
@@ -69,8 +72,8 @@ func (b *budget) tell(h *AccountHealth, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	h.Limit, h.Remaining, h.Said = b.limit, b.remaining, b.saidAt
-	for until := range maps.Values(b.rests) {
-		if until = later(until, now); until.After(h.RestingUntil) {
+	for rest := range maps.Values(b.rests) {
+		if until := later(rest.until, now); until.After(h.RestingUntil) {
 			h.RestingUntil = until
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -23,39 +22,64 @@ const (
 	maxListTime = time.Minute
 )
 
-// Tags lists a repository's tags, all pages of it, sorted and each once.
-// ErrInvalid: the list has no end, or leads to another origin.
-func (r *Registry) Tags(ctx context.Context, repo string) ([]string, error) {
-	q := query{op: string(KindTags), method: http.MethodGet, repo: repo, path: repo + "/tags/list"}
-	var tags []string
-	err := r.pages(ctx, KindTags, q, func(page []byte, _ string) error {
-		var list struct {
-			Tags []string `json:"tags"`
-		}
-		if json.Unmarshal(page, &list) != nil {
+// TagPage is one page of a repository's tags, as the registry has them.
+type TagPage struct {
+	Tags []string `json:"tags"`
+	// Next is the query that the next page is asked for with; "": this is the last.
+	Next string `json:"next,omitempty"`
+}
+
+// TagPage fetches one page of a repository's tags. query is what a client asks for:
+// n, last, or what Next said; "" leaves the length of the page to the registry.
+func (r *Registry) TagPage(ctx context.Context, repo, query string) (TagPage, error) {
+	ctx, cancel := context.WithTimeout(ctx, maxListTime)
+	defer cancel()
+	q := tagsQuery(repo, query)
+	var page TagPage
+	err := r.read(ctx, KindTags, q, func(resp *http.Response, b []byte) error {
+		var list map[string]json.RawMessage
+		page = TagPage{}
+		if json.Unmarshal(b, &list) != nil || list["tags"] == nil || json.Unmarshal(list["tags"], &page.Tags) != nil {
 			return r.fail(q.op, ErrInvalid, "not a tag list")
 		}
-		tags = append(tags, list.Tags...)
+		link := parseNextLink(resp.Header.Values("Link"))
+		if link == "" {
+			return nil
+		}
+		next, err := r.nextPage(q, resp.Request.URL, link)
+		switch {
+		case err != nil:
+			return err
+		case next.rawQuery == q.rawQuery:
+			return r.fail(q.op, ErrInvalid, "the list's pages form a loop")
+		}
+		values, err := url.ParseQuery(next.rawQuery)
+		if err != nil {
+			return r.fail(q.op, ErrInvalid, "a next page that is no URL")
+		}
+		page.Next = values.Encode() // as a client's question for it is read
 		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	slices.Sort(tags)
-	return slices.Compact(tags), nil
+	return page, err
+}
+
+func tagsQuery(repo, raw string) query {
+	return query{op: string(KindTags), method: http.MethodGet, repo: repo, path: repo + "/tags/list", rawQuery: raw}
 }
 
 // Referrers returns the image index of what refers to d: from the referrers
 // API with its pages merged, else from the fallback tag, else an empty one
-// (distribution-spec, Listing Referrers; Unavailable Referrers API).
-func (r *Registry) Referrers(ctx context.Context, repo string, d digest.Digest) ([]byte, error) {
+// (distribution-spec, Listing Referrers; Unavailable Referrers API). It is not sure of an
+// empty one where what answered for the API may be none: a registry without it, or a
+// page in front of one.
+func (r *Registry) Referrers(ctx context.Context, repo string, d digest.Digest) (list []byte, sure bool, err error) {
 	q := query{
 		op: string(KindReferrers), method: http.MethodGet, repo: repo, path: repo + "/referrers/" + d.String(),
 		header: http.Header{"Accept": {ocispec.MediaTypeImageIndex}},
 	}
 	var pages []index
 	var only []byte
-	err := r.pages(ctx, KindReferrers, q, func(page []byte, contentType string) error {
+	err = r.pages(ctx, KindReferrers, q, func(page []byte, contentType string) error {
 		i, err := parseIndex(page, contentType)
 		if err != nil {
 			return r.fail(q.op, errNoAPI, "%v", err)
@@ -64,28 +88,41 @@ func (r *Registry) Referrers(ctx context.Context, repo string, d digest.Digest) 
 		return nil
 	})
 	switch {
+	case err == nil && len(pages) == 1 && pages[0].isEmpty():
+		return NoReferrers(), true, nil
 	case err == nil && len(pages) == 1:
-		return only, nil
+		return only, true, nil
 	case err == nil:
-		return mergeIndexes(pages)
+		list, err = mergeIndexes(pages)
+		return list, true, err
 	case !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrUnsupported) && (!errors.Is(err, errNoAPI) || len(pages) > 0):
-		return nil, err
+		return nil, false, err
 	}
-	contentType, b, err := r.Manifest(ctx, repo, d.Algorithm().String()+"-"+d.Encoded())
-	if errors.Is(err, ErrNotFound) {
-		return json.Marshal(ocispec.Index{
-			Versioned: specs.Versioned{SchemaVersion: 2},
-			MediaType: ocispec.MediaTypeImageIndex,
-			Manifests: []ocispec.Descriptor{},
-		})
+	sure = SaysNo(err)
+	m, err := r.Manifest(ctx, repo, d.Algorithm().String()+"-"+d.Encoded())
+	if SaysNo(err) { // a stranger's 404 does not: what is kept stays
+		return NoReferrers(), sure, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	if _, err := parseIndex(b, contentType); err != nil {
-		return nil, r.fail(q.op, ErrInvalid, "the fallback tag: %v", err)
+	if _, err := parseIndex(m.Content, m.MediaType); err != nil {
+		return nil, false, r.fail(q.op, ErrInvalid, "the fallback tag: %v", err)
 	}
-	return b, nil
+	return m.Content, true, nil
+}
+
+// NoReferrers is the index of what nothing refers to.
+func NoReferrers() []byte {
+	b, err := json.Marshal(ocispec.Index{
+		Versioned: specs.Versioned{SchemaVersion: 2},
+		MediaType: ocispec.MediaTypeImageIndex,
+		Manifests: []ocispec.Descriptor{},
+	})
+	if err != nil {
+		panic(err) // it always marshals
+	}
+	return b
 }
 
 // errNoAPI: something answered, but not a referrers API.
@@ -109,10 +146,20 @@ func parseIndex(b []byte, contentType string) (index, error) {
 	if contentType != ocispec.MediaTypeImageIndex && named != ocispec.MediaTypeImageIndex {
 		return i, errors.New("not an image index")
 	}
-	if m, ok := i.fields["manifests"]; ok && json.Unmarshal(m, &i.manifests) != nil {
-		return i, errors.New("manifests is no list")
+	if m, ok := i.fields["manifests"]; !ok || json.Unmarshal(m, &i.manifests) != nil {
+		return i, errors.New("it has no list of manifests") // which is required (image-spec, image-index.md)
 	}
 	return i, nil
+}
+
+// isEmpty reports whether an index says nothing but that there is nothing.
+func (i index) isEmpty() bool {
+	for name := range i.fields {
+		if name != "schemaVersion" && name != "mediaType" && name != "manifests" {
+			return false
+		}
+	}
+	return len(i.manifests) == 0
 }
 
 func mergeIndexes(pages []index) ([]byte, error) {
@@ -136,30 +183,22 @@ func (r *Registry) pages(ctx context.Context, kind Kind, q query, page func(body
 	size := 0
 	for range maxPages {
 		seen[q.path+"?"+q.rawQuery] = true
-		var resp *http.Response
-		b, err := r.retryBody(ctx, func() (io.ReadCloser, error) {
-			var err error
-			resp, err = r.ask(ctx, q) //nolint:bodyclose // retryBody closes it
-			if err != nil {
-				return nil, err
+		var link string
+		var from *url.URL
+		err := r.read(ctx, kind, q, func(resp *http.Response, b []byte) error {
+			if size += len(b); size > maxListSize {
+				return r.fail(q.op, ErrInvalid, "a list longer than %d bytes", maxListSize)
 			}
-			_, b, err := r.accept(q, kind, resp, 0, resp.ContentLength, resp.ContentLength)
-			return b, err
+			link, from = parseNextLink(resp.Header.Values("Link")), resp.Request.URL
+			return page(b, mediaType(kind, resp))
 		})
 		if err != nil {
 			return err
 		}
-		if size += len(b); size > maxListSize {
-			return r.fail(q.op, ErrInvalid, "a list longer than %d bytes", maxListSize)
-		}
-		if err := page(b, mediaType(resp)); err != nil {
-			return err
-		}
-		link := parseNextLink(resp.Header.Values("Link"))
 		if link == "" {
 			return nil
 		}
-		q, err = r.nextPage(q, resp.Request.URL, link)
+		q, err = r.nextPage(q, from, link)
 		if err != nil {
 			return err
 		}
@@ -170,34 +209,17 @@ func (r *Registry) pages(ctx context.Context, kind Kind, q query, page func(body
 	return r.fail(q.op, ErrInvalid, "a list of more than %d pages", maxPages)
 }
 
-// nextPage is the question a Link leads to. It must stay at the origin and the
-// path of the page it came with: only the query may differ.
+// nextPage is the question a Link leads to. It must name the list, at the host where
+// its page came from or at one of the registry's own. Its query alone is followed.
 func (r *Registry) nextPage(q query, page *url.URL, link string) (query, error) {
 	next, err := page.Parse(link)
 	if err != nil {
 		return q, r.fail(q.op, ErrInvalid, "a next page that is no URL")
 	}
-	for _, e := range r.endpoints {
-		if origin(next) == e.origin && origin(page) == e.origin && next.User == nil && strings.HasSuffix(next.Path, "/"+q.path) {
-			q.rawQuery = next.RawQuery
-			return q, nil
-		}
+	known := next.Host == page.Host || slices.ContainsFunc(r.endpoints, func(e *endpoint) bool { return next.Host == e.base.Host })
+	if !known || next.User != nil || !strings.HasSuffix(next.Path, "/"+q.path) {
+		return q, r.fail(q.op, ErrInvalid, "the next page is not the list's own")
 	}
-	return q, r.fail(q.op, ErrInvalid, "the next page is not the list's own")
-}
-
-// retryBody reads a short body whole, and starts over once if it breaks: unlike
-// a blob there is no resuming it.
-func (r *Registry) retryBody(ctx context.Context, open func() (io.ReadCloser, error)) ([]byte, error) {
-	for again := false; ; again = true {
-		rc, err := open()
-		if err != nil {
-			return nil, err
-		}
-		b, err := io.ReadAll(rc)
-		rc.Close()
-		if err == nil || again || ctx.Err() != nil || !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrTimeout) {
-			return b, err
-		}
-	}
+	q.rawQuery = next.RawQuery
+	return q, nil
 }

@@ -19,6 +19,7 @@ type Metrics struct {
 	up          *prometheus.GaugeVec
 	lastSuccess *prometheus.GaugeVec
 	credentials *prometheus.CounterVec // that could not be had
+	refused     *prometheus.GaugeVec   // accounts
 }
 
 func NewMetrics() *Metrics {
@@ -60,11 +61,15 @@ func NewMetrics() *Metrics {
 			Name: "upstream_credential_failures_total",
 			Help: "Times that an account's credential could not be read, renewed or had of its helper or cloud.",
 		}, []string{"upstream"}),
+		refused: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "upstream_logins_refused",
+			Help: "Accounts whose login is refused: they rest, and what is kept is served.",
+		}, []string{"upstream"}),
 	}
 }
 
 func (m *Metrics) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.fetched, m.requests, m.seconds, m.limit, m.remaining, m.up, m.lastSuccess, m.credentials}
+	return []prometheus.Collector{m.fetched, m.requests, m.seconds, m.limit, m.remaining, m.up, m.lastSuccess, m.credentials, m.refused}
 }
 
 func (m *Metrics) answered(upstream, op, code string, took time.Duration) {

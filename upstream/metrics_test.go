@@ -26,10 +26,10 @@ func TestMetrics(t *testing.T) {
 	for _, b := range img.Blobs() {
 		read(t, r, KindBlob, b.Digest, 0)
 	}
-	if _, err := r.Tags(t.Context(), repo); err != nil {
+	if _, err := r.TagPage(t.Context(), repo, ""); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.Referrers(t.Context(), repo, img.Index.Digest); err != nil {
+	if _, _, err := r.Referrers(t.Context(), repo, img.Index.Digest); err != nil {
 		t.Fatal(err)
 	}
 	registry := prometheus.NewPedanticRegistry()

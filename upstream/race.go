@@ -4,17 +4,21 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"time"
 )
 
-// order is the URLs in the order in which to ask them: as configured, but what
-// is known to be broken, or too slow, last.
-func (r *Registry) order() []*endpoint {
+// order is the URLs in the order in which to ask them: as configured, without those
+// to skip, and what is known to be broken, or too slow, last.
+func (r *Registry) order(skip []*endpoint) []*endpoint {
 	if len(r.endpoints) == 1 {
 		return r.endpoints
 	}
 	var well, broken []*endpoint
 	for _, e := range r.endpoints {
+		if slices.Contains(skip, e) {
+			continue
+		}
 		if e.healthy() && !e.slow() {
 			well = append(well, e)
 		} else {
@@ -36,15 +40,16 @@ type reply struct {
 // first answer counts, and whoever is still asked then is broken off. The last
 // URL's no is final: of the others a 404 may only mean that a mirror is incomplete.
 func (r *Registry) askEach(ctx context.Context, q query) (*http.Response, error) {
-	order := r.order()
-	if len(order) == 1 {
+	order := r.order(q.skip)
+	if len(r.endpoints) == 1 {
 		return r.askOne(ctx, order[0], q)
 	}
 	last := r.endpoints[len(r.endpoints)-1]
 	replies := make(chan reply, len(order)) // nobody waits to be heard
 	running := map[*endpoint]context.CancelFunc{}
 	defer func() { // all but the winner
-		for _, cancel := range running {
+		for e, cancel := range running {
+			e.outran(ctx)
 			cancel()
 		}
 		go func(n int) {
@@ -83,14 +88,19 @@ func (r *Registry) askEach(ctx context.Context, q query) (*http.Response, error)
 				b := got.resp.Body.(*body)
 				b.after(cancel)
 				b.tooSlow = got.from.setSlow
+				got.from.outrun.Store(0)
 				return got.resp, nil
 			}
 			cancel()
-			no := errors.Is(got.err, ErrNotFound) || errors.Is(got.err, ErrDenied) || statusOf(got.err) == http.StatusRequestedRangeNotSatisfiable
+			if errors.Is(got.err, ErrTimeout) && ctx.Err() == nil {
+				got.from.setSlow()
+			}
+			no := SaysNo(got.err) || errors.Is(got.err, ErrDenied) || statusOf(got.err) == http.StatusRequestedRangeNotSatisfiable
 			if ctx.Err() != nil || no && got.from == last {
 				return nil, got.err
 			}
 			telling = moreTelling(telling, got.err)
+			telling = notOwn(telling)
 		}
 		switch {
 		case len(order) > 0:
@@ -113,4 +123,15 @@ func moreTelling(a, b error) error {
 		return b
 	}
 	return a
+}
+
+// notOwn is an error of a mirror, which does not speak for the registry.
+func notOwn(err error) error {
+	e, ok := errors.AsType[*Error](err)
+	if !ok || !e.own {
+		return err
+	}
+	of := *e
+	of.own = false
+	return &of
 }

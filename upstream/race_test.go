@@ -125,11 +125,11 @@ func TestNoRace(t *testing.T) {
 			return err
 		}, upstreamtest.HeadManifest},
 		{"tag, whole", time.Nanosecond, func(ctx context.Context, r *Registry, _ upstreamtest.Image) error {
-			_, _, err := r.Manifest(ctx, repo, "latest")
+			_, err := r.Manifest(ctx, repo, "latest")
 			return err
 		}, upstreamtest.GetManifest},
 		{"list", time.Nanosecond, func(ctx context.Context, r *Registry, _ upstreamtest.Image) error {
-			_, err := r.Tags(ctx, repo)
+			_, err := r.TagPage(ctx, repo, "")
 			return err
 		}, upstreamtest.Tags},
 	} {
@@ -232,4 +232,47 @@ func TestHealth(t *testing.T) {
 			t.Errorf("well again: %d questions to the mirror, %d to the registry, %s", m, i, took)
 		}
 	})
+}
+
+// TestLostRaces: a URL that loses races, or answers in no time, is asked after the others
+// for a while.
+func TestLostRaces(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		cfg  Config
+		want int
+	}{
+		"races":    {Config{RaceAfter: time.Second}, lostRaces},
+		"timeouts": {Config{Timeouts: Timeouts{ResponseHeader: time.Second}}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				network := upstreamtest.NewMemory()
+				mirror, img := image(t, upstreamtest.Options{Memory: network})
+				itself, _ := image(t, upstreamtest.Options{Memory: network})
+				mirror.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob}, upstreamtest.BlackHole())
+				tt.cfg.URLs, tt.cfg.Dial = []string{mirror.URL, itself.URL}, network.DialContext
+				r := dialing(t, tt.cfg)
+				ask := func(want int) {
+					t.Helper()
+					for range 2 * lostRaces {
+						c, err := r.Open(t.Context(), KindBlob, repo, img.Layers[0].Digest, Span{})
+						if err != nil {
+							t.Fatal(err)
+						}
+						if err := c.Body.Close(); err != nil {
+							t.Error(err)
+						}
+					}
+					if n := mirror.Count(upstreamtest.GetBlob); n != want {
+						t.Errorf("asked %d times, want %d", n, want)
+					}
+				}
+				ask(tt.want)
+				time.Sleep(slowPause)
+				ask(2 * tt.want)
+			})
+		})
+	}
 }

@@ -89,7 +89,7 @@ func TestRedirect(t *testing.T) {
 			if sent := last.Header.Get("Authorization") != ""; sent != tt.sent {
 				t.Errorf("authorisation sent: %v, want %v", sent, tt.sent)
 			}
-			if last.Header.Get("Referer") != "" || last.Header.Get("Accept-Encoding") != "" {
+			if last.Header.Get("Referer") != "" || last.Header.Get("Accept-Encoding") != "identity" {
 				t.Errorf("headers that should not be sent: %v", last.Header)
 			}
 		})
@@ -136,8 +136,8 @@ func TestExpiredURL(t *testing.T) {
 	up, img := image(t, upstreamtest.Options{})
 	up.Fault(upstreamtest.Match{Op: upstreamtest.HeadBlob}, upstreamtest.RedirectToCDN())
 	up.Fault(upstreamtest.Match{Op: upstreamtest.CDN}, upstreamtest.Status(403))
-	if _, err := asking(t, up).Head(t.Context(), KindBlob, repo, img.Config.Digest.String()); !errors.Is(err, ErrUnsupported) {
-		t.Errorf("got %v", err)
+	if desc, err := asking(t, up).Has(t.Context(), KindBlob, repo, img.Config.Digest); err != nil || desc.Size != img.Config.Size {
+		t.Errorf("got %v, %v", desc, err)
 	}
 }
 
@@ -158,9 +158,8 @@ func TestCanary(t *testing.T) {
 		read(t, r, KindBlob, img.Layers[0].Digest, 0)
 		tokens := strings.Join(up.Tokens(), " ")
 		for i, fault := range []upstreamtest.Fault{
-			upstreamtest.Gzip(),
+			upstreamtest.Status(502),
 			upstreamtest.CutAfter(0),
-			upstreamtest.StatusError(401, "UNAUTHORIZED", "who is me:"+password+" with "+tokens),
 			upstreamtest.StatusError(403, password, "no "+password+" "+tokens),
 			upstreamtest.StatusError(404, "NAME_UNKNOWN", "no "+password+" "+tokens),
 			upstreamtest.StatusError(500, "", strings.Repeat("x", 250)+password),
@@ -168,6 +167,7 @@ func TestCanary(t *testing.T) {
 			upstreamtest.Redirect("http://me:" + password + "@127.0.0.1/"),
 			upstreamtest.Redirect("ftp://" + other.Host() + "/?" + password),
 			upstreamtest.RedirectLoop(),
+			upstreamtest.StatusError(401, "UNAUTHORIZED", "who is me:"+password+" with "+tokens),
 		} {
 			op := upstreamtest.GetBlob
 			if i < 2 {
@@ -203,7 +203,7 @@ func TestCanary(t *testing.T) {
 			noCanary(t, "a request to another origin", strings.Join(flat(q.Header), " "))
 		}
 		if other.Count() == 0 || up.Count(upstreamtest.CDN) == 0 {
-			t.Error("the other origins were not asked")
+			t.Errorf("the other origins were not asked: %d, %d", other.Count(), up.Count(upstreamtest.CDN))
 		}
 	}
 }

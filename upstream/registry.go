@@ -4,16 +4,17 @@ import (
 	"context"
 	_ "crypto/sha256" // digests that upstreams may name
 	_ "crypto/sha512"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"mime"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
-	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/sony/gobreaker/v2"
@@ -39,15 +40,18 @@ const manifestTime = 2 * time.Minute
 // Registry is one upstream registry. Its methods may be called concurrently.
 // They fail with an *Error, or with the context's error inside one.
 type Registry struct {
-	cfg       Config
-	log       *slog.Logger
-	metrics   *Metrics
-	egress    *egress
-	transport *http.Transport
-	endpoints []*endpoint
-	breakers  *lru.Cache[string, *gobreaker.TwoStepCircuitBreaker[struct{}]] // by origin
-	rests     *lru.Cache[string, time.Time]                                  // by origin: not asked before
-	downloads chan struct{}                                                  // one slot per blob body under way
+	cfg         Config
+	log         *slog.Logger
+	metrics     *Metrics
+	egress      *egress
+	transport   *http.Transport
+	endpoints   []*endpoint
+	connections *connections
+	breakers    *breakers
+	rests       *rests
+	downloads   chan struct{} // one slot per blob body under way
+	wrong       *wrong
+	guests      *guests
 
 	pause func() backoff.BackOff // between tries
 	ctx   context.Context        // of work that outlives its caller: pings and token requests
@@ -67,15 +71,23 @@ func New(cfg Config, m *Metrics, log *slog.Logger) (*Registry, error) {
 		return nil, err
 	}
 	r := &Registry{
-		cfg: cfg, log: log, metrics: m, egress: policy, transport: transport, pause: jittered,
+		cfg: cfg, log: log, metrics: m, egress: policy, transport: transport, connections: newConnections(transport), pause: jittered,
 		downloads: make(chan struct{}, max(cfg.MaxConnections-max(cfg.MaxConnections/8, 1), 1)),
 	}
-	r.breakers, err = lru.New[string, *gobreaker.TwoStepCircuitBreaker[struct{}]](maxOrigins)
-	if err != nil {
-		return nil, fmt.Errorf("make breaker cache: %w", err)
+	if r.wrong, err = newWrong(); err != nil {
+		return nil, err
 	}
-	if r.rests, err = lru.New[string, time.Time](maxOrigins); err != nil {
-		return nil, fmt.Errorf("make cache of rests: %w", err)
+	if r.guests, err = newGuests(r); err != nil {
+		return nil, err
+	}
+	r.breakers, err = newBreakers(func(origin string, from, to gobreaker.State) {
+		log.Info("upstream circuit breaker", "upstream", cfg.Name, "origin", origin, "from", from.String(), "to", to.String())
+	})
+	if err != nil {
+		return nil, err
+	}
+	if r.rests, err = newRests(); err != nil {
+		return nil, err
 	}
 	for _, raw := range cfg.URLs {
 		base, err := parseBase(raw)
@@ -99,7 +111,12 @@ func (r *Registry) Name() string { return r.cfg.Name }
 // that are being read are not touched.
 func (r *Registry) Close() {
 	r.stop()
-	r.transport.CloseIdleConnections()
+	r.connections.close()
+	for _, e := range r.endpoints {
+		for _, a := range e.accounts {
+			a.forget()
+		}
+	}
 }
 
 // manifestTypes is what a manifest may be. Registries convert or refuse what
@@ -125,29 +142,79 @@ func content(method string, kind Kind, repo, reference string) query {
 	return q
 }
 
-// Head asks for a manifest by tag or digest, or a blob by digest, without its
-// content. In the descriptor, Digest is what upstream said, "" when it said
-// nothing or nonsense, and Size is -1 when unknown. ErrUnsupported: upstream
-// does not answer HEAD requests.
-func (r *Registry) Head(ctx context.Context, kind Kind, repo, reference string) (ocispec.Descriptor, error) {
-	resp, err := r.ask(ctx, content(http.MethodHead, kind, repo, reference))
+// Has asks whether a repository has a manifest or blob: by HEAD, or by a plain GET
+// whose body is not read. Size is -1 when unknown.
+func (r *Registry) Has(ctx context.Context, kind Kind, repo string, d digest.Digest) (ocispec.Descriptor, error) {
+	desc, err := r.head(ctx, kind, repo, d.String())
+	if err == nil && (desc.Digest == "" || desc.Digest.Algorithm() != d.Algorithm() || desc.Digest == d) {
+		desc.Digest = d // a registry may name it by another algorithm
+		return desc, nil
+	}
+	if err != nil && !plainHelps(ctx, err) {
+		return ocispec.Descriptor{}, err
+	}
+	c, err := r.Open(ctx, kind, repo, d, Span{})
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	return ocispec.Descriptor{MediaType: c.MediaType, Digest: d, Size: c.Size}, c.Body.Close()
+}
+
+// Resolved is what a tag names.
+type Resolved struct {
+	ocispec.Descriptor        // Size is -1 when unknown
+	Content            []byte // of the manifest, where it had to be fetched; else nil
+}
+
+// Resolve asks which manifest a tag names: by HEAD, which costs no quota, or by a
+// plain GET where that does not say.
+func (r *Registry) Resolve(ctx context.Context, repo, tag string) (Resolved, error) {
+	desc, err := r.head(ctx, KindManifest, repo, tag)
+	if err == nil && desc.Digest != "" {
+		return Resolved{Descriptor: desc}, nil
+	}
+	if err != nil && !plainHelps(ctx, err) {
+		return Resolved{}, err
+	}
+	return r.Manifest(ctx, repo, tag)
+}
+
+// head puts a HEAD, which is optional. In the descriptor, Digest is what upstream
+// said, "" when it said nothing or nonsense, and Size is -1 when unknown.
+func (r *Registry) head(ctx context.Context, kind Kind, repo, reference string) (ocispec.Descriptor, error) {
+	resp, err := r.optional(ctx, content(http.MethodHead, kind, repo, reference))
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
 	resp.Body.Close()
-	d, err := digest.Parse(resp.Header.Get("Docker-Content-Digest"))
-	if err != nil {
-		d = ""
+	size := resp.ContentLength
+	if size == 0 || isGzip(resp.Header) { // it has no length to tell, or that of something else
+		size = -1
 	}
-	return ocispec.Descriptor{MediaType: mediaType(resp), Digest: d, Size: resp.ContentLength}, nil
+	return ocispec.Descriptor{MediaType: mediaType(kind, resp), Digest: namedDigest(resp), Size: size}, nil
 }
 
-func mediaType(resp *http.Response) string {
-	t, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+// namedDigest is what an answer says that its content has; "" where that is none.
+func namedDigest(resp *http.Response) digest.Digest {
+	d, err := digest.Parse(resp.Header.Get("Docker-Content-Digest"))
 	if err != nil {
 		return ""
 	}
+	return d
+}
+
+// mediaType is an answer's; "" where it has none, or none that a manifest can have.
+func mediaType(kind Kind, resp *http.Response) string {
+	t, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	if err != nil || kind == KindManifest && !isManifestType(t) {
+		return ""
+	}
 	return t
+}
+
+// isManifestType reports whether t may be a manifest's media type: all are vendors'.
+func isManifestType(t string) bool {
+	return strings.HasPrefix(t, "application/vnd.")
 }
 
 // Content is a manifest or blob on its way. Body must be closed. It fails with
@@ -163,6 +230,10 @@ type Content struct {
 	// Size is that of the whole content, -1 when upstream did not say.
 	Size      int64
 	MediaType string
+	// Wrong is to be called where a whole that began with this proves to be other
+	// content than was asked for: the URL is asked in another way the next time, or
+	// after the others. Nil: there is no other way.
+	Wrong func()
 }
 
 // Span is what is asked for of a blob or manifest: its bytes from Offset on.
@@ -201,6 +272,13 @@ func (r *Registry) Open(ctx context.Context, kind Kind, repo string, d digest.Di
 	if s.Offset < 0 || s.Length < 0 {
 		return nil, r.fail(q.op, ErrInvalid, "negative offset")
 	}
+	skip, unpacks := r.wrong.skip(d)
+	if len(skip) < len(r.endpoints) {
+		q.skip = skip
+	}
+	if unpacks {
+		s = Span{Spare: s.Spare} // of what it is packed in there are no parts
+	}
 	release := func() {}
 	if kind == KindBlob {
 		if err := r.connection(ctx, q.op, s.Spare); err != nil {
@@ -214,6 +292,25 @@ func (r *Registry) Open(ctx context.Context, kind Kind, repo string, d digest.Di
 		return nil, err
 	}
 	b.after(release)
+	var wrong func()
+	if len(r.endpoints) > 1 || b.gzipped {
+		r.wrong.note(d, b.from, b.gzipped)
+		b.broke = func() { r.wrong.broken(d, b.from) }
+		wrong = func() { r.wrong.refuse(d, b.from) }
+	}
+	if kind == KindBlob && b.gzipped && c.Offset == 0 {
+		c.Size, c.End = -1, 0 // the length is that of what it is packed in, if it is
+	}
+	switch {
+	case kind == KindManifest && c.Offset == 0 && (b.gzipped || c.MediaType == mediaTypeSigned || !isManifestType(c.MediaType)):
+		c, err = r.readOdd(q.op, c, d, b.gzipped)
+	case kind == KindBlob && b.gzipped && r.wrong.unpacks(d, b.from):
+		c, err = r.unpacked(q.op, c)
+	}
+	if err != nil {
+		return nil, err
+	}
+	c.Wrong = wrong
 	return c, nil
 }
 
@@ -231,48 +328,82 @@ func (r *Registry) connection(ctx context.Context, op string, spare bool) error 
 }
 
 func (r *Registry) open(ctx context.Context, q query, kind Kind, s Span) (*Content, *body, error) {
+	q.accept = r.isContent(q.op) //nolint:bodyclose // it makes no answer
 	if header := s.header(); header != "" {
-		ranged := q
-		ranged.header = q.header.Clone()
-		if ranged.header == nil {
-			ranged.header = http.Header{}
-		}
-		ranged.header.Set("Range", header)
-		resp, err := r.ask(ctx, ranged)
-		switch {
-		case statusOf(err) == http.StatusRequestedRangeNotSatisfiable && !s.Spare:
-			// Shorter than we think, or no ranges: the whole will tell.
-		case err != nil:
-			return nil, nil, err
-		case resp.StatusCode == http.StatusOK && !s.Spare:
-			return r.accept(q, kind, resp, 0, resp.ContentLength, resp.ContentLength)
-		default:
-			start, end, total, ok := parseContentRange(resp.Header.Get("Content-Range"))
-			length := resp.ContentLength
-			if ok && resp.StatusCode == http.StatusPartialContent && s.isIn(start, end, total) && (length < 0 || length == end-start+1) {
-				return r.accept(q, kind, resp, start, end+1, total)
-			}
-			resp.Body.Close()
-			if s.Spare {
-				return nil, nil, r.fail(q.op, ErrInvalid, "status %d to a range, and not just that", resp.StatusCode)
-			}
+		c, b, err := r.openRange(ctx, q, kind, s, header)
+		later := s.Offset > 0 && (transient(err) || errors.Is(err, ErrRateLimited)) && slices.ContainsFunc(r.endpoints, func(e *endpoint) bool { return e.ranges.Load() })
+		if err == nil || s.Spare || later || !plainHelps(ctx, err) {
+			return c, b, err
 		}
 	}
-	resp, err := r.ask(ctx, q)
+	resp, err := r.ask(ctx, q) //nolint:bodyclose // accept takes it
 	if err != nil {
 		return nil, nil, err
 	}
-	if resp.StatusCode != http.StatusOK {
-		resp.Body.Close()
-		return nil, nil, r.fail(q.op, ErrInvalid, "status %d to a plain GET", resp.StatusCode)
-	}
 	return r.accept(q, kind, resp, 0, resp.ContentLength, resp.ContentLength)
+}
+
+// openRange asks for a part. What follows a break is worth more than one try, for
+// the plain request would bring all of it again; where parts are known to be given,
+// that is for the caller to decide.
+func (r *Registry) openRange(ctx context.Context, q query, kind Kind, s Span, header string) (*Content, *body, error) {
+	q.header = q.header.Clone()
+	if q.header == nil {
+		q.header = http.Header{}
+	}
+	q.header.Set("Range", header)
+	q.accept = nil
+	ask := r.optional
+	if s.Offset > 0 && !s.Spare {
+		ask = r.ask
+	}
+	resp, err := ask(ctx, q)
+	if err != nil {
+		return nil, nil, err
+	}
+	if resp.StatusCode != http.StatusPartialContent && !s.Spare && isWhole(resp) {
+		return r.accept(q, kind, resp, 0, resp.ContentLength, resp.ContentLength)
+	}
+	start, end, total, ok := parseContentRange(resp.Header.Get("Content-Range"))
+	length := resp.ContentLength
+	if ok && resp.StatusCode == http.StatusPartialContent && s.isIn(start, end, total) && (length < 0 || length == end-start+1) {
+		resp.Body.(*body).from.ranges.Store(true)
+		return r.accept(q, kind, resp, start, end+1, total)
+	}
+	resp.Body.Close()
+	return nil, nil, r.fail(q.op, ErrInvalid, "status %d to a range, and not just that", resp.StatusCode)
+}
+
+// isWhole reports whether an answer to a plain GET brings the whole content. The
+// digest decides on what 203 has transformed.
+func isWhole(resp *http.Response) bool {
+	switch resp.StatusCode {
+	case http.StatusOK, http.StatusNonAuthoritativeInfo:
+		return true
+	case http.StatusPartialContent:
+		start, end, total, ok := parseContentRange(resp.Header.Get("Content-Range"))
+		return ok && start == 0 && end == total-1
+	}
+	return false
+}
+
+// isContent refuses what is no whole content.
+func (r *Registry) isContent(op string) func(*http.Response) error {
+	return func(resp *http.Response) error {
+		if isWhole(resp) {
+			return nil
+		}
+		return r.fail(op, ErrInvalid, "status %d to a plain GET", resp.StatusCode)
+	}
 }
 
 // accept starts to count a body, and bounds a manifest's.
 func (r *Registry) accept(q query, kind Kind, resp *http.Response, offset, end, size int64) (*Content, *body, error) {
 	b := resp.Body.(*body)
 	b.fetched = r.metrics.fetched.WithLabelValues(r.cfg.label(), string(kind))
+	if end >= 0 {
+		b.missing = end - offset
+	}
 	if kind != KindBlob {
 		if max(size, resp.ContentLength) > MaxManifestSize {
 			_ = b.Close() // given up
@@ -281,23 +412,24 @@ func (r *Registry) accept(q query, kind Kind, resp *http.Response, offset, end, 
 		b.left = MaxManifestSize - offset
 		b.bound(manifestTime)
 	}
-	return &Content{Body: b, Offset: offset, End: max(end, 0), Size: size, MediaType: mediaType(resp)}, b, nil
+	return &Content{Body: b, Offset: offset, End: max(end, 0), Size: size, MediaType: mediaType(kind, resp)}, b, nil
 }
 
-// Manifest fetches a manifest by tag. The body is not verified.
-func (r *Registry) Manifest(ctx context.Context, repo, tag string) (string, []byte, error) {
-	q := content(http.MethodGet, KindManifest, repo, tag)
-	var c *Content
-	body, err := r.retryBody(ctx, func() (io.ReadCloser, error) {
-		var err error
-		c, _, err = r.open(ctx, q, KindManifest, Span{})
-		if err != nil {
-			return nil, err
+// Manifest fetches a manifest by tag, or one that ErrSigned told of. Its digest is that
+// of the bytes, which are what the answer says that they are, and a manifest.
+func (r *Registry) Manifest(ctx context.Context, repo, reference string) (Resolved, error) {
+	q := content(http.MethodGet, KindManifest, repo, reference)
+	q.accept = r.isContent(q.op) //nolint:bodyclose // it makes no answer
+	var m Resolved
+	err := r.read(ctx, KindManifest, q, func(resp *http.Response, body []byte) (err error) {
+		m, err = readManifest(resp, body)
+		if !errors.Is(err, errNamed) {
+			return err
 		}
-		return c.Body, nil
+		if settled, other := r.settle(ctx, repo, namedDigest(resp), m); other == nil {
+			m, err = settled, nil
+		}
+		return err
 	})
-	if err != nil {
-		return "", nil, err
-	}
-	return c.MediaType, body, nil
+	return m, err
 }

@@ -141,8 +141,8 @@ func TestRetryAfter(t *testing.T) {
 	}
 }
 
-// TestRests: while a URL rests nobody asks it anything, and everybody is told
-// how long that lasts; then all who waited ask, not all at one moment.
+// TestRests: what rests is not asked for, and every caller is told how long that lasts;
+// then all who waited ask, not all at one moment.
 func TestRests(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -170,11 +170,14 @@ func TestRests(t *testing.T) {
 				t.Errorf("after %s: %v, ask again after %s, want %s", time.Since(start), err, restOf(err), left)
 			}
 		}
-		_, err := r.Tags(t.Context(), repo)
-		if !errors.Is(err, errResting) || len(asked) != 1 {
-			t.Errorf("another question: %v; asked %d times", err, len(asked))
+		// One object says nothing of the others; three of them do of all.
+		for n, other := range []string{"a", "b", "c"} {
+			_, err := r.TagPage(t.Context(), other, "")
+			if errors.Is(err, errResting) != (n == 2) || restOf(err) == 0 || len(asked) != 1+min(n+1, 2) {
+				t.Errorf("another question: %v; asked %d times", err, len(asked))
+			}
 		}
-		time.Sleep(time.Minute - time.Since(start))
+		time.Sleep(time.Minute)
 		mu.Lock()
 		after = "3"
 		mu.Unlock()

@@ -42,32 +42,42 @@ func (a *account) fetchToken(ctx context.Context, realm *url.URL, key tokenKey, 
 		return token{}, r.closing(err)
 	}
 	if cred.RegistryToken != "" { // is one already
-		return token{value: cred.RegistryToken, expires: time.Now().Add(defaultTokenLife)}, nil
+		return token{value: cred.RegistryToken, made: time.Now(), expires: time.Now().Add(defaultTokenLife)}, nil
 	}
 	if !credentialed {
 		cred = authn.AuthConfig{}
+	}
+	shown := cred != authn.AuthConfig{}
+	if err := a.login.resting(cred, key.scope); shown && err != nil {
+		return token{}, err
+	}
+	if err := a.spent(opToken); err != nil {
+		return token{}, err
 	}
 	req, err := tokenRequest(ctx, realm, key, cred)
 	if err != nil {
 		return token{}, r.fail(opToken, ErrInvalid, "the token realm is no http or https URL")
 	}
-	if err := a.spent(opToken); err != nil {
-		return token{}, err
-	}
 	secrets := []string{cred.Password, cred.IdentityToken, base64.StdEncoding.EncodeToString([]byte(cred.Username + ":" + cred.Password))}
-	resp, err := r.roundTrip(ctx, opToken, req)
+	resp, err := a.askToken(ctx, req, shown)
 	if err != nil {
 		return token{}, r.closing(err)
 	}
 	defer resp.Body.Close()
-	switch {
-	case resp.StatusCode == http.StatusOK:
-	case resp.StatusCode == http.StatusUnauthorized, resp.StatusCode == http.StatusForbidden,
-		resp.StatusCode == http.StatusTooManyRequests, resp.StatusCode >= 500:
-		if resp.StatusCode == http.StatusTooManyRequests {
+	switch status := resp.StatusCode; {
+	case status == http.StatusOK:
+		if shown {
+			a.loginAccepted(cred, key.scope)
+		}
+	case status == http.StatusUnauthorized, status == http.StatusForbidden, status == http.StatusTooManyRequests, status >= 500:
+		if status == http.StatusTooManyRequests {
 			a.budget.limited(opToken, resp.Header)
 		}
-		return token{}, r.statusError(opToken, resp, secrets...)
+		failed := r.statusError(opToken, resp, secrets...)
+		if shown && (status == http.StatusUnauthorized || status == http.StatusForbidden) {
+			a.loginRefused(cred, key.scope, failed)
+		}
+		return token{}, failed
 	default: // redirects too: a credential must not be led on
 		failed := r.statusError(opToken, resp, secrets...)
 		failed.Err = ErrUnavailable
@@ -85,6 +95,29 @@ func (a *account) fetchToken(ctx context.Context, realm *url.URL, key tokenKey, 
 		return token{}, r.fail(opToken, ErrUnavailable, "the answer of %s: %v", realm.Host, err)
 	}
 	return t, nil
+}
+
+// askToken sends a request for a token. It follows redirects where no credential goes
+// along.
+func (a *account) askToken(ctx context.Context, req *http.Request, shown bool) (*http.Response, error) {
+	r := a.endpoint.registry
+	for seen := map[string]bool{}; len(seen) < maxRedirects && !seen[req.URL.String()]; {
+		seen[req.URL.String()] = true
+		resp, err := r.roundTrip(ctx, purpose{op: opToken}, req)
+		if err != nil || shown || !isRedirect(resp.StatusCode) {
+			return resp, err
+		}
+		location := resp.Header.Get("Location")
+		drain(resp)
+		next, err := r.redirectTarget(a.endpoint.base, req.URL, location, false)
+		if err != nil {
+			return nil, r.fail(opToken, ErrUnavailable, "%v", err)
+		}
+		if req, err = http.NewRequestWithContext(ctx, http.MethodGet, next.String(), nil); err != nil {
+			return nil, r.fail(opToken, ErrUnavailable, "a redirect to something that is no URL")
+		}
+	}
+	return nil, r.fail(opToken, ErrUnavailable, "redirect loop or more than %d redirects", maxRedirects)
 }
 
 // tokenRequest asks for a token with what cred holds: a refresh token is posted
@@ -167,5 +200,5 @@ func parseToken(b []byte, served time.Time) (token, error) {
 	}
 	// Renewed a little early, so that it does not expire on its way.
 	life -= min(life/10, 30*time.Second)
-	return token{value: value, expires: time.Now().Add(life)}, nil
+	return token{value: value, made: time.Now(), expires: time.Now().Add(life)}, nil
 }

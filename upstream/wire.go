@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
@@ -14,19 +15,11 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/sony/gobreaker/v2"
 	"golang.org/x/net/http/httpproxy"
 )
 
 const (
 	userAgent = "cachalot/1"
-
-	// A breaker opens after breakerFailures in a row and lets one request try
-	// again after breakerPause: short, for what waits on it is a person's build.
-	breakerFailures = 5
-	breakerPause    = 5 * time.Second
-	// maxOrigins bounds the breakers and rests kept; redirects can name any number of hosts.
-	maxOrigins = 256
 )
 
 // newTransport speaks HTTP/1.1 only: over HTTP/2 all downloads from a host
@@ -39,9 +32,13 @@ func newTransport(cfg Config, policy *egress) (*http.Transport, error) {
 	proxy := httpproxy.FromEnvironment().ProxyFunc()
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
+	dial := policy.dial
+	if cfg.Dial != nil {
+		dial = cfg.Dial
+	}
 	return &http.Transport{
 		Proxy:                  func(req *http.Request) (*url.URL, error) { return proxy(req.URL) },
-		DialContext:            policy.dial,
+		DialContext:            dial,
 		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots},
 		TLSHandshakeTimeout:    cfg.Timeouts.TLSHandshake,
 		ResponseHeaderTimeout:  cfg.Timeouts.ResponseHeader,
@@ -55,37 +52,6 @@ func newTransport(cfg Config, policy *egress) (*http.Transport, error) {
 	}, nil
 }
 
-// errNotAsked: the breaker of the origin is open.
-var errNotAsked = fmt.Errorf("%w: not asked, for it failed %d times in a row", ErrUnavailable, breakerFailures)
-
-// errIgnored tells the breaker that an outcome says nothing of the origin.
-var errIgnored = errors.New("the origin had no part in it")
-
-func (r *Registry) breaker(origin string) *gobreaker.TwoStepCircuitBreaker[struct{}] {
-	if b, ok := r.breakers.Get(origin); ok {
-		return b
-	}
-	b := gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
-		Name:        origin,
-		Timeout:     breakerPause,
-		ReadyToTrip: func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= breakerFailures },
-		IsExcluded:  func(err error) bool { return errors.Is(err, errIgnored) },
-		OnStateChange: func(origin string, from, to gobreaker.State) {
-			r.log.Info("upstream circuit breaker", "upstream", r.cfg.Name, "origin", origin, "from", from.String(), "to", to.String())
-			if e := r.own(origin); e != nil {
-				e.setUp(to == gobreaker.StateClosed)
-			}
-		},
-	})
-	if before, ok, _ := r.breakers.PeekOrAdd(origin, b); ok {
-		return before
-	}
-	if e := r.own(origin); e != nil {
-		e.setUp(true)
-	}
-	return b
-}
-
 // own is the endpoint at origin; nil: it is a redirect's or a token server's.
 func (r *Registry) own(origin string) *endpoint {
 	for _, e := range r.endpoints {
@@ -96,35 +62,63 @@ func (r *Registry) own(origin string) *endpoint {
 	return nil
 }
 
-// errResting: the origin has asked to be left alone for a while.
-var errResting = fmt.Errorf("%w: not asked, for it said when to ask again", ErrUnavailable)
-
-// maxRest bounds what one answer can do to all that comes from its origin.
-const maxRest = 5 * time.Minute
-
-// heed lets an origin rest that says when to ask again (RFC 9110 section 10.2.3).
-func (r *Registry) heed(ctx context.Context, origin string, resp *http.Response) {
-	d := min(parseRetryAfter(resp.Header.Get("Retry-After"), time.Now()), maxRest)
+// heed lets what an answer is of rest, if it says when to ask again.
+func (r *Registry) heed(ctx context.Context, p purpose, u *url.URL, resp *http.Response) {
+	d, origin := parseRetryAfter(resp.Header, time.Now()), origin(u)
 	if d == 0 {
 		return
 	}
-	r.rests.Add(origin, time.Now().Add(d))
-	r.log.WarnContext(ctx, "upstream said when to ask again", "upstream", r.cfg.Name, "origin", origin, "status", resp.StatusCode, "seconds", d.Seconds())
+	all := r.rests.rest(origin, p.object(u), d, p.optional || p.op == opPing)
+	r.log.WarnContext(ctx, "upstream said when to ask again", "upstream", r.cfg.Name, "origin", origin, "all", all, "status", resp.StatusCode, "seconds", d.Seconds())
+}
+
+// purpose is what a request is for.
+type purpose struct {
+	op   string
+	repo string // "" where it is for none
+	path string // of the question, wherever the registry has led; "": it is none
+	// optional: its failure says nothing of whom was asked.
+	optional bool
+}
+
+// object is what is asked for, by a name that another request for it has too: where a
+// redirect leads is a new path each time.
+func (p purpose) object(u *url.URL) string {
+	switch {
+	case p.op == opToken:
+		return u.Path + "?" + u.Query().Get("scope")
+	case p.optional:
+		return p.op + "\x00" + p.path // what it fails with is not for the plain one
+	case p.path != "":
+		return p.path
+	}
+	return u.Path
 }
 
 // roundTrip sends one request and waits for the head of the answer; it follows
 // nothing. The body returned fails after a silence of Timeouts.Progress and
 // must be closed. Errors are ErrUnavailable, ErrTimeout, the context's,
 // or ErrInvalid where the egress policy refuses.
-func (r *Registry) roundTrip(ctx context.Context, op string, req *http.Request) (*http.Response, error) {
-	if until, ok := r.rests.Get(origin(req.URL)); ok && time.Now().Before(until) {
-		resting := r.fail(op, errResting, "%s", req.URL.Host)
-		resting.RetryAfter = time.Until(until)
+func (r *Registry) roundTrip(ctx context.Context, p purpose, req *http.Request) (*http.Response, error) {
+	from := origin(req.URL)
+	object := p.object(req.URL)
+	if left := r.rests.left(from, object); left > 0 {
+		resting := r.fail(p.op, errResting, "%s", req.URL.Host)
+		resting.RetryAfter = left
 		return nil, resting
 	}
-	done, err := r.breaker(origin(req.URL)).Allow()
-	if err != nil {
-		return nil, r.fail(op, errNotAsked, "%s", req.URL.Host)
+	over, allowed := r.breakers.allow(from, p.repo, object)
+	if !allowed {
+		return nil, r.fail(p.op, errNotAsked, "%s", req.URL.Host)
+	}
+	done := func(o outcome) {
+		if p.optional && o == failedObject {
+			o = ignored
+		}
+		over(o)
+		if e := r.own(from); e != nil {
+			e.count(o)
+		}
 	}
 	var sent atomic.Bool  // false while waiting for one of our own connections
 	var wrote atomic.Bool // its header, before it was sent
@@ -136,52 +130,65 @@ func (r *Registry) roundTrip(ctx context.Context, op string, req *http.Request) 
 		WroteHeaders: func() { wrote.Store(true) },
 	})
 	req.Header.Set("User-Agent", userAgent)
-	reqCtx, traced := r.traceRequest(reqCtx, op, req)
+	reqCtx, traced := r.traceRequest(reqCtx, p.op, req)
 	r.pass(reqCtx, req)
 	start := time.Now()
 	var resp *http.Response
+	var err error
 	if reqCtx, err = r.egress.route(reqCtx, req, r.transport.Proxy); err == nil {
-		resp, err = r.transport.RoundTrip(req.WithContext(reqCtx))
+		resp, err = r.connections.roundTrip(req.WithContext(reqCtx))
 	}
 	took := time.Since(start)
 	if err != nil {
 		err = unquoted(err)
 	}
 	traced(resp, err)
-	r.debug(ctx, op, req, resp, err, took)
+	r.debug(ctx, p.op, req, resp, err, took)
 	if err != nil {
 		cancel(nil)
 		refused, ok := errors.AsType[*refusal](err)
 		switch {
 		case ok: // nobody was asked
-			done(errIgnored)
-			if op != opPing { // the question itself will say it
-				r.log.WarnContext(ctx, "egress refused", "upstream", r.cfg.Name, "op", op, "host", req.URL.Host, "reason", refused.Error())
+			done(ignored)
+			if p.op != opPing { // the question itself will say it
+				r.log.WarnContext(ctx, "egress refused", "upstream", r.cfg.Name, "op", p.op, "host", req.URL.Host, "reason", refused.Error())
 			}
-			return nil, r.fail(op, ErrInvalid, "%s", r.egress.told(refused))
+			return nil, r.fail(p.op, errEgress, "%s", r.egress.told(refused))
 		case errors.Is(ctx.Err(), context.Canceled), ctx.Err() != nil && !sent.Load(),
 			errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE): // our own want of descriptors
-			done(errIgnored)
+			done(ignored)
 			if wrote.Load() {
-				r.metrics.requests.WithLabelValues(r.cfg.label(), op, "canceled").Inc() // which says nothing of its time
+				r.metrics.requests.WithLabelValues(r.cfg.label(), p.op, "canceled").Inc() // which says nothing of its time
 			}
+		case wrote.Load():
+			done(failedObject)
+			r.metrics.answered(r.cfg.label(), p.op, "error", took)
 		default:
-			done(err)
-			r.metrics.answered(r.cfg.label(), op, "error", took)
+			done(failedOrigin)
+			r.metrics.answered(r.cfg.label(), p.op, "error", took)
 		}
-		return nil, r.networkError(ctx, op, "asking "+req.URL.Host, err)
+		doing := "asking " + req.URL.Host
+		var network net.Error
+		if wrote.Load() && errors.As(err, &network) && network.Timeout() {
+			doing += fmt.Sprintf(", which did not begin its answer within %s, the configured timeouts.response_header", r.cfg.Timeouts.ResponseHeader)
+		}
+		return nil, r.networkError(ctx, p.op, doing, err)
 	}
-	r.metrics.answered(r.cfg.label(), op, codeLabel(resp.StatusCode), took)
+	r.metrics.answered(r.cfg.label(), p.op, codeLabel(resp.StatusCode), took)
 	if resp.StatusCode >= 500 && resp.StatusCode != http.StatusNotImplemented {
-		done(fmt.Errorf("status %d", resp.StatusCode))
-		r.heed(ctx, origin(req.URL), resp)
+		done(failedObject)
+		r.connections.doubt()
+		r.heed(ctx, p, req.URL, resp)
 	} else {
-		done(nil)
-		if r.own(origin(req.URL)) != nil {
+		done(succeeded)
+		if resp.StatusCode != http.StatusTooManyRequests {
+			r.rests.answered(from)
+		}
+		if r.own(from) != nil {
 			r.metrics.lastSuccess.WithLabelValues(r.cfg.label()).SetToCurrentTime()
 		}
 	}
-	resp.Body = newBody(ctx, reqCtx, cancel, r, op, resp)
+	resp.Body = newBody(ctx, reqCtx, cancel, r, p.op, resp)
 	return resp, nil
 }
 
@@ -217,5 +224,5 @@ func (r *Registry) debug(ctx context.Context, op string, req *http.Request, resp
 type wire struct{ registry *Registry }
 
 func (w wire) RoundTrip(req *http.Request) (*http.Response, error) {
-	return w.registry.roundTrip(req.Context(), opToken, req)
+	return w.registry.roundTrip(req.Context(), purpose{op: opToken}, req)
 }

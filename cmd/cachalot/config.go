@@ -155,6 +155,8 @@ type upstreamConfig struct {
 	// AllowAddresses are ranges that the registry's hosts may be in although they
 	// are private or the like: "10.0.0.0/8", or one address.
 	AllowAddresses []string `yaml:"allow_addresses"`
+	// AllowHTTPRedirects lets a registry at https lead to http for content by digest.
+	AllowHTTPRedirects bool `yaml:"allow_http_redirects"`
 	// RaceAfter is how long one of several URLs may take to begin with content
 	// by digest before another is asked too; 0: none ever is.
 	RaceAfter time.Duration `yaml:"race_after"`
@@ -259,6 +261,9 @@ func (c config) upstream(name string) upstream.Config {
 		CAFile:         u.CAFile,
 		TokenRealms:    u.TokenRealms,
 		AllowAddresses: addressRanges(u.AllowAddresses),
+
+		AllowHTTPRedirects: u.AllowHTTPRedirects,
+
 		Private:        !slices.Equal(u.addresses(), wellKnown()[name].addresses()),
 		RaceAfter:      u.RaceAfter,
 		MaxConnections: u.MaxConnections,

@@ -38,7 +38,7 @@ func TestLogSaysWhoseRequest(t *testing.T) {
 	wrong := up.AddImage("library/other", "latest", upstreamtest.NewImage(2, 1000)).Layers[0]
 	up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob, Reference: wrong.Digest.String()}, upstreamtest.WrongBytes())
 	up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob, Repo: "library/app", Times: 1}, upstreamtest.CutAfter(200_000))
-	up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob, Repo: "library/app", After: 1, Times: 1}, upstreamtest.Status(http.StatusNotFound))
+	up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob, Repo: "library/app", After: 1, Times: 2}, upstreamtest.Status(http.StatusNotFound))
 	r := start(t, "log: {level: debug}\n"+upstreams(up.URL))
 
 	r.ask(t, r.url+"/v2/library/app/blobs/"+img.Layers[0].Digest.String(), "X-Request-Id", "a-break")

@@ -2,7 +2,10 @@ package main
 
 import (
 	"errors"
+	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 )
 
@@ -34,6 +37,9 @@ func (m *mirror) tryReload() error {
 	if err != nil {
 		return err
 	}
+	if err := m.loses(next); err != nil {
+		return err
+	}
 	m.keepFixed(&next)
 	g, err := m.newGeneration(next)
 	if err != nil {
@@ -48,6 +54,29 @@ func (m *mirror) tryReload() error {
 	old := m.current.swap(g)
 	m.retiring.Go(old.close)
 	m.cfg = next
+	return nil
+}
+
+// loses is an error where next lacks what a file that is empty, or was cut while it was
+// written, would lack: what is in effect is worth more than that. A restart takes
+// the file for what it is.
+func (m *mirror) loses(next config) error {
+	data, err := os.ReadFile(m.file)
+	if err != nil {
+		return err
+	}
+	empty := true
+	for line := range strings.Lines(string(data)) {
+		line = strings.TrimSpace(line)
+		empty = empty && (line == "" || line == "---" || strings.HasPrefix(line, "#"))
+	}
+	builtIn := slices.Sorted(maps.Keys(wellKnown()))
+	switch {
+	case empty:
+		return fmt.Errorf("%s is empty: write the configuration to it, or restart to run without one", m.file)
+	case slices.Equal(slices.Sorted(maps.Keys(next.Upstreams)), builtIn) && !slices.Equal(slices.Sorted(maps.Keys(m.cfg.Upstreams)), builtIn):
+		return fmt.Errorf("%s has no upstreams any more, and the built-in ones would take the place of those that were configured: write the upstreams to it, or restart", m.file)
+	}
 	return nil
 }
 

@@ -23,6 +23,8 @@ type ruleConfig struct {
 	KeepFor *time.Duration `yaml:"keep_for"`
 	// NoStore: content is passed on and not kept.
 	NoStore *bool `yaml:"no_store"`
+	// OnDenied is what becomes of a tag that the upstream refuses: keep or follow.
+	OnDenied string `yaml:"on_denied"`
 	// Pin: content is never evicted.
 	Pin *bool `yaml:"pin"`
 }

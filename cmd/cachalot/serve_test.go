@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net/http"
@@ -303,6 +304,30 @@ func TestReloadOfBadFileChangesNothing(t *testing.T) {
 	}
 	if _, text := r.read(t, r.admin+"/metrics"); !strings.Contains(text, "\ncachalot_config_last_reload_successful 0\n") {
 		t.Error("the metrics do not show the failed reload")
+	}
+}
+
+// A file that is empty, or was cut while it was written, takes away nothing that was
+// configured.
+func TestReloadOfCutFileChangesNothing(t *testing.T) {
+	t.Parallel()
+	up := upstreamtest.New(t, upstreamtest.Options{})
+	up.AddImage("team/app", "latest", upstreamtest.NewImage(1, 1000))
+	r := start(t, fmt.Sprintf("default_upstream: registry.corp\nupstreams: {registry.corp: {url: %s}}\n", up.URL))
+	for text, says := range map[string]string{
+		"":                         "is empty",
+		"# comments alone\n---\n":  "is empty",
+		"listen: 127.0.0.1:0\n":    "has no upstreams any more",
+		"tags: {fresh_for: 1m}\n#": "has no upstreams any more",
+	} {
+		if err := os.WriteFile(r.file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r.signals <- syscall.SIGHUP
+		r.log.wait(t, `level=ERROR msg="configuration not reloaded; the old one stays in effect" error=".*`+says)
+		if status, body := r.read(t, r.url+"/v2/registry.corp/team/app/manifests/latest"); status != http.StatusOK {
+			t.Errorf("after %q: %d %s", text, status, body)
+		}
 	}
 }
 

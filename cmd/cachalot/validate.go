@@ -396,8 +396,8 @@ func (v *validator) url(address, key string) {
 		v.fail("not an http or https URL; write one such as https://registry-1.docker.io", key)
 	case u.Hostname() == "":
 		v.fail("no host in the URL; write one such as https://registry-1.docker.io", key)
-	case slices.Contains(strings.Split(u.Path, "/"), "v2"):
-		v.fail("/v2 in the URL; write what stands before it, for /v2 is added", key)
+	case strings.HasSuffix(strings.TrimRight(u.Path, "/"), "/v2"), strings.Count(u.Path+"/", "/v2/") > 1:
+		v.fail("/v2 at the end of the URL; write what stands before it, for /v2 is added", key)
 	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
 		v.fail("a URL with ? or #; write the address alone, such as https://"+u.Host, key)
 	}

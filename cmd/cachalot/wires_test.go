@@ -349,9 +349,10 @@ func testWires(t *testing.T, scheme string) {
 	tool := elsewhere(manifest("", "miss"), "ghcr.io", "/v2/acme/tool/manifests/1?ns=ghcr.io")
 	w.do(tool)
 	other.Fault(ut.Match{Op: ut.HeadManifest, Times: 1}, ut.Status(http.StatusTooManyRequests))
-	tool.result = "stale"
+	tool.result = "revalidated" // by a GET
 	w.do(tool)
 	other.Down()
+	tool.result = "stale"
 	w.do(tool)
 	w.do(with(elsewhere(blob(small.Layers[0], "error"), "ghcr.io", "/v2/acme/tool/blobs/"+small.Layers[0].Digest.String()+"?ns=ghcr.io"), "", "", http.StatusBadGateway))
 

@@ -1,0 +1,60 @@
+package proxy
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/upstream"
+)
+
+// acceptsIndex reports whether a client can read an index, or Docker's manifest list.
+// Who says nothing accepts all (RFC 9110 section 12.5.1).
+func acceptsIndex(h http.Header) bool {
+	accept := h.Values("Accept")
+	if len(accept) == 0 {
+		return true
+	}
+	for one := range strings.SplitSeq(strings.Join(accept, ","), ",") {
+		mediaRange, _, _ := strings.Cut(one, ";")
+		switch strings.ToLower(strings.TrimSpace(mediaRange)) {
+		case "*/*", "application/*", ocispec.MediaTypeImageIndex, mediaTypeManifestList:
+			return true
+		}
+	}
+	return false
+}
+
+const mediaTypeManifestList = "application/vnd.docker.distribution.manifest.list.v2+json"
+
+// olderPlatform is what the clients get that know no indexes, as from distribution.
+const olderPlatform = "linux/amd64"
+
+// withoutIndex is the manifest that stands for an index where the client cannot read
+// it; d itself, where it is none.
+func (p *Proxy) withoutIndex(ctx context.Context, t target, d digest.Digest) (digest.Digest, error) {
+	b, err := p.open(ctx, t, d)
+	if err != nil {
+		return "", err
+	}
+	defer b.Close()
+	var m manifestBody
+	if err := json.NewDecoder(b.Content).Decode(&m); err != nil {
+		return "", fmt.Errorf("read manifest %s: %w", d, err)
+	}
+	if m.MediaType != ocispec.MediaTypeImageIndex && m.MediaType != mediaTypeManifestList && len(m.Manifests) == 0 {
+		return d, nil
+	}
+	for _, child := range m.Manifests {
+		if _, err := storage.ParseDigest(string(child.Digest)); err == nil && fitsPlatform(child.Platform, []string{olderPlatform}) {
+			return child.Digest, nil
+		}
+	}
+	return "", fmt.Errorf("%w: it is an index, which the client does not accept, and has nothing for %s", upstream.ErrNotFound, olderPlatform)
+}

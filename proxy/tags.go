@@ -1,0 +1,183 @@
+package proxy
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+
+	"github.com/distribution/distribution/v3/registry/api/errcode"
+	lru "github.com/hashicorp/golang-lru/v2"
+
+	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/upstream"
+)
+
+// maxListQuery bounds what a client asks a list with: n and last, or what a registry's
+// own Link said.
+const maxListQuery = 1024
+
+// wholeList is the name that the first page of a repository's tags is kept under, as
+// the registry gives it to who asks for no length. No tag has a slash.
+const wholeList = "tags/list"
+
+// tagPages are the pages of tag lists that other pages have led to. Only these are
+// kept, and the first ones: a client may ask for a list from anywhere, and each place
+// would be kept for itself.
+type tagPages struct{ led *lru.Cache[string, struct{}] }
+
+func newTagPages() (*tagPages, error) {
+	led, err := lru.New[string, struct{}](remember)
+	return &tagPages{led}, err
+}
+
+// lead records that a page leads to another.
+func (p *tagPages) lead(t target, next string) { p.led.Add(pageName(t, next), struct{}{}) }
+
+// worth reports whether the page of a query is worth keeping.
+func (p *tagPages) worth(t target, query url.Values) bool {
+	return len(query) == 0 || len(query) == 1 && query.Has("n") || p.led.Contains(pageName(t, query.Encode()))
+}
+
+// pageName is a page of a list: of which repository, and the query.
+func pageName(t target, query string) string {
+	return t.registry.Name() + "\x00" + t.repo + "\x00" + query
+}
+
+// tags answers with a page of the repository's tags (OCI distribution-spec, "Listing
+// tags"), as the upstream has it: n, last and what else is asked are the upstream's
+// to answer. A page is kept like a tag.
+func (p *Proxy) tags(w *response, r *http.Request, t target) error {
+	query := r.URL.Query()
+	query.Del("ns")
+	if query.Has("n") {
+		if n, err := strconv.Atoi(query.Get("n")); err != nil || n < 0 {
+			return refuse(errcode.ErrorCodePaginationNumberInvalid, http.StatusBadRequest, "n is a number of tags, 0 or more")
+		}
+	}
+	if len(query.Encode()) > maxListQuery {
+		return refuse(errcode.ErrorCodePaginationNumberInvalid, http.StatusBadRequest, "the query has more than %d bytes", maxListQuery)
+	}
+	page, err := p.tagPage(w, t, query)
+	if err != nil {
+		return err
+	}
+	if page.Next != "" {
+		w.Header().Set("Link", nextLink(r, page.Next))
+	}
+	if page.Tags == nil {
+		page.Tags = []string{} // an empty list, not null
+	}
+	return writeJSON(w, r, "application/json", struct {
+		Name string   `json:"name"`
+		Tags []string `json:"tags"`
+	}{t.name, page.Tags})
+}
+
+// nextLink is the Link to the next page (RFC 8288). It is relative, so that it holds
+// behind a front that rewrites paths. But containers/image takes all of it but the
+// path for the mirror's own: who asks for no length, as it does, gets the path, and
+// no length in it.
+func nextLink(r *http.Request, next string) string {
+	path := "list"
+	if !r.URL.Query().Has("n") {
+		path = r.URL.EscapedPath()
+	}
+	if ns := namespace(r); ns != "" {
+		next += "&ns=" + url.QueryEscape(ns)
+	}
+	return "<" + path + "?" + next + `>; rel="next"`
+}
+
+// tagPage returns the page that a query asks for.
+func (p *Proxy) tagPage(w *response, t target, query url.Values) (upstream.TagPage, error) {
+	if page, ok := p.cutPage(w, t, query); ok {
+		return page, nil
+	}
+	raw := query.Encode()
+	fetch := func(ctx context.Context) ([]byte, error) {
+		page, err := t.registry.TagPage(ctx, t.repo, raw)
+		if err != nil {
+			return nil, err
+		}
+		if page.Next != "" {
+			if !query.Has("n") {
+				page.Next = withoutLength(page.Next)
+			}
+			p.pages.lead(t, page.Next)
+		}
+		return json.Marshal(page)
+	}
+	name := wholeList
+	if raw != "" {
+		name += "?" + raw
+	}
+	_, kept := p.store.Tag(storage.TagKey{Upstream: t.registry.Name(), Repository: t.repo, Name: name})
+	if kept || p.pages.worth(t, query) {
+		return readPage(p.list(w, t, name, fetch))
+	}
+	body, err := once(w.ctx, p, "page\x00"+pageName(t, raw), fetch)
+	if err == nil {
+		w.result = resultMiss
+	}
+	return readPage(body, err)
+}
+
+// withoutLength is a next page's query without n, which the registry has put there for
+// a client that asked for none: it gives as much to who asks for none again.
+func withoutLength(next string) string {
+	query, err := url.ParseQuery(next)
+	if err != nil || !query.Has("last") {
+		return next
+	}
+	query.Del("n")
+	return query.Encode()
+}
+
+func readPage(body []byte, err error) (upstream.TagPage, error) {
+	var page upstream.TagPage
+	if err != nil {
+		return page, err
+	}
+	if err := json.Unmarshal(body, &page); err != nil {
+		return page, fmt.Errorf("read kept tag list: %w", err)
+	}
+	return page, nil
+}
+
+// cutPage cuts a page from the whole list, where that is kept and has only one page:
+// no request is needed for it, and the upstream may be gone.
+func (p *Proxy) cutPage(w *response, t target, query url.Values) (upstream.TagPage, bool) {
+	for name := range query {
+		if name != "n" && name != "last" {
+			return upstream.TagPage{}, false
+		}
+	}
+	_, kept := p.store.Tag(storage.TagKey{Upstream: t.registry.Name(), Repository: t.repo, Name: wholeList})
+	if len(query) == 0 || !kept {
+		return upstream.TagPage{}, false
+	}
+	page, err := p.tagPage(w, t, nil)
+	if err != nil || page.Next != "" {
+		return upstream.TagPage{}, false
+	}
+	if last := query.Get("last"); last != "" {
+		i := slices.Index(page.Tags, last) + 1
+		if i == 0 {
+			if i = slices.IndexFunc(page.Tags, func(tag string) bool { return tag > last }); i < 0 {
+				i = len(page.Tags)
+			}
+		}
+		page.Tags = page.Tags[i:]
+	}
+	if n, err := strconv.Atoi(query.Get("n")); err == nil && n < len(page.Tags) {
+		page.Tags = page.Tags[:n]
+		if n > 0 {
+			page.Next = url.Values{"n": {strconv.Itoa(n)}, "last": {page.Tags[n-1]}}.Encode()
+		}
+	}
+	return page, true
+}

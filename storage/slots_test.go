@@ -1,0 +1,81 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// TestSlots_OneUpstreamStalls: whatever one upstream's downloads do, those of others
+// and its own manifests have slots, and of its own blobs those that stall give
+// theirs up to others.
+func TestSlots_OneUpstreamStalls(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := openStore(t, t.TempDir(), func(c *Config) { c.MaxFills = 32 })
+		ctx, leave := context.WithCancel(t.Context())
+		ended := make(chan error, 100)
+		stalled := func(ctx context.Context, _ Span) (*Part, error) {
+			r, w := io.Pipe()
+			context.AfterFunc(ctx, func() { w.CloseWithError(context.Cause(ctx)) })
+			go func() { _, _ = w.Write(make([]byte, 1000)) }() // and no more
+			return &Part{Body: r, Size: 1 << 20}, nil
+		}
+		for i := range 30 {
+			d := digest.FromString(fmt.Sprint("stalled ", i))
+			go func() {
+				b, err := s.Get(ctx, Scope{Upstream: "a", Repository: "r"}, d, stalled)
+				if err == nil {
+					_, err = io.ReadAll(b.Content)
+					b.Close()
+				}
+				ended <- err
+			}()
+		}
+		synctest.Wait()
+		if n := s.slots.use(); n != 8 {
+			t.Errorf("%d slots for one upstream of 32", n)
+		}
+		begun := time.Now()
+		fetch := func(sc Scope, seed uint64) time.Duration {
+			t.Helper()
+			o := &origin{content: content(seed, 1000)}
+			b, err := s.Get(t.Context(), sc, o.digest(), o.source)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer b.Close()
+			if _, err := io.ReadAll(b.Content); err != nil {
+				t.Error(err)
+			}
+			return time.Since(begun)
+		}
+		if took := fetch(Scope{Upstream: "b", Repository: "r"}, 1); took != 0 {
+			t.Errorf("another upstream's blob took %s", took)
+		}
+		if took := fetch(Scope{Upstream: "a", Repository: "r", Manifest: true}, 2); took != 0 {
+			t.Errorf("a manifest took %s", took)
+		}
+		// Its turn comes after those that stall: they give way one after the other.
+		if took := fetch(Scope{Upstream: "a", Repository: "r"}, 3); took > 30/8*(stalledFor+lookEvery)+2*stalledFor {
+			t.Errorf("a blob of the same upstream took %s", took)
+		}
+		leave()
+		for range 30 {
+			if err := <-ended; err == nil {
+				t.Error("a stalled download ended well")
+			} else if !errors.Is(err, errStalled) && !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -1,0 +1,132 @@
+package upstream
+
+import (
+	"context"
+	"net/http"
+	"net/http/httptrace"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// idleLong is how long a kept connection was not used that may have died
+	// without a word: a firewall has forgotten it, or its server is gone.
+	idleLong = time.Second
+	// deadAfter is how long a request over such a connection waits for its answer
+	// before it is sent over a new one too.
+	deadAfter = 3 * time.Second
+	// dropPause is how often all idle connections may be dropped.
+	dropPause = 3 * time.Second
+	// maxFresh bounds the new connections to a host that are opened in doubt.
+	maxFresh = 8
+)
+
+// connections sends requests over kept connections, and over new ones where those may
+// be dead or lead to a server that has been replaced: a name is looked up for a new
+// connection only.
+type connections struct {
+	kept    *http.Transport
+	fresh   *http.Transport // each request has a connection of its own
+	doubted atomic.Bool     // a server has failed: the idle ones are dropped before the next request
+	dropped atomic.Int64    // Unix nanoseconds of the last time
+}
+
+func newConnections(t *http.Transport) *connections {
+	fresh := t.Clone()
+	fresh.DisableKeepAlives, fresh.MaxConnsPerHost = true, maxFresh
+	return &connections{kept: t, fresh: fresh}
+}
+
+// doubt has the idle connections dropped before the next request.
+func (c *connections) doubt() { c.doubted.Store(true) }
+
+func (c *connections) drop() {
+	c.dropped.Store(time.Now().UnixNano())
+	c.doubted.Store(false)
+	c.kept.CloseIdleConnections()
+}
+
+// close closes idle connections. Bodies that are being read are not touched.
+func (c *connections) close() { c.kept.CloseIdleConnections() }
+
+// roundTrip sends a request, and waits for the head of the answer.
+func (c *connections) roundTrip(req *http.Request) (*http.Response, error) {
+	if c.doubted.Load() && time.Since(time.Unix(0, c.dropped.Load())) > dropPause {
+		c.drop()
+	}
+	if req.Body != nil { // it can be sent once
+		return c.kept.RoundTrip(req)
+	}
+	type reply struct {
+		resp *http.Response
+		err  error
+	}
+	idle := make(chan struct{}, 1) // the request goes over a connection that was idle for long
+	send := func(t *http.Transport) (<-chan reply, context.CancelFunc) {
+		ctx, cancel := context.WithCancel(req.Context()) // which ends with the body
+		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) {
+			if i.Reused && i.IdleTime > idleLong {
+				select {
+				case idle <- struct{}{}:
+				default: // it was sent again by the transport
+				}
+			}
+		}})
+		ch := make(chan reply, 1)
+		go func() {
+			resp, err := t.RoundTrip(req.Clone(ctx)) //nolint:bodyclose // by who takes the reply
+			ch <- reply{resp, err}
+		}()
+		return ch, cancel
+	}
+	kept, leaveKept := send(c.kept)
+	var dead <-chan time.Time
+	for dead == nil {
+		select {
+		case got := <-kept:
+			if got.err != nil {
+				leaveKept()
+			}
+			return got.resp, got.err
+		case <-idle:
+			dead = time.After(deadAfter)
+		}
+	}
+	var fresh <-chan reply
+	var leaveFresh context.CancelFunc
+	late := func(ch <-chan reply, leave context.CancelFunc) { // no one waits for it
+		leave()
+		if got := <-ch; got.err == nil {
+			got.resp.Body.Close()
+		}
+	}
+	for {
+		select {
+		case <-dead:
+			fresh, leaveFresh = send(c.fresh)
+		case got := <-kept:
+			if got.err != nil {
+				leaveKept()
+				if kept = nil; fresh != nil {
+					continue
+				}
+			} else if fresh != nil {
+				go late(fresh, leaveFresh)
+			}
+			return got.resp, got.err
+		case got := <-fresh:
+			if got.err != nil {
+				leaveFresh()
+				if fresh = nil; kept != nil {
+					continue
+				}
+				return got.resp, got.err
+			}
+			c.drop()
+			if kept != nil {
+				go late(kept, leaveKept)
+			}
+			return got.resp, nil
+		}
+	}
+}

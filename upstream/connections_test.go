@@ -1,0 +1,107 @@
+package upstream
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// moving is where a name leads, and the connections that were made to it.
+type moving struct {
+	to   atomic.Pointer[http.HandlerFunc]
+	made atomic.Int64
+}
+
+// dial makes a connection to what the name leads to now.
+func (m *moving) dial(t *testing.T) func(context.Context, string, string) (net.Conn, error) {
+	t.Helper()
+	return func(context.Context, string, string) (net.Conn, error) {
+		m.made.Add(1)
+		client, server := net.Pipe()
+		h := *m.to.Load()
+		l := &lines{conns: make(chan net.Conn, 1), ended: make(chan struct{})}
+		l.conns <- server
+		s := &http.Server{Handler: h}
+		go func() { _ = s.Serve(l) }()
+		t.Cleanup(func() { _ = s.Close() })
+		return client, nil
+	}
+}
+
+// TestConnections_NameMoves: kept connections to a server that has been replaced, or
+// that have died without a word, are found out within seconds (L5).
+func TestConnections_NameMoves(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"the old server says 503", "kept connections are dead"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := served(t, func(http.ResponseWriter, *http.Request) {})
+				m := &moving{}
+				o := newOdd(nil)
+				var gone atomic.Bool
+				old := http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+					switch {
+					case !gone.Load():
+						o.ServeHTTP(w, req)
+					case name == "the old server says 503":
+						w.WriteHeader(http.StatusServiceUnavailable)
+					default:
+						<-req.Context().Done()
+					}
+				})
+				m.to.Store(&old)
+				for _, transport := range []*http.Transport{r.connections.kept, r.connections.fresh} {
+					transport.Proxy, transport.DialContext = nil, m.dial(t)
+				}
+				r.connections.kept.DisableKeepAlives = false
+				open := func(n int) error {
+					c, err := r.Open(t.Context(), KindBlob, repo, digest.FromString(fmt.Sprint(n)), Span{})
+					if err != nil {
+						return err
+					}
+					defer c.Body.Close()
+					_, err = io.Copy(io.Discard, c.Body)
+					return err
+				}
+				held := make([]*Content, 40)
+				for i := range held {
+					var err error
+					if held[i], err = r.Open(t.Context(), KindBlob, repo, digest.FromString(fmt.Sprint(i)), Span{}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for _, c := range held {
+					_, _ = io.Copy(io.Discard, c.Body)
+					_ = c.Body.Close()
+				}
+				time.Sleep(5 * time.Second)
+				gone.Store(true)
+				moved := http.HandlerFunc(newOdd(nil).ServeHTTP)
+				m.to.Store(&moved)
+				begun, failed := time.Now(), 0
+				for i := range 30 {
+					if open(100+i) != nil {
+						failed++
+					}
+					if i == 0 {
+						if took := time.Since(begun); took > 10*time.Second {
+							t.Errorf("the first took %s", took)
+						}
+					}
+				}
+				if took := time.Since(begun); failed > 1 || took > 10*time.Second {
+					t.Errorf("%d of 30 failed, in %s", failed, took)
+				}
+			})
+		})
+	}
+}

@@ -1,0 +1,227 @@
+package upstream
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// read asks for something small and reads it whole. What valid refuses is the failure
+// of the URL that sent it, and the next one is asked. It starts over once if a
+// body breaks: unlike a blob there is no resuming it.
+func (r *Registry) read(ctx context.Context, kind Kind, q query, valid func(resp *http.Response, body []byte) error) error {
+	var telling error
+	for broke := false; ; {
+		resp, err := r.ask(ctx, q)
+		if err != nil {
+			return moreTelling(telling, err)
+		}
+		from := resp.Body.(*body).from
+		body, err := r.readBody(q, kind, resp)
+		switch {
+		case err == nil:
+		case ctx.Err() != nil, errors.Is(err, ErrTimeout):
+			return err
+		case errors.Is(err, ErrUnavailable) && !broke:
+			broke = true
+			continue
+		}
+		if err == nil {
+			if err = valid(resp, body); err == nil {
+				return nil
+			}
+			if _, ok := errors.AsType[*Error](err); !ok {
+				err = r.fail(q.op, ErrInvalid, "%v", err)
+			}
+		}
+		telling = moreTelling(telling, err)
+		q.skip = append(slices.Clip(q.skip), from)
+		if len(q.skip) == len(r.endpoints) {
+			return telling
+		}
+	}
+}
+
+// readBody reads a small body, and undoes an encoding that was not asked for.
+func (r *Registry) readBody(q query, kind Kind, resp *http.Response) ([]byte, error) {
+	c, _, err := r.accept(q, kind, resp, 0, resp.ContentLength, resp.ContentLength)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Body.Close()
+	b, err := io.ReadAll(c.Body)
+	if err != nil || !isGzip(resp.Header) {
+		return b, err
+	}
+	return r.unzip(q.op, b)
+}
+
+// isGzip reports whether an answer says that its body is packed, which was not asked for.
+func isGzip(h http.Header) bool {
+	encoding := h.Get("Content-Encoding")
+	return strings.EqualFold(encoding, "gzip") || strings.EqualFold(encoding, "x-gzip")
+}
+
+// unzip unpacks a small body; one that is no gzip has it as a mere label.
+func (r *Registry) unzip(op string, b []byte) ([]byte, error) {
+	decoder, err := gzip.NewReader(bytes.NewReader(b))
+	if err != nil {
+		return b, nil //nolint:nilerr // see above
+	}
+	plain, err := io.ReadAll(io.LimitReader(decoder, MaxManifestSize+1))
+	switch {
+	case len(plain) > MaxManifestSize:
+		return nil, r.fail(op, ErrInvalid, "longer than %d bytes", MaxManifestSize)
+	case err != nil:
+		return nil, r.noGzip(op, err)
+	}
+	return plain, nil
+}
+
+// unpacked is content without the gzip around it. Its length is not known.
+func (r *Registry) unpacked(op string, c *Content) (*Content, error) {
+	decoder, err := gzip.NewReader(c.Body)
+	if err != nil {
+		_ = c.Body.Close() // given up
+		return nil, r.noGzip(op, err)
+	}
+	return &Content{Body: &unpacking{decoder, c.Body, r, op}, Size: -1, MediaType: c.MediaType}, nil
+}
+
+type unpacking struct {
+	decoder *gzip.Reader
+	io.Closer
+	registry *Registry
+	op       string
+}
+
+func (u *unpacking) Read(p []byte) (int, error) {
+	n, err := u.decoder.Read(p)
+	if err != nil && err != io.EOF { //nolint:errorlint // a wrapped one is a broken connection
+		err = u.registry.noGzip(u.op, err)
+	}
+	return n, err
+}
+
+// noGzip is the error of what cannot be unpacked.
+func (r *Registry) noGzip(op string, err error) error {
+	if _, ok := errors.AsType[*Error](err); ok { // it broke
+		return err
+	}
+	return r.fail(op, ErrInvalid, "not the gzip that it says it is")
+}
+
+// readOdd reads a manifest whose answer has not what a manifest's has, finds out what
+// it is, and lets the digest decide. A signed one of schema 1 it fails with ErrSigned.
+func (r *Registry) readOdd(op string, c *Content, d digest.Digest, gzipped bool) (*Content, error) {
+	b, err := io.ReadAll(c.Body)
+	_ = c.Body.Close() // read to its end
+	if err != nil {
+		return nil, err
+	}
+	if isSigned(b, d) {
+		return nil, r.fail(op, ErrSigned, "asked by digest")
+	}
+	if gzipped && d.Algorithm().Available() && d.Algorithm().FromBytes(b) != d {
+		if b, err = r.unzip(op, b); err != nil {
+			return nil, err
+		}
+	}
+	size := int64(len(b))
+	return &Content{Body: io.NopCloser(bytes.NewReader(b)), End: size, Size: size, MediaType: manifestType(c.MediaType, b)}, nil
+}
+
+// errNamed: a registry names another digest than that of what it sent.
+var errNamed = errors.New("what it sent for a tag has not the digest that it names")
+
+// readManifest checks what a registry sent for a tag: a manifest, and the one whose
+// digest it names. If not, the error is errNamed, and the digest is that of the bytes.
+func readManifest(resp *http.Response, b []byte) (Resolved, error) {
+	if !isManifest(b) {
+		return Resolved{}, errors.New("what it sent for a tag is no manifest")
+	}
+	d := digest.FromBytes(b)
+	var err error
+	if named := namedDigest(resp); named != "" && named.Algorithm().Available() {
+		switch {
+		case named.Algorithm().FromBytes(b) == named:
+			d = named
+		case !isSigned(b, named):
+			err = errNamed
+		}
+	}
+	return Resolved{Descriptor: ocispec.Descriptor{MediaType: manifestType(mediaType(KindManifest, resp), b), Digest: d, Size: int64(len(b))}, Content: b}, err
+}
+
+// settle finds out which of the two is wrong, the name or the bytes. Where the registry
+// gives what it names, it is that. Where there is no such thing, and it gives the bytes
+// by their own digest, it is those.
+func (r *Registry) settle(ctx context.Context, repo string, named digest.Digest, m Resolved) (Resolved, error) {
+	got, err := r.byDigest(ctx, repo, named)
+	if err == nil || !errors.Is(err, ErrNotFound) {
+		return got, err
+	}
+	return r.byDigest(ctx, repo, m.Digest)
+}
+
+// byDigest reads a manifest and verifies it.
+func (r *Registry) byDigest(ctx context.Context, repo string, d digest.Digest) (Resolved, error) {
+	c, err := r.Open(ctx, KindManifest, repo, d, Span{})
+	if err != nil {
+		return Resolved{}, err
+	}
+	defer c.Body.Close()
+	b, err := io.ReadAll(c.Body)
+	if err == nil && d.Algorithm().FromBytes(b) != d {
+		err = errNamed
+	}
+	return Resolved{Descriptor: ocispec.Descriptor{MediaType: c.MediaType, Digest: d, Size: int64(len(b))}, Content: b}, err
+}
+
+// manifestBody is what tells manifests from other things, and from each other.
+type manifestBody struct {
+	SchemaVersion json.Number       `json:"schemaVersion"`
+	MediaType     string            `json:"mediaType"`
+	Manifests     []json.RawMessage `json:"manifests"`
+	Layers        []json.RawMessage `json:"layers"`
+	Errors        json.RawMessage   `json:"errors"`
+}
+
+// isManifest reports whether b may be a manifest: an object of JSON that has what all
+// kinds of manifests have one of, and a page, an error or the half of one have not.
+func isManifest(b []byte) bool {
+	var m manifestBody
+	if json.Unmarshal(b, &m) != nil || m.Errors != nil && m.SchemaVersion == "" {
+		return false
+	}
+	return m.SchemaVersion != "" || m.MediaType != "" || m.Manifests != nil || m.Layers != nil
+}
+
+// manifestType is the media type of a manifest: what its answer said, or where that is
+// none that a manifest can have, what the manifest itself says, or looks like.
+func manifestType(said string, b []byte) string {
+	var m manifestBody
+	if said != "" || json.Unmarshal(b, &m) != nil {
+		return said
+	}
+	switch {
+	case isManifestType(m.MediaType):
+		return m.MediaType
+	case m.Manifests != nil:
+		return ocispec.MediaTypeImageIndex
+	case m.Layers != nil:
+		return ocispec.MediaTypeImageManifest
+	case m.SchemaVersion == "1":
+		return "application/vnd.docker.distribution.manifest.v1+json"
+	}
+	return ""
+}
