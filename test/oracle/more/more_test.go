@@ -1,0 +1,31 @@
+package more
+
+import (
+	"testing"
+
+	"github.com/containerd/log"
+
+	"github.com/cachalot-registry/cachalot/test/oracle"
+)
+
+// TestOracle tries CACHALOT_TEST_SEEDS seeds, by default 200, from CACHALOT_TEST_SEED on.
+func TestOracle(t *testing.T) {
+	t.Parallel()
+	clients := []oracle.Client{{Name: "containerd", Pull: pullContainerd}}
+	oracle.Run(t, clients, oracle.Number(t, "CACHALOT_TEST_SEED", 1), oracle.Number(t, "CACHALOT_TEST_SEEDS", 200))
+}
+
+// TestOracleOnLoopback tries a tenth as many.
+func TestOracleOnLoopback(t *testing.T) {
+	t.Parallel()
+	clients := []oracle.Client{{Name: "podman", Pull: pullImage}}
+	oracle.RunOnLoopback(t, clients, oracle.Number(t, "CACHALOT_TEST_SEED", 1), oracle.Number(t, "CACHALOT_TEST_SEEDS", 200)/10)
+}
+
+// TestMain quiets containerd, which logs what it tries again.
+func TestMain(m *testing.M) {
+	if err := log.SetLevel("panic"); err != nil {
+		panic(err)
+	}
+	m.Run()
+}
