@@ -15,9 +15,9 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// read asks for something small and reads it whole. What valid refuses is the failure
-// of the URL that sent it, and the next one is asked. It starts over once if a
-// body breaks: unlike a blob there is no resuming it.
+// read asks for something small and reads it whole. What valid refuses, or does not come
+// to its end in time, is the failure of the URL that sent it, and the next one is asked.
+// It starts over once if a body breaks: unlike a blob there is no resuming it.
 func (r *Registry) read(ctx context.Context, kind Kind, q query, valid func(resp *http.Response, body []byte) error) error {
 	var telling error
 	for broke := false; ; {
@@ -29,9 +29,9 @@ func (r *Registry) read(ctx context.Context, kind Kind, q query, valid func(resp
 		body, err := r.readBody(q, kind, resp)
 		switch {
 		case err == nil:
-		case ctx.Err() != nil, errors.Is(err, ErrTimeout):
+		case ctx.Err() != nil:
 			return err
-		case errors.Is(err, ErrUnavailable) && !broke:
+		case errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrTimeout) && !broke:
 			broke = true
 			continue
 		}

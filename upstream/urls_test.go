@@ -159,6 +159,22 @@ func TestManifestBroken(t *testing.T) {
 	wantCounts(t, up, map[upstreamtest.Op]int{upstreamtest.GetManifest: 2, upstreamtest.Ping: 1})
 }
 
+// TestManifestStalls: where one URL stops in the middle of it, the next one is asked.
+func TestManifestStalls(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		network := upstreamtest.NewMemory()
+		mirror, _ := image(t, upstreamtest.Options{Memory: network})
+		up, img := image(t, upstreamtest.Options{Memory: network})
+		mirror.Fault(upstreamtest.Match{Op: upstreamtest.GetManifest}, upstreamtest.StallAfter(10, nil))
+		m, err := dialing(t, Config{URLs: []string{mirror.URL, up.URL}, Dial: network.DialContext}).Manifest(t.Context(), repo, "latest")
+		if err != nil || string(m.Content) != string(img.Index.Bytes) {
+			t.Errorf("%d bytes, %v", len(m.Content), err)
+		}
+		wantCounts(t, mirror, map[upstreamtest.Op]int{upstreamtest.GetManifest: 1, upstreamtest.Ping: 1})
+	})
+}
+
 func TestDown(t *testing.T) {
 	t.Parallel()
 	up, _ := image(t, upstreamtest.Options{})
