@@ -161,6 +161,12 @@ func TestHeadDownloadsNothing(t *testing.T) {
 	up := ut.New(t, ut.Options{})
 	img := up.AddImage("library/app", "1", ut.NewImage(9, 5<<20))
 	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
+	nothing := ut.NewContent("", nil)
+	up.AddBlob("library/app", nothing)
+	if a := m.head("/v2/library/app/blobs/" + nothing.Digest.String()); a.status != http.StatusOK || a.header.Get("Content-Length") != "0" {
+		t.Errorf("nothing: %d %v", a.status, a.header)
+	}
+	up.Forget()
 	layer := img.Layers[0]
 	for range 3 {
 		a := m.head("/v2/library/app/blobs/" + layer.Digest.String())

@@ -188,10 +188,16 @@ func (r *Registry) head(ctx context.Context, kind Kind, repo, reference string) 
 	}
 	resp.Body.Close()
 	size := resp.ContentLength
-	if size == 0 || isGzip(resp.Header) { // it has no length to tell, or that of something else
+	if size == 0 && !isNothing(reference) || isGzip(resp.Header) { // it has no length to tell, or that of something else
 		size = -1
 	}
 	return ocispec.Descriptor{MediaType: mediaType(kind, resp), Digest: namedDigest(resp), Size: size}, nil
+}
+
+// isNothing reports whether a reference is the digest of no bytes at all.
+func isNothing(reference string) bool {
+	d, err := digest.Parse(reference)
+	return err == nil && d == d.Algorithm().FromBytes(nil)
 }
 
 // namedDigest is what an answer says that its content has; "" where that is none.
