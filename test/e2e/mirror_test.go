@@ -29,9 +29,11 @@ type mirror struct {
 	listen    string            // host:port; the first start finds a free one
 	admin     string
 	timeouts  string // YAML: towards upstreams; "": the defaults
-	front     string // URL of what stands before it, or ""
-	tls       string // YAML: its certificate; "": it speaks plain HTTP
-	ca        string // file with the CA of that
+	// negativeFor is how long it remembers what there is not; 0: the default.
+	negativeFor time.Duration
+	front       string // URL of what stands before it, or ""
+	tls         string // YAML: its certificate; "": it speaks plain HTTP
+	ca          string // file with the CA of that
 
 	// What clients are given besides.
 	login      string            // folder of a config.json with credentials, or ""
@@ -114,7 +116,8 @@ func (m *mirror) configure(t *testing.T, freshFor time.Duration) {
 	fmt.Fprintf(&b, "listen: %s\nadmin: {listen: %s}\nlog: {level: debug}\n", m.listen, m.admin)
 	fmt.Fprintf(&b, "tls: {%s}\n", m.tls)
 	fmt.Fprintf(&b, "storage: {path: %s, min_free: 0}\n", filepath.Join(m.dir, "cache"))
-	fmt.Fprintf(&b, "tags: {fresh_for: %s}\ntimeouts: {%s}\nupstreams:\n", freshFor, m.timeouts)
+	fmt.Fprintf(&b, "tags: {fresh_for: %s, negative_for: %s}\n", freshFor, cmp.Or(m.negativeFor, 10*time.Second))
+	fmt.Fprintf(&b, "timeouts: {%s}\nupstreams:\n", m.timeouts)
 	for name, settings := range m.upstreams {
 		fmt.Fprintf(&b, "  %s: %s\n", name, settings)
 	}

@@ -21,8 +21,8 @@ const (
 )
 
 // tries is how often a registry that is gone may be asked for what is to be
-// checked: three times, and how to authenticate.
-const tries = 4
+// checked: how to authenticate, once by HEAD, and three times by GET.
+const tries = 5
 
 // client pulls images through a mirror.
 type client interface {
@@ -81,7 +81,8 @@ func TestPull(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := &scenario{sources: sources(t, with.types), also: with.also}
-			s.mirror = newMirror(t, forEver, upstreams(s.sources))
+			s.mirror = &mirror{upstreams: upstreams(s.sources), negativeFor: forEver} // of referrers too, which there are none of
+			s.mirror.open(t, forEver)
 			s.tap = wiretap(t, s.mirror)
 			s.client = with.client(t, s.mirror)
 			s.play(t)
