@@ -5,6 +5,7 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -25,6 +26,15 @@ const repo = "library/busybox"
 
 // never is a deadline that no test reaches.
 const never = time.Minute
+
+// oneProcessor has one processor run a test, which is not to run beside others. Where two
+// run timers of a bubble that are due at once, as connections in memory have them, the
+// race detector of Go 1.26 crashes.
+func oneProcessor(t *testing.T) {
+	t.Helper()
+	before := runtime.GOMAXPROCS(1)
+	t.Cleanup(func() { runtime.GOMAXPROCS(before) })
+}
 
 // dialing makes a registry of cfg that pauses nowhere and asks no proxy.
 func dialing(tb testing.TB, cfg Config) *Registry {

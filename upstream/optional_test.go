@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,7 +21,9 @@ import (
 type odd struct {
 	manifest, blob []byte
 	quirk          func(w http.ResponseWriter, req *http.Request) bool // true: it has answered
-	asked          []string                                            // "METHOD kind", "range" beside it
+
+	mu    sync.Mutex // guards asked
+	asked []string   // "METHOD kind", "range" beside it
 }
 
 func (o *odd) ServeHTTP(w http.ResponseWriter, req *http.Request) {
@@ -33,7 +36,9 @@ func (o *odd) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if req.Header.Get("Range") != "" {
 		line += " range"
 	}
+	o.mu.Lock()
 	o.asked = append(o.asked, line)
+	o.mu.Unlock()
 	if o.quirk != nil && o.quirk(w, req) {
 		return
 	}

@@ -237,7 +237,7 @@ func TestHealth(t *testing.T) {
 // TestLostRaces: a URL that loses races, or answers in no time, is asked after the others
 // for a while.
 func TestLostRaces(t *testing.T) {
-	t.Parallel()
+	oneProcessor(t)
 	for name, tt := range map[string]struct {
 		cfg  Config
 		want int
@@ -246,7 +246,6 @@ func TestLostRaces(t *testing.T) {
 		"timeouts": {Config{Timeouts: Timeouts{ResponseHeader: time.Second}}, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				network := upstreamtest.NewMemory()
 				mirror, img := image(t, upstreamtest.Options{Memory: network})

@@ -161,7 +161,7 @@ func TestManifestBroken(t *testing.T) {
 
 // TestManifestStalls: where one URL stops in the middle of it, the next one is asked.
 func TestManifestStalls(t *testing.T) {
-	t.Parallel()
+	oneProcessor(t)
 	synctest.Test(t, func(t *testing.T) {
 		network := upstreamtest.NewMemory()
 		mirror, _ := image(t, upstreamtest.Options{Memory: network})
