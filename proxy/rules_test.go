@@ -225,7 +225,10 @@ func TestNoStore(t *testing.T) {
 		})
 	}
 	<-arrived
-	waitFor(t, func() bool { return m.inside.Load() == clients })
+	waitFor(t, func() bool { // or one would come after it, and begin another
+		fill, ok := m.store.Fill(layer.Digest)
+		return ok && fill.Readers == clients
+	})
 	close(release)
 	wg.Wait()
 	if n := up.Sent(layer.Digest); n != layer.Size {

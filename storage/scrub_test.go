@@ -236,7 +236,7 @@ func TestCheckLeavesCache(t *testing.T) {
 	}
 	warm := cached()
 	s.recheck(o.digest())
-	if n := cached(); n != warm || warm == 0 {
+	if n := cached(); n > warm || n < warm*9/10 || warm == 0 { // the kernel may take some at any time
 		t.Errorf("%d pages of a warm blob are in the page cache, %d before", n, warm)
 	}
 	if got := testutil.ToFloat64(s.metrics.scrubbed); got != 8<<20 {
