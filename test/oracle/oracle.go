@@ -127,7 +127,7 @@ func folder(t *testing.T) string {
 	if unix.Statfs(memory, &fs) != nil || fs.Bavail*uint64(fs.Bsize) < enough { //nolint:gosec // no block has a negative size
 		return t.TempDir()
 	}
-	dir, err := os.MkdirTemp(memory, "TestOracle")
+	dir, err := os.MkdirTemp(memory, "TestOracle") //nolint:usetesting // that of the test is on a disk
 	if err != nil {
 		return t.TempDir()
 	}
