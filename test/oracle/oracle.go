@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"sync"
@@ -74,6 +75,7 @@ func RunOnLoopback(t *testing.T, clients []Client, first, count int) {
 
 func run(t *testing.T, p pace, clients []Client, first, count int, within func(*testing.T, func(*testing.T, *ut.Memory))) {
 	t.Helper()
+	defer debug.SetGCPercent(debug.SetGCPercent(400)) // a quarter of the processors' time is the collector's
 	var tally tally
 	slots := make(chan struct{}, p.together)
 	t.Run("seeds", func(t *testing.T) {
