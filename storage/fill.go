@@ -252,6 +252,7 @@ func (f *fill) openStream(ctx context.Context) (*stream, error) {
 	case err != nil:
 		return nil, err
 	case st.pos == f.written && st.pos > 0:
+		st.wrong = nil // what an earlier fill left may be what is wrong
 		f.store.metrics.resumes.Inc()
 	case st.pos == 0 && f.written > 0:
 		if err := f.file.Truncate(0); err != nil {

@@ -116,3 +116,34 @@ func TestWrong(t *testing.T) {
 		})
 	}
 }
+
+// TestWrongBefore: where the beginning is from an earlier download, who gave the rest is
+// not the one who was wrong, and is asked for all of it the next time.
+func TestWrongBefore(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir())
+	d := digest.FromString("right")
+	get := func(content string, end error) (got string, wrong int32) {
+		var told atomic.Int32
+		b, err := s.Get(t.Context(), scope(), d, func(_ context.Context, span Span) (*Part, error) {
+			body := io.MultiReader(strings.NewReader(content[span.Offset:]), errReader{end})
+			return &Part{Body: io.NopCloser(body), Offset: span.Offset, Size: 5, Wrong: func() { told.Add(1) }}, nil
+		})
+		if err == nil {
+			all, _ := io.ReadAll(b.Content)
+			got = string(all)
+			b.Close()
+		}
+		settle(t, s)
+		return got, told.Load()
+	}
+	if _, wrong := get("wr", ErrRefused); wrong != 0 {
+		t.Errorf("told %d times of what broke", wrong)
+	}
+	if got, wrong := get("right", io.EOF); got == "wrght" || wrong != 0 {
+		t.Errorf("%q, told %d times", got, wrong)
+	}
+	if got, wrong := get("right", io.EOF); got != "right" || wrong != 0 {
+		t.Errorf("%q, told %d times", got, wrong)
+	}
+}
