@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"bytes"
+	"compress/gzip"
 	"errors"
 	"fmt"
 	"io"
@@ -304,4 +305,48 @@ func TestNamedWrongly(t *testing.T) {
 			t.Errorf("wrong is %s: %s, %v", name, m.Digest, err)
 		}
 	}
+}
+
+// TestNotPacked: a URL that says of what it sends that it is packed, which it is not, nor
+// what was asked for, is asked after the others from then on.
+func TestNotPacked(t *testing.T) {
+	t.Parallel()
+	for name, body := range map[string][]byte{"nothing": nil, "no gzip": []byte("no gzip at all"), "half of one": packed(t, []byte("other bytes"))[:20]} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			first, img := image(t, upstreamtest.Options{})
+			second, _ := image(t, upstreamtest.Options{})
+			layer := img.Layers[0]
+			first.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob}, upstreamtest.Body("", body), upstreamtest.Header("Content-Encoding", "gzip"))
+			r := asking(t, first, second)
+			for range 3 {
+				c, err := r.Open(t.Context(), KindBlob, repo, layer.Digest, Span{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				got, err := io.ReadAll(c.Body)
+				c.Body.Close()
+				if bytes.Equal(got, layer.Bytes) {
+					return
+				}
+				if err == nil {
+					c.Wrong()
+				}
+			}
+			t.Error("the second URL was not asked")
+		})
+	}
+}
+
+func packed(t *testing.T, b []byte) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	w := gzip.NewWriter(&buf)
+	if _, err := w.Write(b); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
 }

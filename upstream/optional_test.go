@@ -222,6 +222,10 @@ func TestManifest_Strangers(t *testing.T) {
 			w.Header().Set("Docker-Content-Digest", digest.FromBytes(whole).String())
 			_, _ = w.Write([]byte(`{"schemaVersion":2}`))
 		},
+		"damaged": func(w http.ResponseWriter) { _, _ = w.Write([]byte("{\"schemaVersion\":2,\"mediaType\":\"a\x99\"}")) },
+		"a digest in it that is none": func(w http.ResponseWriter) {
+			_, _ = w.Write([]byte(`{"schemaVersion":2,"layers":[{"digest":"sha256:12x"}]}`))
+		},
 		"no content": func(w http.ResponseWriter) { w.WriteHeader(http.StatusNoContent) },
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -6,10 +6,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -71,6 +73,9 @@ func isGzip(h http.Header) bool {
 	return strings.EqualFold(encoding, "gzip") || strings.EqualFold(encoding, "x-gzip")
 }
 
+// errNoGzip: what came is not packed as its answer says.
+var errNoGzip = fmt.Errorf("%w", ErrInvalid)
+
 // unzip unpacks a small body; one that is no gzip has it as a mere label.
 func (r *Registry) unzip(op string, b []byte) ([]byte, error) {
 	decoder, err := gzip.NewReader(bytes.NewReader(b))
@@ -82,19 +87,20 @@ func (r *Registry) unzip(op string, b []byte) ([]byte, error) {
 	case len(plain) > MaxManifestSize:
 		return nil, r.fail(op, ErrInvalid, "longer than %d bytes", MaxManifestSize)
 	case err != nil:
-		return nil, r.noGzip(op, err)
+		return nil, r.noGzip(op, err, func() {})
 	}
 	return plain, nil
 }
 
-// unpacked is content without the gzip around it. Its length is not known.
-func (r *Registry) unpacked(op string, c *Content) (*Content, error) {
+// unpacked is content without the gzip around it. Its length is not known. wrong is told
+// where there is none.
+func (r *Registry) unpacked(op string, c *Content, wrong func()) (*Content, error) {
 	decoder, err := gzip.NewReader(c.Body)
 	if err != nil {
 		_ = c.Body.Close() // given up
-		return nil, r.noGzip(op, err)
+		return nil, r.noGzip(op, err, wrong)
 	}
-	return &Content{Body: &unpacking{decoder, c.Body, r, op}, Size: -1, MediaType: c.MediaType}, nil
+	return &Content{Body: &unpacking{decoder, c.Body, r, op, wrong}, Size: -1, MediaType: c.MediaType}, nil
 }
 
 type unpacking struct {
@@ -102,22 +108,24 @@ type unpacking struct {
 	io.Closer
 	registry *Registry
 	op       string
+	wrong    func()
 }
 
 func (u *unpacking) Read(p []byte) (int, error) {
 	n, err := u.decoder.Read(p)
 	if err != nil && err != io.EOF { //nolint:errorlint // a wrapped one is a broken connection
-		err = u.registry.noGzip(u.op, err)
+		err = u.registry.noGzip(u.op, err, u.wrong)
 	}
 	return n, err
 }
 
-// noGzip is the error of what cannot be unpacked.
-func (r *Registry) noGzip(op string, err error) error {
+// noGzip is the error of what cannot be unpacked, of which wrong is told.
+func (r *Registry) noGzip(op string, err error, wrong func()) error {
 	if _, ok := errors.AsType[*Error](err); ok { // it broke
 		return err
 	}
-	return r.fail(op, ErrInvalid, "not the gzip that it says it is")
+	wrong()
+	return r.fail(op, errNoGzip, "not the gzip that it says it is")
 }
 
 // readOdd reads a manifest whose answer has not what a manifest's has, finds out what
@@ -151,13 +159,15 @@ func readManifest(resp *http.Response, b []byte) (Resolved, error) {
 	}
 	d := digest.FromBytes(b)
 	var err error
-	if named := namedDigest(resp); named != "" && named.Algorithm().Available() {
-		switch {
-		case named.Algorithm().FromBytes(b) == named:
-			d = named
-		case !isSigned(b, named):
-			err = errNamed
+	switch named := namedDigest(resp); {
+	case named == "" || !named.Algorithm().Available():
+		if !isSound(b) {
+			return Resolved{}, errors.New("what it sent for a tag is a damaged manifest")
 		}
+	case named.Algorithm().FromBytes(b) == named:
+		d = named
+	case !isSigned(b, named):
+		err = errNamed
 	}
 	return Resolved{Descriptor: ocispec.Descriptor{MediaType: manifestType(mediaType(KindManifest, resp), b), Digest: d, Size: int64(len(b))}, Content: b}, err
 }
@@ -204,6 +214,23 @@ func isManifest(b []byte) bool {
 		return false
 	}
 	return m.SchemaVersion != "" || m.MediaType != "" || m.Manifests != nil || m.Layers != nil
+}
+
+// isSound reports whether a manifest shows no damage, where no digest tells: it is UTF-8
+// (RFC 8259 section 8.1), and the digests in it are some.
+func isSound(b []byte) bool {
+	type descriptor struct{ Digest digest.Digest }
+	var m struct {
+		Config            descriptor
+		Layers, Manifests []descriptor
+	}
+	if !utf8.Valid(b) || json.Unmarshal(b, &m) != nil {
+		return false
+	}
+	return !slices.ContainsFunc(slices.Concat(m.Layers, m.Manifests, []descriptor{m.Config}), func(c descriptor) bool {
+		err := c.Digest.Validate()
+		return c.Digest != "" && err != nil && !errors.Is(err, digest.ErrDigestUnsupported)
+	})
 }
 
 // manifestType is the media type of a manifest: what its answer said, or where that is
