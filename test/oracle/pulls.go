@@ -61,7 +61,7 @@ func (r *pulls) phase(p phase) error {
 	for _, repo := range []string{sick, healthy} {
 		running.Go(func() error {
 			err := r.compare(p, repo, want[repo])
-			if err == nil && (p != during || !r.draw.outage.lies) {
+			if err == nil && p != warm && (p != during || !r.draw.outage.lies) {
 				err = r.lists(p, repo)
 			}
 			if err != nil {
