@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -90,6 +89,7 @@ func run(t *testing.T, p pace, clients []Client, first, count int, within func(*
 					t.Helper()
 					b := bench{pace: p, network: network, store: open(t, dir), tally: &tally}
 					for seed := begin; seed < end && !t.Failed(); seed++ {
+						b.tries = 0
 						d := newDraw(uint64(seed), clients)
 						if wrong := b.try(t, d); wrong != nil {
 							shrunk := b.shrink(t, d, clients)
@@ -178,6 +178,7 @@ type bench struct {
 	network *ut.Memory // nil: loopback
 	store   *storage.Store
 	tally   *tally
+	tries   uint64 // of the seed; each begins cold
 }
 
 // shrink takes quirks away as long as the seed fails.
@@ -227,9 +228,6 @@ func (e *ending) end() {
 	}
 }
 
-// tries numbers the upstreams, so that each try begins cold.
-var tries atomic.Uint64 //nolint:gochecknoglobals // shared by all seeds that use a store
-
 // try pulls from a registry straight and through a mirror, phase by phase, and returns
 // what is wrong with the mirror.
 func (b *bench) try(t *testing.T, d *draw) (wrong error) {
@@ -237,7 +235,8 @@ func (b *bench) try(t *testing.T, d *draw) (wrong error) {
 	e := &ending{T: t}
 	defer e.end()
 	drawn := *d
-	drawn.seed += tries.Add(1) << 32 // contents of its own, by the same quirks
+	b.tries++
+	drawn.seed += b.tries << 32 // an upstream and contents of its own, by the same quirks
 	plain := drawn
 	plain.quirks, plain.vanity = nil, false
 	p := pulls{bench: b, draw: &drawn, behind: []*world{drawn.build(e, b.network)}, kept: map[string]digest.Digest{}, listed: map[string]listings{}}
