@@ -47,6 +47,9 @@ func newAccount(e *endpoint, key string, source credentials) (*account, error) {
 	if err != nil {
 		return nil, err
 	}
+	if source != nil {
+		e.registry.metrics.refused.WithLabelValues(e.registry.cfg.label()) // 0 is said too
+	}
 	log := e.registry.log.With("upstream", e.registry.cfg.Name)
 	if len(e.registry.cfg.Accounts) > 1 {
 		log = log.With("account", key)

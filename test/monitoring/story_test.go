@@ -283,12 +283,15 @@ func (s *story) troubles(password string) {
 	s.mirror.occupy(clients - 4)
 
 	s.erring = true
-	// Of quay.io every other question fails, all three times that it is asked.
-	s.quay.Fault(ut.Match{Op: ut.HeadManifest, Repo: "acme/bad"}, ut.Status(http.StatusServiceUnavailable))
+	// Of quay.io every other question fails, each of another object: one that fails is
+	// not asked for again for a while.
+	s.quay.Fault(ut.Match{Reference: "bad"}, ut.Status(http.StatusServiceUnavailable))
 	s.quay.AddImage("acme/good", "1", ut.NewImage(3, 1000))
+	n := 0
 	defer every(minute, func(ctx context.Context) {
-		s.mirror.get(ctx, "/quay.io/v2/acme/bad/manifests/1")
-		s.mirror.get(ctx, "/quay.io/v2/acme/good/manifests/nosuch")
+		n++
+		s.mirror.get(ctx, fmt.Sprintf("/quay.io/v2/acme/bad-%d/manifests/bad", n))
+		s.mirror.get(ctx, fmt.Sprintf("/quay.io/v2/acme/good/manifests/nosuch-%d", n))
 	})()
 	s.tell("All else that can happen", 0, "CachalotCacheTooSmall", "CachalotWrongContent", "CachalotDiskErrors", "CachalotLoginFails",
 		"CachalotConfigNotReloaded", "CachalotSaturated", "CachalotUpstreamErrors")
