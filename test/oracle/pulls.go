@@ -181,8 +181,8 @@ func (r *pulls) keep(repo string, root digest.Digest) {
 }
 
 // endless is how many requests are no pull any more: containerd goes on as long as each
-// brings a byte.
-const endless = 200
+// brings a byte, one after the other.
+const endless = 100
 
 // pullStraight pulls as clients do where there is no mirror: again, if it fails.
 func (r *pulls) pullStraight(repo string, want image) error {
