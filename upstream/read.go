@@ -74,7 +74,7 @@ func isGzip(h http.Header) bool {
 }
 
 // errNoGzip: what came is not packed as its answer says.
-var errNoGzip = fmt.Errorf("%w", ErrInvalid)
+var errNoGzip = fmt.Errorf("%w: not the gzip that it says it is", ErrInvalid)
 
 // unzip unpacks a small body; one that is no gzip has it as a mere label.
 func (r *Registry) unzip(op string, b []byte) ([]byte, error) {
@@ -87,7 +87,7 @@ func (r *Registry) unzip(op string, b []byte) ([]byte, error) {
 	case len(plain) > MaxManifestSize:
 		return nil, r.fail(op, ErrInvalid, "longer than %d bytes", MaxManifestSize)
 	case err != nil:
-		return nil, r.noGzip(op, err, func() {})
+		return nil, r.fail(op, errNoGzip, "")
 	}
 	return plain, nil
 }
@@ -125,7 +125,7 @@ func (r *Registry) noGzip(op string, err error, wrong func()) error {
 		return err
 	}
 	wrong()
-	return r.fail(op, errNoGzip, "not the gzip that it says it is")
+	return r.fail(op, errNoGzip, "")
 }
 
 // readOdd reads a manifest whose answer has not what a manifest's has, finds out what
