@@ -200,6 +200,7 @@ func (r *Registry) follow(ctx context.Context, a *account, q query) (resp *http.
 			return resp, sent, false, nil // nothing better to show
 		}
 		drain(resp)
+		next.secrets = append(next.secrets, sent.secrets...) // an answer may repeat either
 		sent = next
 	}
 }

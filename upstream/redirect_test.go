@@ -147,65 +147,84 @@ func TestCanary(t *testing.T) {
 	t.Parallel()
 	const password = "canary-password"
 	for _, auth := range []upstreamtest.Auth{upstreamtest.Basic, upstreamtest.Bearer} {
-		up, img := image(t, upstreamtest.Options{Auth: auth, Username: "me", Password: password, CDN: true})
 		other := upstreamtest.New(t, upstreamtest.Options{})
-		var j journal
-		r, err := New(defaults(Config{URLs: []string{up.URL}, Accounts: []Account{{Username: "me", Password: password}}}), NewMetrics(), slog.New(slog.NewTextHandler(&j, &slog.HandlerOptions{Level: slog.LevelDebug})))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer r.Close()
-		read(t, r, KindBlob, img.Layers[0].Digest, 0)
-		tokens := strings.Join(up.Tokens(), " ")
-		for i, fault := range []upstreamtest.Fault{
-			upstreamtest.Status(502),
-			upstreamtest.CutAfter(0),
-			upstreamtest.StatusError(403, password, "no "+password+" "+tokens),
-			upstreamtest.StatusError(404, "NAME_UNKNOWN", "no "+password+" "+tokens),
-			upstreamtest.StatusError(500, "", strings.Repeat("x", 250)+password),
-			upstreamtest.Redirect(other.URL + "/v2/a/blobs/b"),
-			upstreamtest.Redirect("http://me:" + password + "@127.0.0.1/"),
-			upstreamtest.Redirect("ftp://" + other.Host() + "/?" + password),
-			upstreamtest.RedirectLoop(),
-			upstreamtest.StatusError(401, "UNAUTHORIZED", "who is me:"+password+" with "+tokens),
+		for _, c := range []struct {
+			op    upstreamtest.Op
+			fault func(tokens string) upstreamtest.Fault
+		}{
+			{upstreamtest.CDN, func(string) upstreamtest.Fault { return upstreamtest.Status(502) }},
+			{upstreamtest.CDN, func(string) upstreamtest.Fault { return upstreamtest.CutAfter(0) }},
+			{upstreamtest.GetBlob, func(tokens string) upstreamtest.Fault {
+				return upstreamtest.StatusError(403, password, "no "+password+" "+tokens)
+			}},
+			{upstreamtest.GetBlob, func(tokens string) upstreamtest.Fault {
+				return upstreamtest.StatusError(404, "NAME_UNKNOWN", "no "+password+" "+tokens)
+			}},
+			{upstreamtest.GetBlob, func(string) upstreamtest.Fault {
+				return upstreamtest.StatusError(500, "", strings.Repeat("x", 250)+password)
+			}},
+			{upstreamtest.GetBlob, func(string) upstreamtest.Fault { return upstreamtest.Redirect(other.URL + "/v2/a/blobs/b") }},
+			{upstreamtest.GetBlob, func(string) upstreamtest.Fault {
+				return upstreamtest.Redirect("http://me:" + password + "@127.0.0.1/")
+			}},
+			{upstreamtest.GetBlob, func(string) upstreamtest.Fault {
+				return upstreamtest.Redirect("ftp://" + other.Host() + "/?" + password)
+			}},
+			{upstreamtest.GetBlob, func(string) upstreamtest.Fault { return upstreamtest.RedirectLoop() }},
+			{upstreamtest.GetBlob, func(tokens string) upstreamtest.Fault {
+				return upstreamtest.StatusError(401, "UNAUTHORIZED", "who is me:"+password+" with "+tokens)
+			}},
+			{upstreamtest.Token, func(string) upstreamtest.Fault { return upstreamtest.StatusError(401, "", "not "+password) }},
 		} {
-			op := upstreamtest.GetBlob
-			if i < 2 {
-				op = upstreamtest.CDN
-			}
-			s := up.Fault(upstreamtest.Match{Op: op}, fault)
-			c, err := r.Open(t.Context(), KindBlob, repo, img.Layers[0].Digest, Span{})
-			if err == nil {
-				_, err = io.ReadAll(c.Body)
-				c.Body.Close()
-			}
-			s.Remove()
-			if err == nil {
-				t.Error("no error")
+			if c.op == upstreamtest.Token && auth != upstreamtest.Bearer {
 				continue
 			}
-			noCanary(t, "the error", err.Error())
-		}
-		if auth == upstreamtest.Bearer {
-			up.RevokeTokens()
-			up.Fault(upstreamtest.Match{Op: upstreamtest.Token, Times: 1}, upstreamtest.StatusError(401, "", "not "+password))
-			_, err := r.Head(t.Context(), KindManifest, repo, "latest")
+			up, img := image(t, upstreamtest.Options{Auth: auth, Username: "me", Password: password, CDN: true})
+			var j journal
+			r, err := New(defaults(Config{URLs: []string{up.URL}, Accounts: []Account{{Username: "me", Password: password}}}), NewMetrics(), slog.New(slog.NewTextHandler(&j, &slog.HandlerOptions{Level: slog.LevelDebug})))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			read(t, r, KindBlob, img.Layers[0].Digest, 0)
+			up.Fault(upstreamtest.Match{Op: c.op}, c.fault(strings.Join(up.Tokens(), " ")))
+			if c.op == upstreamtest.Token {
+				up.RevokeTokens()
+			}
+			age(r.endpoints[0].accounts[0], 2*youngToken) // a token that is refused is replaced: there are two
+			content, err := r.Open(t.Context(), KindBlob, repo, img.Layers[0].Digest, Span{})
+			if err == nil {
+				_, err = io.ReadAll(content.Body)
+				content.Body.Close()
+			}
 			if err == nil {
 				t.Fatal("no error")
 			}
-			noCanary(t, "the token server's error", err.Error())
-		}
-		noCanary(t, "the log", j.String())
-		for _, q := range append(other.Requests(), up.Select(upstreamtest.Match{Op: upstreamtest.CDN})...) {
-			if q.Header.Get("Authorization") != "" {
-				t.Errorf("authorisation sent to %s", q.Host)
+			noCanary(t, "the error", err.Error())
+			noCanary(t, "the log", j.String())
+			for _, q := range up.Select(upstreamtest.Match{Op: upstreamtest.CDN}) {
+				notAuthorized(t, q)
 			}
-			noCanary(t, "a request to another origin", strings.Join(flat(q.Header), " "))
+			if up.Count(upstreamtest.CDN) == 0 {
+				t.Error("the CDN was not asked")
+			}
 		}
-		if other.Count() == 0 || up.Count(upstreamtest.CDN) == 0 {
-			t.Errorf("the other origins were not asked: %d, %d", other.Count(), up.Count(upstreamtest.CDN))
+		for _, q := range other.Requests() {
+			notAuthorized(t, q)
+		}
+		if other.Count() == 0 {
+			t.Error("the other origin was not asked")
 		}
 	}
+}
+
+// notAuthorized: a request to another origin shows no credential.
+func notAuthorized(t *testing.T, q upstreamtest.Request) {
+	t.Helper()
+	if q.Header.Get("Authorization") != "" {
+		t.Errorf("authorisation sent to %s", q.Host)
+	}
+	noCanary(t, "a request to another origin", strings.Join(flat(q.Header), " "))
 }
 
 func noCanary(t *testing.T, where, s string) {
