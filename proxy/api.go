@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/task"
 )
 
 const (
@@ -123,7 +124,7 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request, rt route) {
 		} else {
 			defer done()
 			if c.query, err = params(r, rt.params); err == nil {
-				err = rt.handle(c)
+				err = task.Try("request to the admin API", func() error { return rt.handle(c) })
 			}
 		}
 	}

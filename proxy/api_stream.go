@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/task"
 )
 
 // tickEvery is how often a stream says how far it is.
@@ -43,19 +44,16 @@ func (s *stream) send(v any) {
 	}
 }
 
-// during runs work, and calls tick every now and then until it ends.
-func during(ctx context.Context, work func(), tick func()) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		work()
-	}()
+// during returns what work does, and calls tick every now and then until then.
+func during(ctx context.Context, work func() error, tick func()) error {
+	done := make(chan error, 1)
+	go func() { done <- task.Try("long request", work) }()
 	every := time.NewTicker(tickEvery)
 	defer every.Stop()
 	for {
 		select {
-		case <-done:
-			return
+		case err := <-done:
+			return err
 		case <-every.C:
 			if ctx.Err() == nil {
 				tick()
@@ -117,12 +115,13 @@ func (c *call) verifyNow() error {
 	}
 	var found storage.Verification
 	out.send(now("progress"))
-	during(c.r.Context(), func() {
+	err = during(c.r.Context(), func() (err error) {
 		found, err = c.p.store.Verify(c.r.Context(), wanted.DryRun, func(n, total int64) {
 			mu.Lock()
 			defer mu.Unlock()
 			read, all = read+n, total
 		})
+		return err
 	}, func() { out.send(now("progress")) })
 	end := now("end")
 	end.Blobs, end.DryRun = &found.Blobs, wanted.DryRun

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/task"
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
@@ -131,13 +133,15 @@ func (c *call) warm() error {
 	defer done()
 	all := &warmth{store: c.p.store, active: map[digest.Digest]int64{}, sum: WarmEvent{Images: len(targets)}}
 	out.send(all.now("progress"))
-	during(c.r.Context(), func() {
+	err = during(c.r.Context(), func() error {
 		var images errgroup.Group
 		images.SetLimit(maxWarming)
 		for n, t := range targets {
 			images.Go(func() error {
 				one := &warmth{parent: all, store: c.p.store, active: map[digest.Digest]int64{}, sum: WarmEvent{Images: 1}}
-				d, found, err := c.warmImage(c.r.Context(), t, platforms, one)
+				var d digest.Digest
+				var found []string
+				err := task.Try("warm", func() (err error) { d, found, err = c.warmImage(c.r.Context(), t, platforms, one); return err })
 				one.add(func(e *WarmEvent) {
 					e.ImagesDone++
 					if err != nil {
@@ -153,11 +157,11 @@ func (c *call) warm() error {
 				return nil // the others go on
 			})
 		}
-		_ = images.Wait() // what fails is in the events
+		return images.Wait() // what fails is in the events
 	}, func() { out.send(all.now("progress")) })
 	c.p.store.SumAnew()
 	end := all.now("end")
-	if err := context.Cause(c.r.Context()); err != nil {
+	if err = cmp.Or(context.Cause(c.r.Context()), err); err != nil {
 		end.Error = err.Error()
 	}
 	out.send(end)
@@ -228,8 +232,10 @@ func (c *call) warmImage(ctx context.Context, t target, platforms []string, w *w
 			}
 			w.add(func(e *WarmEvent) { e.Blobs, e.Size = e.Blobs+1, e.Size+max(b.Size, 0) })
 			work.Go(func() error {
-				_, err := c.fetch(ctx, blobs, b.Digest, b.Size, w)
-				return err
+				return task.Try("warm", func() error {
+					_, err := c.fetch(ctx, blobs, b.Digest, b.Size, w)
+					return err
+				})
 			})
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/task"
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
@@ -156,13 +157,13 @@ func (p *Proxy) probe(k storage.TagKey, name string, check func(context.Context)
 	if !p.suspicion.begin(k) {
 		return
 	}
-	slow := time.AfterFunc(p.cfg.RevalidateTimeout, func() { p.suspicion.slow(k) })
-	p.running.Go(func() {
+	slow := time.AfterFunc(p.cfg.RevalidateTimeout, task.Guard("check in the background", func() { p.suspicion.slow(k) }))
+	p.running.Go(task.Guard("check in the background", func() {
 		defer p.suspicion.end(k)
 		defer slow.Stop()
 		// No one waits for its error: the name stays suspect.
 		_, _ = once(p.ctx, p, name, check)
-	})
+	}))
 }
 
 // remembered is a refusal that need not be asked for again yet.

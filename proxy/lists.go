@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"slices"
 	"strconv"
 
 	"github.com/opencontainers/go-digest"
@@ -44,20 +43,28 @@ func (p *Proxy) referrers(w *response, r *http.Request, t target) error {
 		w.Header().Set("Content-Type", ocispec.MediaTypeImageIndex)
 		return writeBody(w, r, body)
 	}
-	var index map[string]json.RawMessage
+	index := map[string]json.RawMessage{}
 	var manifests []json.RawMessage
 	if err := json.Unmarshal(body, &index); err != nil {
 		return fmt.Errorf("read kept referrers: %w", err)
 	}
-	if err := json.Unmarshal(index["manifests"], &manifests); err != nil {
-		return fmt.Errorf("read kept referrers: %w", err)
+	if index == nil { // null, which an older cachalot has kept
+		index = map[string]json.RawMessage{}
 	}
-	fitting := slices.DeleteFunc(manifests, func(raw json.RawMessage) bool {
+	if list := index["manifests"]; list != nil {
+		if err := json.Unmarshal(list, &manifests); err != nil {
+			return fmt.Errorf("read kept referrers: %w", err)
+		}
+	}
+	fitting := []json.RawMessage{} // an empty list, not null
+	for _, raw := range manifests {
 		var m struct {
 			ArtifactType string `json:"artifactType"`
 		}
-		return json.Unmarshal(raw, &m) != nil || m.ArtifactType != artifactType
-	})
+		if json.Unmarshal(raw, &m) == nil && m.ArtifactType == artifactType {
+			fitting = append(fitting, raw)
+		}
+	}
 	if index["manifests"], err = json.Marshal(fitting); err != nil {
 		return err
 	}

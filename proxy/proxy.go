@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/task"
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
@@ -149,6 +150,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rec.identify(r)
 	p.trace(rec, r)
 	defer p.finish(rec, r) // also when the handler breaks the connection off
+	defer p.recovered(rec, r)
 	apiVersion(rec)
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		rec.Header().Set("Allow", "GET, HEAD")
@@ -160,6 +162,18 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	p.routes.ServeHTTP(rec, r)
+}
+
+// recovered answers a request whose handler has panicked, or breaks its answer off
+// where that has begun. It is deferred itself.
+func (p *Proxy) recovered(w *response, r *http.Request) {
+	switch value := recover(); value {
+	case nil:
+	case http.ErrAbortHandler: // writeError's
+		panic(value)
+	default:
+		p.writeError(w, r, task.Recovered("request", value))
+	}
 }
 
 // serveContent answers a request for content.
@@ -237,16 +251,18 @@ func once[T any](ctx context.Context, p *Proxy, key string, f func(context.Conte
 		err   error
 	}
 	ch := make(chan reply, 1)
-	p.running.Go(func() {
+	p.running.Go(task.Guard("question to an upstream", func() {
 		v, err, _ := p.flights.Do(key, func() (any, error) {
 			ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 			defer cancel(nil)
 			defer context.AfterFunc(p.ctx, func() { cancel(context.Cause(p.ctx)) })()
-			return f(ctx)
+			var value T
+			err := task.Try("question to an upstream", func() (err error) { value, err = f(ctx); return err })
+			return value, err
 		})
 		value, _ := v.(T)
 		ch <- reply{value, err}
-	})
+	}))
 	select {
 	case got := <-ch:
 		return got.value, got.err

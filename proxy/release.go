@@ -8,6 +8,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/task"
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
@@ -29,7 +30,7 @@ func (p *Proxy) release(k storage.TagKey, d digest.Digest) {
 	p.releasing = true
 	p.mu.Unlock()
 	if !busy {
-		p.running.Go(p.letGo)
+		p.running.Go(task.Guard("release", p.letGo))
 	}
 }
 
@@ -45,11 +46,15 @@ func (p *Proxy) letGo() {
 		if !again {
 			return
 		}
-		loose := p.unheld(roots)
-		if err := p.store.Expendable(loose); err != nil {
+		loose := 0
+		if err := task.Try("release", func() error {
+			blobs := p.unheld(roots)
+			loose = len(blobs)
+			return p.store.Expendable(blobs)
+		}); err != nil {
 			p.log.Warn("cannot mark what a deleted tag held", "error", err)
 		}
-		p.log.Info("released what deleted tags held", "tags", len(roots), "blobs", len(loose))
+		p.log.Info("released what deleted tags held", "tags", len(roots), "blobs", loose)
 	}
 }
 

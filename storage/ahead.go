@@ -7,6 +7,8 @@ import (
 	"io"
 	"sync"
 	"time"
+
+	"github.com/cachalot-registry/cachalot/task"
 )
 
 const (
@@ -244,7 +246,7 @@ func (a *ahead) fetch(buf []byte) {
 	a.pieces = append(a.pieces, p)
 	a.next = p.end
 	a.running.Go(func() {
-		err := a.fill(p)
+		err := task.Try("download of a piece", func() error { return a.fill(p) })
 		p.publish(func(st *pieceState) { st.done, st.err = true, err })
 	})
 }
@@ -283,12 +285,12 @@ func (a *ahead) open(s Span) (*Part, error) {
 func (a *ahead) openTail() {
 	t := &tail{at: a.next, opened: make(chan struct{})}
 	a.tail, a.next = t, a.size
-	a.running.Go(func() {
+	a.running.Go(task.Guard("download", func() {
 		defer close(t.opened)
 		if part, err := a.open(Span{Offset: t.at}); err == nil { // or else the stream will ask
 			t.body = part.Body
 		}
-	})
+	}))
 }
 
 // piece is a span of the blob that is fetched into memory. Its reader waits for it.

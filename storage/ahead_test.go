@@ -274,6 +274,7 @@ func TestAheadBreaks(t *testing.T) {
 		},
 		"the first breaks":                 {link: &network{cut: func(nth int, _ Span) int64 { return []int64{5 << 20, 0}[min(nth, 1)] }}, broke: 1},
 		"no spare connection":              {link: &network{refuse: busy(func(int) bool { return true })}},
+		"spare ones panic":                 {link: &network{refuse: busy(func(int) bool { panic("a bug in what asks") })}},
 		"spare ones are refused later":     {link: &network{refuse: busy(func(nth int) bool { return nth > 7 })}},
 		"every other spare one is refused": {link: &network{refuse: busy(func(nth int) bool { return nth%2 == 0 })}},
 		"spare ones are refused too late": {link: &network{

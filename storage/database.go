@@ -14,6 +14,8 @@ import (
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
 	"golang.org/x/sys/unix"
+
+	"github.com/cachalot-registry/cachalot/task"
 )
 
 // badger writes through memory maps of sparse files. Where the disk has no
@@ -50,7 +52,7 @@ const (
 // openIndex opens the index in dir as far as that is possible now: see attach.
 func openIndex(dir string, log *slog.Logger) *index {
 	x := &index{dir: dir, log: log, waiting: map[string]entry{}, recent: newRecent()}
-	x.resting = time.AfterFunc(atRest, debug.FreeOSMemory)
+	x.resting = time.AfterFunc(atRest, task.Guard("release of memory", debug.FreeOSMemory))
 	x.resting.Stop()
 	x.attach()
 	return x
@@ -156,7 +158,7 @@ func (x *index) attach() bool {
 	x.wal = -1
 	x.allocate()
 	x.preferRecords(db)
-	x.survived = time.AfterFunc(survival, x.opened)
+	x.survived = time.AfterFunc(survival, task.Guard("opening of the index", x.opened))
 	x.db.Store(db)
 	return true
 }

@@ -14,6 +14,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/cachalot-registry/cachalot/task"
 )
 
 // phase of a fill; see doc.go.
@@ -109,6 +111,7 @@ func (f *fill) run(ctx context.Context) {
 	defer context.AfterFunc(s.ctx, func() { cancel(context.Cause(s.ctx)) })()
 	defer f.release()
 	defer s.ended(f)
+	defer f.unfinished()
 	err := errAgain // others who wait for it start another
 	if s.slot(ctx, f) {
 		defer s.slots.give(f)
@@ -118,7 +121,7 @@ func (f *fill) run(ctx context.Context) {
 		var span trace.Span
 		own, span = f.traced(own)
 		defer f.endSpan(span)
-		err = f.fetch(own)
+		err = task.Try("download", func() error { return f.fetch(own) })
 	}
 	defer func() { s.reserved.Add(-f.promised) }() // until a blob has it in the books
 	switch {
@@ -150,7 +153,8 @@ func (f *fill) run(ctx context.Context) {
 			s.log.WarnContext(own, "download failed", "upstream", f.scope.Upstream, "repository", f.scope.Repository,
 				"digest", f.digest, "bytes", f.written, "error", err)
 		}
-		if wrong || f.written == 0 || f.unwanted() {
+		_, panicked := errors.AsType[*task.PanicError](err)
+		if wrong || panicked || f.written == 0 || f.unwanted() {
 			f.discard()
 		}
 		if f.state().phase > opening || !errors.Is(err, ErrRefused) { // or else there was nothing to download
@@ -159,6 +163,17 @@ func (f *fill) run(ctx context.Context) {
 		f.publish(func() { f.phase, f.err = failed, err })
 	}
 }
+
+// unfinished ends the fill of a run that has panicked.
+func (f *fill) unfinished() {
+	if f.state().phase <= streaming {
+		f.shut()
+		f.publish(func() { f.phase, f.err = failed, errPanicked })
+	}
+}
+
+// errPanicked ends a download by a bug, of which the log has the stack.
+var errPanicked = errors.New("internal error while downloading")
 
 // slot waits for one of the fills that may run at once; false: ctx, or the store,
 // has ended.

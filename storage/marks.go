@@ -3,6 +3,8 @@ package storage
 import (
 	"cmp"
 	"time"
+
+	"github.com/cachalot-registry/cachalot/task"
 )
 
 // Who works while nobody waits for it goes on for a step, some 100 to 500 us, then
@@ -129,7 +131,7 @@ func (s *Store) trim() {
 	default:
 		return
 	}
-	s.running.Go(func() {
+	s.running.Go(task.Guard("eviction", func() {
 		defer func() { <-s.trimming }()
 		s.ledger.loaded(s.ctx)
 		var e eviction
@@ -142,7 +144,7 @@ func (s *Store) trim() {
 		if e.blobs > 0 {
 			s.log.Info("evicted", "blobs", e.blobs, "bytes", e.bytes)
 		}
-	})
+	}))
 }
 
 // evictAbove evicts a blob of what is above the low mark. It returns false where

@@ -16,6 +16,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/time/rate"
+
+	"github.com/cachalot-registry/cachalot/task"
 )
 
 // Config of a [Store].
@@ -153,8 +155,8 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	}
 	s.tendQuarantine()
 	log.Info("storage open", "path", cfg.Path, "max_bytes", s.maxSize, "free_bytes", free, "min_free_bytes", s.minFree)
-	s.running.Go(s.maintain)
-	s.running.Go(s.scrub)
+	s.running.Go(task.Keep(ctx, "maintenance", s.maintain))
+	s.running.Go(task.Keep(ctx, "scrub", s.scrub))
 	return s, nil
 }
 
@@ -419,7 +421,7 @@ func (s *Store) start(ctx context.Context, sc Scope, d digest.Digest, src Source
 	f = newFill(s, sc, d, src)
 	s.fills[d] = f
 	f.retain(sc.Keep)
-	s.running.Go(func() { f.run(ctx) })
+	s.running.Go(task.Guard("download", func() { f.run(ctx) }))
 	s.mu.Unlock()
 	return f.blob(ctx, Miss)
 }

@@ -14,6 +14,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/cachalot-registry/cachalot/task"
 )
 
 // Verification is what [Verify] found.
@@ -68,7 +70,9 @@ func Verify(ctx context.Context, path string, dryRun bool, progress func(read, a
 			continue
 		}
 		readers.Go(func() error {
-			read, bad, err := k.check(ctx, d, count)
+			var read int64
+			var bad *damage
+			err := task.Try("verification", func() (err error) { read, bad, err = k.check(ctx, d, count); return err })
 			var found Damage
 			if bad != nil {
 				found = Damage{Digest: d, Size: bad.file.Size(), Reason: bad.why.Error()}

@@ -14,6 +14,8 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"golang.org/x/sync/singleflight"
+
+	"github.com/cachalot-registry/cachalot/task"
 )
 
 // account answers a registry's challenges at one URL, and remembers the answers.
@@ -201,7 +203,11 @@ func (a *account) bearer(ctx context.Context, c challenge, rejected string) (aut
 		if t, ok := a.tokens.valid(key, rejected); ok {
 			return t, nil
 		}
-		t, err := a.fetchToken(ctx, realm, key, credentialed)
+		var t token
+		err := task.Try("question for a token", func() (err error) {
+			t, err = a.fetchToken(ctx, realm, key, credentialed)
+			return err
+		})
 		if err != nil {
 			return token{}, err
 		}

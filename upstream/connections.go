@@ -6,6 +6,8 @@ import (
 	"net/http/httptrace"
 	"sync/atomic"
 	"time"
+
+	"github.com/cachalot-registry/cachalot/task"
 )
 
 const (
@@ -74,8 +76,12 @@ func (c *connections) roundTrip(req *http.Request) (*http.Response, error) {
 		}})
 		ch := make(chan reply, 1)
 		go func() {
-			resp, err := t.RoundTrip(req.Clone(ctx)) //nolint:bodyclose // by who takes the reply
-			ch <- reply{resp, err}
+			var got reply
+			got.err = task.Try("request", func() (err error) {
+				got.resp, err = t.RoundTrip(req.Clone(ctx)) //nolint:bodyclose // by who takes the reply
+				return err
+			})
+			ch <- got
 		}()
 		return ch, cancel
 	}
@@ -111,7 +117,7 @@ func (c *connections) roundTrip(req *http.Request) (*http.Response, error) {
 					continue
 				}
 			} else if fresh != nil {
-				go late(fresh, leaveFresh)
+				go task.Guard("end of a request", func() { late(fresh, leaveFresh) })()
 			}
 			return got.resp, got.err
 		case got := <-fresh:
@@ -124,7 +130,7 @@ func (c *connections) roundTrip(req *http.Request) (*http.Response, error) {
 			}
 			c.drop()
 			if kept != nil {
-				go late(kept, leaveKept)
+				go task.Guard("end of a request", func() { late(kept, leaveKept) })()
 			}
 			return got.resp, nil
 		}

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
+
+	"github.com/cachalot-registry/cachalot/task"
 )
 
 // credentials says what an account may show to a registry; nothing, if it has
@@ -205,10 +207,11 @@ func (s *shared) join(seen granted) (*question, authn.AuthConfig) {
 		return nil, s.kept.AuthConfig
 	}
 	if s.now == nil {
-		s.now = &question{done: make(chan struct{})}
+		q := &question{done: make(chan struct{})}
+		s.now = q
 		var ctx context.Context
-		ctx, s.now.cancel = context.WithTimeout(context.Background(), maxAsking)
-		go s.run(ctx, s.now)
+		ctx, q.cancel = context.WithTimeout(context.Background(), maxAsking)
+		go task.Guard("question for a credential", func() { s.run(ctx, q) })()
 	}
 	s.now.waiting++
 	return s.now, authn.AuthConfig{}
@@ -223,7 +226,8 @@ func (s *shared) leave(q *question) {
 }
 
 func (s *shared) run(ctx context.Context, q *question) {
-	answer, err := s.ask(ctx)
+	var answer granted
+	err := task.Try("question for a credential", func() (err error) { answer, err = s.ask(ctx); return err })
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+
+	"github.com/cachalot-registry/cachalot/task"
 )
 
 // egress is the one place that decides which addresses a registry's requests
@@ -180,7 +182,7 @@ func (e *egress) dial(ctx context.Context, network, address string) (net.Conn, e
 	)
 	d := e.dialer
 	// It is called with each address, after it was resolved and before connect(2).
-	d.ControlContext = func(_ context.Context, _, resolved string, _ syscall.RawConn) error {
+	judge := func(resolved string) error {
 		to, err := netip.ParseAddrPort(resolved)
 		if err != nil {
 			return fmt.Errorf("judge an address: %w", err)
@@ -197,6 +199,9 @@ func (e *egress) dial(ctx context.Context, network, address string) (net.Conn, e
 			refused = r
 		}
 		return r
+	}
+	d.ControlContext = func(_ context.Context, _, resolved string, _ syscall.RawConn) error { // in goroutines of package net's
+		return task.Try("connection to an upstream", func() error { return judge(resolved) })
 	}
 	conn, err := d.DialContext(ctx, network, address)
 	if err == nil {

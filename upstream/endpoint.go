@@ -12,6 +12,8 @@ import (
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
+
+	"github.com/cachalot-registry/cachalot/task"
 )
 
 // endpoint is one of a registry's URLs, and what is known of it. Nothing is
@@ -168,12 +170,12 @@ const (
 // error is the end of ctx.
 func (e *endpoint) meet(ctx context.Context) error {
 	e.first.Do(func() {
-		go func() {
+		go task.Guard("ping", func() {
 			defer close(e.met)
 			ctx, cancel := e.registry.apart(ctx)
 			defer cancel()
 			e.ping(ctx)
-		}()
+		})()
 	})
 	select {
 	case <-e.met:
@@ -264,7 +266,7 @@ func (e *endpoint) healthy() bool {
 	}
 	last := e.probed.Load()
 	if time.Since(time.Unix(0, last)) > breakerPause && e.probed.CompareAndSwap(last, time.Now().UnixNano()) {
-		go e.ping(e.registry.ctx) // for no longer than that pause
+		go task.Guard("ping", func() { e.ping(e.registry.ctx) })() // for no longer than that pause
 	}
 	return false
 }

@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"slices"
 	"time"
+
+	"github.com/cachalot-registry/cachalot/task"
 )
 
 // order is the URLs in the order in which to ask them: as configured, without those
@@ -52,13 +54,14 @@ func (r *Registry) askEach(ctx context.Context, q query) (*http.Response, error)
 			e.outran(ctx)
 			cancel()
 		}
-		go func(n int) {
+		n := len(running)
+		go task.Guard("end of a race", func() {
 			for range n {
 				if late := <-replies; late.err == nil {
 					late.resp.Body.Close()
 				}
 			}
-		}(len(running))
+		})()
 	}()
 	next := func() {
 		e := order[0]
@@ -66,8 +69,12 @@ func (r *Registry) askEach(ctx context.Context, q query) (*http.Response, error)
 		attempt, cancel := context.WithCancel(ctx)
 		running[e] = cancel
 		go func() {
-			resp, err := r.askOne(attempt, e, q) //nolint:bodyclose // by who takes the reply
-			replies <- reply{e, resp, err}
+			got := reply{from: e}
+			got.err = task.Try("question to a URL", func() (err error) {
+				got.resp, err = r.askOne(attempt, e, q) //nolint:bodyclose // by who takes the reply
+				return err
+			})
+			replies <- got
 		}()
 	}
 	next()

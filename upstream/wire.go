@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/net/http/httpproxy"
+
+	"github.com/cachalot-registry/cachalot/task"
 )
 
 const (
@@ -36,9 +38,13 @@ func newTransport(cfg Config, policy *egress) (*http.Transport, error) {
 	if cfg.Dial != nil {
 		dial = cfg.Dial
 	}
+	connect := func(ctx context.Context, network, address string) (conn net.Conn, err error) { // in a goroutine of the transport's
+		err = task.Try("connection to an upstream", func() (err error) { conn, err = dial(ctx, network, address); return err })
+		return conn, err
+	}
 	return &http.Transport{
 		Proxy:                  func(req *http.Request) (*url.URL, error) { return proxy(req.URL) },
-		DialContext:            dial,
+		DialContext:            connect,
 		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots},
 		TLSHandshakeTimeout:    cfg.Timeouts.TLSHandshake,
 		ResponseHeaderTimeout:  cfg.Timeouts.ResponseHeader,

@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/cachalot-registry/cachalot/task"
 )
 
 // listen opens a TCP listener for the address of key. It says what to do where
@@ -88,13 +90,32 @@ func (l *boundedListener) release(_ net.Conn, state http.ConnState) {
 // take hours over a large blob; stuckClients ends those that take nothing.
 func newServer(h http.Handler, l *boundedListener, log *slog.Logger) *http.Server {
 	return &http.Server{
-		Handler:           h,
+		Handler:           withBoundary(h),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 		ConnState:         l.release,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelError),
 	}
+}
+
+// withBoundary is h with a boundary of its own: net/http has one, but neither counts what
+// it catches nor logs it as the rest is logged. What panics has begun its answer, or
+// answers no more.
+func withBoundary(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			switch value := recover(); value {
+			case nil:
+			case http.ErrAbortHandler:
+				panic(value)
+			default:
+				_ = task.Recovered("request", value) // it is reported
+				panic(http.ErrAbortHandler)
+			}
+		}()
+		h.ServeHTTP(w, r)
+	})
 }
 
 // mirrorURLs are the URL to give to a dockerd on this host and, where the

@@ -4,11 +4,12 @@ import (
 	"fmt"
 	"runtime"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
 	"github.com/cachalot-registry/cachalot/proxy"
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/upstream"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 )
 
 // metrics holds every package's, and those of the process itself.
@@ -18,6 +19,7 @@ type metrics struct {
 	upstream *upstream.Metrics
 	proxy    *proxy.Metrics
 	reloaded prometheus.Gauge // 1 or 0: did the last reload succeed
+	panics   prometheus.Counter
 }
 
 // newMetrics registers all metrics; open counts the clients' connections, of which
@@ -33,6 +35,10 @@ func newMetrics(b build, open func() float64, limit int) (*metrics, error) {
 			Help: "Whether the last reading of the configuration file succeeded.",
 		}),
 	}
+	m.panics = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "panics_total",
+		Help: "Panics, each of which ended the one request, download or check that it happened in. The log has their stacks; each is a bug.",
+	})
 	m.reloaded.Set(1)
 	buildInfo := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name:        "build_info",
@@ -45,7 +51,7 @@ func newMetrics(b build, open func() float64, limit int) (*metrics, error) {
 		Help: "Connections of clients that may be open at once; further ones wait.",
 	})
 	connectionsLimit.Set(float64(limit))
-	own := []prometheus.Collector{m.reloaded, buildInfo, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	own := []prometheus.Collector{m.reloaded, m.panics, buildInfo, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "connections",
 		Help: "Open connections of clients.",
 	}, open), connectionsLimit}

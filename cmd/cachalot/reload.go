@@ -7,6 +7,8 @@ import (
 	"os"
 	"slices"
 	"strings"
+
+	"github.com/cachalot-registry/cachalot/task"
 )
 
 // reload reads the configuration again and puts into effect what can be: the
@@ -52,7 +54,7 @@ func (m *mirror) tryReload() error {
 	m.stuck.limit.Store(int64(next.SendTimeout))
 	m.store.SetPinned(next.proxy().Pinned())
 	old := m.current.swap(g)
-	m.retiring.Go(old.close)
+	m.retiring.Go(task.Guard("close of the former configuration", old.close))
 	m.cfg = next
 	return nil
 }

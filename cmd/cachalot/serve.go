@@ -15,10 +15,12 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/cachalot-registry/cachalot/proxy"
-	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/task"
 )
 
 // errStoppedAtOnce: a second signal came before running responses had ended.
@@ -125,6 +127,10 @@ func (m *mirror) run(ctx context.Context, l, adminListener net.Listener, signals
 		return err
 	}
 	m.proxyMetrics, m.upstreamMetrics = m.metrics.proxy, m.metrics.upstream
+	task.OnPanic(func(p *task.PanicError) {
+		m.metrics.panics.Inc()
+		m.log.Error("panic; only what it happened in has ended: report this as a bug", "work", p.Work, "panic", fmt.Sprint(p.Value), "stack", string(p.Stack))
+	})
 
 	if m.tracing, err = newTracing(ctx, m.cfg.Tracing, b, os.LookupEnv, m.log); err != nil {
 		return err
@@ -148,7 +154,7 @@ func (m *mirror) run(ctx context.Context, l, adminListener net.Listener, signals
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var looking sync.WaitGroup
-	looking.Go(func() { m.stuck.run(ctx) })
+	looking.Go(task.Keep(ctx, "look for stuck clients", func() { m.stuck.run(ctx) }))
 	defer looking.Wait()
 	defer cancel()
 	var accepting net.Listener = clients
@@ -162,8 +168,8 @@ func (m *mirror) run(ctx context.Context, l, adminListener net.Listener, signals
 	m.endLong = endLong
 	m.admin.BaseContext = func(net.Listener) context.Context { return long }
 	failed := make(chan error, 2)
-	go func() { failed <- m.main.Serve(accepting) }()
-	go func() { failed <- m.admin.Serve(probes) }()
+	go func() { failed <- task.Try("listen", func() error { return m.main.Serve(accepting) }) }()
+	go func() { failed <- task.Try("admin.listen", func() error { return m.admin.Serve(probes) }) }()
 
 	m.log.Info("serving; give this to dockerd", append(mirrorURLs(l.Addr(), m.cfg.scheme()),
 		"admin", "http://"+adminListener.Addr().String(), "storage", folder,
@@ -220,7 +226,7 @@ func (m *mirror) ready() error {
 // stop ends everything in order, unless a second signal comes.
 func (m *mirror) stop(signals <-chan os.Signal) error {
 	done := make(chan error, 1)
-	go func() { done <- m.drain() }()
+	go func() { done <- task.Try("shutdown", m.drain) }()
 	for {
 		select {
 		case err := <-done:

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/cachalot-registry/cachalot/task"
 )
 
 // watchEvery is how often a watched file is read. Kubernetes takes a minute to
@@ -20,7 +22,7 @@ func watchFile(ctx context.Context, file string, signals chan<- os.Signal) (stop
 	before, _ := os.ReadFile(file) // serve says what is wrong with it
 	ctx, cancel := context.WithCancel(ctx)
 	var watching sync.WaitGroup
-	watching.Go(func() {
+	watching.Go(task.Keep(ctx, "watch of the configuration", func() {
 		tick := time.NewTicker(watchEvery)
 		defer tick.Stop()
 		for {
@@ -40,7 +42,7 @@ func watchFile(ctx context.Context, file string, signals chan<- os.Signal) (stop
 			case signals <- syscall.SIGHUP:
 			}
 		}
-	})
+	}))
 	return func() {
 		cancel()
 		watching.Wait()

@@ -7,6 +7,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/cachalot-registry/cachalot/task"
 )
 
 // Commands returns those that ask a running mirror.
@@ -44,13 +46,13 @@ func interruptible(ctx context.Context) (_ context.Context, stop func()) {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
 	ctx, cancel := context.WithCancelCause(ctx)
-	go func() {
+	go task.Guard("wait for a signal", func() {
 		defer signal.Stop(signals)
 		select {
 		case <-signals:
 			cancel(errInterrupted)
 		case <-ctx.Done():
 		}
-	}()
+	})()
 	return ctx, func() { cancel(nil) }
 }

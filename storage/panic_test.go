@@ -1,0 +1,73 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/task"
+)
+
+// panicking is a body that panics after some of its bytes.
+type panicking struct {
+	io.ReadCloser
+	left int
+}
+
+func (p *panicking) Read(b []byte) (int, error) {
+	if p.left == 0 {
+		panic("a bug in what reads")
+	}
+	n, err := p.ReadCloser.Read(b[:min(len(b), p.left)])
+	p.left -= n
+	return n, err
+}
+
+// TestFill_Panics: a download that panics is one that has failed, for all who wait for
+// it; nothing is left of it, and the next one works.
+func TestFill_Panics(t *testing.T) {
+	t.Parallel()
+	for name, broken := range map[string]func(Source) Source{
+		"Source": func(Source) Source {
+			return func(context.Context, Span) (*Part, error) { panic("a bug in what asks") }
+		},
+		"body": func(src Source) Source {
+			return func(ctx context.Context, s Span) (*Part, error) {
+				part, err := src(ctx, s)
+				if err == nil {
+					part.Body = &panicking{part.Body, 200_000}
+				}
+				return part, err
+			}
+		},
+		"no part": func(Source) Source {
+			return func(context.Context, Span) (*Part, error) { return nil, nil } //nolint:nilnil // the bug
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := openStore(t, t.TempDir())
+			o := &origin{content: content(1, 1<<20)}
+			got, _, err := fetch(t, s, o.digest(), broken(o.source))
+			if _, ok := errors.AsType[*task.PanicError](err); !ok {
+				t.Errorf("%d bytes, %v", len(got), err)
+			}
+			if got, _, err := fetch(t, s, o.digest(), o.source); err != nil || digest.FromBytes(got) != o.digest() {
+				t.Errorf("the next one: %d bytes, %v", len(got), err)
+			}
+			if err := s.Close(); err != nil { // when all has ended
+				t.Error(err)
+			}
+			if st := s.Stats(); st.Fills != 0 || st.Partial != 0 || st.Reserved != 0 {
+				t.Errorf("left: %+v", st)
+			}
+			if left, err := os.ReadDir(s.disk.fills()); err != nil || len(left) != 0 {
+				t.Errorf("left in fills/: %v, %v", left, err)
+			}
+		})
+	}
+}
