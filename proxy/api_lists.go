@@ -154,7 +154,7 @@ func (p *Proxy) tagAnswer(t storage.NamedTag) TagAnswer {
 // would be asked, "expired" where nothing else would do.
 func (p *Proxy) freshness(t storage.NamedTag) string {
 	freshFor := p.cfg.FreshFor
-	if r := p.registries[t.Upstream]; r != nil {
+	if r := p.registries.configured(t.Upstream); r != nil {
 		if says, err := p.cfg.rulesFor(target{kind: upstream.KindManifest, registry: r, repo: t.Repository, tag: t.Name}); err == nil {
 			freshFor = says.freshFor
 		}

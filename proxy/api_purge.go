@@ -145,7 +145,7 @@ func (c *call) purgeWanted(wanted PurgeRequest, answer *PurgeAnswer) error {
 		p.Upstream, p.Repository = i.upstream, i.repo
 	case wanted.Upstream != "":
 		p.Upstream = strings.ToLower(wanted.Upstream)
-		if r := c.p.registries[p.Upstream]; r != nil {
+		if r := c.p.registries.configured(p.Upstream); r != nil {
 			p.Upstream = r.Name()
 		}
 	}

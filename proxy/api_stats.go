@@ -94,7 +94,7 @@ func (c *call) stats() error {
 		}
 		return byName[name]
 	}
-	for _, r := range c.p.registries {
+	for _, r := range c.p.registries.byName {
 		of(r.Name())
 	}
 	for _, u := range sum.Upstreams {

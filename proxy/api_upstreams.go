@@ -51,23 +51,20 @@ func (c *call) upstreams() error {
 	all := map[*upstream.Registry]*UpstreamAnswer{}
 	add := func(r *upstream.Registry) *UpstreamAnswer {
 		if all[r] == nil {
-			all[r] = &UpstreamAnswer{Name: r.Name(), Aliases: []string{}, Hosts: []string{}, Default: p.registries[p.cfg.DefaultUpstream] == r}
+			all[r] = &UpstreamAnswer{Name: r.Name(), Aliases: []string{}, Hosts: []string{}, Default: p.registries.byDefault == r}
 		}
 		return all[r]
 	}
-	for name, r := range p.registries {
+	for name, r := range p.registries.byName {
 		if u := add(r); name != u.Name {
 			u.Aliases = append(u.Aliases, name)
 		}
 	}
-	for host, r := range p.hosts {
+	for host, r := range p.registries.byHost {
 		u := add(r)
 		u.Hosts = append(u.Hosts, host)
 	}
-	p.mu.Lock()
-	strangers := p.strangers.Values()
-	p.mu.Unlock()
-	for _, r := range strangers {
+	for _, r := range p.registries.opened() {
 		add(r).Unlisted = true
 	}
 	answer := UpstreamsAnswer{Upstreams: []UpstreamAnswer{}}

@@ -179,11 +179,9 @@ func (p *Proxy) warmTarget(parameter, name string) (target, error) {
 	if err != nil {
 		return target{}, err
 	}
-	t := target{kind: upstream.KindManifest, registry: p.registries[i.upstream], name: i.repo, repo: i.repo, digest: i.digest}
-	if t.registry == nil {
-		if t.registry, err = p.unlisted(i.upstream); err != nil {
-			return target{}, invalid(parameter, "%v", err)
-		}
+	t := target{kind: upstream.KindManifest, name: i.repo, repo: i.repo, digest: i.digest}
+	if t.registry, err = p.registries.find(i.upstream); err != nil {
+		return target{}, invalid(parameter, "%v", err)
 	}
 	if len(t.repo) > maxName || !isName(t.repo) {
 		return target{}, invalid(parameter, "%q is not the name of a repository", bounded(t.repo))

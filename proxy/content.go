@@ -151,7 +151,7 @@ func (p *Proxy) confirm(ctx context.Context, t target, d digest.Digest, since ti
 // that a client named must send it, for it may be that client's own.
 func (p *Proxy) link(ctx context.Context, t target, d digest.Digest) error {
 	ask := func() (ocispec.Descriptor, error) { return p.confirm(ctx, t, d, time.Now().Add(-p.cfg.FreshFor)) }
-	if p.isStranger(t.registry) {
+	if p.registries.isUnlisted(t.registry) {
 		ask = func() (ocispec.Descriptor, error) { return p.prove(ctx, t, d) }
 	}
 	desc, err := ask()

@@ -72,7 +72,7 @@ func (p *Proxy) page() http.HandlerFunc {
 // names are those of the registries, Docker Hub first.
 func (p *Proxy) names() []string {
 	var names []string
-	for name, r := range p.registries {
+	for name, r := range p.registries.byName {
 		if name == r.Name() && registryRegexp.MatchString(name) {
 			names = append(names, name)
 		}

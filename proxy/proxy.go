@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
-	"strings"
 	"sync"
 	"time"
 
@@ -49,8 +48,7 @@ const remember = 8192
 type Proxy struct {
 	cfg        Config
 	store      *storage.Store
-	registries map[string]*upstream.Registry // by name and alias
-	hosts      map[string]*upstream.Registry // by virtual host
+	registries *registries
 	metrics    *Metrics
 	log        *slog.Logger
 	routes     *mux.Router
@@ -66,33 +64,17 @@ type Proxy struct {
 
 	pages *tagPages
 
-	mu        sync.Mutex                             // guards the fields below
-	strangers *lru.Cache[string, *upstream.Registry] // unlisted ones, by name
-	released  []root                                 // what deleted tags held, not yet looked at
-	releasing bool                                   // letGo is running
+	mu        sync.Mutex // guards the fields below
+	released  []root     // what deleted tags held, not yet looked at
+	releasing bool       // letGo is running
 }
 
 // New returns a Proxy over store for the given upstreams. No two may have the
 // same name, alias or virtual host.
 func New(cfg Config, store *storage.Store, upstreams []Upstream, m *Metrics, log *slog.Logger) (*Proxy, error) {
-	byName, byHost := map[string]*upstream.Registry{}, map[string]*upstream.Registry{}
-	for _, u := range upstreams {
-		for _, name := range u.names() {
-			if byName[name] != nil && byName[name] != u.Registry {
-				return nil, fmt.Errorf("%q names both upstream %s and upstream %s", name, byName[name].Name(), u.Registry.Name())
-			}
-			byName[name] = u.Registry
-		}
-		for _, host := range u.Hosts {
-			host = strings.ToLower(host)
-			if byHost[host] != nil {
-				return nil, fmt.Errorf("host %q belongs to both upstream %s and upstream %s", host, byHost[host].Name(), u.Registry.Name())
-			}
-			byHost[host] = u.Registry
-		}
-	}
-	if byName[cfg.DefaultUpstream] == nil {
-		return nil, fmt.Errorf("default_upstream %q is not among the upstreams", cfg.DefaultUpstream)
+	known, err := newRegistries(upstreams, cfg.DefaultUpstream, cfg.Unlisted, log)
+	if err != nil {
+		return nil, err
 	}
 	for i, r := range cfg.Rules {
 		if err := r.Validate(cfg.MaxStale); err != nil {
@@ -115,18 +97,14 @@ func New(cfg Config, store *storage.Store, upstreams []Upstream, m *Metrics, log
 	if err != nil {
 		return nil, err
 	}
-	strangers, err := lru.NewWithEvict(maxUnlisted, func(_ string, r *upstream.Registry) { r.Close() })
-	if err != nil {
-		return nil, err
-	}
 	suspicion, err := newSuspicion()
 	if err != nil {
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	p := &Proxy{
-		cfg: cfg, store: store, registries: byName, hosts: byHost, metrics: m, log: log,
-		ctx: ctx, stop: stop, refused: refused, seen: seen, sizes: sizes, pages: pages, strangers: strangers,
+		cfg: cfg, store: store, registries: known, metrics: m, log: log,
+		ctx: ctx, stop: stop, refused: refused, seen: seen, sizes: sizes, pages: pages,
 		suspicion: suspicion,
 	}
 	p.routes = p.newRoutes()
@@ -138,9 +116,7 @@ func New(cfg Config, store *storage.Store, upstreams []Upstream, m *Metrics, log
 func (p *Proxy) Close() {
 	p.stop()
 	p.running.Wait()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.strangers.Purge()
+	p.registries.close()
 }
 
 // ServeHTTP answers one request.
@@ -226,8 +202,8 @@ const NodeUserAgent = "cachalot-node"
 // It never asks for credentials: clients would give them.
 func (p *Proxy) version(hw http.ResponseWriter, r *http.Request) {
 	w := hw.(*response)
-	if name := mux.Vars(r)["registry"]; name != "" && p.registries[strings.ToLower(name)] == nil {
-		if _, err := p.unlisted(name); err != nil {
+	if name := mux.Vars(r)["registry"]; name != "" {
+		if _, err := p.registries.find(name); err != nil {
 			p.writeError(w, r, err)
 			return
 		}

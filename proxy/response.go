@@ -195,7 +195,7 @@ func (p *Proxy) label(r *upstream.Registry) string {
 	switch {
 	case r == nil:
 		return "unknown"
-	case p.isStranger(r):
+	case p.registries.isUnlisted(r):
 		return upstream.UnlistedLabel
 	default:
 		return r.Name()

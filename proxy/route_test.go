@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -18,23 +19,26 @@ import (
 // router is a Proxy without a store, for parsing alone.
 func router(tb testing.TB, defaultUpstream string) *Proxy {
 	tb.Helper()
-	p := &Proxy{cfg: Config{DefaultUpstream: defaultUpstream}, registries: map[string]*upstream.Registry{}, hosts: map[string]*upstream.Registry{}}
+	var all []Upstream
 	for name, also := range map[string][]string{
 		"docker.io": {"dockerhub", "index.docker.io"}, "quay.io": nil, "registry.example:5000": {"ours"}, "localhost": nil,
 	} {
-		r, err := upstream.New(upstream.Config{Name: name, URLs: []string{"https://registry.example"}}, upstream.NewMetrics(), slog.New(slog.DiscardHandler))
+		r, err := upstream.New(upstream.Config{Name: name, URLs: []string{"https://" + name}}, upstream.NewMetrics(), slog.New(slog.DiscardHandler))
 		if err != nil {
 			tb.Fatal(err)
 		}
 		tb.Cleanup(r.Close)
-		for _, n := range (Upstream{Registry: r, Aliases: also}).names() {
-			p.registries[n] = r
-		}
+		u := Upstream{Registry: r, Aliases: also}
 		if name == "quay.io" {
-			p.hosts["quay.mirror.example"] = r
+			u.Hosts = []string{"quay.mirror.example"}
 		}
+		all = append(all, u)
 	}
-	return p
+	known, err := newRegistries(all, defaultUpstream, nil, slog.New(slog.DiscardHandler))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return &Proxy{cfg: Config{DefaultUpstream: defaultUpstream}, registries: known}
 }
 
 // TestRoute: every way to name a registry, alone and together.
@@ -60,6 +64,11 @@ func TestRoute(t *testing.T) {
 		{"docker.io", none, "/v2/my.group/app/manifests/1?ns=quay.io", "quay.io", "my.group/app"},
 		{"docker.io", none, "/v2/team/app/manifests/1?ns=QUAY.io", "quay.io", "team/app"},
 		{"docker.io", none, "/v2/app/manifests/1?ns=ghcr.io", "", ""},
+		{"docker.io", none, "/v2/team/app/manifests/1?ns=quay.io:443", "quay.io", "team/app"},
+		{"docker.io", none, "/v2/team/app/manifests/1?ns=quay.io.:0443", "quay.io", "team/app"},
+		{"docker.io", none, "/v2/team/app/manifests/1?ns=Registry.Example:05000", "registry.example:5000", "team/app"},
+		{"quay.io", none, "/v2/alpine/manifests/1?ns=registry.hub.docker.com", "docker.io", "library/alpine"},
+		{"quay.io", none, "/v2/alpine/manifests/1?ns=registry-1.docker.io:443", "docker.io", "library/alpine"},
 		{"docker.io", none, "/v2/app/manifests/1?ns=169.254.169.254", "", ""},
 		// After /v2.
 		{"docker.io", none, "/v2/quay.io/team/app/manifests/1", "quay.io", "team/app"},
@@ -72,6 +81,8 @@ func TestRoute(t *testing.T) {
 		{"docker.io", none, "/v2/bad_name.example/org/app/manifests/1", "", ""},
 		{"docker.io", none, "/v2/dockerhub/library/alpine/manifests/1", "docker.io", "library/alpine"},
 		{"docker.io", none, "/v2/dockerhub/app/manifests/1", "docker.io", "dockerhub/app"}, // an account's
+		{"docker.io", none, "/v2/Quay.io:443/team/app/manifests/1", "quay.io", "team/app"},
+		{"quay.io", none, "/v2/registry.hub.docker.com/alpine/manifests/1", "docker.io", "library/alpine"},
 		{"docker.io", none, "/v2/ghcr.io/a/b/manifests/1", "", ""},
 		{"docker.io", none, "/v2/169.254.169.254/a/manifests/1", "", ""},
 		{"docker.io", none, "/v2/quay.io/manifests/1", "docker.io", "library/quay.io"}, // no repository follows
@@ -87,6 +98,7 @@ func TestRoute(t *testing.T) {
 		{"docker.io", none, "/dockerhub/v2/alpine/manifests/1", "docker.io", "library/alpine"},
 		{"docker.io", none, "/docker.io/v2/library/alpine/manifests/1?ns=docker.io", "docker.io", "library/alpine"},
 		{"docker.io", none, "/quay.io/v2/quay.io/team/app/manifests/1?ns=quay.io", "quay.io", "team/app"},
+		{"docker.io", none, "/quay.io:0443/v2/quay.io:443/team/app/manifests/1?ns=QUAY.IO.", "quay.io", "team/app"},
 		{"docker.io", none, "/quay.io/v2/team/app/manifests/1?ns=docker.io", "quay.io", "team/app"},
 		{"docker.io", none, "/quay.io/v2/docker.io/app/manifests/1", "quay.io", "docker.io/app"},
 		{"docker.io", none, "/ghcr.io/v2/a/b/manifests/1", "", ""},
@@ -147,7 +159,7 @@ func FuzzRoute(f *testing.F) {
 		if !nameRegexp().MatchString(got.repo) || strings.Contains(got.repo, "..") || got.registry == nil {
 			t.Errorf("%q %q %q %q: %+v", prefix, name, ns, host, got)
 		}
-		if prefix != "" && got.registry != p.registries[prefix] {
+		if prefix != "" && got.registry != p.registries.configured(prefix) {
 			t.Errorf("%q before /v2 led to %s", prefix, got.registry.Name())
 		}
 	})
@@ -224,6 +236,74 @@ func TestUnlisted(t *testing.T) {
 	if got := testutil.ToFloat64(m.metrics.requests.WithLabelValues(upstream.UnlistedLabel, "blob", "hit")); got != 3 {
 		t.Errorf("%v hits under %q", got, upstream.UnlistedLabel)
 	}
+}
+
+// TestOneSpelling: what a rule says of a registry holds however that is spelt, and an
+// unlisted one has one place.
+func TestOneSpelling(t *testing.T) {
+	t.Parallel()
+	hub, corp, other := ut.New(t, ut.Options{}), ut.New(t, ut.Options{}), ut.New(t, ut.Options{})
+	img := other.AddImage("team/app", "1", ut.NewImage(51, 1000))
+	var made []string
+	var mu sync.Mutex // guards made
+	m := newMirror(t, func(c *Config) {
+		c.Rules = []Rule{
+			{Match: []string{"docker.io/secret/**", "corp/**", "denied.example/**", "denied.example:8443/**"}, Access: deny},
+		}
+		c.Unlisted = func(name string) (*upstream.Registry, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			made = append(made, name)
+			return registry(t, name, other.URL), nil
+		}
+	}, registry(t, "docker.io", hub.URL), registry(t, "corp", corp.URL))
+	for _, name := range []string{
+		"docker.io/secret", "Docker.io/secret", "docker.io:443/secret", "docker.io:0443/secret", "docker.io./secret", "docker.io.:443/secret",
+		"index.docker.io/secret", "registry-1.docker.io/secret", "registry.hub.docker.com/secret", "REGISTRY.hub.docker.com:00443/secret",
+		corp.Host() + "/x", strings.Replace(corp.Host(), ":", ":0", 1) + "/x",
+		"denied.example/x", "Denied.Example/x", "denied.example:443/x", "denied.example./x", "denied.example:08443/x", "denied.example.:8443/x",
+	} {
+		registry, repo, _ := strings.Cut(name, "/")
+		for _, path := range []string{"/v2/" + repo + "/app/manifests/1?ns=" + registry, "/v2/" + name + "/app/manifests/1", "/" + registry + "/v2/" + repo + "/app/manifests/1"} {
+			a := m.get(path)
+			if m.wantError(a, http.StatusNotFound, "NAME_UNKNOWN"); !strings.Contains(string(a.body), "denies it") {
+				t.Errorf("%s: %s", path, a.body)
+			}
+		}
+	}
+	for _, u := range []*ut.Registry{hub, corp, other} {
+		counts(t, u, nil)
+	}
+	for _, name := range []string{"open.example", "Open.example", "open.example:443", "open.example.:0443"} {
+		m.want(m.get("/v2/team/app/manifests/1?ns="+name), img.Index)
+		m.want(m.get("/v2/"+name+"/team/app/manifests/1"), img.Index)
+	}
+	counts(t, other, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 1})
+	mu.Lock()
+	defer mu.Unlock()
+	if got := strings.Join(made, " "); got != "denied.example denied.example:8443 open.example" {
+		t.Errorf("made: %s", got)
+	}
+}
+
+// TestManyNames: requests to a registry go on while clients name any number of others.
+func TestManyNames(t *testing.T) {
+	t.Parallel()
+	hub, other := ut.New(t, ut.Options{}), ut.New(t, ut.Options{Auth: ut.Bearer})
+	img := other.AddImage("team/app", "1", ut.NewImage(51, 1000))
+	m := newMirror(t, func(c *Config) {
+		c.Unlisted = func(name string) (*upstream.Registry, error) { return registry(t, name, other.URL), nil }
+	}, registry(t, "docker.io", hub.URL))
+	arrived, gate := make(chan struct{}), make(chan struct{})
+	other.Fault(ut.Match{Op: ut.Token, Times: 1}, ut.Arrived(arrived), ut.Pause(gate))
+	done := make(chan reply)
+	go func() { done <- m.get("/v2/team/app/manifests/1?ns=used.example") }()
+	<-arrived
+	for n := range 2 * maxUnlisted {
+		m.wantError(m.get(fmt.Sprintf("/v2/no/app/manifests/1?ns=n%d.example", n)), http.StatusNotFound, "MANIFEST_UNKNOWN")
+	}
+	close(gate)
+	m.want(<-done, img.Index)
 }
 
 // TestStrangerLies: a registry that a client named, and may run, does not open

@@ -11,6 +11,8 @@ import (
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 
 	"github.com/bmatcuk/doublestar/v4"
+
+	"github.com/cachalot-registry/cachalot/upstream"
 )
 
 // Rule says how some images are treated. Of each setting, the first rule that
@@ -60,6 +62,10 @@ func (r Rule) Validate(maxStale time.Duration) error {
 		switch {
 		case name == "" || !doublestar.ValidatePattern(name) || !doublestar.ValidatePattern(tag) || strings.HasSuffix(pattern, ":"):
 			return fmt.Errorf("match[%d]: %q is not a pattern; write one such as docker.io/library/* or ghcr.io/acme/**:v[0-9]*", i, pattern)
+		case !canonicalPattern(name):
+			host, _, _ := strings.Cut(name, "/")
+			canonical, _ := upstream.CanonicalName(host)
+			return fmt.Errorf("match[%d]: %q fits no image: however clients spell %s, rules know it as %s; write that", i, pattern, host, canonical)
 		case name != "**" && !strings.Contains(name, "/"):
 			return fmt.Errorf("match[%d]: %q fits no image; write UPSTREAM/REPOSITORY, such as %s/**", i, pattern, name)
 		case tag != "" && (r.Access != "" || r.KeepFor != nil || r.NoStore != nil || r.Pin != nil):
@@ -87,6 +93,14 @@ func (r Rule) Validate(maxStale time.Duration) error {
 		return errors.New("match: nothing is set for these images; add access, fresh_for, keep_for, no_store, on_denied or pin")
 	}
 	return nil
+}
+
+// canonicalPattern reports whether the registry of a pattern, where it is one name, is
+// spelt as the names are that rules are held against.
+func canonicalPattern(pattern string) bool {
+	host, _, _ := strings.Cut(pattern, "/")
+	canonical, ok := upstream.CanonicalName(host)
+	return !ok || canonical == host
 }
 
 func (r Rule) pins() bool { return r.Pin != nil && *r.Pin }

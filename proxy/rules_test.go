@@ -122,6 +122,8 @@ func TestInvalidRules(t *testing.T) {
 		"fresh_for: longer than tags.m": {Match: match, FreshFor: new(25 * time.Hour)},
 		"keep_for: negative":            {Match: match, KeepFor: new(-time.Second)},
 		"match[0]: \"localhost:5000\"":  {Match: []string{"localhost:5000"}, Access: deny},
+		"match[0]: \"Docker.io/**\" f":  {Match: []string{"Docker.io/**"}, Access: deny},
+		"match[0]: \"a.test:443/**\" f": {Match: []string{"a.test:443/**"}, Access: deny},
 	} {
 		if err := r.Validate(24 * time.Hour); err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("%+v: %v, want %s", r, err, want)

@@ -14,9 +14,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/distribution/reference"
+
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/upstream"
-	"github.com/distribution/reference"
 )
 
 // complete fills in what the file need not say about well-known registries.
@@ -367,9 +368,9 @@ func registryName(name string) string {
 	if !isHost(name) {
 		return fmt.Sprintf("%q is not the name of a registry; write the host that images are named with, such as docker.io", name)
 	}
-	// Image names with any of Docker Hub's hosts mean docker.io.
-	if named, err := reference.ParseNormalizedNamed(name + "/a/b"); err == nil && reference.Domain(named) != name {
-		return fmt.Sprintf("images of this registry are named with %s; write that", reference.Domain(named))
+	// All spellings of it lead to this one, as Docker Hub's hosts lead to docker.io.
+	if canonical, ok := upstream.CanonicalName(name); ok && canonical != name {
+		return fmt.Sprintf("images of this registry are named with %s; write that", canonical)
 	}
 	return ""
 }

@@ -1,0 +1,158 @@
+package proxy
+
+import (
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+
+	"github.com/distribution/distribution/v3/registry/api/errcode"
+	lru "github.com/hashicorp/golang-lru/v2"
+
+	"github.com/cachalot-registry/cachalot/upstream"
+)
+
+// Upstream is a registry and how clients may name it besides by its own name.
+type Upstream struct {
+	Registry *upstream.Registry
+	Aliases  []string // other names, such as dockerhub
+	Hosts    []string // virtual hosts: what a request's Host may be, without a port
+}
+
+// names are all that clients may call the registry.
+func (u Upstream) names() []string {
+	name := u.Registry.Name()
+	return append([]string{name, pathName(name)}, u.Aliases...)
+}
+
+// pathName is a registry's name for clients that put it into the path of an
+// image's name, where no colon may be: registry.example.5000.
+func pathName(registry string) string { return strings.ReplaceAll(registry, ":", ".") }
+
+// maxUnlisted registries are kept open at a time; clients name them.
+const maxUnlisted = 64
+
+// registries are those of the configuration, and the unlisted ones that clients have
+// named. It is the one place where a name becomes a registry, so that what the
+// configuration says of one holds for all that it is called.
+type registries struct {
+	byName    map[string]*upstream.Registry // names and aliases of the configuration
+	byHost    map[string]*upstream.Registry // virtual hosts
+	byAddress map[string]*upstream.Registry // the host that a registry is at, where it is the only one there
+	byDefault *upstream.Registry
+	make      func(name string) (*upstream.Registry, error) // an unlisted one; nil: there are none
+	log       *slog.Logger
+
+	mu       sync.Mutex                             // guards unlisted, and that a name is made once
+	unlisted *lru.Cache[string, *upstream.Registry] // by canonical name
+}
+
+func newRegistries(configured []Upstream, byDefault string, unlisted func(name string) (*upstream.Registry, error), log *slog.Logger) (*registries, error) {
+	g := &registries{
+		byName: map[string]*upstream.Registry{}, byHost: map[string]*upstream.Registry{}, byAddress: map[string]*upstream.Registry{},
+		make: unlisted, log: log,
+	}
+	for _, u := range configured {
+		for _, name := range u.names() {
+			if has := g.byName[name]; has != nil && has != u.Registry {
+				return nil, fmt.Errorf("%q names both upstream %s and upstream %s", name, has.Name(), u.Registry.Name())
+			}
+			g.byName[name] = u.Registry
+		}
+		for _, host := range u.Hosts {
+			host = strings.ToLower(host)
+			if has := g.byHost[host]; has != nil {
+				return nil, fmt.Errorf("host %q belongs to both upstream %s and upstream %s", host, has.Name(), u.Registry.Name())
+			}
+			g.byHost[host] = u.Registry
+		}
+		if at := u.Registry.Host(); at != "" {
+			if _, shared := g.byAddress[at]; shared {
+				g.byAddress[at] = nil
+			} else {
+				g.byAddress[at] = u.Registry
+			}
+		}
+	}
+	if g.byDefault = g.configured(byDefault); g.byDefault == nil {
+		return nil, fmt.Errorf("default_upstream %q is not among the upstreams", byDefault)
+	}
+	// One that is dropped is not closed, for requests may be under way: it has only
+	// connections, which end when they are idle.
+	var err error
+	g.unlisted, err = lru.New[string, *upstream.Registry](maxUnlisted)
+	return g, err
+}
+
+// close ends what the unlisted ones have under way. The others are not its own.
+func (g *registries) close() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, r := range g.unlisted.Values() {
+		r.Close()
+	}
+	g.unlisted.Purge()
+}
+
+// configured is the registry of the configuration that is called so; nil: none is.
+func (g *registries) configured(name string) *upstream.Registry {
+	if r := g.byName[name]; r != nil {
+		return r
+	}
+	if r := g.byName[strings.ToLower(name)]; r != nil {
+		return r
+	}
+	canonical, ok := upstream.CanonicalName(name)
+	if !ok {
+		return nil
+	}
+	if r := g.byName[canonical]; r != nil {
+		return r
+	}
+	return g.byAddress[canonical]
+}
+
+// find is the registry that a client calls so: one of the configuration, or an unlisted
+// one where that is allowed. It refuses a name before anybody is asked.
+func (g *registries) find(name string) (*upstream.Registry, error) {
+	if r := g.configured(name); r != nil {
+		return r, nil
+	}
+	refused := refuse(errcode.ErrorCodeNameUnknown, http.StatusNotFound, "registry %q is not configured here; add it under upstreams", bounded(name))
+	canonical, ok := upstream.CanonicalName(name)
+	if g.make == nil || !ok {
+		return nil, refused
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if r, ok := g.unlisted.Get(canonical); ok {
+		return r, nil
+	}
+	r, err := g.make(canonical)
+	if err != nil {
+		g.log.Warn("unlisted registry refused", "name", canonical, "error", err)
+		return nil, refused
+	}
+	g.unlisted.Add(canonical, r)
+	return r, nil
+}
+
+// isUnlisted reports whether r is not of the configuration.
+func (g *registries) isUnlisted(r *upstream.Registry) bool { return g.byName[r.Name()] == nil }
+
+// calls reports whether name is one that r is called by.
+func (g *registries) calls(name string, r *upstream.Registry) bool {
+	if g.configured(name) == r {
+		return true
+	}
+	canonical, ok := upstream.CanonicalName(name)
+	return ok && canonical == r.Name()
+}
+
+// opened are the unlisted ones that are open.
+func (g *registries) opened() []*upstream.Registry {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.unlisted.Values()
+}
