@@ -305,6 +305,19 @@ func (s *Store) removePartial(d digest.Digest) {
 	s.forget(d)
 }
 
+// idlePartials is what broken downloads take of the disk.
+func (s *Store) idlePartials() (bytes int64) {
+	err := s.disk.partials(func(d digest.Digest, info fs.FileInfo) {
+		if !s.busy(d) {
+			bytes += blocks(info.Size())
+		}
+	})
+	if err != nil {
+		s.log.Warn("cannot list partial downloads", "error", err)
+	}
+	return bytes
+}
+
 // dropPartials removes broken downloads that nobody has resumed for age.
 func (s *Store) dropPartials(age time.Duration) {
 	err := s.disk.partials(func(d digest.Digest, info fs.FileInfo) {

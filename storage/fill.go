@@ -215,7 +215,11 @@ func (f *fill) fetch(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = st.Close() }()
-	if err := f.reserve(max(st.size, 0)); err != nil {
+	err = f.fits(st.size)
+	if err == nil {
+		err = f.reserve(f.step(st.size))
+	}
+	if err != nil {
 		// Readers need size and type before they go on alone.
 		f.publish(func() { f.size, f.mediaType = st.size, st.mediaType })
 		return err
@@ -280,9 +284,35 @@ func (f *fill) openStream(ctx context.Context) (*stream, error) {
 	return st, nil
 }
 
-// reserve promises disk space for the blob to be size bytes long.
-func (f *fill) reserve(size int64) error {
-	need := blocks(size) - blocks(f.written) - f.promised
+// leastStep and mostStep are how much room is reserved at a time, besides what has
+// come: as much again as that, within these.
+const (
+	leastStep = 1 << 20
+	mostStep  = 64 << 20
+)
+
+// step is up to where room is reserved next for a blob that is said to be size bytes
+// long; -1: not known. The length is a claim, for which nothing has to go.
+func (f *fill) step(size int64) int64 {
+	next := f.written + min(max(f.written, leastStep), mostStep)
+	if size >= 0 {
+		next = min(next, size)
+	}
+	return next
+}
+
+// fits is an error where a blob of size bytes cannot be kept, whatever goes for it: so
+// nothing does.
+func (f *fill) fits(size int64) error {
+	if need := blocks(size) - blocks(f.written); size > f.step(size) && !f.store.couldFit(need) {
+		return fmt.Errorf("%w: no room for %d bytes", errSpill, need)
+	}
+	return nil
+}
+
+// reserve promises disk space for the blob to become so many bytes long.
+func (f *fill) reserve(length int64) error {
+	need := blocks(length) - blocks(f.written) - f.promised
 	if need <= 0 {
 		return nil
 	}
@@ -295,7 +325,6 @@ func (f *fill) reserve(size int64) error {
 
 // copy moves the stream into the file, a chunk at a time.
 func (f *fill) copy(st *stream) error {
-	const step = 64 << 20 // reserved at a time while the size is not known
 	buf := make([]byte, chunk)
 	for {
 		n, err := st.Read(buf)
@@ -304,7 +333,7 @@ func (f *fill) copy(st *stream) error {
 			f.progressed()
 			grown := blocks(f.written+int64(n)) - blocks(f.written)
 			if f.promised < grown {
-				if err := f.reserve(f.written + step); err != nil {
+				if err := f.reserve(max(f.step(st.size), f.written+int64(n))); err != nil {
 					return err
 				}
 			}

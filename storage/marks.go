@@ -54,6 +54,28 @@ func (s *Store) makeRoom(need int64) bool {
 	return true
 }
 
+// couldFit says whether makeRoom(need) would find room. Nothing is evicted; what is
+// picked for it goes first once something must.
+func (s *Store) couldFit(need int64) bool {
+	if s.over(need, 100) <= 0 {
+		return true
+	}
+	s.ledger.loaded(s.ctx)
+	s.waiting.Add(1)
+	defer s.waiting.Add(-1)
+	s.evicting <- struct{}{}
+	defer func() { <-s.evicting }()
+	need -= s.idlePartials()
+	least := s.over(need, 100)
+	for _, v := range s.picked {
+		if least <= 0 {
+			break
+		}
+		least -= v.room()
+	}
+	return least <= 0 || s.pick(need)
+}
+
 // reserve promises need bytes, unless they would break a limit.
 func (s *Store) reserve(need int64) bool {
 	s.reserving.Lock()
@@ -173,7 +195,11 @@ type eviction struct {
 // nothing more can go. s.evicting is held.
 func (s *Store) evictNext(need int64, e *eviction) bool {
 	if len(s.picked) == 0 {
-		if e.looked && !e.gone || !s.pick(need) {
+		if e.looked && !e.gone {
+			return false
+		}
+		s.dropPartials(0)
+		if !s.pick(need) {
 			return false
 		}
 		e.looked, e.gone = true, false
@@ -198,7 +224,6 @@ func (s *Store) evictNext(need int64, e *eviction) bool {
 // that cannot be reached nothing goes for it. It returns false where all would go
 // in vain. s.evicting is held.
 func (s *Store) pick(need int64) bool {
-	s.dropPartials(0)
 	least, most := max(0, s.over(need, 100)), s.over(need, s.lowMark)
 	if most <= 0 {
 		return true

@@ -209,7 +209,7 @@ func TestOutrun(t *testing.T) {
 		if took := time.Since(start); took > minRest {
 			t.Errorf("waited for %v", took)
 		}
-		if n, m := log.count(waited), log.count(looked); n != 1 || m != 1 {
+		if n, m := log.count(waited), log.count(looked); n > 1 || m != 1 {
 			t.Errorf("%d waited, and records were looked at %d times", n, m)
 		}
 		synctest.Wait() // readers do not wait until it is durable

@@ -1,0 +1,74 @@
+package storage
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"testing"
+	"testing/iotest"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// TestFill_Claims: what an upstream announces makes nothing go; what it sends does, and
+// no more than as much again.
+func TestFill_Claims(t *testing.T) {
+	t.Parallel()
+	const mib = 1 << 20
+	const kept = 30
+	for _, sent := range []int64{1, mib, 3 * mib, 9 * mib} {
+		t.Run(fmt.Sprint(sent), func(t *testing.T) {
+			t.Parallel()
+			s := openStore(t, t.TempDir(), func(c *Config) {
+				c.MaxSize, c.HighMark, c.LowMark = Size{Bytes: 32 * mib}, 100, 100
+			})
+			for n := range uint64(kept) {
+				o := &origin{content: content(n, mib)}
+				if _, _, err := fetch(t, s, o.digest(), o.source); err != nil {
+					t.Fatal(err)
+				}
+				s.Kept(o.digest())
+			}
+			before := s.ledger.total()
+			if before != kept*mib {
+				t.Fatalf("%d bytes are kept", before)
+			}
+			liar := func(context.Context, Span) (*Part, error) {
+				body := io.MultiReader(bytes.NewReader(content(99, int(sent))), iotest.ErrReader(ErrRefused))
+				return &Part{Body: io.NopCloser(body), Size: 30 * mib}, nil
+			}
+			d := digest.FromString("what is not sent")
+			if _, _, err := fetch(t, s, d, liar); err == nil {
+				t.Fatal("no error")
+			}
+			s.Kept(d) // when it has ended
+			gone := before - s.ledger.total()
+			if most := max(0, sent+max(min(sent, mostStep), leastStep)-2*mib); gone > most {
+				t.Errorf("%d bytes went for %d, and 2 MiB were free: at most %d may", gone, sent, most)
+			}
+		})
+	}
+}
+
+// TestFill_TooLong: for what cannot be kept, nothing goes.
+func TestFill_TooLong(t *testing.T) {
+	t.Parallel()
+	const mib = 1 << 20
+	s := openStore(t, t.TempDir(), func(c *Config) { c.MaxSize, c.HighMark, c.LowMark = Size{Bytes: 8 * mib}, 100, 100 })
+	o := &origin{content: content(1, 6*mib)}
+	if _, _, err := fetch(t, s, o.digest(), o.source); err != nil {
+		t.Fatal(err)
+	}
+	s.Kept(o.digest())
+	long := &origin{content: content(2, 12*mib)}
+	if got, _, err := fetch(t, s, long.digest(), long.source); err != nil || !bytes.Equal(got, long.content) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	if !s.Kept(o.digest()) || s.Kept(long.digest()) {
+		t.Error("what was kept went for what cannot be")
+	}
+	if long.sent.Load() != int64(len(long.content)) {
+		t.Errorf("%d bytes were sent for %d", long.sent.Load(), len(long.content))
+	}
+}
