@@ -112,6 +112,7 @@ type fillReader struct {
 	hash     hash.Hash // of all bytes before aloneAt
 	aloneAt  int64
 	verified bool // alone
+	follows  bool // of a blob without a length: more comes after what the file has
 }
 
 // Seek knows the end only where the fill knows its size.
@@ -173,8 +174,11 @@ func (r *fillReader) visible(st state) int64 {
 		return st.written
 	}
 	last := st.written - 1 // it may be the blob's last byte
-	if st.size >= 0 {
+	switch {
+	case st.size >= 0:
 		last = st.size - 1
+	case r.follows:
+		last = st.written
 	}
 	return min(st.written, last, r.last)
 }
@@ -212,7 +216,9 @@ func (r *fillReader) readAlone(p []byte, st state) (int, error) {
 		}
 	}
 	if r.off < r.aloneAt { // held back in the file
-		if err := r.verifyRest(); err != nil {
+		if _, err := r.ahead.Peek(1); err == nil && r.off < r.last && st.size < 0 && !r.follows {
+			r.follows = true
+		} else if err := r.verifyRest(); err != nil {
 			return 0, err
 		}
 		return r.Read(p)
