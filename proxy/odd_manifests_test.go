@@ -105,3 +105,28 @@ func TestSigned(t *testing.T) {
 	up.Down()
 	check("upstream gone", "old")
 }
+
+// TestContentHeaders: no browser makes a page of content, whatever the upstream calls it.
+func TestContentHeaders(t *testing.T) {
+	t.Parallel()
+	up := ut.New(t, ut.Options{})
+	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
+	for n, mediaType := range []string{
+		"text/html", "text/html; charset=utf-8", "application/xhtml+xml", "image/svg+xml", "application/xml", "text/xml", "text/javascript", "application/pdf",
+		"application/vnd.evil+xml", "application/vnd.oci.image.manifest.v1+xml", "application/vnd.oci.image.manifest.v1+json, text/html",
+	} {
+		c := ut.NewContent(mediaType, fmt.Appendf(nil, `{"schemaVersion":2,"annotations":{"n":"<script>alert(%d)</script>"}}`, n))
+		up.AddManifest("library/app", c, fmt.Sprint("tag", n))
+		for _, a := range []reply{m.get(fmt.Sprint("/v2/library/app/manifests/tag", n)), m.head("/v2/library/app/manifests/" + string(c.Digest))} {
+			is := a.header.Get("Content-Type")
+			alone := a.header.Get("Content-Security-Policy") == "sandbox; default-src 'none'" && a.header.Get("X-Content-Type-Options") == "nosniff"
+			if a.status != http.StatusOK || is != "application/octet-stream" && !alone || strings.HasSuffix(mediaType, "1+xml") && is != mediaType {
+				t.Errorf("%s: %d %v", mediaType, a.status, a.header)
+			}
+		}
+		up.AddBlob("library/app", c)
+		if a := m.get("/v2/library/app/blobs/" + string(c.Digest)); a.header.Get("Content-Type") != "application/octet-stream" {
+			t.Errorf("a blob is %s", a.header.Get("Content-Type"))
+		}
+	}
+}

@@ -273,13 +273,13 @@ func hostPort(u *url.URL) string {
 const maxPasswordFile = 64 << 10
 
 func readPassword(file string) (string, error) {
-	b, err := os.ReadFile(file)
+	b, err := ReadSecret(file, maxPasswordFile)
 	if err != nil {
 		return "", err
 	}
 	p := strings.TrimRight(string(b), "\r\n")
-	if p == "" || len(p) > maxPasswordFile {
-		return "", fmt.Errorf("%s is empty or longer than %d bytes", file, maxPasswordFile)
+	if p == "" {
+		return "", fmt.Errorf("%s is empty", file)
 	}
 	return p, nil
 }

@@ -41,7 +41,7 @@ func TestConfigErrors(t *testing.T) {
 		{Config{Name: "r", URLs: []string{good}, Accounts: []Account{{Password: "secret"}}}, "upstreams.r.username: missing"},
 		{Config{Name: "r", URLs: []string{good}, Accounts: []Account{{Username: "a:b", Password: "secret"}}}, "upstreams.r.username: must not contain a colon"},
 		{Config{Name: "r", URLs: []string{good}, Accounts: []Account{{Username: "a", Password: "secret", PasswordFile: "x"}}}, "upstreams.r.password_file: password is set as well"},
-		{Config{Name: "r", URLs: []string{good}, Accounts: []Account{{Username: "a", PasswordFile: "/no/such"}}}, "upstreams.r.password_file: open /no/such"},
+		{Config{Name: "r", URLs: []string{good}, Accounts: []Account{{Username: "a", PasswordFile: "/no/such"}}}, "upstreams.r.password_file: cannot be read: no such file"},
 		{Config{Name: "r", URLs: []string{good}, Accounts: []Account{{Username: "a", PasswordFile: empty}}}, "upstreams.r.password_file: " + empty + " is empty"},
 		{Config{Name: "r", URLs: []string{good}, CAFile: "/no/such"}, "upstreams.r.ca_file: open /no/such"},
 		{Config{Name: "r", URLs: []string{good}, CAFile: empty}, "upstreams.r.ca_file: " + empty + " holds no PEM certificate"},

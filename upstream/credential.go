@@ -51,7 +51,7 @@ func (a Account) validate() (key string, err error) {
 		return "docker_config", err
 	case a.Keychain != "":
 		if keychain(a.Keychain) == nil {
-			return "keychain", fmt.Errorf("%q is not known: write ecr, google or azure", a.Keychain)
+			return "keychain", errors.New("not known: write ecr, google or azure")
 		}
 	case a.Password != "" && a.PasswordFile != "":
 		return "password_file", errors.New("password is set as well: keep one of the two")
@@ -112,7 +112,7 @@ func (a Account) ask(context.Context) (granted, error) {
 	if a.PasswordFile != "" {
 		var err error
 		if password, err = readPassword(a.PasswordFile); err != nil {
-			return granted{}, fmt.Errorf("read the password: %w", err)
+			return granted{}, fmt.Errorf("the password: %w", err)
 		}
 	}
 	return granted{AuthConfig: authn.AuthConfig{Username: a.Username, Password: password}}, nil

@@ -3,6 +3,7 @@ package upstream
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -105,13 +106,13 @@ func TestCredentialValidate(t *testing.T) {
 		{"no username, file", Account{PasswordFile: secret}, "username", "missing, but there is a password"},
 		{"colon", Account{Username: "a:b", Password: canary}, "username", "RFC 7617"},
 		{"two passwords", Account{Username: "a", Password: canary, PasswordFile: secret}, "password_file", "password is set as well"},
-		{"no such password_file", Account{Username: "a", PasswordFile: "/no/such"}, "password_file", "open /no/such"},
+		{"no such password_file", Account{Username: "a", PasswordFile: "/no/such"}, "password_file", "cannot be read: no such file"},
 		{"username and docker_config", Account{Username: "a", DockerConfig: docker}, "docker_config", "username is set as well: keep one of the two"},
 		{"password and docker_config", Account{Password: canary, DockerConfig: docker}, "docker_config", "password is set as well"},
 		{"docker_config and keychain", Account{DockerConfig: docker, Keychain: "ecr"}, "keychain", "docker_config is set as well"},
-		{"no such docker_config", Account{DockerConfig: "/no/such"}, "docker_config", "open /no/such"},
+		{"no such docker_config", Account{DockerConfig: "/no/such"}, "docker_config", "cannot be read: no such file"},
 		{"broken docker_config", Account{DockerConfig: broken}, "docker_config", "not the base64"},
-		{"keychain", Account{Keychain: "aws"}, "keychain", `"aws" is not known: write ecr, google or azure`},
+		{"keychain", Account{Keychain: "aws"}, "keychain", "not known: write ecr, google or azure"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -143,7 +144,7 @@ func TestCredentialPassword(t *testing.T) {
 	if err := os.Remove(file); err != nil {
 		t.Fatal(err)
 	}
-	wantFailed(t, c, "read the password: open "+file)
+	wantFailed(t, c, "the password: cannot be read: ")
 }
 
 // TestCredentialBlockedFile: a file that cannot be read to its end, as on a dead
@@ -389,4 +390,17 @@ func TestCredentialShortLived(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestMisplacedSecret: a secret that stands where a file or a way is named is in no error.
+func TestMisplacedSecret(t *testing.T) {
+	t.Parallel()
+	for _, secret := range []string{"hunter2canary", "/canary/with/slashes", "canary\nin two lines", "canary\x00"} {
+		for _, a := range []Account{{Username: "me", PasswordFile: secret}, {DockerConfig: secret}, {Keychain: secret}} {
+			_, err := New(defaults(Config{URLs: []string{"https://registry.example"}, Accounts: []Account{a}}), NewMetrics(), slog.New(slog.DiscardHandler))
+			if err == nil || strings.Contains(err.Error(), "canary") {
+				t.Errorf("%+v: %v", a, err)
+			}
+		}
+	}
 }

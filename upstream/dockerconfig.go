@@ -9,7 +9,6 @@ import (
 	"io"
 	"maps"
 	"net/url"
-	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -53,17 +52,9 @@ func newDockerConfig(file string, base *url.URL) (asker, error) {
 const maxDockerConfig = 1 << 20
 
 func readDockerConfig(file string) (*configfile.ConfigFile, error) {
-	f, err := os.Open(file)
+	b, err := ReadSecret(file, maxDockerConfig)
 	if err != nil {
 		return nil, err
-	}
-	defer func() { _ = f.Close() }() // only read from
-	b, err := io.ReadAll(io.LimitReader(f, maxDockerConfig+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(b) > maxDockerConfig {
-		return nil, fmt.Errorf("%s is longer than %d bytes", file, maxDockerConfig)
 	}
 	c, err := parseDockerConfig(b)
 	if err != nil {

@@ -115,7 +115,7 @@ func TestDockerConfigAgain(t *testing.T) {
 	if err := os.Remove(file); err != nil {
 		t.Fatal(err)
 	}
-	wantFailed(t, c, "open "+file)
+	wantFailed(t, c, "cannot be read: ")
 	write(t, file, auths("https://r.test"))
 	wantGot(t, c, authn.AuthConfig{Username: "https!//r.test", Password: canary})
 }

@@ -85,7 +85,9 @@ func (v *validator) account(a accountConfig, key string) {
 		}
 	}
 	if a.Keychain != "" {
-		v.oneOf(a.Keychain, join(key, "keychain"), "ecr", "google", "azure")
+		if ways := []string{"ecr", "google", "azure"}; !slices.Contains(ways, a.Keychain) { // perhaps a secret in the wrong place
+			v.fail("not known; write one of "+strings.Join(ways, ", "), join(key, "keychain"))
+		}
 	}
 
 	username, password, file := join(key, "username"), join(key, "password"), join(key, "password_file")

@@ -3,13 +3,13 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"strings"
 	"time"
 
 	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/upstream"
 )
 
 // adminConfig is for the listener at addr.
@@ -39,12 +39,7 @@ func (c adminConfig) token() (key, token string, err error) {
 	if c.TokenFile == "" {
 		return "admin.token", c.Token, nil
 	}
-	f, err := os.Open(c.TokenFile)
-	if err != nil {
-		return "admin.token_file", "", err
-	}
-	defer func() { _ = f.Close() }()
-	b, err := io.ReadAll(io.LimitReader(f, maxToken+1))
+	b, err := upstream.ReadSecret(c.TokenFile, maxToken)
 	if err != nil {
 		return "admin.token_file", "", err
 	}

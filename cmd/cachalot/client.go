@@ -10,8 +10,9 @@ import (
 	"strings"
 	"text/tabwriter"
 
-	"github.com/cachalot-registry/cachalot/proxy"
 	"github.com/spf13/cobra"
+
+	"github.com/cachalot-registry/cachalot/proxy"
 )
 
 // shellName is what a part without a path is called on the command line.

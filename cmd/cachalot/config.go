@@ -8,10 +8,11 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cachalot-registry/cachalot/proxy"
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/upstream"
-	"golang.org/x/sys/unix"
 )
 
 // config is the configuration file. config.yml at the root of the repository

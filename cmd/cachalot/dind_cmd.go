@@ -5,8 +5,9 @@ import (
 	"os"
 	"slices"
 
-	"github.com/cachalot-registry/cachalot/cmd/cachalot/dind"
 	"github.com/spf13/cobra"
+
+	"github.com/cachalot-registry/cachalot/cmd/cachalot/dind"
 )
 
 func newDind() *cobra.Command {

@@ -8,9 +8,10 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 const shippedConfig = "../../config.yml"

@@ -8,10 +8,11 @@ import (
 	"slices"
 	"sync"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/cachalot-registry/cachalot/proxy"
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/upstream"
-	"go.opentelemetry.io/otel/trace"
 )
 
 // generation is what one reading of the configuration made. A reload makes the

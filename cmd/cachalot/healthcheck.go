@@ -7,9 +7,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/cachalot-registry/cachalot/cmd/cachalot/ops"
 	"github.com/cenkalti/backoff/v5"
 	"github.com/spf13/cobra"
+
+	"github.com/cachalot-registry/cachalot/cmd/cachalot/ops"
 )
 
 func newHealthcheck() *cobra.Command {

@@ -6,8 +6,9 @@ import (
 	"io"
 	"log/slog"
 
-	"github.com/cachalot-registry/cachalot/upstream"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/cachalot-registry/cachalot/upstream"
 )
 
 // newLogger writes to w in the configured format, from level on. The level may

@@ -22,9 +22,10 @@ import (
 	"os"
 	"strings"
 
+	"github.com/spf13/cobra"
+
 	"github.com/cachalot-registry/cachalot/cmd/cachalot/dind"
 	"github.com/cachalot-registry/cachalot/cmd/cachalot/ops"
-	"github.com/spf13/cobra"
 )
 
 const (

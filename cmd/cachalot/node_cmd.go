@@ -9,8 +9,9 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/cachalot-registry/cachalot/cmd/cachalot/node"
 	"github.com/spf13/cobra"
+
+	"github.com/cachalot-registry/cachalot/cmd/cachalot/node"
 )
 
 func newNode() *cobra.Command {

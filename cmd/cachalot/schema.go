@@ -6,8 +6,9 @@ import (
 	"reflect"
 	"time"
 
-	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/spf13/cobra"
+
+	"github.com/cachalot-registry/cachalot/storage"
 )
 
 func newSchema() *cobra.Command {

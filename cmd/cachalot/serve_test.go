@@ -15,8 +15,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 func upstreams(url string) string {

@@ -16,12 +16,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
 	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 // receiver is a collector that keeps what it gets.

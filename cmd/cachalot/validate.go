@@ -131,6 +131,9 @@ func (v *validator) oneOf(value, key string, allowed ...string) {
 	}
 }
 
+// maxKey is far above any private key.
+const maxKey = 1 << 20
+
 func (v *validator) tls(c tlsConfig) {
 	switch {
 	case !c.on():
@@ -142,7 +145,7 @@ func (v *validator) tls(c tlsConfig) {
 		v.fail("missing beside tls.certificate; write the file with its key", "tls.key", "tls.certificate", "tls")
 		return
 	}
-	if _, err := os.ReadFile(c.Key); err != nil {
+	if _, err := upstream.ReadSecret(c.Key, maxKey); err != nil {
 		v.fail(err.Error()+"; write the path of a file that cachalot can read", "tls.key")
 	} else if _, err := newCertificate(c, slog.New(slog.DiscardHandler)); err != nil {
 		v.fail(err.Error(), "tls.certificate")

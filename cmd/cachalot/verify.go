@@ -9,11 +9,12 @@ import (
 	"io/fs"
 	"os"
 
-	"github.com/cachalot-registry/cachalot/cmd/cachalot/ops"
-	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/dustin/go-humanize"
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
+
+	"github.com/cachalot-registry/cachalot/cmd/cachalot/ops"
+	"github.com/cachalot-registry/cachalot/storage"
 )
 
 // unverifiedError: not every blob could be checked, or put away.
