@@ -168,6 +168,8 @@ func (c *call) body(into any) error {
 	err := d.Decode(into)
 	if err == nil {
 		if _, err = d.Token(); errors.Is(err, io.EOF) {
+			// What comes next is only that the client leaves, and an answer may take long.
+			_ = http.NewResponseController(c.w).SetReadDeadline(time.Time{}) // a server's connection can
 			return nil
 		}
 		err = errors.New("something follows the object")

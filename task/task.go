@@ -24,6 +24,8 @@ type PanicError struct {
 func (e *PanicError) Error() string { return e.Work + ": internal error; the log has its stack" }
 
 // report is what [OnPanic] was given.
+//
+//nolint:gochecknoglobals // a panic ends a process, so one process has one
 var report atomic.Pointer[func(*PanicError)]
 
 // OnPanic has f told of each panic, in the goroutine that panicked. Without it they

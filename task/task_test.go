@@ -14,6 +14,7 @@ import (
 // reports collects what is reported until the test ends. Tests that use it run one
 // after the other, for there is one reporter in a process.
 func reports(t *testing.T) func() []*PanicError {
+	t.Helper()
 	var mu sync.Mutex // guards all
 	var all []*PanicError
 	OnPanic(func(e *PanicError) {
@@ -60,8 +61,8 @@ func TestGuard(t *testing.T) {
 	reported := reports(t)
 	var w sync.WaitGroup
 	w.Go(Guard("looking", func() {
-		var none map[string]int
-		none["a"] = 1
+		var none *sync.WaitGroup
+		none.Wait()
 	}))
 	w.Wait()
 	if got := reported(); len(got) != 1 || got[0].Work != "looking" {

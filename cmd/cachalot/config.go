@@ -20,7 +20,8 @@ import (
 type config struct {
 	// Listen is where clients reach the mirror: "host:port" or ":port".
 	Listen string `yaml:"listen"`
-	// MaxConnections bounds the clients' open connections; more wait to be accepted.
+	// MaxConnections bounds the clients' open connections. Idle ones are closed for
+	// further ones, which wait where there are none.
 	MaxConnections int `yaml:"max_connections"`
 	// SendTimeout is how long a client may take nothing of its answer; 0: for ever.
 	SendTimeout time.Duration `yaml:"send_timeout"`

@@ -64,8 +64,8 @@ type listed struct {
 	ImportMap  map[string]string // where the path in the source is another
 }
 
-// list returns this module's packages and all that they import, by their paths.
-func list(t *testing.T) map[string]listed {
+// imported returns this module's packages and all that they import, by their paths.
+func imported(t *testing.T) map[string]listed {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "go", "list", "-deps", "-json=ImportPath,Name,Imports,ImportMap", "./...")
 	cmd.Dir = "../.."
@@ -90,7 +90,7 @@ func list(t *testing.T) map[string]listed {
 // The import table of the design: who may know what.
 func TestImports(t *testing.T) {
 	t.Parallel()
-	packages := list(t)
+	packages := imported(t)
 	for _, p := range packages {
 		if !within(p.ImportPath, module) {
 			continue

@@ -8,8 +8,6 @@ import (
 	"net"
 	"net/http"
 	"strconv"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -33,70 +31,44 @@ func listen(ctx context.Context, address, key string) (net.Listener, error) {
 	}
 }
 
-// boundedListener accepts a connection only while fewer than its limit are
-// open; further ones wait in the kernel's queue. A server tells it by release
-// which have closed: a net.Conn that told so itself would hide the *net.TCPConn
-// from net/http, and with it sendfile.
-type boundedListener struct {
-	net.Listener
-	slots  chan struct{} // one for each open connection, and for the next
-	open   atomic.Int64
-	closed chan struct{}
-	once   sync.Once // closes closed
-	full   func()    // called when as many are open as may be
-}
-
-func newBoundedListener(l net.Listener, limit int, full func()) *boundedListener {
-	return &boundedListener{Listener: l, slots: make(chan struct{}, limit), closed: make(chan struct{}), full: full}
-}
-
-func (l *boundedListener) Accept() (net.Conn, error) {
-	select {
-	case l.slots <- struct{}{}:
-	default:
-		l.full()
-		select {
-		case l.slots <- struct{}{}:
-		case <-l.closed:
-			return nil, net.ErrClosed
-		}
-	}
-	c, err := l.Listener.Accept()
-	if err != nil {
-		<-l.slots
-		return nil, err
-	}
-	l.open.Add(1)
-	return c, nil
-}
-
-func (l *boundedListener) Close() error {
-	l.once.Do(func() { close(l.closed) })
-	if err := l.Listener.Close(); !errors.Is(err, net.ErrClosed) { // its server may have been first
-		return err
-	}
-	return nil
-}
-
-// release is the server's ConnState hook.
-func (l *boundedListener) release(_ net.Conn, state http.ConnState) {
-	if state == http.StateClosed || state == http.StateHijacked {
-		l.open.Add(-1)
-		<-l.slots
-	}
-}
-
 // newServer serves what l accepts. It has no write timeout, for a slow client may
 // take hours over a large blob; stuckClients ends those that take nothing.
 func newServer(h http.Handler, l *boundedListener, log *slog.Logger) *http.Server {
 	return &http.Server{
-		Handler:           withBoundary(h),
+		Handler:           withBoundary(withoutBody(h)),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
-		ConnState:         l.release,
+		MaxHeaderBytes:    maxHeader,
+		ConnState:         l.track,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelError),
 	}
+}
+
+const (
+	// maxHeader bounds a request's header, which each connection may hold in memory;
+	// nginx's default is as much. Longer ones are answered 431.
+	maxHeader = 16 << 10
+	// bodyTime is how long a client may take to send a request's body: the longest is
+	// a list of images to the admin API.
+	bodyTime = 30 * time.Second
+)
+
+// withoutBody refuses a body where none is wanted, and gives others little time: a
+// client that announces one and does not send it would keep its connection for ever.
+func withoutBody(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength != 0 {
+			c := http.NewResponseController(w) // a server's connection has deadlines
+			_ = c.SetReadDeadline(time.Now().Add(bodyTime))
+			if r.Method == http.MethodGet || r.Method == http.MethodHead {
+				_ = c.SetReadDeadline(time.Now()) // net/http would wait for the body before it answers
+				w.Header().Set("Connection", "close")
+				http.Error(w, "a "+r.Method+" has no body here: send it without Content-Length and Transfer-Encoding", http.StatusBadRequest)
+				return
+			}
+		}
+		h.ServeHTTP(w, r)
+	})
 }
 
 // withBoundary is h with a boundary of its own: net/http has one, but neither counts what

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"crypto/tls"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -46,7 +47,7 @@ func startServer(t *testing.T, limit int, secure bool, handle http.HandlerFunc, 
 	})
 	s := newServer(h, l.boundedListener, slog.New(slog.DiscardHandler))
 	s.ConnState = func(c net.Conn, now http.ConnState) {
-		l.release(c, now)
+		l.track(c, now)
 		state(c, now)
 	}
 	var accepting net.Listener = l
@@ -97,12 +98,17 @@ func answered(t *testing.T, c net.Conn) {
 	resp.Body.Close()
 }
 
+// TestConnectionLimit: while all connections are at work, a further one waits.
 func TestConnectionLimit(t *testing.T) {
 	t.Parallel()
-	l := startLimited(t, 2)
+	arrived, gate := make(chan struct{}), make(chan struct{})
+	l := startServer(t, 2, false, func(http.ResponseWriter, *http.Request) {
+		arrived <- struct{}{}
+		<-gate
+	}, func(net.Conn, http.ConnState) {})
 	first, second := l.ask(t, "/"), l.ask(t, "/")
-	answered(t, first)
-	answered(t, second)
+	<-arrived
+	<-arrived
 	<-l.full // the server waits for a slot
 
 	third := l.ask(t, "/")
@@ -112,10 +118,74 @@ func TestConnectionLimit(t *testing.T) {
 	if n := l.served.Load(); n != 2 {
 		t.Errorf("%d requests were served, want 2", n)
 	}
-	first.Close()
+	gate <- struct{}{}
+	<-arrived // one that has become idle goes for it
+	close(gate)
 	answered(t, third)
-	if n := l.served.Load(); n != 3 {
-		t.Errorf("%d requests were served, want 3", n)
+	_, _ = first.Close(), second.Close()
+}
+
+// TestIdlersGoFirst: neither who has been answered, nor who sends no request or half of
+// one, keeps others out.
+func TestIdlersGoFirst(t *testing.T) {
+	t.Parallel()
+	for _, secure := range []bool{false, true} {
+		l := startServer(t, 3, secure, func(http.ResponseWriter, *http.Request) {}, func(net.Conn, http.ConnState) {})
+		for range 12 { // who have been answered stay
+			answered(t, l.ask(t, "/"))
+		}
+		if secure {
+			continue // a handshake that does not begin looks the same
+		}
+		var d net.Dialer
+		for n := range 9 {
+			c, err := d.DialContext(t.Context(), "tcp", l.addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { c.Close() })
+			if _, err := c.Write([]byte("GET / HTTP/1.1\r\nHost: x\r\n")[:n]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		answered(t, l.ask(t, "/"))
+		if n := l.open.Load(); n > 3 {
+			t.Errorf("%d connections are open", n)
+		}
+	}
+}
+
+// TestBodies: a GET that announces a body is refused at once, and its connection closed.
+func TestBodies(t *testing.T) {
+	t.Parallel()
+	l := startServer(t, 2, false, func(http.ResponseWriter, *http.Request) {}, func(net.Conn, http.ConnState) {})
+	for _, framing := range []string{"Content-Length: 200000", "Content-Length: 1", "Transfer-Encoding: chunked"} {
+		for _, method := range []string{http.MethodGet, http.MethodHead} {
+			var d net.Dialer
+			c, err := d.DialContext(t.Context(), "tcp", l.addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.Write([]byte(method + " / HTTP/1.1\r\nHost: x\r\n" + framing + "\r\n\r\n")); err != nil {
+				t.Fatal(err)
+			}
+			r := bufio.NewReader(c)
+			resp, err := http.ReadResponse(r, &http.Request{Method: method})
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			if resp.StatusCode != http.StatusBadRequest {
+				t.Errorf("%s with %s: %s", method, framing, resp.Status)
+			}
+			if _, err := io.Copy(io.Discard, r); err != nil {
+				t.Errorf("%s with %s: %v", method, framing, err)
+			}
+			c.Close()
+		}
+	}
+	if n := l.served.Load(); n != 0 {
+		t.Errorf("%d were served", n)
 	}
 }
 
@@ -134,8 +204,10 @@ func TestConnectionLimitAfterHijack(t *testing.T) {
 // A server that stops while its listener waits for a slot must not hang.
 func TestConnectionLimitClose(t *testing.T) {
 	t.Parallel()
-	l := startLimited(t, 1)
-	answered(t, l.ask(t, "/"))
+	gate := make(chan struct{})
+	l := startServer(t, 1, false, func(http.ResponseWriter, *http.Request) { <-gate }, func(net.Conn, http.ConnState) {})
+	defer close(gate)
+	l.ask(t, "/")
 	<-l.full
 	if err := l.Close(); err != nil {
 		t.Error(err)

@@ -48,7 +48,7 @@ func newMetrics(b build, open func() float64, limit int) (*metrics, error) {
 	buildInfo.Set(1)
 	connectionsLimit := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "connections_limit",
-		Help: "Connections of clients that may be open at once; further ones wait.",
+		Help: "Connections of clients that may be open at once. Idle ones are closed for further ones, which wait where there are none.",
 	})
 	connectionsLimit.Set(float64(limit))
 	own := []prometheus.Collector{m.reloaded, m.panics, buildInfo, prometheus.NewGaugeFunc(prometheus.GaugeOpts{

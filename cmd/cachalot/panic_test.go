@@ -1,7 +1,6 @@
 package main
 
 import (
-	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -22,13 +21,8 @@ func TestPanics(t *testing.T) { //nolint:paralleltest // see above
 			t.Errorf("%s is not in %s", part, line)
 		}
 	}
-	resp, err := r.client.Get("http://" + strings.TrimPrefix(r.admin, "http://") + "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if b, err := io.ReadAll(resp.Body); err != nil || !strings.Contains(string(b), "\ncachalot_panics_total 1\n") {
-		t.Errorf("not counted: %v", err)
+	if _, body := r.read(t, r.admin+"/metrics"); !strings.Contains(body, "\ncachalot_panics_total 1\n") {
+		t.Error("it is not counted")
 	}
 }
 
@@ -45,13 +39,27 @@ func TestServer_Panics(t *testing.T) {
 	}), l, slog.New(slog.DiscardHandler))
 	s.Start()
 	t.Cleanup(s.Close)
-	resp, err := s.Client().Get(s.URL + "/bug")
-	if err == nil {
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL+"/bug", http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp, err := s.Client().Do(req); err == nil {
 		resp.Body.Close()
 		t.Errorf("answered %s", resp.Status)
 	}
-	if resp, err = s.Client().Get(s.URL); err != nil {
+	ask(t, s.Client(), s.URL).Body.Close()
+}
+
+// ask is the answer to a GET.
+func ask(t *testing.T, client *http.Client, url string) *http.Response {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, http.NoBody)
+	if err != nil {
 		t.Fatal(err)
 	}
-	resp.Body.Close()
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp
 }

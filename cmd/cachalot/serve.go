@@ -149,7 +149,7 @@ func (m *mirror) run(ctx context.Context, l, adminListener net.Listener, signals
 	m.main = newServer(&m.current, clients, m.log)
 	m.stuck = newStuckClients(m.cfg.SendTimeout, m.log)
 	m.main.ConnState = func(c net.Conn, state http.ConnState) {
-		clients.release(c, state)
+		clients.track(c, state)
 		m.stuck.state(c, state)
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -270,7 +270,7 @@ func (m *mirror) warnOfFullListener() func() {
 			return
 		}
 		last = time.Now()
-		m.log.Warn("max_connections reached; further clients wait", "max_connections", limit)
+		m.log.Warn("max_connections reached: idle connections are closed for further clients, who wait where there are none", "max_connections", limit)
 	}
 }
 
