@@ -61,8 +61,8 @@ func TestGuard(t *testing.T) {
 	reported := reports(t)
 	var w sync.WaitGroup
 	w.Go(Guard("looking", func() {
-		var none *sync.WaitGroup
-		none.Wait()
+		none := []string{}
+		none[len(none)] = "a bug"
 	}))
 	w.Wait()
 	if got := reported(); len(got) != 1 || got[0].Work != "looking" {
