@@ -46,11 +46,7 @@ func (p *Proxy) parseImage(parameter, name string) (image, error) {
 		return image{}, invalid(parameter, "missing; write an image such as docker.io/library/alpine:3.22")
 	}
 	if first, rest, more := strings.Cut(name, "/"); more && isRegistry(first, rest, "") {
-		if r := p.registries.configured(first); r != nil {
-			name = r.Name() + "/" + rest
-		} else if canonical, ok := upstream.CanonicalName(first); ok {
-			name = canonical + "/" + rest
-		}
+		name = p.registries.name(first) + "/" + rest
 	}
 	named, err := reference.ParseNormalizedNamed(name)
 	if err != nil || len(name) > maxName+200 {

@@ -144,10 +144,7 @@ func (c *call) purgeWanted(wanted PurgeRequest, answer *PurgeAnswer) error {
 		}
 		p.Upstream, p.Repository = i.upstream, i.repo
 	case wanted.Upstream != "":
-		p.Upstream = strings.ToLower(wanted.Upstream)
-		if r := c.p.registries.configured(p.Upstream); r != nil {
-			p.Upstream = r.Name()
-		}
+		p.Upstream = c.p.registries.name(strings.ToLower(wanted.Upstream))
 	}
 	c.audit.target = strings.Trim(p.Upstream+"/"+p.Repository, "/")
 	return c.p.purgeAll(c.r.Context(), p, answer)

@@ -43,7 +43,7 @@ func (p *Proxy) referrers(w *response, r *http.Request, t target) error {
 		w.Header().Set("Content-Type", ocispec.MediaTypeImageIndex)
 		return writeBody(w, r, body)
 	}
-	index := map[string]json.RawMessage{}
+	var index map[string]json.RawMessage
 	var manifests []json.RawMessage
 	if err := json.Unmarshal(body, &index); err != nil {
 		return fmt.Errorf("read kept referrers: %w", err)

@@ -138,17 +138,20 @@ func (g *registries) find(name string) (*upstream.Registry, error) {
 	return r, nil
 }
 
+// name is what the index has for a registry that is called so, whether or not there is
+// one now: what is kept may be of an earlier configuration.
+func (g *registries) name(called string) string {
+	if r := g.configured(called); r != nil {
+		return r.Name()
+	}
+	if canonical, ok := upstream.CanonicalName(called); ok {
+		return canonical
+	}
+	return called
+}
+
 // isUnlisted reports whether r is not of the configuration.
 func (g *registries) isUnlisted(r *upstream.Registry) bool { return g.byName[r.Name()] == nil }
-
-// calls reports whether name is one that r is called by.
-func (g *registries) calls(name string, r *upstream.Registry) bool {
-	if g.configured(name) == r {
-		return true
-	}
-	canonical, ok := upstream.CanonicalName(name)
-	return ok && canonical == r.Name()
-}
 
 // opened are the unlisted ones that are open.
 func (g *registries) opened() []*upstream.Registry {

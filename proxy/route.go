@@ -49,7 +49,7 @@ func (p *Proxy) route(r *http.Request, prefix, name string) (reg *upstream.Regis
 	switch {
 	case err != nil:
 		return nil, "", err
-	case named == reg && (prefix != "" || isRegistry(first, rest, ns)), more && looksLikeHost(first) && p.registries.calls(first, reg):
+	case named == reg && (prefix != "" || isRegistry(first, rest, ns)), more && looksLikeHost(first) && p.registries.name(first) == reg.Name():
 		return reg, rest, nil
 	}
 	return reg, name, nil

@@ -59,12 +59,11 @@ func (r Rule) Validate(maxStale time.Duration) error {
 	}
 	for i, pattern := range r.Match {
 		name, tag := splitTag(pattern)
+		host, canonical := registryOf(name)
 		switch {
 		case name == "" || !doublestar.ValidatePattern(name) || !doublestar.ValidatePattern(tag) || strings.HasSuffix(pattern, ":"):
 			return fmt.Errorf("match[%d]: %q is not a pattern; write one such as docker.io/library/* or ghcr.io/acme/**:v[0-9]*", i, pattern)
-		case !canonicalPattern(name):
-			host, _, _ := strings.Cut(name, "/")
-			canonical, _ := upstream.CanonicalName(host)
+		case host != canonical:
 			return fmt.Errorf("match[%d]: %q fits no image: however clients spell %s, rules know it as %s; write that", i, pattern, host, canonical)
 		case name != "**" && !strings.Contains(name, "/"):
 			return fmt.Errorf("match[%d]: %q fits no image; write UPSTREAM/REPOSITORY, such as %s/**", i, pattern, name)
@@ -95,12 +94,14 @@ func (r Rule) Validate(maxStale time.Duration) error {
 	return nil
 }
 
-// canonicalPattern reports whether the registry of a pattern, where it is one name, is
-// spelt as the names are that rules are held against.
-func canonicalPattern(pattern string) bool {
-	host, _, _ := strings.Cut(pattern, "/")
-	canonical, ok := upstream.CanonicalName(host)
-	return !ok || canonical == host
+// registryOf is what a pattern has in the place of a registry, and the spelling of it
+// that rules are held against; the same where it is no name.
+func registryOf(pattern string) (host, canonical string) {
+	host, _, _ = strings.Cut(pattern, "/")
+	if canonical, ok := upstream.CanonicalName(host); ok {
+		return host, canonical
+	}
+	return host, host
 }
 
 func (r Rule) pins() bool { return r.Pin != nil && *r.Pin }

@@ -77,6 +77,10 @@
 //	reserve ──┬─ fits ──────────────► go on ─── above the high mark? ──► trim, in the background:
 //	          └─ breaks a limit ────► evictFor: wait, then go on ──────► down to the low mark
 //
+// A fill reserves as much again as has come, 1 to 64 MiB at a time: the length that an
+// upstream announces is a claim, for which nothing goes. Where a blob of that length
+// could not be kept, whatever went for it, the fill is spilled at once.
+//
 // trim works in steps of some 100 us, or of one blob, and rests a hundred times
 // as long after each, so that hits hardly notice. Where a fill, or maintenance, finds a limit
 // broken nobody rests until that has an end. Records are looked at by one goroutine at

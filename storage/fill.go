@@ -217,7 +217,7 @@ func (f *fill) fetch(ctx context.Context) error {
 	defer func() { _ = st.Close() }()
 	err = f.fits(st.size)
 	if err == nil {
-		err = f.reserve(f.step(st.size))
+		err = f.reserve(f.reserveTo(st.size))
 	}
 	if err != nil {
 		// Readers need size and type before they go on alone.
@@ -291,9 +291,9 @@ const (
 	mostStep  = 64 << 20
 )
 
-// step is up to where room is reserved next for a blob that is said to be size bytes
+// reserveTo is up to where room is reserved next for a blob that is said to be size bytes
 // long; -1: not known. The length is a claim, for which nothing has to go.
-func (f *fill) step(size int64) int64 {
+func (f *fill) reserveTo(size int64) int64 {
 	next := f.written + min(max(f.written, leastStep), mostStep)
 	if size >= 0 {
 		next = min(next, size)
@@ -304,7 +304,7 @@ func (f *fill) step(size int64) int64 {
 // fits is an error where a blob of size bytes cannot be kept, whatever goes for it: so
 // nothing does.
 func (f *fill) fits(size int64) error {
-	if need := blocks(size) - blocks(f.written); size > f.step(size) && !f.store.couldFit(need) {
+	if need := blocks(size) - blocks(f.written); size > f.reserveTo(size) && !f.store.couldFit(need) {
 		return fmt.Errorf("%w: no room for %d bytes", errSpill, need)
 	}
 	return nil
@@ -333,7 +333,7 @@ func (f *fill) copy(st *stream) error {
 			f.progressed()
 			grown := blocks(f.written+int64(n)) - blocks(f.written)
 			if f.promised < grown {
-				if err := f.reserve(max(f.step(st.size), f.written+int64(n))); err != nil {
+				if err := f.reserve(max(f.reserveTo(st.size), f.written+int64(n))); err != nil {
 					return err
 				}
 			}

@@ -72,8 +72,8 @@ func begun(n ast.Node) (work ast.Expr, ok bool) {
 	return nil, false
 }
 
-// bounded reports whether work is made by this package, calls it as its first work, or
-// only cancels a context.
+// bounded reports whether work is made by this package, calls it in its body, or only
+// cancels a context.
 func bounded(work ast.Expr) bool {
 	switch w := work.(type) {
 	case *ast.CallExpr: // go task.Guard(...)(), Go(task.Guard(...))

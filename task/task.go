@@ -1,6 +1,6 @@
 // Package task puts a boundary round the work of each goroutine: a panic ends that
 // work, is reported with its stack, and ends nothing else. A request, a download or a
-// check may meet input that nobody thought of; the process goes on for all others.
+// check may meet unexpected input; the process goes on for all others.
 package task
 
 import (

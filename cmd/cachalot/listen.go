@@ -54,7 +54,7 @@ const (
 )
 
 // withoutBody refuses a body where none is wanted, and gives others little time: a
-// client that announces one and does not send it would keep its connection for ever.
+// client that announces one and does not send it would hold its connection without limit.
 func withoutBody(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ContentLength != 0 {

@@ -122,6 +122,9 @@ func TestConnectionLimit(t *testing.T) {
 	<-arrived // one that has become idle goes for it
 	close(gate)
 	answered(t, third)
+	if n := l.served.Load(); n != 3 {
+		t.Errorf("%d requests were served, want 3", n)
+	}
 	_, _ = first.Close(), second.Close()
 }
 
