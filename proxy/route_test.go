@@ -300,7 +300,9 @@ func TestManyNames(t *testing.T) {
 	go func() { done <- m.get("/v2/team/app/manifests/1?ns=used.example") }()
 	<-arrived
 	for n := range 2 * maxUnlisted {
-		m.wantError(m.get(fmt.Sprintf("/v2/no/app/manifests/1?ns=n%d.example", n)), http.StatusNotFound, "MANIFEST_UNKNOWN")
+		if a := m.get(fmt.Sprintf("/n%d.example/v2/", n)); a.status != http.StatusOK { // asks no one, and so takes no time
+			t.Errorf("n%d.example: %d", n, a.status)
+		}
 	}
 	close(gate)
 	m.want(<-done, img.Index)
