@@ -26,14 +26,7 @@ func (p *Proxy) blob(w *response, r *http.Request, t target) error {
 // open returns content by digest: from disk, or by a fill from the upstream. What
 // came through another repository needs a HEAD to the upstream first.
 func (p *Proxy) open(ctx context.Context, t target, d digest.Digest) (*storage.Blob, error) {
-	src := p.source(t, d)
-	b, err := p.store.Get(ctx, t.scope(), d, src)
-	if errors.Is(err, storage.ErrUnlinked) {
-		if err := p.link(ctx, t, d); err != nil {
-			return nil, err
-		}
-		b, err = p.store.Get(ctx, t.scope(), d, src)
-	}
+	b, err := p.get(ctx, t.scope(), d, p.source(t, d), func() error { return p.link(ctx, t, d) })
 	if errors.Is(err, storage.ErrDigest) || errors.Is(err, storage.ErrChanged) {
 		return nil, p.broke(ctx, t, d, err)
 	}
@@ -41,6 +34,21 @@ func (p *Proxy) open(ctx context.Context, t target, d digest.Digest) (*storage.B
 		return nil, p.note(digestName(t, d), err)
 	}
 	return b, nil
+}
+
+// maxLinks is how often content may come and go while its place gets a link.
+const maxLinks = 4
+
+// get is Store.Get, which calls link where the place has no link yet.
+func (p *Proxy) get(ctx context.Context, sc storage.Scope, d digest.Digest, src storage.Source, link func() error) (*storage.Blob, error) {
+	b, err := p.store.Get(ctx, sc, d, src)
+	for tries := 0; errors.Is(err, storage.ErrUnlinked) && tries < maxLinks; tries++ {
+		if err := link(); err != nil {
+			return nil, err
+		}
+		b, err = p.store.Get(ctx, sc, d, src)
+	}
+	return b, err
 }
 
 func digestName(t target, d digest.Digest) string {
@@ -136,7 +144,7 @@ func (p *Proxy) confirm(ctx context.Context, t target, d digest.Digest, since ti
 	if err := p.recall(name); err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	return once(ctx, p, "confirm\x00"+name, func(ctx context.Context) (ocispec.Descriptor, error) {
+	return once(ctx, p.checks, t.asks("confirm\x00"+name), func(ctx context.Context) (ocispec.Descriptor, error) {
 		desc, err := t.registry.Has(ctx, t.kind, t.repo, d)
 		if err != nil {
 			return desc, p.note(name, err)
@@ -146,35 +154,66 @@ func (p *Proxy) confirm(ctx context.Context, t target, d digest.Digest, since ti
 	})
 }
 
-// link lets the target's repository have content that is here already. A
-// registry of the configuration is believed when it says that it has it; one
-// that a client named must send it, for it may be that client's own.
+// link lets the target's repository have content that is here, or on its way, already.
 func (p *Proxy) link(ctx context.Context, t target, d digest.Digest) error {
-	ask := func() (ocispec.Descriptor, error) { return p.confirm(ctx, t, d, time.Now().Add(-p.cfg.FreshFor)) }
-	if p.registries.isUnlisted(t.registry) {
-		ask = func() (ocispec.Descriptor, error) { return p.prove(ctx, t, d) }
+	since := time.Now().Add(-p.cfg.FreshFor)
+	length, here := p.store.Length(d)
+	if !here { // it is on its way from the same registry, which proves by that what it says
+		desc, err := p.confirm(ctx, t, d, since)
+		if err == nil {
+			p.store.Admit(t.scope(), d, desc.MediaType)
+		}
+		return err
 	}
-	desc, err := ask()
+	believed, err := p.believes(t.registry, d)
+	if err != nil {
+		return err
+	}
+	var desc ocispec.Descriptor
+	if believed {
+		desc, err = p.confirm(ctx, t, d, since)
+	} else {
+		desc, err = p.prove(ctx, t, d, length)
+	}
 	if err != nil {
 		return err
 	}
 	return p.store.PutLink(t.scope(), d, desc.MediaType)
 }
 
-// prove downloads content that is here already, and compares it.
-func (p *Proxy) prove(ctx context.Context, t target, d digest.Digest) (ocispec.Descriptor, error) {
+// believes reports whether a registry's word that it has the digest is enough for
+// giving it out in its name. It is where the registry has sent it before. Any other that
+// a client named must send it, for it may be that client's own. One of the configuration,
+// which may be hostile, need not send what anyone gets, nor what the index has lost the
+// origin of; but what only came to an account of another registry.
+func (p *Proxy) believes(r *upstream.Registry, d digest.Digest) (bool, error) {
+	own, public, known := false, false, false
+	err := p.store.Origins(d, func(name string) bool {
+		origin := p.registries.byName[name]
+		own = name == r.Name()
+		public = public || origin != nil && !origin.HasAccount()
+		known = true
+		return !own
+	})
+	return own || !p.registries.isUnlisted(r) && (public || !known), err
+}
+
+// prove downloads content that is here already, and compares it, while a client waits.
+func (p *Proxy) prove(ctx context.Context, t target, d digest.Digest, length int64) (ocispec.Descriptor, error) {
 	name := digestName(t, d)
 	if err := p.recall(name); err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	return once(ctx, p, "prove\x00"+name, func(ctx context.Context) (ocispec.Descriptor, error) {
+	q := t.asks("prove\x00" + name)
+	q.abandoned = true
+	return once(ctx, p.checks, q, func(ctx context.Context) (ocispec.Descriptor, error) {
 		c, err := t.registry.Open(ctx, t.kind, t.repo, d, upstream.Span{})
 		if err != nil {
 			return ocispec.Descriptor{}, p.note(name, err)
 		}
 		defer c.Body.Close()
 		verifier := d.Verifier()
-		if _, err := io.Copy(verifier, c.Body); err != nil {
+		if _, err := io.Copy(verifier, io.LimitReader(c.Body, length+1)); err != nil {
 			return ocispec.Descriptor{}, err
 		}
 		if !verifier.Verified() {
@@ -238,13 +277,7 @@ func (p *Proxy) serveWhole(w *response, r *http.Request, t target, d digest.Dige
 
 // serveHead answers without downloading anything.
 func (p *Proxy) serveHead(w *response, r *http.Request, t target, d digest.Digest, looked result) error {
-	b, err := p.store.Get(w.ctx, t.scope(), d, nil)
-	if errors.Is(err, storage.ErrUnlinked) {
-		if err := p.link(w.ctx, t, d); err != nil {
-			return err
-		}
-		b, err = p.store.Get(w.ctx, t.scope(), d, nil)
-	}
+	b, err := p.get(w.ctx, t.scope(), d, nil, func() error { return p.link(w.ctx, t, d) })
 	if err == nil {
 		defer b.Close()
 		return p.send(w, r, t, b, looked)

@@ -64,6 +64,8 @@ func answerTo(err error, kind upstream.Kind) answer {
 		if asked != nil && asked.RetryAfter > 0 {
 			a.retryAfter = asked.RetryAfter
 		}
+	case errors.Is(err, errBusy):
+		a.status, a.code, a.retryAfter = http.StatusServiceUnavailable, errcode.ErrorCodeTooManyRequests, retryBusy
 	case errors.Is(err, upstream.ErrTimeout):
 		a.status = http.StatusGatewayTimeout
 	case errors.Is(err, upstream.ErrUnavailable), errors.Is(err, upstream.ErrInvalid),

@@ -41,6 +41,7 @@ func (c Config) judge(tag storage.Tag, known bool, freshFor time.Duration, now t
 // pointer is one mutable name and the way to check it.
 type pointer struct {
 	key      storage.TagKey
+	client   string        // who asks; "": none does
 	freshFor time.Duration // served unchecked so long after a check
 	// followDenied: that the upstream refuses to say is a reason to forget it.
 	followDenied bool
@@ -68,18 +69,19 @@ func (p *Proxy) resolve(ctx context.Context, ptr pointer) (resolution, error) {
 		return resolution{}, err
 	}
 	check := func(ctx context.Context) (resolution, error) { return p.check(ctx, ptr, name) }
+	q := question{key: name, registry: ptr.key.Upstream, client: ptr.client}
 	if v == tooOld {
-		return once(ctx, p, name, check)
+		return once(ctx, p.checks, q, check)
 	}
 
 	stale := resolution{tag.Digest, resultStale}
 	if p.suspicion.doubts(ptr.key) {
-		p.probe(ptr.key, name, check)
+		p.probe(ptr.key, q, check)
 		return stale, nil
 	}
 	wait, cancel := context.WithTimeoutCause(ctx, p.cfg.RevalidateTimeout, errSlow)
 	defer cancel()
-	res, err := once(wait, p, name, check)
+	res, err := once(wait, p.checks, q, check)
 	switch {
 	case err == nil, ptr.gone(err), ctx.Err() != nil:
 		return res, err
@@ -153,7 +155,7 @@ func (p *Proxy) worked(k storage.TagKey) {
 }
 
 // probe checks in the background what is served unchecked.
-func (p *Proxy) probe(k storage.TagKey, name string, check func(context.Context) (resolution, error)) {
+func (p *Proxy) probe(k storage.TagKey, q question, check func(context.Context) (resolution, error)) {
 	if !p.suspicion.begin(k) {
 		return
 	}
@@ -162,7 +164,7 @@ func (p *Proxy) probe(k storage.TagKey, name string, check func(context.Context)
 		defer p.suspicion.end(k)
 		defer slow.Stop()
 		// No one waits for its error: the name stays suspect.
-		_, _ = once(p.ctx, p, name, check)
+		_, _ = once(p.ctx, p.checks, q, check)
 	}))
 }
 

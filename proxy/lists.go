@@ -78,7 +78,7 @@ func (p *Proxy) list(w *response, t target, name string, fetch func(context.Cont
 	sc := t.scope()
 	sc.Keep.NoStore = false // it is no content of an image, and read twice
 	key := storage.TagKey{Upstream: sc.Upstream, Repository: sc.Repository, Name: name}
-	ptr := pointer{key: key, freshFor: t.rules.freshFor, check: func(ctx context.Context, _ storage.Tag, _ bool) (digest.Digest, error) {
+	ptr := pointer{key: key, client: t.client, freshFor: t.rules.freshFor, check: func(ctx context.Context, _ storage.Tag, _ bool) (digest.Digest, error) {
 		body, err := fetch(ctx)
 		if err != nil {
 			return "", err

@@ -40,7 +40,7 @@ func (p *Proxy) manifest(w *response, r *http.Request, t target) error {
 	}
 	// The upstream names, or named, a digest that it does not give. A client that asks it for
 	// the tag alone may get it.
-	d, plainErr := once(w.ctx, p, tagName(t)+"\x00plain", func(ctx context.Context) (digest.Digest, error) {
+	d, plainErr := once(w.ctx, p.checks, t.asks(tagName(t)+"\x00plain"), func(ctx context.Context) (digest.Digest, error) {
 		d, err := p.fetchTag(ctx, t)
 		if err == nil {
 			err = p.store.PutTag(p.tagPointer(t).key, storage.Tag{Digest: d, Checked: time.Now()}, keptTimes*p.cfg.MaxStale)
@@ -76,6 +76,7 @@ func elsewhere(err error) bool {
 func (p *Proxy) tagPointer(t target) pointer {
 	return pointer{
 		key:          storage.TagKey{Upstream: t.registry.Name(), Repository: t.repo, Name: t.tag},
+		client:       t.client,
 		freshFor:     t.rules.freshFor,
 		followDenied: t.rules.followDenied,
 		check: func(ctx context.Context, old storage.Tag, known bool) (digest.Digest, error) {
@@ -148,16 +149,22 @@ func (p *Proxy) keep(ctx context.Context, sc storage.Scope, res upstream.Resolve
 	if _, err := storage.ParseDigest(string(d)); err != nil {
 		d = digest.FromBytes(res.Content)
 	}
-	if err := p.store.PutLink(sc, d, res.MediaType); err != nil {
-		return "", err
-	}
-	b, err := p.store.Get(ctx, sc, d, storage.Bytes(res.MediaType, bytes.Clone(res.Content)))
+	src := storage.Bytes(res.MediaType, bytes.Clone(res.Content))
+	b, err := p.get(ctx, sc, d, src, func() error {
+		if p.store.Admit(sc, d, res.MediaType) {
+			return nil
+		}
+		return p.store.PutLink(sc, d, res.MediaType)
+	})
 	if err != nil {
 		return "", err
 	}
 	defer b.Close()
 	if err := b.Wait(ctx); err != nil && !errors.Is(err, storage.ErrNotKept) {
 		return "", fmt.Errorf("keep %s: %w", d, err)
+	}
+	if b.MediaType != res.MediaType { // the registry has another word for it now
+		return d, p.store.PutLink(sc, d, res.MediaType)
 	}
 	return d, nil
 }

@@ -14,7 +14,6 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/opencontainers/go-digest"
 	"go.opentelemetry.io/otel/trace"
-	"golang.org/x/sync/singleflight"
 
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/task"
@@ -36,6 +35,11 @@ type Config struct {
 	// Tracer makes a span of each request, below which are those of storage and
 	// upstream. Nil: none.
 	Tracer trace.Tracer
+	// MaxChecks is how many questions to registries run at once; zero: [DefaultChecks].
+	// Further ones are refused, and so are those of a registry, or of a client that
+	// others would lack a place for, with more than Share of them. Zero: a quarter.
+	MaxChecks int
+	Share     float64
 	// Unlisted makes a registry that is not configured, by the name a client
 	// used. Nil: there are none. The Proxy closes what it made.
 	Unlisted func(name string) (*upstream.Registry, error)
@@ -53,10 +57,10 @@ type Proxy struct {
 	log        *slog.Logger
 	routes     *mux.Router
 
-	ctx       context.Context // of checks; they outlive the requests that need them
+	ctx       context.Context // of what outlives the requests that need it
 	stop      context.CancelFunc
 	running   sync.WaitGroup
-	flights   singleflight.Group
+	checks    *checks
 	suspicion *suspicion
 	refused   *lru.Cache[string, remembered]   // what upstreams do not have
 	seen      *lru.Cache[string, sighting]     // what upstreams have, by HEAD
@@ -104,7 +108,7 @@ func New(cfg Config, store *storage.Store, upstreams []Upstream, m *Metrics, log
 	ctx, stop := context.WithCancel(context.Background())
 	p := &Proxy{
 		cfg: cfg, store: store, registries: known, metrics: m, log: log,
-		ctx: ctx, stop: stop, refused: refused, seen: seen, sizes: sizes, pages: pages,
+		ctx: ctx, stop: stop, checks: newChecks(ctx, cfg.MaxChecks, cfg.Share), refused: refused, seen: seen, sizes: sizes, pages: pages,
 		suspicion: suspicion,
 	}
 	p.routes = p.newRoutes()
@@ -116,6 +120,7 @@ func New(cfg Config, store *storage.Store, upstreams []Upstream, m *Metrics, log
 func (p *Proxy) Close() {
 	p.stop()
 	p.running.Wait()
+	p.checks.running.Wait()
 	p.registries.close()
 }
 
@@ -217,33 +222,4 @@ func (p *Proxy) version(hw http.ResponseWriter, r *http.Request) {
 // apiVersion: older daemons ask for it before they speak v2.
 func apiVersion(w http.ResponseWriter) {
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
-}
-
-// once runs f for all callers with the same key and waits for it as long as ctx.
-// f itself ends with the Proxy only; it has the values of the first caller's ctx.
-func once[T any](ctx context.Context, p *Proxy, key string, f func(context.Context) (T, error)) (T, error) {
-	type reply struct {
-		value T
-		err   error
-	}
-	ch := make(chan reply, 1)
-	p.running.Go(task.Guard("question to an upstream", func() {
-		v, err, _ := p.flights.Do(key, func() (any, error) {
-			ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-			defer cancel(nil)
-			defer context.AfterFunc(p.ctx, func() { cancel(context.Cause(p.ctx)) })()
-			var value T
-			err := task.Try("question to an upstream", func() (err error) { value, err = f(ctx); return err })
-			return value, err
-		})
-		value, _ := v.(T)
-		ch <- reply{value, err}
-	}))
-	select {
-	case got := <-ch:
-		return got.value, got.err
-	case <-ctx.Done():
-		var none T
-		return none, context.Cause(ctx)
-	}
 }

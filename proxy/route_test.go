@@ -319,6 +319,7 @@ func TestStrangerLies(t *testing.T) {
 	}
 	m := newMirror(t, allow, registry(t, "docker.io", private.URL))
 	m.pull("team/secret", "1", img)
+	m.settle()
 	layer := img.Layers[0]
 	lies := []*ut.Scripted{
 		stranger.Fault(ut.Match{Op: ut.HeadBlob}, ut.Body("", layer.Bytes)),

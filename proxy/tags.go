@@ -119,7 +119,7 @@ func (p *Proxy) tagPage(w *response, t target, query url.Values) (upstream.TagPa
 	if kept || p.pages.worth(t, query) {
 		return readPage(p.list(w, t, name, fetch))
 	}
-	body, err := once(w.ctx, p, "page\x00"+pageName(t, raw), fetch)
+	body, err := once(w.ctx, p.checks, t.asks("page\x00"+pageName(t, raw)), fetch)
 	if err == nil {
 		w.result = resultMiss
 	}

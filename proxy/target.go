@@ -23,7 +23,8 @@ type target struct {
 	tag    string        // manifests by tag
 	digest digest.Digest // manifests by digest, blobs and referrers
 
-	rules treatment
+	rules  treatment
+	client string // who asks
 }
 
 // maxName bounds what the specification leaves open: registries refuse longer
@@ -37,7 +38,7 @@ const dockerHub = "docker.io"
 // an upstream.
 func (p *Proxy) parse(r *http.Request, path contentPath) (target, error) {
 	kind := path.kind
-	t := target{kind: kind}
+	t := target{kind: kind, client: p.client(r)}
 	var err error
 	if t.registry, t.repo, err = p.route(r, path.registry, path.name); err != nil {
 		return target{}, err
@@ -74,8 +75,13 @@ func (p *Proxy) parse(r *http.Request, path contentPath) (target, error) {
 func (t target) scope() storage.Scope {
 	return storage.Scope{
 		Upstream: t.registry.Name(), Repository: t.repo, Manifest: t.kind == upstream.KindManifest,
-		Keep: storage.Retention{NoStore: t.rules.noStore, For: t.rules.keepFor},
+		Keep: storage.Retention{NoStore: t.rules.noStore, For: t.rules.keepFor}, Client: t.client,
 	}
+}
+
+// asks is a question of the target's client to its registry.
+func (t target) asks(key string) question {
+	return question{key: key, registry: t.registry.Name(), client: t.client}
 }
 
 // bounded keeps a client's words short enough to repeat.

@@ -124,21 +124,19 @@ func (k disk) blob(d digest.Digest) string {
 	return filepath.Join(k.root, "blobs", d.Algorithm().String(), hex[:2], hex)
 }
 
-func (k disk) partial(d digest.Digest) string { return filepath.Join(k.fills(), flatName(d)) }
-
 func (k disk) quarantined(d digest.Digest) string { return filepath.Join(k.quarantine(), flatName(d)) }
 
-// flatName is a digest's name in fills/ and quarantine/.
+// flatName is a digest's name in quarantine/, and the first part of one in fills/.
 func flatName(d digest.Digest) string { return d.Algorithm().String() + "-" + d.Encoded() }
 
 // commit makes a verified partial a blob (I2): fsync(file), mkdir and fsync of
 // a new shard's parent, rename, fsync of the folder it is renamed into. Where
 // it fails the partial is still one.
-func (k disk) commit(f *os.File, d digest.Digest) error {
+func (k disk) commit(f *os.File, p partial) error {
 	if err := f.Sync(); err != nil {
 		return fmt.Errorf("sync blob: %w", err)
 	}
-	final := k.blob(d)
+	final := k.blob(p.digest)
 	dir := filepath.Dir(final)
 	if err := os.Mkdir(dir, 0o700); err == nil {
 		if err := syncDir(filepath.Dir(dir)); err != nil {
@@ -147,11 +145,11 @@ func (k disk) commit(f *os.File, d digest.Digest) error {
 	} else if !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("create blob folder: %w", err)
 	}
-	if err := os.Rename(k.partial(d), final); err != nil {
+	if err := os.Rename(k.partial(p), final); err != nil {
 		return fmt.Errorf("name blob: %w", err)
 	}
 	if err := syncDir(dir); err != nil {
-		return errors.Join(err, os.Rename(final, k.partial(d))) // its name may not last
+		return errors.Join(err, os.Rename(final, k.partial(p))) // its name may not last
 	}
 	return nil
 }
@@ -185,9 +183,8 @@ func flat(dir string, visit func(digest.Digest, fs.FileInfo)) error {
 		return err
 	}
 	for _, e := range entries {
-		algorithm, hex, _ := strings.Cut(e.Name(), "-")
-		d, err := ParseDigest(algorithm + ":" + hex)
-		if err != nil {
+		d, ok := digestOf(e.Name())
+		if !ok {
 			continue
 		}
 		if info, err := e.Info(); err == nil {
@@ -197,8 +194,12 @@ func flat(dir string, visit func(digest.Digest, fs.FileInfo)) error {
 	return nil
 }
 
-// partials calls visit for every file in fills/ that is named as a digest.
-func (k disk) partials(visit func(digest.Digest, fs.FileInfo)) error { return flat(k.fills(), visit) }
+// digestOf is the digest of a [flatName].
+func digestOf(flat string) (digest.Digest, bool) {
+	algorithm, hex, _ := strings.Cut(flat, "-")
+	d, err := ParseDigest(algorithm + ":" + hex)
+	return d, err == nil
+}
 
 // shards returns what lists one of the 256 folders of an algorithm: the regular
 // files that are named as digests which belong there. A folder that is not there has

@@ -67,7 +67,7 @@ func TestDamagedPartial(t *testing.T) {
 	if err := openStore(t, dir).Close(); err != nil {
 		t.Fatal(err)
 	}
-	partial := disk{root: dir}.partial(o.digest())
+	partial := disk{root: dir}.partial(partialOf(o.digest(), scope().Upstream))
 	if err := os.WriteFile(partial, make([]byte, 1000), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +81,7 @@ func TestDamagedPartial(t *testing.T) {
 
 	// One longer than the blob is begun anew at once.
 	o2 := &origin{content: content(22, 1000)}
-	if err := os.WriteFile(disk{root: dir}.partial(o2.digest()), make([]byte, 2000), 0o600); err != nil {
+	if err := os.WriteFile(disk{root: dir}.partial(partialOf(o2.digest(), scope().Upstream)), make([]byte, 2000), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	s.grow(blocks(2000))
@@ -102,7 +102,7 @@ func TestWholePartial(t *testing.T) {
 	if err := openStore(t, dir).Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(disk{root: dir}.partial(o.digest()), o.content, 0o600); err != nil {
+	if err := os.WriteFile(disk{root: dir}.partial(partialOf(o.digest(), scope().Upstream)), o.content, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	s := openStore(t, dir)
@@ -397,7 +397,7 @@ func TestDiskFull(t *testing.T) {
 			}
 		})
 	}
-	if _, err := s.fills[o.digest()].await(t.Context(), func(st state) bool { return st.written == 8<<20 }); err != nil {
+	if _, err := s.fills.of(o.digest(), scope().Upstream).await(t.Context(), func(st state) bool { return st.written == 8<<20 }); err != nil {
 		t.Fatal(err)
 	}
 	// Somebody else's file takes all but a little, which ends within a chunk.
@@ -432,20 +432,20 @@ func TestOldPartials(t *testing.T) {
 	}
 	old, young := digest.FromString("old"), digest.FromString("young")
 	for d, age := range map[digest.Digest]time.Duration{old: partialAge + time.Hour, young: time.Hour} {
-		if err := os.WriteFile(k.partial(d), make([]byte, 10), 0o600); err != nil {
+		if err := os.WriteFile(k.partial(partialOf(d, scope().Upstream)), make([]byte, 10), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		at := time.Now().Add(-age)
-		if err := os.Chtimes(k.partial(d), at, at); err != nil {
+		if err := os.Chtimes(k.partial(partialOf(d, scope().Upstream)), at, at); err != nil {
 			t.Fatal(err)
 		}
 	}
 	s := openStore(t, dir)
 	s.dropPartials(partialAge)
-	if _, err := os.Stat(k.partial(old)); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(k.partial(partialOf(old, scope().Upstream))); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("old partial: %v", err)
 	}
-	if _, err := os.Stat(k.partial(young)); err != nil || s.filling.Load() != block {
+	if _, err := os.Stat(k.partial(partialOf(young, scope().Upstream))); err != nil || s.filling.Load() != block {
 		t.Errorf("young partial: %v; %d bytes counted", err, s.filling.Load())
 	}
 }

@@ -4,7 +4,7 @@
 //
 //	PATH/lock                    flock: one process a folder
 //	PATH/blobs/sha256/ab/<hex>   whole, verified, durable (temp, fsync, rename, fsync of the folder)
-//	PATH/fills/sha256-<hex>      a download in progress or broken off; resumed on demand
+//	PATH/fills/sha256-<hex>.<id> a download in progress or broken off; resumed on demand. id is of its upstream
 //	PATH/quarantine/sha256-<hex> a blob that was found damaged, to be looked at; bounded, counts as blobs do
 //	PATH/pins.json               what was pinned at run time; durable, and no part of the index
 //	PATH/index/                  badger: tags, links, sizes, access times, limits; disposable (see format)
@@ -22,7 +22,8 @@
 // One goroutine writes, any number of readers follow; nobody holds anybody up.
 //
 //	Get ──┬─ on disk, linked ───────────────────────────► *os.File (sendfile)
-//	      ├─ on disk or filling, not linked ────────────► ErrUnlinked: confirm upstream, PutLink, Get again
+//	      ├─ on disk, not linked ───────────────────────► ErrUnlinked: confirm upstream, PutLink, Get again
+//	      ├─ filling, not linked ───────────────────────► ErrUnlinked: confirm upstream, Admit, Get again
 //	      ├─ filling ──────────────────────► join ──────► fillReader
 //	      └─ absent ───────────────────────► start ─────► fillReader
 //	                                           │
@@ -42,6 +43,11 @@
 // Readers wait on a channel that publish closes and replaces. They read the
 // file with ReadAt up to the published length, less the bytes held back: the
 // last byte of a response is given only once the whole blob has verified.
+//
+// There is one fill for a digest and upstream. What another upstream sends, how slowly,
+// what it says of it, and what a broken download of it left are no concern of this one;
+// two that verify make one blob. A place of the same upstream joins once that has said
+// that the place has the digest (Admit): its link is written with the blob, or never.
 //
 // A reader that leaves never stops the writer. A writer that cannot write
 // (no space, an I/O error) never stops a reader: the fill is spilled, and each
@@ -63,8 +69,7 @@
 // settled once it has verified, under Store.mu: who comes later to a fill that is
 // not kept waits until it has left, and starts another. A partial belongs to the
 // fill that goes on with it, so one that is not to be kept goes with its fill,
-// however that ends, and the links made to join it go too. A link is written when
-// its blob is.
+// however that ends. A link is written when its blob is.
 //
 // A blob's limit is moved by hits, which gather in memory like access times. The
 // earliest limit is known, so that maintenance reads the index only when one can
@@ -91,8 +96,8 @@
 // # Purge
 //
 // Purge takes a digest out of places: their links go, and the file where no place is
-// left. It shuts the digest's fills out, not its readers, who have the file open and
-// read on; a fill that has all its bytes is waited for. Sweep does so for all digests
+// left. A fill in progress goes on; one that has all its bytes is waited for. Readers
+// have the file open, and read on. Sweep does so for all digests
 // of some places, a batch at a time, so that nothing grows with their number.
 //
 // A look at the index for people (Blobs, TagsAfter) goes by keys in order from where

@@ -196,26 +196,30 @@ func (p *picker) Pop() any {
 func (s *Store) busy(d digest.Digest) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.busyLocked(d)
+	return s.takenLocked(d) || s.open[d] > 0
 }
 
-func (s *Store) busyLocked(d digest.Digest) bool {
-	return s.fills[d] != nil || s.open[d] > 0 || s.going[d] != nil
+// takenLocked reports whether a blob is being made of the digest, or removed.
+func (s *Store) takenLocked(d digest.Digest) bool {
+	return s.going[d] != nil || s.fills.ending(d) != nil
 }
 
-// whileIdle calls f while nobody can open or fill the digest, unless somebody
-// does already.
-func (s *Store) whileIdle(d digest.Digest, f func()) bool { return s.shutOut(d, s.busyLocked, f) }
+// whileIdle calls f while the digest can be neither opened nor kept nor downloaded by
+// others, unless it is open or taken already. A download in progress is no reason.
+func (s *Store) whileIdle(d digest.Digest, f func()) bool {
+	return s.shutOut(d, func() bool { return s.takenLocked(d) || s.open[d] > 0 }, f)
+}
 
 // alone is whileIdle, but that readers who have the blob open do not matter.
 func (s *Store) alone(d digest.Digest, f func()) bool {
-	return s.shutOut(d, func(d digest.Digest) bool { return s.fills[d] != nil || s.going[d] != nil }, f)
+	return s.shutOut(d, func() bool { return s.takenLocked(d) }, f)
 }
 
-// shutOut calls f while nobody can open or fill the digest, unless it is busy.
-func (s *Store) shutOut(d digest.Digest, busyLocked func(digest.Digest) bool, f func()) bool {
+// shutOut calls f while the digest can be neither opened nor kept nor downloaded by
+// others, unless it is busy.
+func (s *Store) shutOut(d digest.Digest, busyLocked func() bool, f func()) bool {
 	s.mu.Lock()
-	if busyLocked(d) {
+	if busyLocked() {
 		s.mu.Unlock()
 		return false
 	}
@@ -284,49 +288,5 @@ func (s *Store) forget(d digest.Digest) {
 	s.mu.Unlock()
 	if err := s.ledger.drop(d, func() bool { return !s.exists(d) }); err != nil {
 		s.log.Warn("cannot forget blob", "digest", d, "error", err)
-	}
-}
-
-// removePartial removes a partial, and the links of those who waited for it.
-// Readers that have the file open keep it.
-func (s *Store) removePartial(d digest.Digest) {
-	name := s.disk.partial(d)
-	info, err := os.Stat(name)
-	if err == nil {
-		err = os.Remove(name)
-	}
-	switch {
-	case err == nil:
-		s.grow(-blocks(info.Size()))
-	case !errors.Is(err, fs.ErrNotExist):
-		s.log.Warn("cannot remove partial", "digest", d, "error", err)
-		return
-	}
-	s.forget(d)
-}
-
-// idlePartials is what broken downloads take of the disk.
-func (s *Store) idlePartials() (bytes int64) {
-	err := s.disk.partials(func(d digest.Digest, info fs.FileInfo) {
-		if !s.busy(d) {
-			bytes += blocks(info.Size())
-		}
-	})
-	if err != nil {
-		s.log.Warn("cannot list partial downloads", "error", err)
-	}
-	return bytes
-}
-
-// dropPartials removes broken downloads that nobody has resumed for age.
-func (s *Store) dropPartials(age time.Duration) {
-	err := s.disk.partials(func(d digest.Digest, info fs.FileInfo) {
-		if time.Since(info.ModTime()) < age {
-			return
-		}
-		s.whileIdle(d, func() { s.removePartial(d) })
-	})
-	if err != nil {
-		s.log.Warn("cannot list partial downloads", "error", err)
 	}
 }

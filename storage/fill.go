@@ -35,7 +35,8 @@ const chunk = 128 << 10
 // fill is one download. run writes; readers follow.
 type fill struct {
 	store   *Store
-	scope   Scope // the place that started it; others need a link to join
+	scope   Scope  // the place that started it; others need a link to join
+	client  string // whose request started it
 	digest  digest.Digest
 	src     Source
 	started time.Time
@@ -46,6 +47,9 @@ type fill struct {
 	promised int64     // bytes reserved, and not yet taken of the disk
 
 	left        chan struct{}           // closed once it is in the store's table no more
+	shut        bool                    // who comes waits until it has left; guarded by Store.mu
+	settling    bool                    // it is about to become a blob; guarded by Store.mu
+	admitted    map[Scope]string        // media types of the places that get a link with its own; guarded by Store.mu, nil once they have
 	connections atomic.Int32            // to the upstream, as run last saw; for who looks on
 	progress    atomic.Int64            // Unix nanoseconds of the last byte, or of the start; 0: not started
 	stop        context.CancelCauseFunc // ends run; set before it has a slot
@@ -64,7 +68,8 @@ type fill struct {
 
 func newFill(s *Store, sc Scope, d digest.Digest, src Source) *fill {
 	return &fill{
-		store: s, scope: sc.place(), keep: sc.Keep, digest: d, src: src, started: time.Now(), left: make(chan struct{}),
+		store: s, scope: sc.place(), client: sc.Client, keep: sc.Keep, digest: d, src: src, started: time.Now(),
+		left: make(chan struct{}), admitted: map[Scope]string{},
 		hash: d.Algorithm().Hash(), size: -1, changed: make(chan struct{}), users: 1,
 	}
 }
@@ -128,12 +133,10 @@ func (f *fill) run(ctx context.Context) {
 	case err == nil:
 		f.publish(func() { f.phase = verified }) // readers get the last byte before it is durable
 		if f.settle(own) {
-			if err := s.PutLink(f.scope, f.digest, f.state().mediaType); err != nil {
-				s.log.WarnContext(own, "cannot record link", "digest", f.digest, "error", err)
-			}
+			f.link(own)
 		}
 	case errors.Is(err, errAgain):
-		f.shut()
+		f.close()
 		f.publish(func() { f.phase, f.err = failed, err })
 	case errors.Is(err, errSpill):
 		s.metrics.spills.Inc()
@@ -167,7 +170,7 @@ func (f *fill) run(ctx context.Context) {
 // unfinished ends the fill of a run that has panicked.
 func (f *fill) unfinished() {
 	if f.state().phase <= streaming {
-		f.shut()
+		f.close()
 		f.publish(func() { f.phase, f.err = failed, errPanicked })
 	}
 }
@@ -236,7 +239,7 @@ func (f *fill) fetch(ctx context.Context) error {
 
 // openPartial opens the file and hashes what an earlier fill left in it.
 func (f *fill) openPartial() error {
-	file, err := os.OpenFile(f.store.disk.partial(f.digest), os.O_CREATE|os.O_RDWR, 0o600)
+	file, err := os.OpenFile(f.store.disk.partial(f.partial()), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return fmt.Errorf("create partial: %w", err)
 	}
@@ -362,12 +365,16 @@ func (f *fill) sum() digest.Digest {
 	return digest.NewDigest(f.digest.Algorithm(), f.hash)
 }
 
-// settle makes the verified file a blob, or removes it where nobody wants it
+// settle makes the verified file a blob, or removes it where no one wants it
 // kept. A disk that fails now costs the blob, not the readers.
 func (f *fill) settle(ctx context.Context) (kept bool) {
 	if f.unwanted() {
 		f.discard()
 		return false
+	}
+	if f.here() {
+		f.store.removePartial(f.partial())
+		return true
 	}
 	if err := f.commit(); err != nil {
 		f.store.metrics.failures.WithLabelValues(reasonDisk).Inc()
@@ -378,22 +385,51 @@ func (f *fill) settle(ctx context.Context) (kept bool) {
 	return true
 }
 
-// unwanted says that nobody who joined wants the blob kept. That is final: the
-// fill is shut then.
+// unwanted says that no one who joined wants the blob kept. That is final: the
+// fill is shut then. If it is wanted, nothing removes the digest from now on until the
+// fill has left.
 func (f *fill) unwanted() bool {
-	f.store.mu.Lock()
-	defer f.store.mu.Unlock()
-	if !f.state().keep.NoStore {
-		return false
+	s := f.store
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for going := s.going[f.digest]; going != nil; going = s.going[f.digest] {
+		s.mu.Unlock()
+		<-going
+		s.mu.Lock()
 	}
-	f.store.goingLocked(f.digest)
-	return true
+	f.shut = f.state().keep.NoStore
+	f.settling = !f.shut
+	return f.shut
+}
+
+// here reports whether another upstream's fill has made the blob already.
+func (f *fill) here() bool {
+	f.store.mu.Lock()
+	_, spoilt := f.store.spoilt[f.digest]
+	f.store.mu.Unlock()
+	_, recorded, err := f.store.index.record(f.digest)
+	return !spoilt && recorded && err == nil && f.store.exists(f.digest)
+}
+
+// link lets the places have the blob that were told so while it came.
+func (f *fill) link(ctx context.Context) {
+	s := f.store
+	s.mu.Lock()
+	places := f.admitted
+	f.admitted = nil
+	s.mu.Unlock()
+	places[f.scope] = f.state().mediaType
+	for sc, mediaType := range places {
+		if err := s.putLink(sc, f.digest, link{mediaType, f.written}); err != nil {
+			s.log.WarnContext(ctx, "cannot record link", "digest", f.digest, "error", err)
+		}
+	}
 }
 
 // commit moves the verified file under its final name and into the books.
 func (f *fill) commit() error {
 	s := f.store
-	if err := s.disk.commit(f.file, f.digest); err != nil {
+	if err := s.disk.commit(f.file, f.partial()); err != nil {
 		return err
 	}
 	s.mended(f.digest)
@@ -408,16 +444,17 @@ func (f *fill) commit() error {
 	return nil
 }
 
-// discard removes the partial, and lets nobody join any more: a link made to do
-// so goes with it.
+// discard removes the partial, and lets no one join any more.
 func (f *fill) discard() {
-	f.shut()
-	f.store.removePartial(f.digest)
+	f.close()
+	f.store.removePartial(f.partial())
 }
 
-// shut makes who comes from now on wait until the fill has left.
-func (f *fill) shut() {
+// close makes who comes from now on wait until the fill has left.
+func (f *fill) close() {
 	f.store.mu.Lock()
 	defer f.store.mu.Unlock()
-	f.store.goingLocked(f.digest)
+	f.shut = true
 }
+
+func (f *fill) partial() partial { return partialOf(f.digest, f.scope.Upstream) }

@@ -169,7 +169,7 @@ func settle(t *testing.T, s *Store) {
 	for {
 		s.mu.Lock()
 		var f *fill
-		for _, f = range s.fills {
+		for _, f = range s.fills.list() {
 			break
 		}
 		s.mu.Unlock()
@@ -204,12 +204,12 @@ func checkDisk(t *testing.T, s *Store) {
 		files++
 		return true
 	})
-	var partial int64
-	if err := s.disk.partials(func(_ digest.Digest, info os.FileInfo) { partial += blocks(info.Size()) }); err != nil {
+	var broken int64
+	if err := s.disk.partials(func(_ partial, info os.FileInfo) { broken += blocks(info.Size()) }); err != nil {
 		t.Error(err)
 	}
-	if got := s.filling.Load(); got != partial || s.reserved.Load() != 0 {
-		t.Errorf("books say %d bytes in fills/ and %d to come, the disk %d at rest", got, s.reserved.Load(), partial)
+	if got := s.filling.Load(); got != broken || s.reserved.Load() != 0 {
+		t.Errorf("books say %d bytes in fills/ and %d to come, the disk %d at rest", got, s.reserved.Load(), broken)
 	}
 	s.ledger.mu.Lock()
 	defer s.ledger.mu.Unlock()

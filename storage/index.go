@@ -23,11 +23,14 @@ type Scope struct {
 	Manifest bool
 	// Keep is how content that is asked for here is kept. It is no part of the place.
 	Keep Retention
+	// Client is the address of the client that asks, for its fair share of downloads; "":
+	// none does. It is no part of the place.
+	Client string
 }
 
-// place is the scope less its Keep.
+// place is the scope less its Keep and Client.
 func (s Scope) place() Scope {
-	s.Keep = Retention{}
+	s.Keep, s.Client = Retention{}, ""
 	return s
 }
 

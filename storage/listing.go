@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -205,6 +206,19 @@ func (s *Store) Links(d digest.Digest, n int) ([]Link, error) {
 		return len(links) < n
 	})
 	return links, err
+}
+
+// Origins calls visit for each upstream that has given the digest, until it returns false.
+func (s *Store) Origins(d digest.Digest, visit func(upstream string) bool) error {
+	var last []byte
+	return s.index.scan(linkPrefix(d), func(key, _ []byte) bool {
+		p, ok := decodeLinkKey(key)
+		if !ok || last != nil && bytes.Equal(p.upstream(), last) {
+			return true
+		}
+		last = append(last[:0], p.upstream()...)
+		return visit(string(last))
+	})
 }
 
 // NamedTag is a tag with its name.

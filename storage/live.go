@@ -32,7 +32,7 @@ func (s *Store) Stats() Stats {
 	st := Stats{
 		Partial: s.filling.Load(), Reserved: s.reserved.Load(), Quarantine: s.quarantined.Load(),
 		MaxSize: s.maxSize, LowMark: share(s.maxSize, s.lowMark), MinFree: max(s.minFree, indexFloor),
-		Fills: s.slots.use(), MaxFills: s.slots.limit, WaitingForIndex: s.index.waits.Load(),
+		Fills: s.slots.places.Taken(), MaxFills: s.slots.places.Limit(), WaitingForIndex: s.index.waits.Load(),
 		ScrubEvery: s.scrubEvery,
 	}
 	st.Bytes, st.Blobs, st.Counted = s.ledger.state()
@@ -66,30 +66,16 @@ type FillInfo struct {
 // Fills returns the downloads in progress, the oldest first.
 func (s *Store) Fills() []FillInfo {
 	s.mu.Lock()
-	fills := make([]*fill, 0, len(s.fills))
-	for _, f := range s.fills {
-		fills = append(fills, f)
-	}
+	fills := s.fills.list()
 	s.mu.Unlock()
 	infos := make([]FillInfo, len(fills))
 	for i, f := range fills {
 		infos[i] = f.info()
 	}
 	slices.SortFunc(infos, func(a, b FillInfo) int {
-		return cmp.Or(a.Started.Compare(b.Started), cmp.Compare(a.Digest, b.Digest))
+		return cmp.Or(a.Started.Compare(b.Started), cmp.Compare(a.Digest, b.Digest), cmp.Compare(a.Upstream, b.Upstream))
 	})
 	return infos
-}
-
-// Fill returns the download of a digest that is in progress.
-func (s *Store) Fill(d digest.Digest) (FillInfo, bool) {
-	s.mu.Lock()
-	f := s.fills[d]
-	s.mu.Unlock()
-	if f == nil {
-		return FillInfo{}, false
-	}
-	return f.info(), true
 }
 
 func (f *fill) info() FillInfo {

@@ -125,7 +125,7 @@ func TestNoStoreEnds(t *testing.T) {
 				d = tc.digest
 			}
 			if tc.partial > 0 {
-				if err := os.WriteFile(disk{root: dir}.partial(d), o.content[:tc.partial], 0o600); err != nil {
+				if err := os.WriteFile(disk{root: dir}.partial(partialOf(d, scope().Upstream)), o.content[:tc.partial], 0o600); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -221,8 +221,8 @@ func TestNoStoreJoined(t *testing.T) {
 						if _, err := s.Get(t.Context(), sc, o.digest(), nil); !errors.Is(err, ErrUnlinked) {
 							t.Errorf("error %v, want ErrUnlinked", err)
 						}
-						if err := s.PutLink(sc, o.digest(), ""); err != nil {
-							t.Fatal(err)
+						if !s.Admit(sc, o.digest(), "") {
+							t.Fatal("not admitted")
 						}
 					}
 					kept := i > 0 || !sc.Keep.NoStore
@@ -263,7 +263,7 @@ func begin(s *Store, sc Scope, o *origin) *fill {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f := newFill(s, sc, o.digest(), o.source)
-	s.fills[f.digest] = f
+	s.fills.add(f)
 	return f
 }
 
@@ -344,8 +344,8 @@ func TestLinkGoesWhileWaiting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := openStore(t, t.TempDir())
 		o := &origin{content: content(260, 1000)}
-		other := Scope{Upstream: "quay.io", Repository: "b", Keep: Retention{NoStore: true}}
-		if err := s.PutLink(other, o.digest(), ""); err != nil {
+		other := Scope{Upstream: scope().Upstream, Repository: "library/b", Keep: Retention{NoStore: true}}
+		if err := s.putLink(other, o.digest(), link{size: -1}); err != nil {
 			t.Fatal(err)
 		}
 		s.mu.Lock()

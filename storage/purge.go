@@ -40,46 +40,38 @@ const (
 // its end; what is being downloaded stays.
 func (s *Store) Purge(d digest.Digest, p Purge) (became Purged, room int64, err error) {
 	if p.DryRun {
-		if !s.soonIdle(d) {
-			return Busy, 0, nil
+		s.settled(d)
+		became, room, err = s.purge(d, p)
+	} else {
+		for !s.alone(d, func() { became, room, err = s.purge(d, p) }) {
+			s.settled(d)
 		}
-		return s.purge(d, p)
 	}
-	for !s.alone(d, func() { became, room, err = s.purge(d, p) }) {
-		if !s.soonIdle(d) {
-			return Busy, 0, nil
-		}
+	if became == Absent && err == nil && s.fillingFrom(d, p.Upstream) {
+		became = Busy
 	}
 	return became, room, err
 }
 
-// soonIdle waits for what is over in a moment: a removal, or a download that has all
-// its bytes. It returns false where one goes on.
-func (s *Store) soonIdle(d digest.Digest) bool {
+// settled waits for what is over in a moment: a removal, or a download that has all
+// its bytes.
+func (s *Store) settled(d digest.Digest) {
 	s.mu.Lock()
-	f, over := s.fills[d], s.going[d]
-	s.mu.Unlock()
-	if f != nil {
-		if f.state().phase <= streaming {
-			return false
-		}
+	over := s.going[d]
+	if f := s.fills.ending(d); f != nil {
 		over = f.left
 	}
+	s.mu.Unlock()
 	if over != nil {
 		<-over
 	}
-	return true
 }
 
 // Kept says whether a blob that has verified is on the disk. It waits until that is
 // decided.
-func (s *Store) Kept(d digest.Digest) bool { return s.soonIdle(d) && s.exists(d) }
-
-// Filling says whether the digest is being downloaded.
-func (s *Store) Filling(d digest.Digest) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.fills[d] != nil
+func (s *Store) Kept(d digest.Digest) bool {
+	s.settled(d)
+	return s.exists(d)
 }
 
 // purge is Purge, while nobody else can have the digest.
@@ -106,7 +98,7 @@ func (s *Store) purge(d digest.Digest, p Purge) (Purged, int64, error) {
 	switch {
 	case err != nil:
 		return Busy, 0, fmt.Errorf("read record of %s: %w", d, err)
-	case len(here) == 0 && !everywhere, len(here) == 0 && !recorded && !s.exists(d) && !s.hasPartial(d):
+	case len(here) == 0 && !everywhere, len(here) == 0 && !recorded && !s.exists(d) && len(s.idlePartialsOf(d)) == 0:
 		return Absent, 0, nil
 	case pinned && !p.Pinned:
 		return Pinned, 0, nil
@@ -126,8 +118,10 @@ func (s *Store) purge(d digest.Digest, p Purge) (Purged, int64, error) {
 			return Busy, 0, fmt.Errorf("remove blob: %w", err)
 		}
 		s.mended(d)
-		s.removePartial(d)
-		s.forget(d) // also where the partial could not go
+		for _, partial := range s.idlePartialsOf(d) {
+			s.removePartial(partial)
+		}
+		s.forget(d)
 		if recorded {
 			s.metrics.evictedBytes.WithLabelValues(reasonPurge).Add(float64(r.room()))
 		}
@@ -137,8 +131,6 @@ func (s *Store) purge(d digest.Digest, p Purge) (Purged, int64, error) {
 	}
 	return Gone, r.room(), nil
 }
-
-func (s *Store) hasPartial(d digest.Digest) bool { return fileExists(s.disk.partial(d)) }
 
 // removeAll forgets keys.
 func (x *index) removeAll(keys [][]byte) error {

@@ -2,6 +2,7 @@ package storage
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,16 +47,17 @@ func (f *fill) await(ctx context.Context, ok func(state) bool) (state, error) {
 }
 
 // joined returns a reader of the fill to one who did not start it.
-func (f *fill) joined(ctx context.Context) (*Blob, error) {
+func (f *fill) joined(ctx context.Context, mediaType string) (*Blob, error) {
 	if f.state().phase == verified {
-		return f.blob(ctx, Hit)
+		return f.blob(ctx, Hit, mediaType)
 	}
-	return f.blob(ctx, Collapsed)
+	return f.blob(ctx, Collapsed, mediaType)
 }
 
 // blob waits until the Source has opened and returns a reader of the fill. It
-// takes over one use of the fill, whatever it returns.
-func (f *fill) blob(ctx context.Context, o Outcome) (*Blob, error) {
+// takes over one use of the fill, whatever it returns. mediaType is what was said of the
+// reader's own place; "": what came counts.
+func (f *fill) blob(ctx context.Context, o Outcome, mediaType string) (*Blob, error) {
 	st, err := f.await(ctx, func(st state) bool {
 		// An empty blob is complete with its header: that waits for the digest.
 		return st.phase > streaming || st.phase == streaming && st.size != 0
@@ -78,7 +80,7 @@ func (f *fill) blob(ctx context.Context, o Outcome) (*Blob, error) {
 	}
 	var once sync.Once
 	return &Blob{
-		Digest: f.digest, Size: st.size, MediaType: st.mediaType, Outcome: o, Content: r,
+		Digest: f.digest, Size: st.size, MediaType: cmp.Or(mediaType, st.mediaType), Outcome: o, Content: r,
 		Stored: st.phase != spilled && !st.keep.NoStore,
 		wait: func(ctx context.Context) error {
 			st, err := f.await(ctx, func(st state) bool { return st.phase > streaming })

@@ -89,6 +89,15 @@ func (s *Store) reconcileShard(prefix string, blobs map[digest.Digest]fs.DirEntr
 }
 
 func (s *Store) exists(d digest.Digest) bool {
-	_, err := os.Stat(s.disk.blob(d))
-	return err == nil
+	_, here := s.Length(d)
+	return here
+}
+
+// Length is how many bytes the blob on disk has; false: there is none.
+func (s *Store) Length(d digest.Digest) (bytes int64, here bool) {
+	info, err := os.Stat(s.disk.blob(d))
+	if err != nil {
+		return 0, false
+	}
+	return info.Size(), true
 }

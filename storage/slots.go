@@ -1,19 +1,17 @@
 package storage
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/cachalot-registry/cachalot/bulkhead"
 )
 
 const (
-	// slotShare of all slots is the most that fills of one upstream have, of blobs or
-	// of manifests: one that stalls keeps no other out, nor its own tags. Of few slots
-	// it is more, up to fewSlots, but never all.
-	slotShare = 4
-	fewSlots  = 8
 	// stalledFor is how long a fill that others wait for may bring nothing, and
 	// lookEvery how often who waits looks for one.
 	stalledFor = 10 * time.Second
@@ -24,9 +22,10 @@ const (
 // is kept for the next one.
 var errStalled = errors.New("the upstream sends nothing, and others wait")
 
-// slots bounds the fills that run at once.
+// slots bounds the fills that run at once. Fills of an upstream's blobs are a group, and
+// those of its manifests another: one that stalls keeps no other out, nor its own tags.
 type slots struct {
-	limit, share int
+	places *bulkhead.Bulkhead
 
 	mu      sync.Mutex // guards all below
 	running []*fill
@@ -38,20 +37,26 @@ type slotWait struct {
 	ready chan struct{} // closed once the fill is among those that run
 }
 
-func newSlots(limit int) *slots {
-	return &slots{limit: limit, share: max(1, limit/slotShare, min(fewSlots, limit-1))}
+func newSlots(limit int, share float64) *slots {
+	return &slots{places: bulkhead.New(limit, cmp.Or(share, bulkhead.DefaultShare))}
 }
 
-// use is how many slots are taken.
-func (s *slots) use() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.running)
+// holder is whose slot a fill takes.
+func (f *fill) holder() bulkhead.Holder {
+	kind := "blobs"
+	if f.scope.Manifest {
+		kind = "manifests"
+	}
+	return bulkhead.Holder{Group: f.scope.Upstream + " " + kind, Client: f.client}
 }
 
-// fits reports whether a fill may run now. s.mu is held.
-func (s *slots) fits(f *fill) bool {
-	return len(s.running) < s.limit && s.alike(f) < s.share
+// enter lets a fill run, if it may now. s.mu is held.
+func (s *slots) enter(f *fill) bool {
+	if !s.places.Enter(f.holder()) {
+		return false
+	}
+	s.running = append(s.running, f)
+	return true
 }
 
 // alike is how many run that share with f. s.mu is held.
@@ -67,8 +72,7 @@ func (s *slots) alike(f *fill) (n int) {
 // take waits for a slot; false: one of the contexts has ended.
 func (s *slots) take(ctx, store context.Context, f *fill) bool {
 	s.mu.Lock()
-	if s.fits(f) {
-		s.running = append(s.running, f)
+	if s.enter(f) {
 		s.mu.Unlock()
 		return true
 	}
@@ -105,11 +109,11 @@ func (s *slots) give(f *fill) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.running = slices.DeleteFunc(s.running, func(r *fill) bool { return r == f })
+	s.places.Leave(f.holder())
 	s.waiting = slices.DeleteFunc(s.waiting, func(w *slotWait) bool {
-		if !s.fits(w.fill) {
+		if !s.enter(w.fill) {
 			return false
 		}
-		s.running = append(s.running, w.fill)
 		close(w.ready)
 		return true
 	})
@@ -120,7 +124,7 @@ func (s *slots) give(f *fill) {
 func (s *slots) endStalled(f *fill) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	full := s.alike(f) >= s.share
+	full := s.alike(f) >= s.places.GroupLimit()
 	var worst *fill
 	for _, r := range s.running {
 		if full && !r.sharesWith(f) || r.silent() < stalledFor {

@@ -39,7 +39,7 @@ func TestSlots_OneUpstreamStalls(t *testing.T) {
 			}()
 		}
 		synctest.Wait()
-		if n := s.slots.use(); n != 8 {
+		if n := s.slots.places.Taken(); n != 8 {
 			t.Errorf("%d slots for one upstream of 32", n)
 		}
 		begun := time.Now()

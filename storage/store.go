@@ -26,6 +26,9 @@ type Config struct {
 	MaxSize  Size   // of all blobs, partial downloads and damaged blobs, in blocks of 4 KiB; zero: no limit but MinFree
 	MinFree  Size   // free space that is left to others; what the index needs is left to it in any case
 	MaxFills int    // downloads at once; further ones wait
+	// Share is the part of MaxFills that one upstream, or one client while others wait,
+	// has at most. Zero: a quarter.
+	Share float64
 	// HighMark and LowMark are shares of MaxSize, in percent: above the first one
 	// blobs go in the background, until no more than the second one is left, so that
 	// downloads need not wait for it. Of MinFree as much more is freed. Zero: 98, or
@@ -87,7 +90,7 @@ type Store struct {
 
 	mu      sync.Mutex // guards the fields below
 	closed  bool
-	fills   map[digest.Digest]*fill
+	fills   fills
 	open    map[digest.Digest]int           // readers of blobs on disk
 	going   map[digest.Digest]chan struct{} // not to be opened or joined; closed when that is over
 	touched map[digest.Digest]use           // not yet in the index
@@ -129,9 +132,9 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 		ledger:  newLedger(idx, m),
 		maxSize: cfg.MaxSize.of(total), minFree: cfg.MinFree.of(total), highMark: cfg.HighMark, lowMark: cfg.LowMark,
 		trimming: make(chan struct{}, 1), evicting: make(chan struct{}, 1),
-		slots: newSlots(cfg.MaxFills), room: newRoom(),
+		slots: newSlots(cfg.MaxFills, cfg.Share), room: newRoom(),
 		ctx: ctx, stop: stop,
-		fills:   map[digest.Digest]*fill{},
+		fills:   fills{},
 		open:    map[digest.Digest]int{},
 		going:   map[digest.Digest]chan struct{}{},
 		touched: map[digest.Digest]use{},
@@ -150,7 +153,7 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	m.disk.Store(&s.disk)
 	s.SetPinned(cfg.Pinned)
 	s.loadPins()
-	if err := k.partials(func(_ digest.Digest, info fs.FileInfo) { s.grow(blocks(info.Size())) }); err != nil {
+	if err := k.partials(func(_ partial, info fs.FileInfo) { s.grow(blocks(info.Size())) }); err != nil {
 		log.Warn("cannot list partial downloads", "error", err)
 	}
 	s.tendQuarantine()
@@ -254,7 +257,7 @@ func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) 
 		s.mu.Unlock()
 		return inMemory(d, l.mediaType, small), nil
 	}
-	f, err := s.joinLocked(sc, d, linked)
+	f, mediaType, err := s.joinLocked(sc, d, linked)
 	_, spoilt := s.spoilt[d]
 	if f == nil && err == nil {
 		s.open[d]++ // keeps an eviction away while the file is opened
@@ -264,7 +267,7 @@ func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) 
 	case err != nil:
 		return nil, err
 	case f != nil:
-		return f.joined(ctx)
+		return f.joined(ctx, cmp.Or(l.mediaType, mediaType))
 	}
 
 	var file *os.File
@@ -278,7 +281,7 @@ func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) 
 		_ = file.Close()
 		s.leave(d)
 		// A fill of this scope may have begun since its link was looked up, or ended.
-		filling := s.Filling(d)
+		filling := s.fillingFrom(d, sc.Upstream)
 		if _, linked = s.link(sc, d); filling || linked {
 			return nil, errAgain
 		}
@@ -383,31 +386,47 @@ func (s *Store) leave(d digest.Digest) {
 	}
 }
 
-// joinLocked joins the fill of the digest; nil if there is none. It first waits
-// until nobody removes the digest: meanwhile s.mu is free.
-func (s *Store) joinLocked(sc Scope, d digest.Digest, linked bool) (*fill, error) {
-	for going := s.going[d]; going != nil; going = s.going[d] {
+// joinLocked joins the upstream's fill of the digest; nil if there is none. It first
+// waits until nothing removes the digest: s.mu is free then. mediaType is what was said
+// of a place that the fill did not start in.
+func (s *Store) joinLocked(sc Scope, d digest.Digest, linked bool) (f *fill, mediaType string, err error) {
+	for over := s.leavingLocked(sc, d); over != nil; over = s.leavingLocked(sc, d) {
 		s.mu.Unlock()
-		<-going
+		<-over
 		s.mu.Lock()
 	}
-	f := s.fills[d]
+	f = s.fills.of(d, sc.Upstream)
 	switch {
 	case s.closed:
-		return nil, ErrClosed
+		return nil, "", ErrClosed
 	case f == nil:
-		return nil, nil
+		return nil, "", nil
 	case !linked && f.scope != sc.place():
-		return nil, ErrUnlinked
+		var admitted bool
+		if mediaType, admitted = f.admitted[sc.place()]; !admitted {
+			return nil, "", ErrUnlinked
+		}
 	}
 	f.retain(sc.Keep)
-	return f, nil
+	return f, mediaType, nil
+}
+
+// leavingLocked is closed when what keeps the scope from the digest is over; nil:
+// nothing does.
+func (s *Store) leavingLocked(sc Scope, d digest.Digest) chan struct{} {
+	if going := s.going[d]; going != nil {
+		return going
+	}
+	if f := s.fills.of(d, sc.Upstream); f != nil && f.shut {
+		return f.left
+	}
+	return nil
 }
 
 // start starts a fill, or joins that of another caller who was quicker.
 func (s *Store) start(ctx context.Context, sc Scope, d digest.Digest, src Source, linked bool) (*Blob, error) {
 	s.mu.Lock()
-	f, err := s.joinLocked(sc, d, linked)
+	f, mediaType, err := s.joinLocked(sc, d, linked)
 	if f == nil && err == nil && s.spoilt[d] == nil && s.exists(d) {
 		err = errAgain // it has come since it was looked for: a fill that ended
 	}
@@ -416,24 +435,22 @@ func (s *Store) start(ctx context.Context, sc Scope, d digest.Digest, src Source
 		if err != nil {
 			return nil, err
 		}
-		return f.joined(ctx)
+		return f.joined(ctx, mediaType)
 	}
 	f = newFill(s, sc, d, src)
-	s.fills[d] = f
+	s.fills.add(f)
 	f.retain(sc.Keep)
 	s.running.Go(task.Guard("download", func() { f.run(ctx) }))
 	s.mu.Unlock()
-	return f.blob(ctx, Miss)
+	return f.blob(ctx, Miss, "")
 }
 
 // ended takes a fill out of the table.
 func (s *Store) ended(f *fill) {
 	s.mu.Lock()
-	delete(s.fills, f.digest)
+	s.fills.remove(f)
 	close(f.left)
-	if s.going[f.digest] != nil {
-		s.goneLocked(f.digest)
-	} else if st := f.state(); st.phase == verified {
+	if st := f.state(); st.phase == verified && !f.shut {
 		s.touchLocked(f.digest, st.keep, 0) // some may have joined since the record was written
 	}
 	s.mu.Unlock()

@@ -54,9 +54,31 @@ func (s *Store) link(sc Scope, d digest.Digest) (l link, ok bool) {
 }
 
 // PutLink records that the upstream has the digest in this scope, and with
-// which media type (manifests; "" for blobs).
+// which media type (manifests; "" for blobs). Of what is not here no link is made; see
+// [Store.Admit].
 func (s *Store) PutLink(sc Scope, d digest.Digest, mediaType string) error {
-	return s.index.put(linkKey(sc, d), link{mediaType, s.size(d, -1)}.encode(), 0)
+	l := link{mediaType, s.size(d, -1)}
+	if l.size < 0 && !s.exists(d) {
+		return nil
+	}
+	return s.putLink(sc, d, l)
+}
+
+// Admit lets the scope join a download of the digest from its upstream, and records that
+// once it has verified. It returns false where there is none.
+func (s *Store) Admit(sc Scope, d digest.Digest, mediaType string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.fills.of(d, sc.Upstream)
+	if f == nil || f.shut || f.admitted == nil {
+		return false
+	}
+	f.admitted[sc.place()] = mediaType
+	return true
+}
+
+func (s *Store) putLink(sc Scope, d digest.Digest, l link) error {
+	return s.index.put(linkKey(sc, d), l.encode(), 0)
 }
 
 // IsList says whether the key is of a list, not of a tag.

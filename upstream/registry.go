@@ -107,6 +107,14 @@ func New(cfg Config, m *Metrics, log *slog.Logger) (*Registry, error) {
 // Name is the registry's name as clients say it.
 func (r *Registry) Name() string { return r.cfg.Name }
 
+// HasAccount reports whether the registry is asked with an account: what it gives need
+// not be what anyone gets.
+func (r *Registry) HasAccount() bool {
+	return slices.ContainsFunc(r.endpoints, func(e *endpoint) bool {
+		return slices.ContainsFunc(e.accounts, func(a *account) bool { return a.source != nil })
+	})
+}
+
 // Close ends pings and token requests under way and closes idle connections. Bodies
 // that are being read are not touched.
 func (r *Registry) Close() {

@@ -40,7 +40,7 @@ func TestDamage(t *testing.T) {
 	}
 	for i := range 20_000 {
 		sc := storage.Scope{Upstream: "docker.io", Repository: fmt.Sprint("library/", i)}
-		if err := store.PutLink(sc, digest.FromString(fmt.Sprint(i)), "application/x-test"); err != nil {
+		if err := store.PutLink(sc, blob.Digest, "application/x-test"); err != nil {
 			t.Fatal(err)
 		}
 	}

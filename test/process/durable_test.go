@@ -93,7 +93,7 @@ func TestSyncFailsOnce(t *testing.T) {
 	blob := upstreamtest.NewContent("", upstreamtest.Random(8, 300_000))
 	up.AddBlob("library/app", blob)
 	folder := t.TempDir()
-	partial := filepath.Join(folder, "fills", "sha256-"+blob.Digest.Encoded())
+	partial := partialFile(folder, blob.Digest)
 	s := start(t, folder, up.URL, strace, "-f", "-qq", "-P", partial, "-e", "trace=fsync", "-e", "inject=fsync:error=EIO:when=1", "-o", "/dev/null")
 	if err := s.fetch(http.DefaultClient, blob.Digest); err != nil {
 		t.Error(err)

@@ -62,7 +62,7 @@ func TestKill(t *testing.T) {
 		close(release)
 		stuck.Remove()
 		wg.Wait()
-		if info, err := os.Stat(filepath.Join(folder, "fills", "sha256-"+blobs[0].Digest.Encoded())); err == nil && info.Size() > 0 {
+		if info, err := os.Stat(partialFile(folder, blobs[0].Digest)); err == nil && info.Size() > 0 {
 			resumable++
 		}
 	}

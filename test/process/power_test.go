@@ -149,7 +149,8 @@ func (c *cut) start(t *testing.T, folder string, kept map[string]time.Time) {
 	for _, f := range files {
 		b, rerr := os.ReadFile(f)
 		err = errors.Join(err, rerr)
-		algorithm, hex, _ := strings.Cut(filepath.Base(f), "-")
+		flat, _, _ := strings.Cut(filepath.Base(f), ".")
+		algorithm, hex, _ := strings.Cut(flat, "-")
 		partials[digest.Digest(algorithm+":"+hex)] = b
 	}
 	if err != nil {

@@ -1,11 +1,13 @@
 package process
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -57,6 +59,12 @@ func count(t *testing.T, variable string, few int) int {
 		t.Fatalf("%s=%q: want a number above 0", variable, value)
 	}
 	return n
+}
+
+// partialFile is where a download of basicConfig's registry is written.
+func partialFile(folder string, d digest.Digest) string {
+	upstream := sha256.Sum256([]byte("docker.io"))
+	return filepath.Join(folder, "fills", fmt.Sprintf("sha256-%s.%x", d.Encoded(), upstream[:8]))
 }
 
 // fetch gets a blob and checks it. Its error says nothing of a mirror that was

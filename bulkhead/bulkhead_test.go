@@ -1,0 +1,93 @@
+package bulkhead
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+)
+
+// enter takes as many places as there are for a holder, and returns how many.
+func enter(b *Bulkhead, h Holder) (n int) {
+	for b.Enter(h) {
+		n++
+	}
+	return n
+}
+
+func TestBulkhead_Groups(t *testing.T) {
+	t.Parallel()
+	for limit, want := range map[int]int{1: 1, 2: 1, 5: 4, 9: 8, 20: 8, 100: 25, 256: 64} {
+		b := New(limit, DefaultShare)
+		if got := enter(b, Holder{Group: "a"}); got != want || b.GroupLimit() != want {
+			t.Errorf("of %d places a group takes %d, its limit is %d, want %d", limit, got, b.GroupLimit(), want)
+		}
+		if got := enter(b, Holder{Group: "b"}); got < min(want, limit-want) {
+			t.Errorf("of %d places another takes %d", limit, got)
+		}
+	}
+}
+
+func TestBulkhead_Clients(t *testing.T) {
+	t.Parallel()
+	b := New(100, DefaultShare)
+	if got := enter(b, Holder{Client: "greedy"}); got != 75 {
+		t.Errorf("a client alone takes %d of 100, want 75", got)
+	}
+	if got := enter(b, Holder{Client: "other"}); got != 25 {
+		t.Errorf("another takes %d, want 25", got)
+	}
+	if b.Taken() != 100 || b.Enter(Holder{}) {
+		t.Errorf("%d taken", b.Taken())
+	}
+	b.Leave(Holder{Client: "other"})
+	if b.Enter(Holder{Client: "greedy"}) {
+		t.Error("the last share goes to one that has more than a share")
+	}
+	if !b.Enter(Holder{Client: "third"}) {
+		t.Error("a place is free, and a client with none does not get it")
+	}
+}
+
+// In a group too: a client that has its places of one registry leaves some to others.
+func TestBulkhead_ClientsOfGroup(t *testing.T) {
+	t.Parallel()
+	b := New(256, DefaultShare)
+	if got := enter(b, Holder{"docker.io", "greedy"}); got != 48 {
+		t.Errorf("a client takes %d of a group's 64, want 48", got)
+	}
+	if got := enter(b, Holder{"docker.io", "other"}); got != 16 {
+		t.Errorf("another takes %d, want 16", got)
+	}
+	if got := enter(b, Holder{"quay.io", "greedy"}); got != 48 {
+		t.Errorf("of another group it takes %d, want 48", got)
+	}
+}
+
+// What has left has left nothing behind, and no order of comings and goings breaks a bound.
+func TestBulkhead_Random(t *testing.T) {
+	t.Parallel()
+	b := New(40, DefaultShare)
+	var held []Holder
+	for range 100_000 {
+		if len(held) > 0 && rand.IntN(2) == 0 {
+			i := rand.IntN(len(held))
+			b.Leave(held[i])
+			held[i] = held[len(held)-1]
+			held = held[:len(held)-1]
+			continue
+		}
+		h := Holder{fmt.Sprint(rand.IntN(6)), fmt.Sprint(rand.IntN(6))}
+		if b.Enter(h) {
+			held = append(held, h)
+		}
+		if b.Taken() != len(held) || len(held) > 40 || b.byGroup[h.Group] > b.GroupLimit() {
+			t.Fatalf("%d taken, %d held, %d of a group", b.Taken(), len(held), b.byGroup[h.Group])
+		}
+	}
+	for _, h := range held {
+		b.Leave(h)
+	}
+	if n := b.Taken() + len(b.byGroup) + len(b.byClient) + len(b.byBoth); n != 0 {
+		t.Errorf("%d left behind", n)
+	}
+}

@@ -1,0 +1,110 @@
+package proxy
+
+import (
+	"net/http"
+	"testing"
+
+	"github.com/cachalot-registry/cachalot/upstream"
+	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+)
+
+// TestLink_Proof: a registry's word is enough for what anyone gets. What came to another
+// one's account alone it must send first, once; and then its word is enough.
+func TestLink_Proof(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		account  bool // the content came to one
+		unlisted bool // who asks is not configured
+		has      bool // it has the content
+		lies     bool // or says so
+		first    map[ut.Op]int
+		second   map[ut.Op]int // of another repository
+	}{
+		"public":               {has: true, first: map[ut.Op]int{ut.HeadBlob: 1}, second: map[ut.Op]int{ut.HeadBlob: 1}},
+		"public, unlisted":     {has: true, unlisted: true, first: map[ut.Op]int{ut.GetBlob: 1}, second: map[ut.Op]int{ut.HeadBlob: 1}},
+		"private":              {account: true, has: true, first: map[ut.Op]int{ut.GetBlob: 1}, second: map[ut.Op]int{ut.HeadBlob: 1}},
+		"private, a lie":       {account: true, lies: true, first: map[ut.Op]int{ut.GetBlob: 1}, second: map[ut.Op]int{ut.GetBlob: 1}},
+		"private, no lie":      {account: true, first: map[ut.Op]int{ut.GetBlob: 1}, second: map[ut.Op]int{ut.GetBlob: 1}},
+		"public, no lie":       {first: map[ut.Op]int{ut.HeadBlob: 1, ut.GetBlob: 1}, second: map[ut.Op]int{ut.HeadBlob: 1, ut.GetBlob: 1}}, // a HEAD alone is no no
+		"public, unlisted lie": {unlisted: true, lies: true, first: map[ut.Op]int{ut.GetBlob: 1}, second: map[ut.Op]int{ut.GetBlob: 1}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var options ut.Options
+			var with []func(*upstream.Config)
+			if tc.account {
+				options = ut.Options{Auth: ut.Basic, Username: "robot", Password: "secret"}
+				with = append(with, withPassword("robot", "secret"))
+			}
+			origin, other := ut.New(t, options), ut.New(t, ut.Options{})
+			img := origin.AddImage("team/app", "1", ut.NewImage(61, 100_000))
+			layer := img.Layers[0]
+			registries := []*upstream.Registry{registry(t, "docker.io", origin.URL, with...)}
+			if !tc.unlisted {
+				registries = append(registries, registry(t, "other.example", other.URL))
+			}
+			m := newMirror(t, func(c *Config) {
+				c.Unlisted = func(name string) (*upstream.Registry, error) { return registry(t, name, other.URL), nil }
+			}, registries...)
+			m.want(m.get("/v2/team/app/blobs/"+layer.Digest.String()), layer)
+			m.settle()
+			repositories := []string{"x/a", "x/b"}
+			for _, repo := range repositories {
+				if tc.has {
+					other.AddBlob(repo, layer)
+				}
+			}
+			if tc.lies {
+				other.Fault(ut.Match{Op: ut.HeadBlob}, ut.Body("", layer.Bytes))
+			}
+			for i, repo := range repositories {
+				for range 2 { // the second time it is linked, or known not to be there
+					a := m.get("/v2/other.example/" + repo + "/blobs/" + layer.Digest.String())
+					if tc.has {
+						m.want(a, layer)
+					} else {
+						m.wantError(a, http.StatusNotFound, "BLOB_UNKNOWN")
+					}
+				}
+				counts(t, other, []map[ut.Op]int{tc.first, tc.second}[i])
+				other.Forget()
+			}
+		})
+	}
+}
+
+// TestLink_OwnBytes: while a registry that a client runs trickles garbage in the place of
+// what another one's tag points to, that tag moves, and its clients get their bytes.
+func TestLink_OwnBytes(t *testing.T) {
+	t.Parallel()
+	hub, stranger := ut.New(t, ut.Options{}), ut.New(t, ut.Options{})
+	old, moved := hub.AddImage("team/app", "1", ut.NewImage(62, 1000)), ut.NewImage(63, 100_000)
+	m := newMirror(t, func(c *Config) {
+		c.FreshFor = 0
+		c.Unlisted = func(name string) (*upstream.Registry, error) { return registry(t, name, stranger.URL), nil }
+	}, registry(t, "docker.io", hub.URL))
+	m.want(m.get("/v2/team/app/manifests/1"), old.Index)
+	hold := make(chan struct{})
+	defer close(hold)
+	var waiting []chan reply
+	for _, path := range []string{"/manifests/" + moved.Index.Digest.String(), "/blobs/" + moved.Layers[0].Digest.String()} {
+		arrived := make(chan struct{})
+		stranger.Fault(ut.Match{Reference: path[len(path)-71:]}, ut.Body("text/html", make([]byte, 100_000)), ut.Arrived(arrived), ut.Pause(hold))
+		done := make(chan reply, 1)
+		go func() { done <- m.get("/v2/evil.example/a/b" + path) }()
+		<-arrived
+		waiting = append(waiting, done)
+	}
+	hub.AddImage("team/app", "1", moved)
+	a := m.get("/v2/team/app/manifests/1")
+	m.want(a, moved.Index)
+	if got := a.header.Get("Content-Type"); got != moved.Index.MediaType {
+		t.Errorf("media type %q", got)
+	}
+	m.want(m.get("/v2/team/app/blobs/"+moved.Layers[0].Digest.String()), moved.Layers[0])
+	for _, done := range waiting {
+		if len(done) > 0 {
+			t.Error("the stranger has answered")
+		}
+	}
+}

@@ -1,0 +1,81 @@
+package storage
+
+import (
+	"slices"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// fills are the downloads in progress: one for a digest and upstream, so that what an
+// upstream sends, says, or fails to send is no other's. Store.mu is held for all of it.
+type fills map[digest.Digest]map[string]*fill
+
+// of is an upstream's download of the digest; nil: there is none.
+func (t fills) of(d digest.Digest, upstream string) *fill { return t[d][upstream] }
+
+func (t fills) add(f *fill) {
+	if t[f.digest] == nil {
+		t[f.digest] = map[string]*fill{}
+	}
+	t[f.digest][f.scope.Upstream] = f
+}
+
+func (t fills) remove(f *fill) {
+	delete(t[f.digest], f.scope.Upstream)
+	if len(t[f.digest]) == 0 {
+		delete(t, f.digest)
+	}
+}
+
+// list is every download.
+func (t fills) list() (all []*fill) {
+	for _, byUpstream := range t {
+		for _, f := range byUpstream {
+			all = append(all, f)
+		}
+	}
+	return all
+}
+
+// ending is a download of the digest that is about to become a blob, or to leave; nil:
+// there is none. Until it has left nothing else may be done with the digest's file.
+func (t fills) ending(d digest.Digest) *fill {
+	for _, f := range t[d] {
+		if f.settling || f.state().phase > streaming {
+			return f
+		}
+	}
+	return nil
+}
+
+// among reports whether the digest is being downloaded from an upstream; "": from any.
+func (t fills) among(d digest.Digest, upstream string) bool {
+	if upstream == "" {
+		return len(t[d]) > 0
+	}
+	return t.of(d, upstream) != nil
+}
+
+// Filling reports whether the digest is being downloaded.
+func (s *Store) Filling(d digest.Digest) bool { return s.fillingFrom(d, "") }
+
+func (s *Store) fillingFrom(d digest.Digest, upstream string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fills.among(d, upstream)
+}
+
+// Fill returns the download of a digest that is in progress; of several, the one that
+// has come furthest.
+func (s *Store) Fill(d digest.Digest) (FillInfo, bool) {
+	s.mu.Lock()
+	infos := make([]FillInfo, 0, len(s.fills[d]))
+	for _, f := range s.fills[d] {
+		infos = append(infos, f.info())
+	}
+	s.mu.Unlock()
+	if len(infos) == 0 {
+		return FillInfo{}, false
+	}
+	return slices.MaxFunc(infos, func(a, b FillInfo) int { return int(min(1, max(-1, a.Written-b.Written))) }), true
+}

@@ -1,0 +1,126 @@
+package storage
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// partial names what a download has left in fills/, or is writing there: an upstream's
+// bytes of a digest, not verified. No other upstream goes on with them.
+type partial struct {
+	digest digest.Digest
+	origin string // of the upstream's name: see originName
+}
+
+func partialOf(d digest.Digest, upstream string) partial { return partial{d, originName(upstream)} }
+
+// originName is an upstream's name as a part of a file's: a name may have any length, and
+// colons.
+func originName(upstream string) string {
+	sum := sha256.Sum256([]byte(upstream))
+	return hex.EncodeToString(sum[:8])
+}
+
+func (p partial) name() string { return flatName(p.digest) + "." + p.origin }
+
+func (k disk) partial(p partial) string { return filepath.Join(k.fills(), p.name()) }
+
+// partials calls visit for every partial. A file whose upstream is not known, as earlier
+// versions left, is removed.
+func (k disk) partials(visit func(partial, fs.FileInfo)) error {
+	entries, err := os.ReadDir(k.fills())
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		flat, origin, known := strings.Cut(e.Name(), ".")
+		d, ok := digestOf(flat)
+		switch {
+		case !ok:
+		case !known:
+			errs = append(errs, os.Remove(filepath.Join(k.fills(), e.Name())))
+		default:
+			if info, err := e.Info(); err == nil {
+				visit(partial{d, origin}, info)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// eachPartial is disk.partials, whose error is no more than news.
+func (s *Store) eachPartial(visit func(partial, fs.FileInfo)) {
+	if err := s.disk.partials(visit); err != nil {
+		s.log.Warn("cannot list partial downloads", "error", err)
+	}
+}
+
+// writing reports whether a download writes the partial, or is about to.
+func (s *Store) writing(p partial) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.writingLocked(p)
+}
+
+func (s *Store) writingLocked(p partial) bool {
+	for upstream := range s.fills[p.digest] {
+		if originName(upstream) == p.origin {
+			return true
+		}
+	}
+	return false
+}
+
+// removePartial removes a partial. Readers that have the file open keep it.
+func (s *Store) removePartial(p partial) {
+	name := s.disk.partial(p)
+	info, err := os.Stat(name)
+	if err == nil {
+		err = os.Remove(name)
+	}
+	switch {
+	case err == nil:
+		s.grow(-blocks(info.Size()))
+	case !errors.Is(err, fs.ErrNotExist):
+		s.log.Warn("cannot remove partial", "digest", p.digest, "error", err)
+	}
+}
+
+// idlePartials is what broken downloads take of the disk.
+func (s *Store) idlePartials() (bytes int64) {
+	s.eachPartial(func(p partial, info fs.FileInfo) {
+		if !s.writing(p) {
+			bytes += blocks(info.Size())
+		}
+	})
+	return bytes
+}
+
+// idlePartialsOf are what broken downloads have left of a digest.
+func (s *Store) idlePartialsOf(d digest.Digest) (left []partial) {
+	s.eachPartial(func(p partial, _ fs.FileInfo) {
+		if p.digest == d && !s.writing(p) {
+			left = append(left, p)
+		}
+	})
+	return left
+}
+
+// dropPartials removes broken downloads that have not been resumed for age.
+func (s *Store) dropPartials(age time.Duration) {
+	s.eachPartial(func(p partial, info fs.FileInfo) {
+		if time.Since(info.ModTime()) < age {
+			return
+		}
+		s.shutOut(p.digest, func() bool { return s.going[p.digest] != nil || s.writingLocked(p) }, func() { s.removePartial(p) })
+	})
+}
