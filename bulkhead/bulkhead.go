@@ -2,7 +2,10 @@
 // no registry and no client takes all of it.
 package bulkhead
 
-import "sync"
+import (
+	"net/netip"
+	"sync"
+)
 
 // DefaultShare is the part of a bound that one group takes at most.
 const DefaultShare = 0.25
@@ -91,4 +94,18 @@ func count[K comparable](m map[K]int, key K, n int) {
 	if m[key] += n; m[key] == 0 {
 		delete(m, key)
 	}
+}
+
+// Client is who an address stands for: itself, or of IPv6 the network of 64 bits, of
+// which one host has all addresses (RFC 6177). What is no address stays as it is.
+func Client(address string) string {
+	at, err := netip.ParseAddr(address)
+	if err != nil || at.Unmap().Is4() {
+		return address
+	}
+	network, err := at.WithZone("").Prefix(64)
+	if err != nil {
+		return address
+	}
+	return network.String()
 }

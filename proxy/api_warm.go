@@ -180,7 +180,7 @@ func (p *Proxy) warmTarget(parameter, name string) (target, error) {
 		return target{}, err
 	}
 	t := target{kind: upstream.KindManifest, name: i.repo, repo: i.repo, digest: i.digest}
-	if t.registry, err = p.registries.find(i.upstream); err != nil {
+	if t.registry, err = p.registries.find("", i.upstream); err != nil {
 		return target{}, invalid(parameter, "%v", err)
 	}
 	if len(t.repo) > maxName || !isName(t.repo) {

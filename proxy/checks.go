@@ -18,8 +18,8 @@ const DefaultChecks = 2048
 // retryBusy is when a client may ask again for whose check there was no place.
 const retryBusy = 5 * time.Second
 
-// errBusy: no more checks of the registry, or of the client, may run.
-var errBusy = errors.New("too many questions to this registry are under way; ask again later")
+// errBusy: what may go on at a time, of a registry or for a client, does.
+var errBusy = errors.New("too much is asked at once; ask again later")
 
 // checks are the questions to registries. A question that several clients have is put
 // once, and goes on when they leave, so that the next one finds its answer. Their number
@@ -91,7 +91,7 @@ func (c *checks) board(ctx context.Context, q question, f func(context.Context) 
 	}
 	place := bulkhead.Holder{Group: q.registry, Client: q.client}
 	if !c.places.Enter(place) {
-		return nil, fmt.Errorf("%s: %w", q.registry, errBusy)
+		return nil, fmt.Errorf("%w: %d questions to %s are under way", errBusy, c.places.GroupLimit(), q.registry)
 	}
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	fl := &flight{cancel: cancel, waiting: 1, landed: make(chan struct{})}

@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/cachalot-registry/cachalot/bulkhead"
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/task"
 	"github.com/cachalot-registry/cachalot/upstream"
@@ -208,7 +209,7 @@ const NodeUserAgent = "cachalot-node"
 func (p *Proxy) version(hw http.ResponseWriter, r *http.Request) {
 	w := hw.(*response)
 	if name := mux.Vars(r)["registry"]; name != "" {
-		if _, err := p.registries.find(name); err != nil {
+		if _, err := p.registries.find(bulkhead.Client(p.client(r)), name); err != nil {
 			p.writeError(w, r, err)
 			return
 		}

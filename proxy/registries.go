@@ -44,6 +44,8 @@ type registries struct {
 	make      func(name string) (*upstream.Registry, error) // an unlisted one; nil: there are none
 	log       *slog.Logger
 
+	names *newNames
+
 	mu       sync.Mutex                             // guards unlisted, and that a name is made once
 	unlisted *lru.Cache[string, *upstream.Registry] // by canonical name
 }
@@ -52,6 +54,10 @@ func newRegistries(configured []Upstream, byDefault string, unlisted func(name s
 	g := &registries{
 		byName: map[string]*upstream.Registry{}, byHost: map[string]*upstream.Registry{}, byAddress: map[string]*upstream.Registry{},
 		make: unlisted, log: log,
+	}
+	var err error
+	if g.names, err = newNewNames(); err != nil {
+		return nil, err
 	}
 	for _, u := range configured {
 		for _, name := range u.names() {
@@ -80,7 +86,6 @@ func newRegistries(configured []Upstream, byDefault string, unlisted func(name s
 	}
 	// One that is dropped is not closed, for requests may be under way: it has only
 	// connections, which end when they are idle.
-	var err error
 	g.unlisted, err = lru.New[string, *upstream.Registry](maxUnlisted)
 	return g, err
 }
@@ -114,8 +119,8 @@ func (g *registries) configured(name string) *upstream.Registry {
 }
 
 // find is the registry that a client calls so: one of the configuration, or an unlisted
-// one where that is allowed. It refuses a name before anybody is asked.
-func (g *registries) find(name string) (*upstream.Registry, error) {
+// one where that is allowed. It refuses a name before any registry is asked.
+func (g *registries) find(client, name string) (*upstream.Registry, error) {
 	if r := g.configured(name); r != nil {
 		return r, nil
 	}
@@ -128,6 +133,9 @@ func (g *registries) find(name string) (*upstream.Registry, error) {
 	defer g.mu.Unlock()
 	if r, ok := g.unlisted.Get(canonical); ok {
 		return r, nil
+	}
+	if !g.names.allow(client) {
+		return nil, fmt.Errorf("%w: more new registries are named than are opened in a while", errBusy)
 	}
 	r, err := g.make(canonical)
 	if err != nil {

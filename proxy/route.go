@@ -18,9 +18,9 @@ import (
 //	Host: {virtual host}          whoever can be given a host only
 //	nothing                       default_upstream
 //
-// prefix is what stands before /v2, name what follows it. Where a registry is
+// client is who asks, prefix what stands before /v2, name what follows it. Where a registry is
 // named twice, the second time is stripped.
-func (p *Proxy) route(r *http.Request, prefix, name string) (reg *upstream.Registry, repo string, err error) {
+func (p *Proxy) route(r *http.Request, client, prefix, name string) (reg *upstream.Registry, repo string, err error) {
 	first, rest, more := strings.Cut(name, "/")
 	var named *upstream.Registry // nil unless the name begins with one of the configuration
 	if more {
@@ -29,11 +29,11 @@ func (p *Proxy) route(r *http.Request, prefix, name string) (reg *upstream.Regis
 	ns := namespace(r)
 	switch {
 	case prefix != "":
-		reg, err = p.registries.find(prefix)
+		reg, err = p.registries.find(client, prefix)
 	case named != nil && isRegistry(first, rest, ns):
 		reg = named
 	case ns != "":
-		reg, err = p.registries.find(ns)
+		reg, err = p.registries.find(client, ns)
 	case len(p.registries.byHost) > 0 && p.registries.byHost[hostOf(r)] != nil:
 		reg = p.registries.byHost[hostOf(r)]
 	default:
@@ -41,7 +41,7 @@ func (p *Proxy) route(r *http.Request, prefix, name string) (reg *upstream.Regis
 		// No account of Docker Hub has a dot or colon in it: that is a registry, if
 		// perhaps one with a bad name.
 		if more && reg.Name() == dockerHub && named == nil && (looksLikeHost(first) || strings.Contains(first, ".") && badHostRegexp.MatchString(first)) {
-			if reg, err = p.registries.find(first); err == nil {
+			if reg, err = p.registries.find(client, first); err == nil {
 				return reg, rest, nil
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -292,6 +293,7 @@ func TestManyNames(t *testing.T) {
 	hub, other := ut.New(t, ut.Options{}), ut.New(t, ut.Options{Auth: ut.Bearer})
 	img := other.AddImage("team/app", "1", ut.NewImage(51, 1000))
 	m := newMirror(t, func(c *Config) {
+		c.TrustedProxies, c.ForwardedHeader = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, "X-Forwarded-For"
 		c.Unlisted = func(name string) (*upstream.Registry, error) { return registry(t, name, other.URL), nil }
 	}, registry(t, "docker.io", hub.URL))
 	arrived, gate := make(chan struct{}), make(chan struct{})
@@ -300,7 +302,7 @@ func TestManyNames(t *testing.T) {
 	go func() { done <- m.get("/v2/team/app/manifests/1?ns=used.example") }()
 	<-arrived
 	for n := range 2 * maxUnlisted {
-		if a := m.get(fmt.Sprintf("/n%d.example/v2/", n)); a.status != http.StatusOK { // asks no one, and so takes no time
+		if a := m.get(fmt.Sprintf("/n%d.example/v2/", n), "X-Forwarded-For", fmt.Sprintf("192.0.2.%d", n)); a.status != http.StatusOK { // asks no one, and so takes no time
 			t.Errorf("n%d.example: %d", n, a.status)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/cachalot-registry/cachalot/bulkhead"
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/upstream"
 )
@@ -24,7 +25,7 @@ type target struct {
 	digest digest.Digest // manifests by digest, blobs and referrers
 
 	rules  treatment
-	client string // who asks
+	client string // who asks, for fair shares
 }
 
 // maxName bounds what the specification leaves open: registries refuse longer
@@ -38,9 +39,9 @@ const dockerHub = "docker.io"
 // an upstream.
 func (p *Proxy) parse(r *http.Request, path contentPath) (target, error) {
 	kind := path.kind
-	t := target{kind: kind, client: p.client(r)}
+	t := target{kind: kind, client: bulkhead.Client(p.client(r))}
 	var err error
-	if t.registry, t.repo, err = p.route(r, path.registry, path.name); err != nil {
+	if t.registry, t.repo, err = p.route(r, t.client, path.registry, path.name); err != nil {
 		return target{}, err
 	}
 	if len(t.repo) > maxName || !isName(t.repo) {

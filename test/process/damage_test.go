@@ -39,7 +39,7 @@ func TestDamage(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 20_000 {
-		sc := storage.Scope{Upstream: "docker.io", Repository: fmt.Sprint("library/", i)}
+		sc := storage.Scope{Upstream: "docker.io", Repository: "library/" + digest.FromString(fmt.Sprint(i)).Encoded()}
 		if err := store.PutLink(sc, blob.Digest, "application/x-test"); err != nil {
 			t.Fatal(err)
 		}
