@@ -50,5 +50,5 @@ func NewAdmin(c AdminConfig) http.Handler {
 	m.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	m.PathPrefix("/debug/pprof/").HandlerFunc(pprof.Index)
 	m.PathPrefix(apiRoot).Handler(newAPI(c))
-	return m
+	return besidesProbes(m)
 }

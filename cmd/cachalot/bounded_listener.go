@@ -5,30 +5,36 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/cachalot-registry/cachalot/bulkhead"
 )
 
 // boundedListener accepts a connection only while fewer than its limit are open.
 // Where as many are, it closes one that is idle, or has not yet sent a request, for
 // the next: clients cannot keep others out by doing nothing. Where all are at work,
-// further ones wait in the kernel's queue. A server tells it by track what its
-// connections do: a net.Conn that told so itself would hide the *net.TCPConn from
-// net/http, and with it sendfile.
+// further ones wait in the kernel's queue. The last share is for clients with less than
+// a share: others' connections are closed at once there, for each that they have idle.
+//
+// A server tells the listener by track what its connections do: a net.Conn that told so
+// itself would hide the *net.TCPConn from net/http, and with it sendfile.
 type boundedListener struct {
 	net.Listener
-	slots  chan struct{} // one for each open connection, and for the next
-	open   atomic.Int64
-	closed chan struct{}
-	once   sync.Once     // closes closed
-	full   func()        // called when as many are open as may be
-	rested chan struct{} // has a value when one has become idle
+	places  *bulkhead.Bulkhead
+	closed  chan struct{}
+	once    sync.Once                      // closes closed
+	full    func()                         // called when as many are open as may be, or a client has too many
+	freed   chan struct{}                  // has a value when a connection has become idle, or ended
+	trusted atomic.Pointer[[]netip.Prefix] // load balancers, whose connections are many clients'
 
-	mu    sync.Mutex // guards the fields below
-	idle  *list.List // connections between two requests, the longest so first
-	fresh *list.List // those without a request yet, in the order in which they came
-	at    map[net.Conn]resting
+	mu      sync.Mutex                   // guards the fields below
+	holders map[net.Conn]bulkhead.Holder // whose place an open connection has, by what it is below TLS
+	idle    *list.List                   // connections between two requests, the longest so first
+	fresh   *list.List                   // those without a request yet, in the order in which they came
+	at      map[net.Conn]resting
 }
 
 // resting is where a connection is that nothing is done for.
@@ -40,37 +46,93 @@ type resting struct {
 
 const (
 	// freshFor is how long a connection without a request is left alone.
-	freshFor = time.Second
+	freshFor = 250 * time.Millisecond
 	// lookEvery is how often one that waits for a place looks for it.
-	lookEvery = 250 * time.Millisecond
+	lookEvery = 50 * time.Millisecond
+	// lookAt is how many idle connections are looked at for one of a client.
+	lookAt = 256
 )
 
-func newBoundedListener(l net.Listener, limit int, full func()) *boundedListener {
+func newBoundedListener(l net.Listener, limit int, share float64, full func()) *boundedListener {
 	return &boundedListener{
-		Listener: l, slots: make(chan struct{}, limit), closed: make(chan struct{}), full: full, rested: make(chan struct{}, 1),
-		idle: list.New(), fresh: list.New(), at: map[net.Conn]resting{},
+		Listener: l, places: bulkhead.New(limit, share), closed: make(chan struct{}), full: full, freed: make(chan struct{}, 1),
+		holders: map[net.Conn]bulkhead.Holder{}, idle: list.New(), fresh: list.New(), at: map[net.Conn]resting{},
 	}
+}
+
+// trust says which load balancers' connections are of many clients.
+func (l *boundedListener) trust(proxies []netip.Prefix) { l.trusted.Store(&proxies) }
+
+// holder is whose place a connection takes.
+func (l *boundedListener) holder(c net.Conn) bulkhead.Holder {
+	at, err := netip.ParseAddrPort(c.RemoteAddr().String())
+	if err != nil {
+		return bulkhead.Holder{}
+	}
+	address := at.Addr().Unmap()
+	if trusted := l.trusted.Load(); trusted != nil {
+		for _, proxies := range *trusted {
+			if proxies.Contains(address) {
+				return bulkhead.Holder{}
+			}
+		}
+	}
+	return bulkhead.Holder{Client: bulkhead.Client(address.String())}
 }
 
 func (l *boundedListener) Accept() (net.Conn, error) {
-	if !l.take() {
-		return nil, net.ErrClosed
+	for l.wait() {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if l.enter(c) {
+			return c, nil
+		}
+		l.full()
+		_ = c.Close() // nothing was read
 	}
-	c, err := l.Listener.Accept()
-	if err != nil {
-		<-l.slots
-		return nil, err
-	}
-	l.open.Add(1)
-	return c, nil
+	return nil, net.ErrClosed
 }
 
-// take waits for a slot; false: the listener is closed.
-func (l *boundedListener) take() bool {
-	select {
-	case l.slots <- struct{}{}:
+// enter gives a connection a place, if need be that of an idle one of the same client.
+func (l *boundedListener) enter(c net.Conn) bool {
+	holder := l.holder(c)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.places.Enter(holder) {
+		spare := l.idleOf(holder)
+		if spare == nil {
+			return false
+		}
+		l.leave(spare)
+		delete(l.holders, below(spare))
+		hangUp(spare)
+	}
+	l.holders[c] = holder
+	return true
+}
+
+// idleOf is an idle connection of a client, if one is among those that are so the
+// longest. l.mu is held.
+func (l *boundedListener) idleOf(h bulkhead.Holder) net.Conn {
+	e := l.idle.Front()
+	for range lookAt {
+		if e == nil {
+			return nil
+		}
+		if c := e.Value.(net.Conn); l.holders[below(c)] == h {
+			return c
+		}
+		e = e.Next()
+	}
+	return nil
+}
+
+// wait returns when a place is free; false: the listener is closed.
+func (l *boundedListener) wait() bool {
+	if l.places.Taken() < l.places.Limit() {
 		return true
-	default:
 	}
 	l.full()
 	look := time.NewTicker(lookEvery)
@@ -78,18 +140,19 @@ func (l *boundedListener) take() bool {
 	for {
 		l.drop()
 		select {
-		case l.slots <- struct{}{}:
-			return true
 		case <-l.closed:
 			return false
-		case <-l.rested:
+		case <-l.freed:
 		case <-look.C:
+		}
+		if l.places.Taken() < l.places.Limit() {
+			return true
 		}
 	}
 }
 
 // drop closes the connection that can be spared best, if there is one. Its server
-// notices, and gives its slot back.
+// notices, and gives its place back.
 func (l *boundedListener) drop() {
 	l.mu.Lock()
 	front := l.idle.Front()
@@ -107,11 +170,18 @@ func (l *boundedListener) drop() {
 	}
 	l.leave(c)
 	l.mu.Unlock()
+	hangUp(c)
+}
+
+// hangUp closes a connection without a goodbye, which TLS would wait for.
+func hangUp(c net.Conn) { _ = below(c).Close() } // its server closes it again
+
+// below is what lies below TLS.
+func below(c net.Conn) net.Conn {
 	if tcp := tcpOf(c); tcp != nil {
-		_ = tcp.Close() // TLS would say goodbye, and wait for that
-		return
+		return tcp
 	}
-	_ = c.Close()
+	return c
 }
 
 // leave takes a connection out of its list. l.mu is held.
@@ -136,17 +206,19 @@ func (l *boundedListener) track(c net.Conn, state http.ConnState) {
 		l.rest(c, l.fresh)
 	case http.StateIdle:
 		l.rest(c, l.idle)
+	case http.StateClosed, http.StateHijacked:
+		if holder, ok := l.holders[below(c)]; ok { // or else another one has its place
+			delete(l.holders, below(c))
+			l.places.Leave(holder)
+		}
 	}
 	l.mu.Unlock()
-	switch state {
-	case http.StateIdle:
-		select {
-		case l.rested <- struct{}{}:
-		default: // said already
-		}
-	case http.StateClosed, http.StateHijacked:
-		l.open.Add(-1)
-		<-l.slots
+	if state == http.StateNew || state == http.StateActive {
+		return
+	}
+	select {
+	case l.freed <- struct{}{}:
+	default: // said already
 	}
 }
 

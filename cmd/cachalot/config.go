@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cachalot-registry/cachalot/bulkhead"
 	"github.com/cachalot-registry/cachalot/proxy"
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/upstream"
@@ -23,6 +24,11 @@ type config struct {
 	// MaxConnections bounds the clients' open connections. Idle ones are closed for
 	// further ones, which wait where there are none.
 	MaxConnections int `yaml:"max_connections"`
+	// MaxChecks bounds the questions to registries that run at once.
+	MaxChecks int `yaml:"max_checks"`
+	// FairShare is the most of MaxChecks and Storage.MaxFills that one registry has, and
+	// what is left of these, and of MaxConnections, to clients with less.
+	FairShare storage.Size `yaml:"fair_share"`
 	// SendTimeout is how long a client may take nothing of its answer; 0: for ever.
 	SendTimeout time.Duration `yaml:"send_timeout"`
 	// ShutdownTimeout is how long running responses may take to end after SIGTERM.
@@ -175,6 +181,8 @@ func defaults() config {
 	return config{
 		Listen:            ":5000",
 		MaxConnections:    10_000,
+		MaxChecks:         proxy.DefaultChecks,
+		FairShare:         storage.Size{Percent: 100 * bulkhead.DefaultShare},
 		SendTimeout:       time.Minute,
 		ShutdownTimeout:   30 * time.Second,
 		DefaultUpstream:   "docker.io",
@@ -308,6 +316,8 @@ func (c config) proxy() proxy.Config {
 		NegativeFor:       c.Tags.NegativeFor,
 		TrustedProxies:    addressRanges(c.TrustedProxies),
 		ForwardedHeader:   c.ForwardedHeader,
+		MaxChecks:         c.MaxChecks,
+		Share:             c.FairShare.Percent / 100,
 		Rules:             rules,
 	}
 }
@@ -320,6 +330,7 @@ func (c config) storage() (storage.Config, error) {
 		HighMark:   c.Storage.HighMark.Percent,
 		LowMark:    c.Storage.LowMark.Percent,
 		MaxFills:   c.Storage.MaxFills,
+		Share:      c.FairShare.Percent / 100,
 		Pinned:     c.proxy().Pinned(),
 		PinFits:    proxy.PinFits,
 		ScrubEvery: c.Storage.ScrubEvery,

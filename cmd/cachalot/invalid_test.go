@@ -55,6 +55,8 @@ var invalidConfigs = map[string]string{
 	"low-mark-high":           `F:2:3: storage.low_mark: 99% is above storage.high_mark, 98%; write a lower one, or a higher storage.high_mark`,
 	"low-mark-zero":           `F:2:3: storage.low_mark: "0" is not a share of max_size; write one such as 95%`,
 	"max-connections":         `F:1:1: max_connections: 0 is too small; write 1 or more`,
+	"max-checks":              `F:1:1: max_checks: 0 is too small; write 1 or more`,
+	"fair-share":              `F:1:1: fair_share: "90%" is no share that leaves as much to others; write 1% to 50%, such as 25%`,
 	"max-fills":               `F:2:3: storage.max_fills: -1 is too small; write 1 or more`,
 	"merge-key":               `F:2:3: log: not a plain key; write the keys of config.yml, each with its value`,
 	"min-free":                `F:2:3: storage.min_free: the whole disk; write how much of it to leave free, such as 5%`,

@@ -8,8 +8,11 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync/atomic"
 	"testing"
+
+	"github.com/cachalot-registry/cachalot/bulkhead"
 )
 
 // limited is a server with at most limit connections.
@@ -40,7 +43,7 @@ func startServer(t *testing.T, limit int, secure bool, handle http.HandlerFunc, 
 		t.Fatal(err)
 	}
 	l := &limited{addr: inner.Addr().String(), full: make(chan struct{}, 100)}
-	l.boundedListener = newBoundedListener(inner, limit, func() { l.full <- struct{}{} })
+	l.boundedListener = newBoundedListener(inner, limit, bulkhead.DefaultShare, func() { l.full <- struct{}{} })
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		l.served.Add(1)
 		handle(w, r)
@@ -74,7 +77,11 @@ func startServer(t *testing.T, limit int, secure bool, handle http.HandlerFunc, 
 // ask sends a request on a connection of its own, and returns that.
 func (l *limited) ask(t *testing.T, path string) net.Conn {
 	t.Helper()
-	var d net.Dialer
+	return l.askFrom(t, &net.Dialer{}, path)
+}
+
+func (l *limited) askFrom(t *testing.T, d *net.Dialer, path string) net.Conn {
+	t.Helper()
 	c, err := d.DialContext(t.Context(), "tcp", l.addr)
 	if err != nil {
 		t.Fatal(err)
@@ -112,7 +119,7 @@ func TestConnectionLimit(t *testing.T) {
 	<-l.full // the server waits for a slot
 
 	third := l.ask(t, "/")
-	if n := l.open.Load(); n != 2 {
+	if n := l.places.Taken(); n != 2 {
 		t.Errorf("%d connections are open, want 2", n)
 	}
 	if n := l.served.Load(); n != 2 {
@@ -152,10 +159,43 @@ func TestIdlersGoFirst(t *testing.T) {
 			}
 		}
 		answered(t, l.ask(t, "/"))
-		if n := l.open.Load(); n > 3 {
+		if n := l.places.Taken(); n > 3 {
 			t.Errorf("%d connections are open", n)
 		}
 	}
+}
+
+// TestFairConnections: one client has all connections but the last share, at work or not;
+// others get theirs at once. Those of a load balancer are many clients'.
+func TestFairConnections(t *testing.T) {
+	t.Parallel()
+	const limit, most = 8, 6
+	arrived, gate := make(chan struct{}, 2*limit), make(chan struct{})
+	l := startServer(t, limit, false, func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/busy" {
+			arrived <- struct{}{}
+			<-gate
+		}
+	}, func(net.Conn, http.ConnState) {})
+	for range most {
+		l.ask(t, "/busy")
+		<-arrived
+	}
+	for range 3 {
+		if _, err := l.ask(t, "/busy").Read(make([]byte, 1)); err == nil {
+			t.Error("one client has more than it may")
+		}
+	}
+	other := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
+	for range 2 * limit { // idle ones of its own go for its next
+		answered(t, l.askFrom(t, other, "/"))
+	}
+	if n := l.places.Taken(); n > limit {
+		t.Errorf("%d connections are open", n)
+	}
+	l.trust([]netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")})
+	answered(t, l.ask(t, "/"))
+	close(gate)
 }
 
 // TestBodies: a GET that announces a body is refused at once, and its connection closed.
@@ -227,7 +267,7 @@ func TestConnectionsAreNotWrapped(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := newBoundedListener(inner, 1, func() {})
+	l := newBoundedListener(inner, 1, bulkhead.DefaultShare, func() {})
 	defer l.Close()
 	var d net.Dialer
 	client, err := d.DialContext(t.Context(), "tcp", inner.Addr().String())

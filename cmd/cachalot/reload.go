@@ -52,6 +52,7 @@ func (m *mirror) tryReload() error {
 		return err
 	}
 	m.stuck.limit.Store(int64(next.SendTimeout))
+	m.clients.trust(addressRanges(next.TrustedProxies))
 	m.store.SetPinned(next.proxy().Pinned())
 	old := m.current.swap(g)
 	m.retiring.Go(task.Guard("close of the former configuration", old.close))
@@ -92,6 +93,9 @@ func (m *mirror) keepFixed(next *config) {
 	if next.MaxConnections != m.cfg.MaxConnections {
 		changed = append(changed, "max_connections")
 	}
+	if next.FairShare != m.cfg.FairShare {
+		changed = append(changed, "fair_share")
+	}
 	if next.TLS != m.cfg.TLS {
 		changed = append(changed, "tls")
 	}
@@ -131,7 +135,7 @@ func (m *mirror) keepFixed(next *config) {
 	if len(changed) > 0 {
 		m.log.Warn("changed keys need a restart", "keys", strings.Join(changed, ", "))
 	}
-	next.Listen, next.MaxConnections = m.cfg.Listen, m.cfg.MaxConnections
+	next.Listen, next.MaxConnections, next.FairShare = m.cfg.Listen, m.cfg.MaxConnections, m.cfg.FairShare
 	next.TLS, next.Admin, next.Storage, next.Log.Format = m.cfg.TLS, m.cfg.Admin, m.cfg.Storage, m.cfg.Log.Format
 	next.Tracing = m.cfg.Tracing
 }

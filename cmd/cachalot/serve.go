@@ -73,6 +73,7 @@ type mirror struct {
 	metrics  *metrics
 	tracing  *tracing // nil: off
 	main     *http.Server
+	clients  *boundedListener
 	stuck    *stuckClients
 	admin    *http.Server
 	endLong  context.CancelFunc // ends what goes on in the admin API
@@ -117,12 +118,13 @@ func (m *mirror) run(ctx context.Context, l, adminListener net.Listener, signals
 			return fmt.Errorf("tls.certificate: %w", err)
 		}
 	}
-	clients := newBoundedListener(l, m.cfg.MaxConnections, m.warnOfFullListener())
-	probes := newBoundedListener(adminListener, maxAdminConnections, func() {})
+	m.clients = newBoundedListener(l, m.cfg.MaxConnections, m.cfg.FairShare.Percent/100, m.warnOfFullListener())
+	m.clients.trust(addressRanges(m.cfg.TrustedProxies))
+	probes := newBoundedListener(adminListener, maxAdminConnections, m.cfg.FairShare.Percent/100, func() {})
 
 	b := currentBuild()
 	var err error
-	m.metrics, err = newMetrics(b, func() float64 { return float64(clients.open.Load()) }, m.cfg.MaxConnections)
+	m.metrics, err = newMetrics(b, func() float64 { return float64(m.clients.places.Taken()) }, m.cfg.MaxConnections)
 	if err != nil {
 		return err
 	}
@@ -146,10 +148,10 @@ func (m *mirror) run(ctx context.Context, l, adminListener net.Listener, signals
 	}
 	m.current.swap(first)
 
-	m.main = newServer(&m.current, clients, m.log)
+	m.main = newServer(&m.current, m.clients, m.log)
 	m.stuck = newStuckClients(m.cfg.SendTimeout, m.log)
 	m.main.ConnState = func(c net.Conn, state http.ConnState) {
-		clients.track(c, state)
+		m.clients.track(c, state)
 		m.stuck.state(c, state)
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -157,9 +159,9 @@ func (m *mirror) run(ctx context.Context, l, adminListener net.Listener, signals
 	looking.Go(task.Keep(ctx, "look for stuck clients", func() { m.stuck.run(ctx) }))
 	defer looking.Wait()
 	defer cancel()
-	var accepting net.Listener = clients
+	var accepting net.Listener = m.clients
 	if secure != nil {
-		accepting = newTLSListener(clients, secure)
+		accepting = newTLSListener(m.clients, secure)
 		overTLS(m.main)
 	}
 	m.admin = newServer(proxy.NewAdmin(m.adminConfig(adminListener.Addr(), b.version)), probes, m.log)
@@ -270,7 +272,8 @@ func (m *mirror) warnOfFullListener() func() {
 			return
 		}
 		last = time.Now()
-		m.log.Warn("max_connections reached: idle connections are closed for further clients, who wait where there are none", "max_connections", limit)
+		m.log.Warn("max_connections reached, or nearly, by few clients: idle connections are closed for further ones; where there are none, clients wait, and those with many connections get no more",
+			"max_connections", limit)
 	}
 }
 

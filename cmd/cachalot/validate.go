@@ -55,6 +55,10 @@ func (c *config) validate(at positions, already []problem) []problem {
 	v.admin(c.Admin)
 	v.tls(c.TLS)
 	v.atLeastOne(c.MaxConnections, "max_connections")
+	v.atLeastOne(c.MaxChecks, "max_checks")
+	if c.FairShare.Percent <= 0 || c.FairShare.Percent > 50 {
+		v.fail(fmt.Sprintf("%q is no share that leaves as much to others; write 1%% to 50%%, such as 25%%", c.FairShare), "fair_share")
+	}
 	v.addressRanges(c.TrustedProxies, "trusted_proxies")
 	v.oneOf(c.ForwardedHeader, "forwarded_header", "X-Forwarded-For", "Forwarded")
 	v.oneOf(c.UnlistedUpstreams, "unlisted_upstreams", "deny", "allow")

@@ -94,7 +94,7 @@ app.kubernetes.io/component: mirror
 {{/* The part that only a restart puts into effect: keepFixed in cmd/cachalot/reload.go names it. */}}
 {{- define "cachalot.fixedConfig" -}}
 {{- $config := include "cachalot.config" . | fromYaml }}
-{{- $fixed := pick $config "listen" "max_connections" "tls" "admin" "tracing" "storage" }}
+{{- $fixed := pick $config "listen" "max_connections" "fair_share" "tls" "admin" "tracing" "storage" }}
 {{- toJson (set $fixed "log.format" (get ($config.log | default dict) "format")) }}
 {{- end }}
 

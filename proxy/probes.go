@@ -1,0 +1,33 @@
+package proxy
+
+import (
+	"net/http"
+	"strconv"
+
+	"github.com/cachalot-registry/cachalot/bulkhead"
+)
+
+// maxAdminWork bounds what the admin listener does at once besides probes, which have
+// the rest of its connections: a pod dies of an unanswered one.
+const maxAdminWork = 48
+
+// besidesProbes is h, but that no more requests than maxAdminWork are answered at once, nor
+// all of these to one client. /healthz and /readyz always are.
+func besidesProbes(h http.Handler) http.Handler {
+	places := bulkhead.New(maxAdminWork, bulkhead.DefaultShare)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/healthz" || r.URL.Path == "/readyz" {
+			h.ServeHTTP(w, r)
+			return
+		}
+		holder := bulkhead.Holder{Client: bulkhead.Client(withoutPort(r.RemoteAddr))}
+		if !places.Enter(holder) {
+			w.Header().Set("Retry-After", strconv.Itoa(int(retryBusy.Seconds())))
+			w.Header().Set("Connection", "close")
+			http.Error(w, "too many requests are being answered here; ask again later", http.StatusServiceUnavailable)
+			return
+		}
+		defer places.Leave(holder)
+		h.ServeHTTP(w, r)
+	})
+}
