@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/cachalot-registry/cachalot/bounds"
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/upstream"
 )
@@ -39,13 +40,25 @@ const olderPlatform = "linux/amd64"
 // withoutIndex is the manifest that stands for an index where the client cannot read
 // it; d itself, where it is none.
 func (p *Proxy) withoutIndex(ctx context.Context, t target, d digest.Digest) (digest.Digest, error) {
-	b, err := p.open(ctx, t, d)
-	if err != nil {
-		return "", err
-	}
-	defer b.Close()
+	return readOnce(ctx, p, t, "platform\x00"+string(d), func(ctx context.Context) (digest.Digest, int, error) {
+		b, err := p.open(ctx, t, d)
+		if err != nil {
+			return "", 0, err
+		}
+		defer b.Close()
+		body, err := bounds.ReadAll(ctx, b.Content)
+		if err != nil {
+			return "", 0, fmt.Errorf("read manifest %s: %w", d, err)
+		}
+		child, err := ofOlderPlatform(d, body)
+		return child, len(child), err
+	})
+}
+
+// ofOlderPlatform is what an index has for [olderPlatform]; d itself, where it is none.
+func ofOlderPlatform(d digest.Digest, body []byte) (digest.Digest, error) {
 	var m manifestBody
-	if err := json.NewDecoder(b.Content).Decode(&m); err != nil {
+	if err := json.Unmarshal(body, &m); err != nil {
 		return "", fmt.Errorf("read manifest %s: %w", d, err)
 	}
 	if m.MediaType != ocispec.MediaTypeImageIndex && m.MediaType != mediaTypeManifestList && len(m.Manifests) == 0 {

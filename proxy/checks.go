@@ -6,27 +6,21 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 
-	"github.com/cachalot-registry/cachalot/bulkhead"
+	"github.com/cachalot-registry/cachalot/bounds"
 	"github.com/cachalot-registry/cachalot/task"
 )
 
 // DefaultChecks is how many checks run at once where the configuration does not say.
 const DefaultChecks = 2048
 
-// retryBusy is when a client may ask again for whose check there was no place.
-const retryBusy = 5 * time.Second
-
-// errBusy: what may go on at a time, of a registry or for a client, does.
-var errBusy = errors.New("too much is asked at once; ask again later")
-
 // checks are the questions to registries. A question that several clients have is put
 // once, and goes on when they leave, so that the next one finds its answer. Their number
 // is bounded: in all, for each registry, and for each client.
 type checks struct {
 	ctx     context.Context // of each; it ends with the Proxy
-	places  *bulkhead.Bulkhead
+	places  *bounds.Bulkhead
+	memory  *bounds.Memory
 	running sync.WaitGroup
 
 	mu     sync.Mutex // guards flying, and waiting of each flight
@@ -55,9 +49,9 @@ type flight struct {
 // errAbandoned ends a check that no one waits for.
 var errAbandoned = errors.New("no client waits for it any more")
 
-func newChecks(ctx context.Context, limit int, share float64) *checks {
+func newChecks(ctx context.Context, memory *bounds.Memory, limit int, share float64) *checks {
 	return &checks{
-		ctx: ctx, places: bulkhead.New(cmp.Or(limit, DefaultChecks), cmp.Or(share, bulkhead.DefaultShare)),
+		ctx: ctx, memory: memory, places: bounds.NewBulkhead(cmp.Or(limit, DefaultChecks), cmp.Or(share, bounds.DefaultShare)),
 		flying: map[string]*flight{},
 	}
 }
@@ -89,15 +83,17 @@ func (c *checks) board(ctx context.Context, q question, f func(context.Context) 
 		fl.waiting++
 		return fl, nil
 	}
-	place := bulkhead.Holder{Group: q.registry, Client: q.client}
+	place := bounds.Holder{Group: q.registry, Client: q.client}
 	if !c.places.Enter(place) {
-		return nil, fmt.Errorf("%w: %d questions to %s are under way", errBusy, c.places.GroupLimit(), q.registry)
+		return nil, fmt.Errorf("%s: %w", q.registry, errBusy)
 	}
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	ctx, closed := c.memory.Account(ctx, place)
 	fl := &flight{cancel: cancel, waiting: 1, landed: make(chan struct{})}
 	c.flying[q.key] = fl
 	c.running.Go(task.Guard("question to an upstream", func() {
 		defer c.land(q, fl, place)
+		defer closed()
 		defer context.AfterFunc(c.ctx, func() { cancel(context.Cause(c.ctx)) })()
 		fl.err = task.Try("question to an upstream", func() (err error) { fl.value, err = f(ctx); return err })
 	}))
@@ -118,7 +114,7 @@ func (c *checks) leave(q question, fl *flight) {
 }
 
 // land ends a check.
-func (c *checks) land(q question, fl *flight, place bulkhead.Holder) {
+func (c *checks) land(q question, fl *flight, place bounds.Holder) {
 	c.mu.Lock()
 	if c.flying[q.key] == fl {
 		delete(c.flying, q.key)

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/cachalot-registry/cachalot/bounds"
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
@@ -17,7 +19,7 @@ import (
 func TestChecks_Bound(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := newChecks(t.Context(), 100, 0)
+		c := newChecks(t.Context(), nil, 100, 0)
 		release := make(chan struct{})
 		ask := func(registry, client, key string) error {
 			ctx, cancel := context.WithCancel(t.Context())
@@ -71,7 +73,7 @@ func TestChecks_Abandoned(t *testing.T) {
 	t.Parallel()
 	for _, abandoned := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
-			c := newChecks(t.Context(), 0, 0)
+			c := newChecks(t.Context(), nil, 0, 0)
 			release, ended := make(chan struct{}), make(chan error, 2)
 			var clients [2]context.CancelFunc
 			var waiting sync.WaitGroup
@@ -128,6 +130,39 @@ func TestChecks_Refused(t *testing.T) {
 	release()
 	if a := m.get("/v2/library/new/manifests/1"); a.status != http.StatusOK {
 		t.Errorf("%d %s", a.status, a.body)
+	}
+}
+
+// What does not fit into the memory that there is for manifests and lists is refused, as no
+// word on the registry; what does is served.
+func TestMemory_Refused(t *testing.T) {
+	t.Parallel()
+	up := ut.New(t, ut.Options{})
+	small := up.AddImage("library/small", "1", ut.NewImage(67, 1000))
+	large := ut.NewImage(68, 1000)
+	large.Index.Bytes = append(large.Index.Bytes, bytes.Repeat([]byte(" "), 1<<20)...)
+	large.Index = ut.NewContent(large.Index.MediaType, large.Index.Bytes)
+	up.AddImage("library/large", "1", large)
+	up.Fault(ut.Match{Op: ut.HeadManifest}, ut.Status(http.StatusMethodNotAllowed)) // so that GET tells the digest
+	memory := bounds.NewMemory(1<<20, bounds.DefaultShare)
+	m := newMirror(t, func(c *Config) { c.Memory, c.FreshFor = memory, 0 }, registry(t, "docker.io", up.URL))
+	for range 2 * 5 { // more often than a registry may fail
+		a := m.get("/v2/library/large/manifests/1")
+		m.wantError(a, http.StatusServiceUnavailable, "TOOMANYREQUESTS")
+		if a.header.Get("Retry-After") == "" {
+			t.Error("no Retry-After")
+		}
+	}
+	m.want(m.get("/v2/library/small/manifests/1"), small.Index)
+	tags := make([]string, 20_000)
+	for i := range tags {
+		tags[i] = fmt.Sprint("tag-", i)
+	}
+	up.AddManifest("library/many", small.Manifest, tags...)
+	a := m.get("/v2/library/many/tags/list")
+	m.wantError(a, http.StatusServiceUnavailable, "TOOMANYREQUESTS")
+	if n := memory.Taken(); n != 0 {
+		t.Errorf("%d bytes are taken at rest", n)
 	}
 }
 

@@ -67,15 +67,17 @@ func (p *Proxy) source(t target, d digest.Digest) storage.Source {
 		if s.IfLong && !p.isLong(d, s) {
 			span.Length = 0
 		}
+		ctx, closed := p.cfg.Memory.Account(ctx, t.holder()) // what is odd is read whole
 		c, err := t.registry.Open(ctx, t.kind, t.repo, d, span)
 		if err != nil {
+			closed()
 			return nil, final(err)
 		}
 		c.Body = finalBody{c.Body}
 		if c.Size < 0 && c.Offset == 0 {
 			c.Body = openBody{c.Body, d.Verifier(), &tried}
 		}
-		return (*storage.Part)(c), nil
+		return accounted((*storage.Part)(c), closed), nil
 	}
 }
 

@@ -49,6 +49,7 @@ func answerTo(err error, kind upstream.Kind) answer {
 	var refused *refusal
 	var asked *upstream.Error
 	errors.As(err, &asked)
+	_, isBusy := busy(err)
 	a := answer{status: http.StatusBadGateway, code: errcode.ErrorCodeUnavailable, detail: err.Error(), result: resultError}
 	switch {
 	case errors.As(err, &refused):
@@ -64,7 +65,7 @@ func answerTo(err error, kind upstream.Kind) answer {
 		if asked != nil && asked.RetryAfter > 0 {
 			a.retryAfter = asked.RetryAfter
 		}
-	case errors.Is(err, errBusy):
+	case isBusy:
 		a.status, a.code, a.retryAfter = http.StatusServiceUnavailable, errcode.ErrorCodeTooManyRequests, retryBusy
 	case errors.Is(err, upstream.ErrTimeout):
 		a.status = http.StatusGatewayTimeout
@@ -91,6 +92,9 @@ func answerTo(err error, kind upstream.Kind) answer {
 func (p *Proxy) writeError(w *response, r *http.Request, err error) {
 	a := answerTo(err, w.target.kind)
 	w.err = err
+	if what, ok := busy(err); ok {
+		p.metrics.busy.WithLabelValues(what).Inc()
+	}
 	switch {
 	case a.status != statusClientGone:
 		w.result = a.result

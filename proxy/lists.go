@@ -5,13 +5,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"iter"
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/cachalot-registry/cachalot/bounds"
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/upstream"
 )
@@ -28,53 +31,99 @@ func (p *Proxy) referrers(w *response, r *http.Request, t target) error {
 		// little as that there is no tag.
 		t.rules.freshFor = min(t.rules.freshFor, p.cfg.NegativeFor)
 	}
-	body, err := p.list(w, t, name, func(ctx context.Context) ([]byte, error) {
+	list, err := list(p, w, t, name, func(ctx context.Context) ([]byte, error) {
 		list, sure, err := t.registry.Referrers(ctx, t.repo, t.digest)
 		if err == nil && !sure && known && !none {
 			err = fmt.Errorf("%w: what answers for the referrers API is none", upstream.ErrUnavailable)
 		}
 		return list, err
-	})
+	}, readReferrers)
 	if err != nil {
 		return err
 	}
+	done, err := p.holds(w.ctx, t, len(list.body))
+	if err != nil {
+		return err
+	}
+	defer done()
+	w.Header().Set("Content-Type", ocispec.MediaTypeImageIndex)
 	artifactType := r.URL.Query().Get("artifactType")
 	if artifactType == "" {
-		w.Header().Set("Content-Type", ocispec.MediaTypeImageIndex)
-		return writeBody(w, r, body)
+		return writeBody(w, r, list.body)
 	}
-	var index map[string]json.RawMessage
+	w.Header().Set("OCI-Filters-Applied", "artifactType")
+	return writeParts(w, r, list.filtered(artifactType))
+}
+
+// referrersList is an image index of what refers to a digest.
+type referrersList struct {
+	body      []byte
+	fields    map[string]json.RawMessage // less the manifests
+	manifests []referrer
+}
+
+type referrer struct {
+	artifactType string
+	raw          json.RawMessage
+}
+
+func readReferrers(body []byte) (referrersList, error) {
+	l := referrersList{body: body}
 	var manifests []json.RawMessage
-	if err := json.Unmarshal(body, &index); err != nil {
-		return fmt.Errorf("read kept referrers: %w", err)
+	err := json.Unmarshal(body, &l.fields)
+	if list := l.fields["manifests"]; err == nil && list != nil { // an older cachalot has kept null
+		err = json.Unmarshal(list, &manifests)
 	}
-	if index == nil { // null, which an older cachalot has kept
-		index = map[string]json.RawMessage{}
+	if err != nil {
+		return l, fmt.Errorf("read kept referrers: %w", err)
 	}
-	if list := index["manifests"]; list != nil {
-		if err := json.Unmarshal(list, &manifests); err != nil {
-			return fmt.Errorf("read kept referrers: %w", err)
-		}
-	}
-	fitting := []json.RawMessage{} // an empty list, not null
+	delete(l.fields, "manifests")
 	for _, raw := range manifests {
 		var m struct {
 			ArtifactType string `json:"artifactType"`
 		}
-		if json.Unmarshal(raw, &m) == nil && m.ArtifactType == artifactType {
-			fitting = append(fitting, raw)
+		_ = json.Unmarshal(raw, &m) // what is none has no type
+		l.manifests = append(l.manifests, referrer{m.ArtifactType, raw})
+	}
+	return l, nil
+}
+
+// filtered is the list of what has a type, in parts.
+func (l referrersList) filtered(artifactType string) iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		parts := [][]byte{[]byte("{")}
+		for _, name := range slices.Sorted(maps.Keys(l.fields)) {
+			quoted, err := json.Marshal(name)
+			if err != nil {
+				return // strings always marshal
+			}
+			parts = append(parts, quoted, []byte(":"), l.fields[name], []byte(","))
 		}
+		parts = append(parts, []byte(`"manifests":[`))
+		for _, p := range parts {
+			if !yield(p) {
+				return
+			}
+		}
+		first := true
+		for _, m := range l.manifests {
+			if m.artifactType != artifactType || m.artifactType == "" {
+				continue
+			}
+			if !first && !yield([]byte(",")) || !yield(m.raw) {
+				return
+			}
+			first = false
+		}
+		yield([]byte("]}"))
 	}
-	if index["manifests"], err = json.Marshal(fitting); err != nil {
-		return err
-	}
-	w.Header().Set("OCI-Filters-Applied", "artifactType")
-	return writeJSON(w, r, ocispec.MediaTypeImageIndex, index)
 }
 
 // list returns a list that is kept like a tag: under name, checked by fetching
-// all of it. No tag can have that name, for its slash.
-func (p *Proxy) list(w *response, t target, name string, fetch func(context.Context) ([]byte, error)) ([]byte, error) {
+// all of it. No tag can have that name, for its slash. It is read once for all who want
+// it at about the same time, and not to be changed.
+func list[T any](p *Proxy, w *response, t target, name string, fetch func(context.Context) ([]byte, error), read func([]byte) (T, error)) (T, error) {
+	var none T
 	sc := t.scope()
 	sc.Keep.NoStore = false // it is no content of an image, and read twice
 	key := storage.TagKey{Upstream: sc.Upstream, Repository: sc.Repository, Name: name}
@@ -87,28 +136,38 @@ func (p *Proxy) list(w *response, t target, name string, fetch func(context.Cont
 	}}
 	// What was evicted, or could not be kept, is fetched again.
 	again := func(ctx context.Context, s storage.Span) (*storage.Part, error) {
+		ctx, closed := p.cfg.Memory.Account(ctx, t.holder())
 		body, err := fetch(ctx)
 		if err != nil {
+			closed()
 			return nil, err
 		}
-		return storage.Bytes("", body)(ctx, s)
+		part, err := storage.Bytes("", body)(ctx, s)
+		return accounted(part, closed), err
 	}
 	for try := 0; ; try++ {
 		res, err := p.resolve(w.ctx, ptr)
 		if err != nil {
-			return nil, err
+			return none, err
 		}
-		body, err := p.readAll(w.ctx, sc, res.digest, again)
+		l, err := readOnce(w.ctx, p, t, string(t.kind)+"\x00"+string(res.digest), func(ctx context.Context) (T, int, error) {
+			body, err := p.readAll(ctx, sc, res.digest, again)
+			if err != nil {
+				return none, 0, err
+			}
+			l, err := read(body)
+			return l, len(body), err
+		})
 		switch {
 		case err == nil:
 			w.result, w.kept = res.result, true
-			return body, nil
+			return l, nil
 		case !errors.Is(err, storage.ErrDigest) || try > 0:
-			return nil, fmt.Errorf("read kept list: %w", err)
+			return none, fmt.Errorf("read kept list: %w", err)
 		}
 		// It has changed since it was kept.
 		if err := p.store.DeleteTag(key); err != nil {
-			return nil, err
+			return none, err
 		}
 	}
 }
@@ -120,28 +179,33 @@ func (p *Proxy) readAll(ctx context.Context, sc storage.Scope, d digest.Digest, 
 		return nil, err
 	}
 	defer b.Close()
-	body, err := io.ReadAll(b.Content)
-	if err != nil {
+	body, err := bounds.ReadAll(ctx, b.Content)
+	if err != nil && !errors.Is(err, bounds.ErrNoMemory) {
 		b.Broken()
 	}
 	return body, err
 }
 
-func writeJSON(w *response, r *http.Request, mediaType string, v any) error {
-	body, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	w.Header().Set("Content-Type", mediaType)
-	return writeBody(w, r, body)
+func writeBody(w *response, r *http.Request, body []byte) error {
+	return writeParts(w, r, func(yield func([]byte) bool) { yield(body) })
 }
 
-func writeBody(w *response, r *http.Request, body []byte) error {
+// writeParts writes an answer that is never whole in memory for one client.
+func writeParts(w *response, r *http.Request, parts iter.Seq[[]byte]) error {
+	length := 0
+	for p := range parts {
+		length += len(p)
+	}
 	w.setCacheStatus()
-	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.Header().Set("Content-Length", strconv.Itoa(length))
 	w.WriteHeader(http.StatusOK)
-	if r.Method != http.MethodHead {
-		_, _ = w.Write(body) // a client that has left is no news
+	if r.Method == http.MethodHead {
+		return nil
+	}
+	for p := range parts {
+		if _, err := w.Write(p); err != nil {
+			return nil // a client that has left is no news
+		}
 	}
 	return nil
 }

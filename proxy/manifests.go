@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -56,7 +55,9 @@ func (p *Proxy) manifest(w *response, r *http.Request, t target) error {
 // passSigned passes on a manifest of schema 1 by its digest, which is not that of its
 // bytes: it is not kept under it. By tag it is, under that of its bytes.
 func (p *Proxy) passSigned(w *response, r *http.Request, t target) error {
-	m, err := t.registry.Manifest(w.ctx, t.repo, string(t.digest))
+	ctx, closed := p.cfg.Memory.Account(w.ctx, t.holder())
+	defer closed()
+	m, err := t.registry.Manifest(ctx, t.repo, string(t.digest))
 	if err != nil {
 		return err
 	}
@@ -149,7 +150,7 @@ func (p *Proxy) keep(ctx context.Context, sc storage.Scope, res upstream.Resolve
 	if _, err := storage.ParseDigest(string(d)); err != nil {
 		d = digest.FromBytes(res.Content)
 	}
-	src := storage.Bytes(res.MediaType, bytes.Clone(res.Content))
+	src := storage.Bytes(res.MediaType, res.Content)
 	b, err := p.get(ctx, sc, d, src, func() error {
 		if p.store.Admit(sc, d, res.MediaType) {
 			return nil

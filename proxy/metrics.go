@@ -11,6 +11,7 @@ type Metrics struct {
 	requests  *prometheus.CounterVec
 	served    *prometheus.CounterVec
 	firstByte *prometheus.HistogramVec
+	busy      *prometheus.CounterVec
 	inFlight  atomic.Int64
 	running   prometheus.GaugeFunc // inFlight
 }
@@ -32,6 +33,13 @@ func NewMetrics() *Metrics {
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
 		}, []string{"result"}),
 	}
+	m.busy = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "busy_total",
+		Help: "Requests that were told to come back (503 with Retry-After), by what there was too much of: checks (max_checks, fair_share), names (of registries that are not configured) or memory (a quarter of the limit, for manifests and lists).",
+	}, []string{"what"})
+	for _, what := range []string{"checks", "names", "memory"} {
+		m.busy.WithLabelValues(what)
+	}
 	m.running = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "requests_in_flight", Help: "Requests of clients that are being answered.",
 	}, func() float64 { return float64(m.inFlight.Load()) })
@@ -40,7 +48,7 @@ func NewMetrics() *Metrics {
 
 // Collectors are what the caller registers.
 func (m *Metrics) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.requests, m.served, m.firstByte, m.running}
+	return []prometheus.Collector{m.requests, m.served, m.firstByte, m.busy, m.running}
 }
 
 // result of a request, as in requests_total.

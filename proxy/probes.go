@@ -4,7 +4,7 @@ import (
 	"net/http"
 	"strconv"
 
-	"github.com/cachalot-registry/cachalot/bulkhead"
+	"github.com/cachalot-registry/cachalot/bounds"
 )
 
 // maxAdminWork bounds what the admin listener does at once besides probes, which have
@@ -14,13 +14,13 @@ const maxAdminWork = 48
 // besidesProbes is h, but that no more requests than maxAdminWork are answered at once, nor
 // all of these to one client. /healthz and /readyz always are.
 func besidesProbes(h http.Handler) http.Handler {
-	places := bulkhead.New(maxAdminWork, bulkhead.DefaultShare)
+	places := bounds.NewBulkhead(maxAdminWork, bounds.DefaultShare)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/healthz" || r.URL.Path == "/readyz" {
 			h.ServeHTTP(w, r)
 			return
 		}
-		holder := bulkhead.Holder{Client: bulkhead.Client(withoutPort(r.RemoteAddr))}
+		holder := bounds.Holder{Client: bounds.Client(withoutPort(r.RemoteAddr))}
 		if !places.Enter(holder) {
 			w.Header().Set("Retry-After", strconv.Itoa(int(retryBusy.Seconds())))
 			w.Header().Set("Connection", "close")

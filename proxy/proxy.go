@@ -15,7 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"go.opentelemetry.io/otel/trace"
 
-	"github.com/cachalot-registry/cachalot/bulkhead"
+	"github.com/cachalot-registry/cachalot/bounds"
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/task"
 	"github.com/cachalot-registry/cachalot/upstream"
@@ -41,6 +41,9 @@ type Config struct {
 	// others would lack a place for, with more than Share of them. Zero: a quarter.
 	MaxChecks int
 	Share     float64
+	// Memory is the budget for manifests and lists that are read whole; nil: it has no
+	// bound.
+	Memory *bounds.Memory
 	// Unlisted makes a registry that is not configured, by the name a client
 	// used. Nil: there are none. The Proxy closes what it made.
 	Unlisted func(name string) (*upstream.Registry, error)
@@ -67,7 +70,8 @@ type Proxy struct {
 	seen      *lru.Cache[string, sighting]     // what upstreams have, by HEAD
 	sizes     *lru.Cache[digest.Digest, int64] // of long blobs, as manifests say; 0 for a manifest that was read
 
-	pages *tagPages
+	pages     *tagPages
+	readLists *readLists
 
 	mu        sync.Mutex // guards the fields below
 	released  []root     // what deleted tags held, not yet looked at
@@ -102,6 +106,10 @@ func New(cfg Config, store *storage.Store, upstreams []Upstream, m *Metrics, log
 	if err != nil {
 		return nil, err
 	}
+	lists, err := newReadLists()
+	if err != nil {
+		return nil, err
+	}
 	suspicion, err := newSuspicion()
 	if err != nil {
 		return nil, err
@@ -109,7 +117,7 @@ func New(cfg Config, store *storage.Store, upstreams []Upstream, m *Metrics, log
 	ctx, stop := context.WithCancel(context.Background())
 	p := &Proxy{
 		cfg: cfg, store: store, registries: known, metrics: m, log: log,
-		ctx: ctx, stop: stop, checks: newChecks(ctx, cfg.MaxChecks, cfg.Share), refused: refused, seen: seen, sizes: sizes, pages: pages,
+		ctx: ctx, stop: stop, checks: newChecks(ctx, cfg.Memory, cfg.MaxChecks, cfg.Share), refused: refused, seen: seen, sizes: sizes, pages: pages, readLists: lists,
 		suspicion: suspicion,
 	}
 	p.routes = p.newRoutes()
@@ -209,7 +217,7 @@ const NodeUserAgent = "cachalot-node"
 func (p *Proxy) version(hw http.ResponseWriter, r *http.Request) {
 	w := hw.(*response)
 	if name := mux.Vars(r)["registry"]; name != "" {
-		if _, err := p.registries.find(bulkhead.Client(p.client(r)), name); err != nil {
+		if _, err := p.registries.find(bounds.Client(p.client(r)), name); err != nil {
 			p.writeError(w, r, err)
 			return
 		}

@@ -135,7 +135,7 @@ func (g *registries) find(client, name string) (*upstream.Registry, error) {
 		return r, nil
 	}
 	if !g.names.allow(client) {
-		return nil, fmt.Errorf("%w: more new registries are named than are opened in a while", errBusy)
+		return nil, errNames
 	}
 	r, err := g.make(canonical)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"net/http"
 	"net/url"
 	"slices"
@@ -68,13 +69,44 @@ func (p *Proxy) tags(w *response, r *http.Request, t target) error {
 	if page.Next != "" {
 		w.Header().Set("Link", nextLink(r, page.Next))
 	}
-	if page.Tags == nil {
-		page.Tags = []string{} // an empty list, not null
+	done, err := p.holds(w.ctx, t, sizeOf(page.Tags))
+	if err != nil {
+		return err
 	}
-	return writeJSON(w, r, "application/json", struct {
-		Name string   `json:"name"`
-		Tags []string `json:"tags"`
-	}{t.name, page.Tags})
+	defer done()
+	w.Header().Set("Content-Type", "application/json")
+	return writeParts(w, r, tagList(t.name, page.Tags))
+}
+
+// sizeOf is what tags take of memory, about.
+func sizeOf(tags []string) (bytes int) {
+	const header = 16 // of each string
+	for _, tag := range tags {
+		bytes += header + len(tag)
+	}
+	return bytes
+}
+
+// tagList is a tag list (OCI distribution-spec, "Listing tags"), in parts.
+func tagList(name string, tags []string) iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		text := func(s string) []byte {
+			b, err := json.Marshal(s)
+			if err != nil {
+				return []byte(`""`) // strings always marshal
+			}
+			return b
+		}
+		if !yield([]byte(`{"name":`)) || !yield(text(name)) || !yield([]byte(`,"tags":[`)) {
+			return
+		}
+		for i, tag := range tags {
+			if i > 0 && !yield([]byte(",")) || !yield(text(tag)) {
+				return
+			}
+		}
+		yield([]byte("]}"))
+	}
 }
 
 // nextLink is the Link to the next page (RFC 8288). It is relative, so that it holds
@@ -98,18 +130,16 @@ func (p *Proxy) tagPage(w *response, t target, query url.Values) (upstream.TagPa
 		return page, nil
 	}
 	raw := query.Encode()
-	fetch := func(ctx context.Context) ([]byte, error) {
+	fetch := func(ctx context.Context) (upstream.TagPage, error) {
 		page, err := t.registry.TagPage(ctx, t.repo, raw)
-		if err != nil {
-			return nil, err
+		if err != nil || page.Next == "" {
+			return page, err
 		}
-		if page.Next != "" {
-			if !query.Has("n") {
-				page.Next = withoutLength(page.Next)
-			}
-			p.pages.lead(t, page.Next)
+		if !query.Has("n") {
+			page.Next = withoutLength(page.Next)
 		}
-		return json.Marshal(page)
+		p.pages.lead(t, page.Next)
+		return page, nil
 	}
 	name := wholeList
 	if raw != "" {
@@ -117,13 +147,19 @@ func (p *Proxy) tagPage(w *response, t target, query url.Values) (upstream.TagPa
 	}
 	_, kept := p.store.Tag(storage.TagKey{Upstream: t.registry.Name(), Repository: t.repo, Name: name})
 	if kept || p.pages.worth(t, query) {
-		return readPage(p.list(w, t, name, fetch))
+		return list(p, w, t, name, func(ctx context.Context) ([]byte, error) {
+			page, err := fetch(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return json.Marshal(page)
+		}, readPage)
 	}
-	body, err := once(w.ctx, p.checks, t.asks("page\x00"+pageName(t, raw)), fetch)
+	page, err := once(w.ctx, p.checks, t.asks("page\x00"+pageName(t, raw)), fetch)
 	if err == nil {
 		w.result = resultMiss
 	}
-	return readPage(body, err)
+	return page, err
 }
 
 // withoutLength is a next page's query without n, which the registry has put there for
@@ -137,11 +173,8 @@ func withoutLength(next string) string {
 	return query.Encode()
 }
 
-func readPage(body []byte, err error) (upstream.TagPage, error) {
+func readPage(body []byte) (upstream.TagPage, error) {
 	var page upstream.TagPage
-	if err != nil {
-		return page, err
-	}
 	if err := json.Unmarshal(body, &page); err != nil {
 		return page, fmt.Errorf("read kept tag list: %w", err)
 	}
@@ -174,7 +207,7 @@ func (p *Proxy) cutPage(w *response, t target, query url.Values) (upstream.TagPa
 		page.Tags = page.Tags[i:]
 	}
 	if n, err := strconv.Atoi(query.Get("n")); err == nil && n < len(page.Tags) {
-		page.Tags = page.Tags[:n]
+		page.Tags = slices.Clone(page.Tags[:n]) // all of them would stay in memory
 		if n > 0 {
 			page.Next = url.Values{"n": {strconv.Itoa(n)}, "last": {page.Tags[n-1]}}.Encode()
 		}

@@ -9,7 +9,7 @@ import (
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/cachalot-registry/cachalot/bulkhead"
+	"github.com/cachalot-registry/cachalot/bounds"
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/upstream"
 )
@@ -39,7 +39,7 @@ const dockerHub = "docker.io"
 // an upstream.
 func (p *Proxy) parse(r *http.Request, path contentPath) (target, error) {
 	kind := path.kind
-	t := target{kind: kind, client: bulkhead.Client(p.client(r))}
+	t := target{kind: kind, client: bounds.Client(p.client(r))}
 	var err error
 	if t.registry, t.repo, err = p.route(r, t.client, path.registry, path.name); err != nil {
 		return target{}, err
@@ -78,6 +78,11 @@ func (t target) scope() storage.Scope {
 		Upstream: t.registry.Name(), Repository: t.repo, Manifest: t.kind == upstream.KindManifest,
 		Keep: storage.Retention{NoStore: t.rules.noStore, For: t.rules.keepFor}, Client: t.client,
 	}
+}
+
+// holder is whose share of what is bounded the target takes.
+func (t target) holder() bounds.Holder {
+	return bounds.Holder{Group: t.registry.Name(), Client: t.client}
 }
 
 // asks is a question of the target's client to its registry.

@@ -8,7 +8,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cachalot-registry/cachalot/bulkhead"
+	"github.com/cachalot-registry/cachalot/bounds"
 )
 
 const (
@@ -25,7 +25,7 @@ var errStalled = errors.New("the upstream sends nothing, and others wait")
 // slots bounds the fills that run at once. Fills of an upstream's blobs are a group, and
 // those of its manifests another: one that stalls keeps no other out, nor its own tags.
 type slots struct {
-	places *bulkhead.Bulkhead
+	places *bounds.Bulkhead
 
 	mu      sync.Mutex // guards all below
 	running []*fill
@@ -38,16 +38,16 @@ type slotWait struct {
 }
 
 func newSlots(limit int, share float64) *slots {
-	return &slots{places: bulkhead.New(limit, cmp.Or(share, bulkhead.DefaultShare))}
+	return &slots{places: bounds.NewBulkhead(limit, cmp.Or(share, bounds.DefaultShare))}
 }
 
 // holder is whose slot a fill takes.
-func (f *fill) holder() bulkhead.Holder {
+func (f *fill) holder() bounds.Holder {
 	kind := "blobs"
 	if f.scope.Manifest {
 		kind = "manifests"
 	}
-	return bulkhead.Holder{Group: f.scope.Upstream + " " + kind, Client: f.client}
+	return bounds.Holder{Group: f.scope.Upstream + " " + kind, Client: f.client}
 }
 
 // enter lets a fill run, if it may now. s.mu is held.

@@ -15,6 +15,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cachalot-registry/cachalot/bounds"
 )
 
 // read asks for something small and reads it whole. What valid refuses, or does not come
@@ -31,7 +33,7 @@ func (r *Registry) read(ctx context.Context, kind Kind, q query, valid func(resp
 		body, err := r.readBody(q, kind, resp)
 		switch {
 		case err == nil:
-		case ctx.Err() != nil:
+		case ctx.Err() != nil, errors.Is(err, bounds.ErrNoMemory):
 			return err
 		case errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrTimeout) && !broke:
 			broke = true
@@ -60,11 +62,12 @@ func (r *Registry) readBody(q query, kind Kind, resp *http.Response) ([]byte, er
 		return nil, err
 	}
 	defer c.Body.Close()
-	b, err := io.ReadAll(c.Body)
+	ctx := resp.Body.(*body).ctx
+	b, err := bounds.ReadAll(ctx, c.Body)
 	if err != nil || !isGzip(resp.Header) {
 		return b, err
 	}
-	return r.unzip(q.op, b)
+	return r.unzip(ctx, q.op, b)
 }
 
 // isGzip reports whether an answer says that its body is packed, which was not asked for.
@@ -77,13 +80,15 @@ func isGzip(h http.Header) bool {
 var errNoGzip = fmt.Errorf("%w: not the gzip that it says it is", ErrInvalid)
 
 // unzip unpacks a small body; one that is no gzip has it as a mere label.
-func (r *Registry) unzip(op string, b []byte) ([]byte, error) {
+func (r *Registry) unzip(ctx context.Context, op string, b []byte) ([]byte, error) {
 	decoder, err := gzip.NewReader(bytes.NewReader(b))
 	if err != nil {
 		return b, nil //nolint:nilerr // see above
 	}
-	plain, err := io.ReadAll(io.LimitReader(decoder, MaxManifestSize+1))
+	plain, err := bounds.ReadAll(ctx, io.LimitReader(decoder, MaxManifestSize+1))
 	switch {
+	case errors.Is(err, bounds.ErrNoMemory):
+		return nil, err
 	case len(plain) > MaxManifestSize:
 		return nil, r.fail(op, ErrInvalid, "longer than %d bytes", MaxManifestSize)
 	case err != nil:
@@ -130,8 +135,8 @@ func (r *Registry) noGzip(op string, err error, wrong func()) error {
 
 // readOdd reads a manifest whose answer has not what a manifest's has, finds out what
 // it is, and lets the digest decide. A signed one of schema 1 it fails with ErrSigned.
-func (r *Registry) readOdd(op string, c *Content, d digest.Digest, gzipped bool) (*Content, error) {
-	b, err := io.ReadAll(c.Body)
+func (r *Registry) readOdd(ctx context.Context, op string, c *Content, d digest.Digest, gzipped bool) (*Content, error) {
+	b, err := bounds.ReadAll(ctx, c.Body)
 	_ = c.Body.Close() // read to its end
 	if err != nil {
 		return nil, err
@@ -140,7 +145,7 @@ func (r *Registry) readOdd(op string, c *Content, d digest.Digest, gzipped bool)
 		return nil, r.fail(op, ErrSigned, "asked by digest")
 	}
 	if gzipped && d.Algorithm().Available() && d.Algorithm().FromBytes(b) != d {
-		if b, err = r.unzip(op, b); err != nil {
+		if b, err = r.unzip(ctx, op, b); err != nil {
 			return nil, err
 		}
 	}
@@ -190,7 +195,7 @@ func (r *Registry) byDigest(ctx context.Context, repo string, d digest.Digest) (
 		return Resolved{}, err
 	}
 	defer c.Body.Close()
-	b, err := io.ReadAll(c.Body)
+	b, err := bounds.ReadAll(ctx, c.Body)
 	if err == nil && d.Algorithm().FromBytes(b) != d {
 		err = errNamed
 	}

@@ -317,7 +317,7 @@ func (r *Registry) Open(ctx context.Context, kind Kind, repo string, d digest.Di
 	}
 	switch {
 	case kind == KindManifest && c.Offset == 0 && (b.gzipped || c.MediaType == mediaTypeSigned || !isManifestType(c.MediaType)):
-		c, err = r.readOdd(q.op, c, d, b.gzipped)
+		c, err = r.readOdd(ctx, q.op, c, d, b.gzipped)
 	case kind == KindBlob && b.gzipped && r.wrong.unpacks(d, b.from):
 		if c, err = r.unpacked(q.op, c, wrong); errors.Is(err, errNoGzip) {
 			return r.Open(ctx, kind, repo, d, s) // in another way: it is not unpacked again

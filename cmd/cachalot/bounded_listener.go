@@ -10,7 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/cachalot-registry/cachalot/bulkhead"
+	"github.com/cachalot-registry/cachalot/bounds"
 )
 
 // boundedListener accepts a connection only while fewer than its limit are open.
@@ -23,17 +23,17 @@ import (
 // itself would hide the *net.TCPConn from net/http, and with it sendfile.
 type boundedListener struct {
 	net.Listener
-	places  *bulkhead.Bulkhead
+	places  *bounds.Bulkhead
 	closed  chan struct{}
 	once    sync.Once                      // closes closed
 	full    func()                         // called when as many are open as may be, or a client has too many
 	freed   chan struct{}                  // has a value when a connection has become idle, or ended
 	trusted atomic.Pointer[[]netip.Prefix] // load balancers, whose connections are many clients'
 
-	mu      sync.Mutex                   // guards the fields below
-	holders map[net.Conn]bulkhead.Holder // whose place an open connection has, by what it is below TLS
-	idle    *list.List                   // connections between two requests, the longest so first
-	fresh   *list.List                   // those without a request yet, in the order in which they came
+	mu      sync.Mutex                 // guards the fields below
+	holders map[net.Conn]bounds.Holder // whose place an open connection has, by what it is below TLS
+	idle    *list.List                 // connections between two requests, the longest so first
+	fresh   *list.List                 // those without a request yet, in the order in which they came
 	at      map[net.Conn]resting
 }
 
@@ -55,8 +55,8 @@ const (
 
 func newBoundedListener(l net.Listener, limit int, share float64, full func()) *boundedListener {
 	return &boundedListener{
-		Listener: l, places: bulkhead.New(limit, share), closed: make(chan struct{}), full: full, freed: make(chan struct{}, 1),
-		holders: map[net.Conn]bulkhead.Holder{}, idle: list.New(), fresh: list.New(), at: map[net.Conn]resting{},
+		Listener: l, places: bounds.NewBulkhead(limit, share), closed: make(chan struct{}), full: full, freed: make(chan struct{}, 1),
+		holders: map[net.Conn]bounds.Holder{}, idle: list.New(), fresh: list.New(), at: map[net.Conn]resting{},
 	}
 }
 
@@ -64,20 +64,20 @@ func newBoundedListener(l net.Listener, limit int, share float64, full func()) *
 func (l *boundedListener) trust(proxies []netip.Prefix) { l.trusted.Store(&proxies) }
 
 // holder is whose place a connection takes.
-func (l *boundedListener) holder(c net.Conn) bulkhead.Holder {
+func (l *boundedListener) holder(c net.Conn) bounds.Holder {
 	at, err := netip.ParseAddrPort(c.RemoteAddr().String())
 	if err != nil {
-		return bulkhead.Holder{}
+		return bounds.Holder{}
 	}
 	address := at.Addr().Unmap()
 	if trusted := l.trusted.Load(); trusted != nil {
 		for _, proxies := range *trusted {
 			if proxies.Contains(address) {
-				return bulkhead.Holder{}
+				return bounds.Holder{}
 			}
 		}
 	}
-	return bulkhead.Holder{Client: bulkhead.Client(address.String())}
+	return bounds.Holder{Client: bounds.Client(address.String())}
 }
 
 func (l *boundedListener) Accept() (net.Conn, error) {
@@ -115,7 +115,7 @@ func (l *boundedListener) enter(c net.Conn) bool {
 
 // idleOf is an idle connection of a client, if one is among those that are so the
 // longest. l.mu is held.
-func (l *boundedListener) idleOf(h bulkhead.Holder) net.Conn {
+func (l *boundedListener) idleOf(h bounds.Holder) net.Conn {
 	e := l.idle.Front()
 	for range lookAt {
 		if e == nil {

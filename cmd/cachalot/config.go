@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/cachalot-registry/cachalot/bulkhead"
+	"github.com/cachalot-registry/cachalot/bounds"
 	"github.com/cachalot-registry/cachalot/proxy"
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/upstream"
@@ -182,7 +182,7 @@ func defaults() config {
 		Listen:            ":5000",
 		MaxConnections:    10_000,
 		MaxChecks:         proxy.DefaultChecks,
-		FairShare:         storage.Size{Percent: 100 * bulkhead.DefaultShare},
+		FairShare:         storage.Size{Percent: 100 * bounds.DefaultShare},
 		SendTimeout:       time.Minute,
 		ShutdownTimeout:   30 * time.Second,
 		DefaultUpstream:   "docker.io",

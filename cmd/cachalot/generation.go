@@ -10,6 +10,7 @@ import (
 
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/cachalot-registry/cachalot/bounds"
 	"github.com/cachalot-registry/cachalot/proxy"
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/upstream"
@@ -30,6 +31,7 @@ type foundation struct {
 	upstreamMetrics *upstream.Metrics
 	log             *slog.Logger
 	tracer          trace.Tracer // nil: off
+	memory          *bounds.Memory
 }
 
 func (f foundation) newGeneration(c config) (*generation, error) {
@@ -45,7 +47,7 @@ func (f foundation) newGeneration(c config) (*generation, error) {
 		upstreams = append(upstreams, proxy.Upstream{Registry: r, Aliases: c.Upstreams[name].Aliases, Hosts: c.Upstreams[name].Hosts})
 	}
 	settings := c.proxy()
-	settings.Tracer = f.tracer
+	settings.Tracer, settings.Memory = f.tracer, f.memory
 	if c.UnlistedUpstreams == "allow" {
 		settings.Unlisted = func(name string) (*upstream.Registry, error) {
 			return upstream.New(c.unlisted(name), f.upstreamMetrics, f.log)

@@ -12,7 +12,7 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/cachalot-registry/cachalot/bulkhead"
+	"github.com/cachalot-registry/cachalot/bounds"
 )
 
 // limited is a server with at most limit connections.
@@ -43,7 +43,7 @@ func startServer(t *testing.T, limit int, secure bool, handle http.HandlerFunc, 
 		t.Fatal(err)
 	}
 	l := &limited{addr: inner.Addr().String(), full: make(chan struct{}, 100)}
-	l.boundedListener = newBoundedListener(inner, limit, bulkhead.DefaultShare, func() { l.full <- struct{}{} })
+	l.boundedListener = newBoundedListener(inner, limit, bounds.DefaultShare, func() { l.full <- struct{}{} })
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		l.served.Add(1)
 		handle(w, r)
@@ -267,7 +267,7 @@ func TestConnectionsAreNotWrapped(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := newBoundedListener(inner, 1, bulkhead.DefaultShare, func() {})
+	l := newBoundedListener(inner, 1, bounds.DefaultShare, func() {})
 	defer l.Close()
 	var d net.Dialer
 	client, err := d.DialContext(t.Context(), "tcp", inner.Addr().String())

@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/cachalot-registry/cachalot/bounds"
 	"github.com/cachalot-registry/cachalot/proxy"
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/upstream"
@@ -24,7 +25,7 @@ type metrics struct {
 
 // newMetrics registers all metrics; open counts the clients' connections, of which
 // there may be limit.
-func newMetrics(b build, open func() float64, limit int) (*metrics, error) {
+func newMetrics(b build, memory *bounds.Memory, open func() float64, limit int) (*metrics, error) {
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
 		storage:  storage.NewMetrics(),
@@ -54,7 +55,13 @@ func newMetrics(b build, open func() float64, limit int) (*metrics, error) {
 	own := []prometheus.Collector{m.reloaded, m.panics, buildInfo, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "connections",
 		Help: "Open connections of clients.",
-	}, open), connectionsLimit}
+	}, open), connectionsLimit, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "memory_budget_used_bytes",
+		Help: "What manifests and lists that are held in memory take of their budget.",
+	}, func() float64 { return float64(memory.Taken()) }), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "memory_budget_bytes",
+		Help: "The budget for manifests and lists in memory: a quarter of the memory limit. What does not fit is answered 503.",
+	}, func() float64 { return float64(memory.Limit()) })}
 
 	prefixed := prometheus.WrapRegistererWithPrefix("cachalot_", m.registry)
 	for _, part := range [][]prometheus.Collector{own, m.storage.Collectors(), m.upstream.Collectors(), m.proxy.Collectors()} {

@@ -124,7 +124,10 @@ func (m *mirror) run(ctx context.Context, l, adminListener net.Listener, signals
 
 	b := currentBuild()
 	var err error
-	m.metrics, err = newMetrics(b, func() float64 { return float64(m.clients.places.Taken()) }, m.cfg.MaxConnections)
+	if m.memory, err = newMemory(m.cfg.FairShare.Percent/100, m.log); err != nil {
+		return err
+	}
+	m.metrics, err = newMetrics(b, m.memory, func() float64 { return float64(m.clients.places.Taken()) }, m.cfg.MaxConnections)
 	if err != nil {
 		return err
 	}

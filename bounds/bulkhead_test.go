@@ -1,4 +1,4 @@
-package bulkhead
+package bounds
 
 import (
 	"fmt"
@@ -17,7 +17,7 @@ func enter(b *Bulkhead, h Holder) (n int) {
 func TestBulkhead_Groups(t *testing.T) {
 	t.Parallel()
 	for limit, want := range map[int]int{1: 1, 2: 1, 5: 4, 9: 8, 20: 8, 100: 25, 256: 64} {
-		b := New(limit, DefaultShare)
+		b := NewBulkhead(limit, DefaultShare)
 		if got := enter(b, Holder{Group: "a"}); got != want || b.GroupLimit() != want {
 			t.Errorf("of %d places a group takes %d, its limit is %d, want %d", limit, got, b.GroupLimit(), want)
 		}
@@ -29,7 +29,7 @@ func TestBulkhead_Groups(t *testing.T) {
 
 func TestBulkhead_Clients(t *testing.T) {
 	t.Parallel()
-	b := New(100, DefaultShare)
+	b := NewBulkhead(100, DefaultShare)
 	if got := enter(b, Holder{Client: "greedy"}); got != 75 {
 		t.Errorf("a client alone takes %d of 100, want 75", got)
 	}
@@ -51,7 +51,7 @@ func TestBulkhead_Clients(t *testing.T) {
 // In a group too: a client that has its places of one registry leaves some to others.
 func TestBulkhead_ClientsOfGroup(t *testing.T) {
 	t.Parallel()
-	b := New(256, DefaultShare)
+	b := NewBulkhead(256, DefaultShare)
 	if got := enter(b, Holder{"docker.io", "greedy"}); got != 48 {
 		t.Errorf("a client takes %d of a group's 64, want 48", got)
 	}
@@ -66,7 +66,7 @@ func TestBulkhead_ClientsOfGroup(t *testing.T) {
 // What has left has left nothing behind, and no order of comings and goings breaks a bound.
 func TestBulkhead_Random(t *testing.T) {
 	t.Parallel()
-	b := New(40, DefaultShare)
+	b := NewBulkhead(40, DefaultShare)
 	var held []Holder
 	for range 100_000 {
 		if len(held) > 0 && rand.IntN(2) == 0 {

@@ -1,6 +1,6 @@
-// Package bulkhead divides a bound on concurrent work among those who want it, so that
-// no registry and no client takes all of it.
-package bulkhead
+// Package bounds divides what the process has of something, places for work or memory,
+// among those who want it, so that no registry and no client takes all of it.
+package bounds
 
 import (
 	"net/netip"
@@ -19,7 +19,7 @@ type Holder struct {
 	Client string // an address; "": no client's
 }
 
-// Bulkhead bounds work that goes on at a time.
+// Bulkhead bounds work that goes on at a time. Some work may take several places.
 //
 // A group has no more places than its share. A client may have all that no other wants
 // but the last share: of all places, and of its group's. That one is for clients with
@@ -35,8 +35,8 @@ type Bulkhead struct {
 	byBoth   map[Holder]int
 }
 
-// New divides limit places, at least 1. share is more than 0 and less than 1.
-func New(limit int, share float64) *Bulkhead {
+// NewBulkhead divides limit places, at least 1. share is more than 0 and less than 1.
+func NewBulkhead(limit int, share float64) *Bulkhead {
 	return &Bulkhead{limit: limit, share: share, byGroup: map[string]int{}, byClient: map[string]int{}, byBoth: map[Holder]int{}}
 }
 
@@ -54,31 +54,34 @@ func (b *Bulkhead) Taken() int {
 }
 
 // Enter takes a place, if there is one for the holder. Leave gives it back.
-func (b *Bulkhead) Enter(h Holder) bool {
+func (b *Bulkhead) Enter(h Holder) bool { return b.enter(h, 1) }
+
+// Leave gives back what Enter has taken.
+func (b *Bulkhead) Leave(h Holder) { b.leave(h, 1) }
+
+func (b *Bulkhead) enter(h Holder, n int) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.fits(h.Client, b.limit-b.taken, b.limit, b.byClient[h.Client]) {
+	if !b.fits(h.Client, b.limit-b.taken-n, b.limit, b.byClient[h.Client]+n) {
 		return false
 	}
-	if limit := b.GroupLimit(); h.Group != "" && !b.fits(h.Client, limit-b.byGroup[h.Group], limit, b.byBoth[h]) {
+	if limit := b.GroupLimit(); h.Group != "" && !b.fits(h.Client, limit-b.byGroup[h.Group]-n, limit, b.byBoth[h]+n) {
 		return false
 	}
-	b.add(h, 1)
+	b.add(h, n)
 	return true
 }
 
-// Leave gives back what Enter has taken.
-func (b *Bulkhead) Leave(h Holder) {
+func (b *Bulkhead) leave(h Holder, n int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.add(h, -1)
+	b.add(h, -n)
 }
 
-// fits reports whether a client that has mine of limit places may take one of those that
-// are left.
+// fits reports whether a client may have mine of limit places, when so many are left then.
 func (b *Bulkhead) fits(client string, left, limit, mine int) bool {
 	share := b.part(limit)
-	return left > share || left > 0 && (client == "" || mine < share)
+	return left >= share || left >= 0 && (client == "" || mine <= share)
 }
 
 func (b *Bulkhead) part(limit int) int { return int(float64(limit) * b.share) }

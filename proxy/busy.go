@@ -1,0 +1,30 @@
+package proxy
+
+import (
+	"errors"
+	"time"
+
+	"github.com/cachalot-registry/cachalot/bounds"
+)
+
+// retryBusy is when a client may ask again for what there was no place for.
+const retryBusy = 5 * time.Second
+
+// What clients ask too much of at once. It is no word on what they asked for.
+var (
+	errBusy  = errors.New("too many questions to this registry are under way; ask again later")
+	errNames = errors.New("more new registries are named than are opened in a while; ask again later")
+)
+
+// busy is what there was too much of, as the metric says, where that is what err is.
+func busy(err error) (what string, ok bool) {
+	switch {
+	case errors.Is(err, errBusy):
+		return "checks", true
+	case errors.Is(err, errNames):
+		return "names", true
+	case errors.Is(err, bounds.ErrNoMemory):
+		return "memory", true
+	}
+	return "", false
+}

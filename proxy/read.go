@@ -1,0 +1,102 @@
+package proxy
+
+import (
+	"context"
+	"io"
+	"sync"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+
+	"github.com/cachalot-registry/cachalot/bounds"
+	"github.com/cachalot-registry/cachalot/storage"
+)
+
+// maxRead bounds what is remembered of lists that were read, in bytes of their bodies.
+const maxRead = 8 << 20
+
+// readLists are lists that were read a moment ago: hundreds of clients that want some
+// tags each cost one reading.
+type readLists struct {
+	mu    sync.Mutex // guards the fields below
+	lists *simplelru.LRU[string, readList]
+	bytes int
+}
+
+type readList struct {
+	list any
+	size int
+}
+
+func newReadLists() (*readLists, error) {
+	l := &readLists{}
+	var err error
+	l.lists, err = simplelru.NewLRU(remember, func(_ string, gone readList) { l.bytes -= gone.size })
+	return l, err
+}
+
+func (l *readLists) get(key string) (list any, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r, ok := l.lists.Get(key)
+	return r.list, ok
+}
+
+func (l *readLists) add(key string, r readList) {
+	if r.size > maxRead/2 {
+		return // it would push out all others
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lists.Remove(key)
+	l.lists.Add(key, r)
+	for l.bytes += r.size; l.bytes > maxRead; {
+		l.lists.RemoveOldest()
+	}
+}
+
+// readOnce returns the list that a key names. read is called once for all who want it at
+// the same time; its number is the length of what it has read.
+func readOnce[T any](ctx context.Context, p *Proxy, t target, key string, read func(context.Context) (T, int, error)) (T, error) {
+	if known, ok := p.readLists.get(key); ok {
+		if l, ok := known.(T); ok {
+			return l, nil
+		}
+	}
+	return once(ctx, p.checks, t.asks("read\x00"+pageName(t, key)), func(ctx context.Context) (T, error) {
+		l, size, err := read(ctx)
+		if err == nil {
+			p.readLists.add(key, readList{l, size})
+		}
+		return l, err
+	})
+}
+
+// holds charges to a request what it has in memory of a list, until done.
+func (p *Proxy) holds(ctx context.Context, t target, bytes int) (done func(), err error) {
+	ctx, done = p.cfg.Memory.Account(ctx, t.holder())
+	if err := bounds.Charge(ctx, bytes); err != nil {
+		done()
+		return nil, err
+	}
+	return done, nil
+}
+
+// accounted is a part whose memory is let go of when it is closed.
+func accounted(part *storage.Part, closed func()) *storage.Part {
+	if part == nil {
+		closed()
+		return nil
+	}
+	part.Body = &accountedBody{part.Body, sync.OnceFunc(closed)}
+	return part
+}
+
+type accountedBody struct {
+	io.ReadCloser
+	closed func()
+}
+
+func (b *accountedBody) Close() error {
+	defer b.closed()
+	return b.ReadCloser.Close()
+}
