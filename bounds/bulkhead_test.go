@@ -68,7 +68,7 @@ func TestBulkhead_Random(t *testing.T) {
 	t.Parallel()
 	b := NewBulkhead(40, DefaultShare)
 	var held []Holder
-	for range 100_000 {
+	for range 20_000 {
 		if len(held) > 0 && rand.IntN(2) == 0 {
 			i := rand.IntN(len(held))
 			b.Leave(held[i])

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"time"
 )
 
 // Memory is a budget for what is read whole into memory: manifests, lists, and what is
@@ -13,12 +14,17 @@ type Memory struct{ places *Bulkhead } // a place is a KiB
 
 const (
 	kib = 1 << 10
-	// firstRead is what ReadAll begins with, in bytes.
+	// firstRead is what ReadAll begins with where no length is announced, in bytes.
 	firstRead = 4 << 10
-	// copies is how often a body is in memory at most: a buffer that has grown leaves half
-	// of it behind, and what is parsed or written of it takes as much again.
-	copies = 3
+	// copies is how often a body is in memory: what is parsed of it takes as much again.
+	copies = 2
+	// patience is how long work waits for memory, and lookEvery how often it looks.
+	patience  = 3 * time.Second
+	lookEvery = 25 * time.Millisecond
 )
+
+// maxAnnounced is a length that no one announces of what is read whole.
+const maxAnnounced = 64 << 20
 
 // ErrNoMemory: what is read does not fit into the budget now.
 var ErrNoMemory = errors.New("no memory is left for this; ask again later, or give cachalot more")
@@ -64,33 +70,52 @@ func (a *account) close() {
 	a.taken, a.closed = 0, true
 }
 
-// charge takes so many bytes; what comes after the account is closed is refused.
-func (a *account) charge(bytes int) error {
+// charge takes so many KiB; after the account is closed, none.
+func (a *account) charge(n int) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	n := (bytes + kib - 1) / kib
 	if a.closed || !a.memory.places.enter(a.holder, n) {
-		return ErrNoMemory
+		return false
 	}
 	a.taken += n
-	return nil
+	return true
 }
 
-// Charge has bytes, which are about to be in memory, charged to the account of ctx.
-// Without one there is no bound.
+// Charge has bytes, which are about to be in memory, charged to the account of ctx. It
+// waits a while for them. Without an account there is no bound.
 func Charge(ctx context.Context, bytes int) error {
 	a, _ := ctx.Value(accountKey{}).(*account)
-	if a == nil {
+	n := (bytes + kib - 1) / kib
+	if a == nil || a.charge(n) {
 		return nil
 	}
-	return a.charge(bytes)
+	late := time.NewTimer(patience)
+	defer late.Stop()
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-late.C:
+			return ErrNoMemory
+		case <-look.C:
+			if a.charge(n) {
+				return nil
+			}
+		}
+	}
 }
 
-// ReadAll is [io.ReadAll] within the account of ctx: what has come is charged, as it
-// comes, and with it what is made of it.
-func ReadAll(ctx context.Context, r io.Reader) ([]byte, error) {
-	var b []byte
-	for size := firstRead; ; size *= 2 {
+// ReadAll is [io.ReadAll] within the account of ctx: what comes is charged, and with it
+// what is made of it. announced is how many bytes are to come, which are charged before;
+// -1: that is not known.
+func ReadAll(ctx context.Context, r io.Reader, announced int64) ([]byte, error) {
+	size := firstRead
+	if announced >= 0 && announced < maxAnnounced {
+		size = int(announced) + 1 // for the read that finds the end
+	}
+	for b := []byte(nil); ; size *= 2 {
 		if err := Charge(ctx, copies*(size-cap(b))); err != nil {
 			return nil, err
 		}

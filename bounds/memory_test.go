@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"testing/synctest"
 )
 
 func TestReadAll(t *testing.T) {
@@ -16,12 +17,15 @@ func TestReadAll(t *testing.T) {
 		want := bytes.Repeat([]byte{'x'}, size)
 		m := NewMemory(10<<20, DefaultShare)
 		ctx, closed := m.Account(t.Context(), Holder{Group: "r", Client: "c"})
-		got, err := ReadAll(ctx, iotest.HalfReader(bytes.NewReader(want)))
-		if err != nil || !bytes.Equal(got, want) {
-			t.Errorf("%d bytes: %d, %v", size, len(got), err)
-		}
-		if taken := m.Taken(); taken < int64(size) || taken > int64(2*copies*size+copies*firstRead+kib) {
-			t.Errorf("%d bytes: %d charged", size, taken)
+		for announced, most := range map[int64]int{-1: 2*copies*size + copies*firstRead, int64(size): copies * (size + 1)} {
+			before := m.Taken()
+			got, err := ReadAll(ctx, iotest.HalfReader(bytes.NewReader(want)), announced)
+			if err != nil || !bytes.Equal(got, want) {
+				t.Errorf("%d bytes: %d, %v", size, len(got), err)
+			}
+			if taken := m.Taken() - before; taken < int64(copies*size) || taken > int64(most+kib) {
+				t.Errorf("%d bytes, %d announced: %d charged, want %d at most", size, announced, taken, most)
+			}
 		}
 		closed()
 		if taken := m.Taken(); taken != 0 {
@@ -31,38 +35,61 @@ func TestReadAll(t *testing.T) {
 			t.Errorf("after the end: %v", err)
 		}
 	}
-	if b, err := ReadAll(t.Context(), strings.NewReader("no account")); err != nil || string(b) != "no account" {
+	if b, err := ReadAll(t.Context(), strings.NewReader("no account"), -1); err != nil || string(b) != "no account" {
 		t.Errorf("%q, %v", b, err)
 	}
-	if b, err := ReadAll(t.Context(), iotest.TimeoutReader(iotest.OneByteReader(strings.NewReader("abc")))); !errors.Is(err, iotest.ErrTimeout) || string(b) != "a" {
+	if b, err := ReadAll(t.Context(), iotest.TimeoutReader(iotest.OneByteReader(strings.NewReader("abc"))), -1); !errors.Is(err, iotest.ErrTimeout) || string(b) != "a" {
 		t.Errorf("%q, %v", b, err)
 	}
 }
 
-// TestMemory_Bound: what does not fit is refused before it is read; other registries' does.
+// TestMemory_Bound: what does not fit is refused, after a while, before it is read; other
+// registries' does.
 func TestMemory_Bound(t *testing.T) {
 	t.Parallel()
-	m := NewMemory(1<<20, DefaultShare)
-	endless := &counting{}
-	ctx, closed := m.Account(context.Background(), Holder{Group: "hostile"})
-	if _, err := ReadAll(ctx, endless); !errors.Is(err, ErrNoMemory) {
-		t.Errorf("endless: %v", err)
-	}
-	if group := m.Limit() / 4; endless.read*copies > group || m.Taken() > group {
-		t.Errorf("%d bytes were read, %d are charged; the registry may have %d", endless.read, m.Taken(), group)
-	}
-	other, done := m.Account(context.Background(), Holder{Group: "honest"})
-	if _, err := ReadAll(other, io.LimitReader(&counting{}, 10_000)); err != nil {
-		t.Errorf("another registry: %v", err)
-	}
-	done()
-	closed()
-	var none *Memory
-	if ctx, closed := none.Account(t.Context(), Holder{}); Charge(ctx, 1<<40) != nil {
-		t.Error("no budget refuses")
-	} else {
+	synctest.Test(t, func(t *testing.T) {
+		m := NewMemory(1<<20, DefaultShare)
+		endless := &counting{}
+		ctx, closed := m.Account(t.Context(), Holder{Group: "hostile"})
+		if _, err := ReadAll(ctx, endless, -1); !errors.Is(err, ErrNoMemory) {
+			t.Errorf("endless: %v", err)
+		}
+		if group := m.Limit() / 4; endless.read*copies > group || m.Taken() > group {
+			t.Errorf("%d bytes were read, %d are charged; the registry may have %d", endless.read, m.Taken(), group)
+		}
+		other, done := m.Account(t.Context(), Holder{Group: "honest"})
+		if _, err := ReadAll(other, io.LimitReader(&counting{}, 10_000), 10_000); err != nil {
+			t.Errorf("another registry: %v", err)
+		}
+		done()
+		// Who waits gets what others give back.
+		waiting, ended := m.Account(t.Context(), Holder{Group: "hostile"})
+		got := make(chan error, 1)
+		go func() { got <- Charge(waiting, int(m.Limit()/4)) }()
+		synctest.Wait()
+		if len(got) > 0 {
+			t.Error("there is room for more than may be")
+		}
 		closed()
-	}
+		if err := <-got; err != nil {
+			t.Error(err)
+		}
+		ended()
+		gone, leave := context.WithCancel(ctx)
+		leave()
+		if err := Charge(gone, int(m.Limit())); !errors.Is(err, context.Canceled) {
+			t.Errorf("who leaves: %v", err)
+		}
+		if m.Taken() != 0 {
+			t.Errorf("%d bytes at rest", m.Taken())
+		}
+		var none *Memory
+		unbounded, closed := none.Account(t.Context(), Holder{})
+		defer closed()
+		if err := Charge(unbounded, 1<<40); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // counting is an endless body.

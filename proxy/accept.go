@@ -46,7 +46,7 @@ func (p *Proxy) withoutIndex(ctx context.Context, t target, d digest.Digest) (di
 			return "", 0, err
 		}
 		defer b.Close()
-		body, err := bounds.ReadAll(ctx, b.Content)
+		body, err := bounds.ReadAll(ctx, b.Content, b.Size)
 		if err != nil {
 			return "", 0, fmt.Errorf("read manifest %s: %w", d, err)
 		}

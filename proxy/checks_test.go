@@ -146,13 +146,18 @@ func TestMemory_Refused(t *testing.T) {
 	up.Fault(ut.Match{Op: ut.HeadManifest}, ut.Status(http.StatusMethodNotAllowed)) // so that GET tells the digest
 	memory := bounds.NewMemory(1<<20, bounds.DefaultShare)
 	m := newMirror(t, func(c *Config) { c.Memory, c.FreshFor = memory, 0 }, registry(t, "docker.io", up.URL))
-	for range 2 * 5 { // more often than a registry may fail
-		a := m.get("/v2/library/large/manifests/1")
-		m.wantError(a, http.StatusServiceUnavailable, "TOOMANYREQUESTS")
-		if a.header.Get("Retry-After") == "" {
-			t.Error("no Retry-After")
-		}
+	up.AddManifest("library/large", large.Index, "2", "3", "4", "5", "6", "7")
+	var clients sync.WaitGroup
+	for tag := range 7 { // more than a registry may fail
+		clients.Go(func() {
+			a := m.get(fmt.Sprint("/v2/library/large/manifests/", tag+1))
+			m.wantError(a, http.StatusServiceUnavailable, "TOOMANYREQUESTS")
+			if a.header.Get("Retry-After") == "" {
+				t.Error("no Retry-After")
+			}
+		})
 	}
+	clients.Wait()
 	m.want(m.get("/v2/library/small/manifests/1"), small.Index)
 	tags := make([]string, 20_000)
 	for i := range tags {

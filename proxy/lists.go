@@ -179,7 +179,7 @@ func (p *Proxy) readAll(ctx context.Context, sc storage.Scope, d digest.Digest, 
 		return nil, err
 	}
 	defer b.Close()
-	body, err := bounds.ReadAll(ctx, b.Content)
+	body, err := bounds.ReadAll(ctx, b.Content, b.Size)
 	if err != nil && !errors.Is(err, bounds.ErrNoMemory) {
 		b.Broken()
 	}

@@ -63,7 +63,7 @@ func (r *Registry) readBody(q query, kind Kind, resp *http.Response) ([]byte, er
 	}
 	defer c.Body.Close()
 	ctx := resp.Body.(*body).ctx
-	b, err := bounds.ReadAll(ctx, c.Body)
+	b, err := bounds.ReadAll(ctx, c.Body, resp.ContentLength)
 	if err != nil || !isGzip(resp.Header) {
 		return b, err
 	}
@@ -85,7 +85,7 @@ func (r *Registry) unzip(ctx context.Context, op string, b []byte) ([]byte, erro
 	if err != nil {
 		return b, nil //nolint:nilerr // see above
 	}
-	plain, err := bounds.ReadAll(ctx, io.LimitReader(decoder, MaxManifestSize+1))
+	plain, err := bounds.ReadAll(ctx, io.LimitReader(decoder, MaxManifestSize+1), -1)
 	switch {
 	case errors.Is(err, bounds.ErrNoMemory):
 		return nil, err
@@ -136,7 +136,7 @@ func (r *Registry) noGzip(op string, err error, wrong func()) error {
 // readOdd reads a manifest whose answer has not what a manifest's has, finds out what
 // it is, and lets the digest decide. A signed one of schema 1 it fails with ErrSigned.
 func (r *Registry) readOdd(ctx context.Context, op string, c *Content, d digest.Digest, gzipped bool) (*Content, error) {
-	b, err := bounds.ReadAll(ctx, c.Body)
+	b, err := bounds.ReadAll(ctx, c.Body, c.Size)
 	_ = c.Body.Close() // read to its end
 	if err != nil {
 		return nil, err
@@ -195,7 +195,7 @@ func (r *Registry) byDigest(ctx context.Context, repo string, d digest.Digest) (
 		return Resolved{}, err
 	}
 	defer c.Body.Close()
-	b, err := bounds.ReadAll(ctx, c.Body)
+	b, err := bounds.ReadAll(ctx, c.Body, c.Size)
 	if err == nil && d.Algorithm().FromBytes(b) != d {
 		err = errNamed
 	}

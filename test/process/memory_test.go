@@ -6,16 +6,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
-	"path/filepath"
-	"regexp"
-	"strconv"
-	"strings"
 	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cachalot-registry/cachalot/test/cachalotd"
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
@@ -45,11 +41,11 @@ func TestMemoryLimit(t *testing.T) {
 	if err := unix.Statfs(folder, &fs); err != nil || fs.Type == unix.TMPFS_MAGIC {
 		t.Skip("the files of a tmpfs are memory that cannot be reclaimed; set TMPDIR to a folder on a disk")
 	}
-	g := newCgroup(t, limit)
+	g := cachalotd.NewCgroup(t, limit)
 	up := upstreamtest.New(t, upstreamtest.Options{Auth: upstreamtest.Bearer})
-	s := start(t, folder, up.URL, "sh", "-c", `echo $$ >"$0" && exec "$@"`, filepath.Join(g.dir, "cgroup.procs"))
+	s := start(t, folder, up.URL, g.Wrap()...)
 	storm(t, s, up)
-	peak, killed := g.read(t)
+	peak, killed := g.Read(t)
 	// Less than the image: it was not there. The kernel lets some charges over a limit.
 	if killed != 0 || peak < 64<<20 || peak > limit*105/100 {
 		t.Errorf("%d processes killed, peak of the cgroup %d MiB", killed, peak>>20)
@@ -142,58 +138,4 @@ func compare(ctx context.Context, client *http.Client, url string, want []byte, 
 		}
 	}
 	return nil
-}
-
-// cgroup is a group of processes that may use so much memory.
-type cgroup struct {
-	dir string
-	v1  bool
-}
-
-func newCgroup(t *testing.T, limit int) cgroup {
-	t.Helper()
-	g := cgroup{dir: "/sys/fs/cgroup"}
-	limits := map[string]string{"memory.max": strconv.Itoa(limit), "memory.swap.max": "0"}
-	if controllers, err := os.ReadFile(filepath.Join(g.dir, "cgroup.controllers")); err != nil || !bytes.Contains(controllers, []byte("memory")) {
-		g = cgroup{dir: "/sys/fs/cgroup/memory", v1: true}
-		limits = map[string]string{"memory.limit_in_bytes": strconv.Itoa(limit)}
-	}
-	dir, err := os.MkdirTemp(g.dir, "cachalot-test-") //nolint:usetesting // of the cgroup file system
-	if err != nil {
-		t.Skip("a limit on memory needs a cgroup of its own, and so root: ", err)
-	}
-	g.dir = dir
-	t.Cleanup(func() {
-		if err := os.Remove(g.dir); err != nil { // its processes have ended
-			t.Error(err)
-		}
-	})
-	for name, value := range limits {
-		if err := os.WriteFile(filepath.Join(g.dir, name), []byte(value), 0o600); err != nil && name != "memory.swap.max" { // there may be no swap
-			t.Skip("a limit on memory needs the memory controller: ", err)
-		}
-	}
-	return g
-}
-
-// read returns the most bytes that were ever charged, and how many processes
-// were killed for more.
-func (g cgroup) read(t *testing.T) (peak, killed int) {
-	t.Helper()
-	peakFile, eventsFile := "memory.peak", "memory.events"
-	if g.v1 {
-		peakFile, eventsFile = "memory.max_usage_in_bytes", "memory.oom_control"
-	}
-	p, perr := os.ReadFile(filepath.Join(g.dir, peakFile))
-	e, eerr := os.ReadFile(filepath.Join(g.dir, eventsFile))
-	peak, err := strconv.Atoi(strings.TrimSpace(string(p)))
-	m := regexp.MustCompile(`(?m)^oom_kill (\d+)$`).FindSubmatch(e)
-	if perr != nil || eerr != nil || err != nil || m == nil {
-		t.Fatalf("cannot read the cgroup: %v, %v, %v: %s", perr, eerr, err, e)
-	}
-	killed, err = strconv.Atoi(string(m[1]))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return peak, killed
 }

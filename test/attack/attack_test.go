@@ -1,0 +1,257 @@
+package attack
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cachalot-registry/cachalot/test/cachalotd"
+	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+)
+
+func TestMain(m *testing.M) { cachalotd.Main(m) }
+
+// siege is a cachalot under attack.
+type siege struct {
+	*cachalotd.Process
+
+	t       *testing.T
+	cgroup  cachalotd.Cgroup
+	limit   int
+	hub     *ut.Registry // an honest one: docker.io
+	private *ut.Registry // private.test, which wants an account
+	evil    *ut.Registry // evil.test
+	image   ut.Image     // of the honest one, and kept
+	secret  ut.Content   // of team/app of the private one, and kept
+	quiet   time.Duration
+}
+
+// chartLimit is the memory limit of the chart's defaults, in bytes.
+func chartLimit(t *testing.T) int {
+	t.Helper()
+	b, err := os.ReadFile("../../charts/cachalot/values.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile(`(?m)^resources:\n(?:  .*\n)*?  limits:\n    memory: (\d+)Mi$`).FindSubmatch(b)
+	if m == nil {
+		t.Fatal("no resources.limits.memory in values.yaml")
+	}
+	n, err := strconv.Atoi(string(m[1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n << 20
+}
+
+// lay starts a cachalot with honest registries and a hostile one.
+func lay(t *testing.T, config string) *siege {
+	t.Helper()
+	limit := chartLimit(t)
+	s := &siege{
+		t: t, cgroup: cachalotd.NewCgroup(t, limit), limit: limit, hub: ut.New(t, ut.Options{}), evil: ut.New(t, ut.Options{}),
+		private: ut.New(t, ut.Options{Auth: ut.Basic, Username: "ci", Password: "secret"}),
+	}
+	s.image = s.hub.AddImage("library/kept", "1", ut.NewImage(1, 100_000))
+	s.secret = ut.NewContent("", ut.Random(2, 300_000))
+	s.private.AddBlob("team/app", s.secret)
+	s.Process = cachalotd.Start(t, fmt.Sprintf(`%s
+storage: {path: %q, min_free: 0, max_size: 1GiB}
+upstreams:
+  docker.io: {url: %s}
+  evil.test: {url: %s}
+  private.test: {url: %s, username: ci, password: secret}
+`, config, t.TempDir(), s.hub.URL, s.evil.URL, s.private.URL), s.cgroup.Wrap()...)
+	if err := s.get(t.Context(), http.DefaultClient, "/v2/private.test/team/app/blobs/"+s.secret.Digest.String(), s.secret); err != nil {
+		t.Fatal(err)
+	}
+	s.waitKept(s.secret)
+	var took []time.Duration
+	for range 50 {
+		took = append(took, s.pull())
+	}
+	s.quiet = percentile(took, 99)
+	return s
+}
+
+// from is a client of an address of its own, which keeps its connections.
+func from(t *testing.T, address string) *http.Client {
+	t.Helper()
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}
+	tr := &http.Transport{DialContext: d.DialContext, MaxIdleConnsPerHost: 16}
+	t.Cleanup(tr.CloseIdleConnections)
+	return &http.Client{Transport: tr}
+}
+
+// pull gets what is kept, as an honest client does.
+func (s *siege) pull() time.Duration {
+	s.t.Helper()
+	begun := time.Now()
+	for path, want := range map[string]ut.Content{"manifests/1": s.image.Index, "blobs/" + s.image.Layers[0].Digest.String(): s.image.Layers[0]} {
+		if err := s.get(s.t.Context(), http.DefaultClient, "/v2/library/kept/"+path, want); err != nil {
+			s.t.Errorf("an honest client: %v", err)
+		}
+	}
+	return time.Since(begun)
+}
+
+// get asks for content, and compares it.
+func (s *siege) get(ctx context.Context, client *http.Client, path string, want ut.Content) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL+path, http.NoBody)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s: %w", path, err)
+	case resp.StatusCode != http.StatusOK:
+		return fmt.Errorf("%s: %w: %s: %s", path, errStatus, resp.Status, bytes.TrimSpace(body))
+	case !bytes.Equal(body, want.Bytes):
+		return fmt.Errorf("%s: %d bytes that are not those of %s", path, len(body), want.Digest)
+	}
+	return nil
+}
+
+var errStatus = errors.New("refused")
+
+// during holds that while attack goes on cachalot lives, its probe is answered, and what
+// is kept is served. It prints how quickly, and what that took.
+func (s *siege) during(attack func()) {
+	s.t.Helper()
+	ended := make(chan struct{})
+	var watching sync.WaitGroup
+	var probes, pulls []time.Duration
+	watching.Go(func() {
+		kubelet := from(s.t, "127.0.0.9")
+		for {
+			begun := time.Now()
+			resp, err := kubelet.Get(s.Admin + "/healthz") //nolint:noctx // it must be answered
+			if err != nil {
+				s.t.Errorf("the probe: %v", err)
+			} else {
+				if resp.StatusCode != http.StatusOK {
+					s.t.Errorf("the probe: %s", resp.Status)
+				}
+				_ = resp.Body.Close()
+			}
+			probes = append(probes, time.Since(begun))
+			pulls = append(pulls, s.pull())
+			select {
+			case <-ended:
+				return
+			case <-s.Ended():
+				s.t.Errorf("cachalot has died: %s", s.Log)
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+	})
+	attack()
+	close(ended)
+	watching.Wait()
+	select {
+	case <-s.Ended():
+		return
+	default:
+	}
+	peak, killed := s.cgroup.Read(s.t)
+	goroutines := s.Metrics(s.t)["go_goroutines"]
+	if killed != 0 {
+		s.t.Errorf("%d processes killed", killed)
+	}
+	s.t.Logf("peak of the cgroup %d of %d MiB, %.0f goroutines afterwards; %d probes, p99 %s, the longest %s; %d honest pulls, p99 %s, quiet %s",
+		peak>>20, s.limit>>20, goroutines, len(probes), percentile(probes, 99), percentile(probes, 100), len(pulls), percentile(pulls, 99), s.quiet)
+}
+
+func percentile(took []time.Duration, percent int) time.Duration {
+	sorted := slices.Sorted(slices.Values(took))
+	return sorted[(len(sorted)-1)*percent/100].Round(10 * time.Microsecond)
+}
+
+// attempts is how often an attack is made: as often as the variable says, or few times.
+func attempts(t *testing.T, few int) int {
+	t.Helper()
+	value := os.Getenv("CACHALOT_TEST_ATTACKS")
+	if value == "" {
+		return few
+	}
+	times, err := strconv.Atoi(value)
+	if err != nil || times < 1 {
+		t.Fatalf("CACHALOT_TEST_ATTACKS=%q: want how many times as often", value)
+	}
+	return few * times
+}
+
+// flood calls attack n times, so many at once.
+func flood(n, at int, attack func(i int)) {
+	next := make(chan int)
+	var workers sync.WaitGroup
+	for range at {
+		workers.Go(func() {
+			for i := range next {
+				attack(i)
+			}
+		})
+	}
+	for i := range n {
+		next <- i
+	}
+	close(next)
+	workers.Wait()
+}
+
+// hangUp sends a request and leaves at once.
+func (s *siege) hangUp(address, path string) {
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}, Timeout: 5 * time.Second}
+	c, err := d.Dial("tcp", s.URL[len("http://"):]) //nolint:noctx // it has a timeout
+	if err != nil {
+		return
+	}
+	_, _ = fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", path)
+	_ = c.Close()
+}
+
+// waitKept waits until content that was pulled is on disk.
+func (s *siege) waitKept(c ut.Content) {
+	s.t.Helper()
+	for {
+		resp, err := http.Get(s.Admin + "/api/v1/blob?digest=" + c.Digest.String()) //nolint:noctx // loopback
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode == http.StatusOK {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// rests waits until what clients have left has ended.
+func (s *siege) rests(t *testing.T) {
+	t.Helper()
+	for s.Metrics(t)["go_goroutines"] > 200 {
+		select {
+		case <-t.Context().Done():
+			t.Fatalf("%v goroutines stay", s.Metrics(t)["go_goroutines"])
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}

@@ -1,0 +1,98 @@
+package attack
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"testing"
+	"time"
+
+	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+)
+
+// TestClaims_Length: a length that is announced, and does not come, costs others' blobs no
+// more than came, and a step.
+func TestClaims_Length(t *testing.T) {
+	s := lay(t, "")
+	const step = 1 << 20
+	lie := ut.NewContent("", ut.Random(5, 200<<20))
+	release := make(chan struct{})
+	defer close(release)
+	s.evil.AddBlob("a/b", lie)
+	s.evil.Fault(ut.Match{Op: ut.GetBlob}, ut.StallAfter(1, release))
+	var kept []ut.Content
+	for i := range 100 {
+		kept = append(kept, ut.NewContent("", ut.Random(uint64(4000+i), 10<<20)))
+	}
+	s.hub.AddBlob("library/large", kept...)
+	for _, c := range kept {
+		if err := s.get(t.Context(), http.DefaultClient, "/v2/library/large/blobs/"+c.Digest.String(), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := s.Metrics(t)["cachalot_evicted_bytes_total"]
+	s.during(func() {
+		for range 10 {
+			ctx, leave := context.WithTimeout(t.Context(), 200*time.Millisecond)
+			_ = s.get(ctx, http.DefaultClient, "/v2/evil.test/a/b/blobs/"+lie.Digest.String(), lie) // it does not come
+			leave()
+		}
+	})
+	if gone := s.Metrics(t)["cachalot_evicted_bytes_total"] - before; gone > 3*step {
+		t.Errorf("%.0f bytes went for one that came", gone)
+	} else {
+		t.Logf("%.0f bytes of %d MiB went for one that came, of 200 MiB that were announced", gone, 1000)
+	}
+}
+
+// TestClaims_Nested: indexes that name thousands of others, four deep, are looked at
+// within bounds, by who asks and no longer.
+func TestClaims_Nested(t *testing.T) {
+	s := lay(t, "")
+	const wide = 2000
+	kind := "application/vnd.oci.image.index.v1+json"
+	level := []ut.Content{s.image.Index}
+	s.hub.AddManifest("library/nested", s.image.Manifest)
+	s.hub.AddManifest("library/nested", s.image.Index)
+	for range 4 {
+		list := ""
+		for i := range wide {
+			c := level[i%len(level)]
+			if i > 0 {
+				list += ","
+			}
+			list += fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d}`, kind, c.Digest, len(c.Bytes))
+		}
+		m := ut.NewContent(kind, fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"manifests":[%s]}`, kind, list))
+		level = []ut.Content{m}
+		s.hub.AddManifest("library/nested", m, "deep")
+		if err := s.get(t.Context(), http.DefaultClient, "/v2/library/nested/manifests/"+m.Digest.String(), m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.get(t.Context(), http.DefaultClient, "/v2/library/nested/manifests/deep", level[0]); err != nil {
+		t.Fatal(err)
+	}
+	n := attempts(t, 20)
+	s.during(func() {
+		flood(n, 10, func(int) {
+			ctx, leave := context.WithTimeout(t.Context(), 30*time.Second)
+			defer leave()
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.Admin+"/api/v1/image?name=docker.io/library/nested:deep", http.NoBody)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Errorf("an image of nested indexes: %v", err)
+				return
+			}
+			_ = resp.Body.Close()
+			if resp.StatusCode != http.StatusOK {
+				t.Errorf("an image of nested indexes: %s", resp.Status)
+			}
+		})
+	})
+	s.Interrupt(t)
+}

@@ -1,0 +1,129 @@
+package attack
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+)
+
+// TestMemory_Tags: hundreds of clients cut pages out of a list of 100,000 tags.
+func TestMemory_Tags(t *testing.T) {
+	s := lay(t, "")
+	tags := make([]string, 100_000)
+	for i := range tags {
+		tags[i] = fmt.Sprintf("tag-of-some-length-%06d", i)
+	}
+	s.hub.AddManifest("library/many", s.image.Manifest, tags...)
+	resp, err := http.Get(s.URL + "/v2/library/many/tags/list") //nolint:noctx // loopback
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.Copy(io.Discard, resp.Body) // it is kept from now on
+	_ = resp.Body.Close()
+	n := attempts(t, 1000)
+	var served, later atomic.Int64
+	s.during(func() {
+		flood(n, 200, func(i int) {
+			query := []string{"?n=1", "", fmt.Sprint("?n=100&last=", tags[i%len(tags)])}[i%3]
+			resp, err := http.Get(s.URL + "/v2/library/many/tags/list" + query) //nolint:noctx // loopback
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer resp.Body.Close()
+			body, err := io.ReadAll(resp.Body)
+			switch {
+			case err != nil:
+				t.Error(err)
+			case resp.StatusCode == http.StatusOK && strings.HasPrefix(string(body), `{"name":"library/many","tags":["tag-`):
+				served.Add(1)
+			case resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get("Retry-After") != "":
+				later.Add(1)
+			default:
+				t.Errorf("%s: %s: %.200s", query, resp.Status, body)
+			}
+		})
+	})
+	if served.Load() == 0 {
+		t.Error("none was served")
+	}
+	t.Logf("%d of %d lists served, %d told to come back", served.Load(), n, later.Load())
+}
+
+// TestMemory_Manifests: hundreds of clients ask for manifests of 4 MiB, each another one,
+// whose registry does not say their digests.
+func TestMemory_Manifests(t *testing.T) {
+	s := lay(t, "")
+	s.evil.Fault(ut.Match{Op: ut.HeadManifest}, ut.Status(http.StatusMethodNotAllowed))
+	s.evil.Fault(ut.Match{Op: ut.GetManifest}, ut.NoDigest())
+	n := attempts(t, 120)
+	padding := strings.Repeat(" ", 4<<20-200)
+	for i := range n {
+		m := fmt.Sprintf(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","layers":[],"a":%d}%s`, i, padding)
+		s.evil.AddManifest("a/b", ut.NewContent("application/vnd.oci.image.manifest.v1+json", []byte(m)), fmt.Sprint("t", i))
+	}
+	var served, later, other atomic.Int64
+	s.during(func() {
+		flood(n, n, func(i int) {
+			resp, err := http.Get(fmt.Sprintf("%s/v2/evil.test/a/b/manifests/t%d", s.URL, i)) //nolint:noctx // loopback
+			if err != nil {
+				other.Add(1)
+				return
+			}
+			defer resp.Body.Close()
+			_, err = io.Copy(io.Discard, resp.Body)
+			switch {
+			case resp.StatusCode == http.StatusOK && err == nil:
+				served.Add(1)
+			case resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get("Retry-After") != "":
+				later.Add(1)
+			default:
+				other.Add(1)
+				t.Logf("%s, %v", resp.Status, err)
+			}
+		})
+	})
+	if served.Load() == 0 || other.Load() > 0 {
+		t.Errorf("%d manifests served, %d told to come back, %d neither", served.Load(), later.Load(), other.Load())
+	}
+	t.Logf("%d of %d manifests of 4 MiB served, %d told to come back", served.Load(), n, later.Load())
+}
+
+// TestMemory_Headers: thousands of connections with headers as long as they may be, which
+// are not complete.
+func TestMemory_Headers(t *testing.T) {
+	s := lay(t, "")
+	n := attempts(t, 3000)
+	header := "GET /v2/ HTTP/1.1\r\nHost: x\r\nX-Long: " + strings.Repeat("x", 15<<10)
+	var mu sync.Mutex // guards open
+	var open []net.Conn
+	var refused atomic.Int64
+	s.during(func() {
+		flood(n, 32, func(i int) {
+			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(i%100))}, Timeout: 10 * time.Second}
+			c, err := d.DialContext(t.Context(), "tcp", s.URL[len("http://"):])
+			if err != nil {
+				refused.Add(1)
+				return
+			}
+			if _, err := c.Write([]byte(header)); err != nil {
+				refused.Add(1)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			open = append(open, c)
+		})
+	})
+	for _, c := range open {
+		_ = c.Close()
+	}
+	t.Logf("%d connections with headers of 15 KiB, %d of them refused", n, refused.Load())
+}

@@ -1,0 +1,122 @@
+package attack
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+)
+
+// TestOrigin: while a hostile registry sends, refuses or leaves behind something else in
+// the place of what an honest one has, that one's clients get their bytes as if it were
+// not there.
+func TestOrigin(t *testing.T) {
+	s := lay(t, "")
+	release := make(chan struct{})
+	defer close(release)
+	garbage := bytes.Repeat([]byte("x"), 2<<20)
+	lies := map[string][]ut.Fault{
+		"nothing":            nil,
+		"trickles":           {ut.Body("", garbage), ut.TrickleAfter(20<<10, 50*time.Millisecond)},
+		"stalls":             {ut.Body("", garbage), ut.StallAfter(20<<10, release)},
+		"breaks off":         {ut.Body("", garbage), ut.CutAfter(1 << 20)},
+		"refuses late":       {ut.Delay(time.Second), ut.Status(http.StatusNotFound)},
+		"fails":              {ut.Status(http.StatusInternalServerError)},
+		"another media type": {ut.Body("text/html", garbage), ut.StallAfter(20<<10, release)},
+	}
+	took := map[string]time.Duration{}
+	s.during(func() {
+		seed := uint64(3000)
+		for name, faults := range lies {
+			seed++
+			img := ut.NewImage(seed, 2<<20)
+			s.hub.AddImage("library/victim", fmt.Sprint("v", seed), img)
+			for _, c := range []ut.Content{img.Index, img.Layers[0]} {
+				kind := map[bool]string{true: "manifests/", false: "blobs/"}[c.Digest == img.Index.Digest]
+				if faults != nil {
+					arrived := make(chan struct{})
+					s.evil.Fault(ut.Match{Reference: c.Digest.String(), Method: http.MethodGet}, append(faults, ut.Arrived(arrived))...)
+					ctx, leave := context.WithCancel(t.Context())
+					left := make(chan struct{})
+					go func() {
+						defer close(left)
+						_ = s.get(ctx, http.DefaultClient, "/v2/evil.test/a/b/"+kind+c.Digest.String(), c) // it gets what evil sends
+					}()
+					<-arrived
+					leave()
+					<-left
+				}
+				begun := time.Now()
+				if err := s.get(t.Context(), http.DefaultClient, "/v2/library/victim/"+kind+c.Digest.String(), c); err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+				took[name] += time.Since(begun)
+				resp, err := http.Head(s.URL + "/v2/library/victim/" + kind + c.Digest.String()) //nolint:noctx // loopback
+				if err != nil {
+					t.Fatal(err)
+				}
+				_ = resp.Body.Close()
+				if got := resp.Header.Get("Content-Type"); strings.Contains(got, "html") {
+					t.Errorf("%s: its media type %s is served", name, got)
+				}
+			}
+		}
+	})
+	for name, d := range took {
+		t.Logf("%s: the honest registry's client has all after %s, undisturbed %s", name, d, took["nothing"])
+	}
+}
+
+// TestOrigin_Word: what a registry says it has, and another one gave to an account alone,
+// is not read through it.
+func TestOrigin_Word(t *testing.T) {
+	s := lay(t, "")
+	s.evil.Fault(ut.Match{Op: ut.HeadBlob}, ut.Body("", s.secret.Bytes))
+	path := "/v2/evil.test/a/b/blobs/" + s.secret.Digest.String()
+	for _, method := range []string{http.MethodHead, http.MethodGet} {
+		for range 3 {
+			req, err := http.NewRequestWithContext(t.Context(), method, s.URL+path, http.NoBody)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = resp.Body.Close()
+			if resp.StatusCode != http.StatusNotFound {
+				t.Errorf("%s: %s", method, resp.Status)
+			}
+		}
+	}
+	s.evil.AddBlob("a/c", s.secret) // it has it
+	if err := s.get(t.Context(), http.DefaultClient, "/v2/evil.test/a/c/blobs/"+s.secret.Digest.String(), s.secret); err != nil {
+		t.Error(err)
+	}
+	if err := s.get(t.Context(), http.DefaultClient, "/v2/private.test/team/app/blobs/"+s.secret.Digest.String(), s.secret); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestOrigin_Page: nothing that a registry sends becomes a page with scripts.
+func TestOrigin_Page(t *testing.T) {
+	s := lay(t, "")
+	for i, mediaType := range []string{"text/html", "application/xhtml+xml", "image/svg+xml", "text/xml", "application/xml; charset=utf-8", "text/html; x=application/vnd.oci.image.index.v1+json"} {
+		m := ut.NewContent(mediaType, fmt.Appendf(nil, `{"schemaVersion":2,"layers":[],"a":"<script>%d</script>"}`, i))
+		s.evil.AddManifest("a/b", m, fmt.Sprint("t", i))
+		resp, err := http.Get(s.URL + "/v2/evil.test/a/b/manifests/" + m.Digest.String()) //nolint:noctx // loopback
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		sandboxed := strings.Contains(resp.Header.Get("Content-Security-Policy"), "sandbox") && resp.Header.Get("X-Content-Type-Options") == "nosniff"
+		if inert := strings.HasPrefix(resp.Header.Get("Content-Type"), "application/vnd."); !sandboxed && !inert {
+			t.Errorf("%s: %s, %v", mediaType, resp.Status, resp.Header)
+		}
+	}
+}

@@ -1,0 +1,139 @@
+package attack
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+)
+
+// TestWork_HangUps: requests whose clients hang up leave a bounded number of questions
+// to the slow registry behind.
+func TestWork_HangUps(t *testing.T) {
+	s := lay(t, "")
+	s.evil.Fault(ut.Match{}, ut.Delay(100*time.Millisecond))
+	n := attempts(t, 5000)
+	var most atomic.Int64
+	s.during(func() {
+		flood(n, 64, func(i int) {
+			s.hangUp("127.0.0.2", fmt.Sprintf("/v2/evil.test/a/b/manifests/t%d", i))
+			if i%1000 == 0 {
+				most.Store(max(most.Load(), int64(s.Metrics(t)["go_goroutines"])))
+			}
+		})
+	})
+	if most.Load() > 10_000 {
+		t.Errorf("%d goroutines", most.Load())
+	}
+	t.Logf("%d requests that hung up: at most %d goroutines; told to come back: %.0f", n, most.Load(), s.Metrics(t)["cachalot_busy_total"])
+}
+
+// TestWork_SlowBlobs: cold blobs of a registry that gives nothing take no other one's places.
+func TestWork_SlowBlobs(t *testing.T) {
+	s := lay(t, "")
+	release := make(chan struct{})
+	defer close(release)
+	s.evil.Fault(ut.Match{Op: ut.GetBlob}, ut.StallAfter(1, release))
+	n := attempts(t, 300)
+	var blobs []ut.Content
+	for i := range n {
+		c := ut.NewContent("", ut.Random(uint64(1000+i), 1000))
+		s.evil.AddBlob("a/b", c)
+		blobs = append(blobs, c)
+	}
+	s.during(func() {
+		flood(n, 64, func(i int) { s.hangUp("127.0.0.2", "/v2/evil.test/a/b/blobs/"+blobs[i].Digest.String()) })
+		s.cold(40, "/v2/library/app/blobs/", s.hub, "library/app")
+	})
+}
+
+// cold pulls blobs that only the registry has, and wants each.
+func (s *siege) cold(n int, path string, of *ut.Registry, repo string) {
+	s.t.Helper()
+	served := 0
+	for i := range n {
+		c := ut.NewContent("", ut.Random(uint64(500_000+i), 20_000))
+		of.AddBlob(repo, c)
+		if err := s.get(s.t.Context(), http.DefaultClient, path+c.Digest.String(), c); err != nil {
+			s.t.Errorf("a cold blob: %v", err)
+			continue
+		}
+		served++
+	}
+	s.t.Logf("%d of %d cold blobs served", served, n)
+}
+
+// TestWork_BrokenRepository: a repository that fails, and one tag that hangs, are no
+// reason not to ask the registry for others.
+func TestWork_BrokenRepository(t *testing.T) {
+	s := lay(t, "tags: {fresh_for: 0s}")
+	release := make(chan struct{})
+	defer close(release)
+	s.hub.Fault(ut.Match{Repo: "library/broken"}, ut.Status(http.StatusInternalServerError))
+	s.hub.Fault(ut.Match{Repo: "library/hanging", Reference: "1"}, ut.Pause(release))
+	var images []ut.Image
+	for i := range 20 {
+		images = append(images, s.hub.AddImage(fmt.Sprint("library/well", i), "1", ut.NewImage(uint64(2000+i), 1000)))
+	}
+	s.during(func() {
+		ctx, stop := context.WithCancel(t.Context())
+		var attackers sync.WaitGroup
+		for i := range 2 {
+			attackers.Go(func() {
+				client := from(t, fmt.Sprint("127.0.0.", 2+i))
+				for ctx.Err() == nil {
+					_ = s.get(ctx, client, "/v2/library/broken/manifests/1", ut.Content{}) // it fails
+					hang, leave := context.WithTimeout(ctx, 200*time.Millisecond)
+					_ = s.get(hang, client, "/v2/library/hanging/manifests/1", ut.Content{}) // it hangs
+					leave()
+				}
+			})
+		}
+		served := 0
+		for range 3 {
+			for i, img := range images {
+				if err := s.get(t.Context(), http.DefaultClient, fmt.Sprintf("/v2/library/well%d/manifests/1", i), img.Index); err != nil {
+					t.Error(err)
+					continue
+				}
+				served++
+			}
+		}
+		stop()
+		attackers.Wait()
+		t.Logf("%d of %d other tags served", served, 3*len(images))
+	})
+	// Each was asked for each time: none was served unchecked.
+	if n := s.Metrics(t)["cachalot_upstream_failing"]; n > 1 {
+		t.Errorf("%v registries are taken to fail", n)
+	}
+}
+
+// TestWork_Proofs: a registry that is to send what it says it has, and sends without end,
+// is listened to while a client waits, and no longer than the content is.
+func TestWork_Proofs(t *testing.T) {
+	s := lay(t, "")
+	s.evil.Fault(ut.Match{Op: ut.HeadBlob}, ut.Body("", s.secret.Bytes))
+	s.evil.Fault(ut.Match{Op: ut.GetBlob}, ut.Endless())
+	n := attempts(t, 300)
+	var read atomic.Int64
+	s.during(func() {
+		flood(n, 32, func(i int) {
+			ctx, leave := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			defer leave()
+			if s.get(ctx, http.DefaultClient, fmt.Sprintf("/v2/evil.test/a/b%d/blobs/%s", i, s.secret.Digest), s.secret) == nil {
+				read.Add(1)
+			}
+		})
+	})
+	t.Logf("%d of %d read what only an account may", read.Load(), n)
+	if read.Load() > 0 {
+		t.Error("a registry's word was enough")
+	}
+	s.rests(t)
+}
