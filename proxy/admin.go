@@ -22,6 +22,9 @@ type AdminConfig struct {
 	// Loopback: the listener is bound to a loopback address. Only there may state
 	// be changed without a token.
 	Loopback bool
+	// Hosts are names that the listener is asked for by, as in Config, besides addresses,
+	// localhost and, where it is not on loopback, names that only a cluster has.
+	Hosts []string
 	// Token returns what a request that changes state must show, and its name for
 	// the audit log; "" where none is configured. It is asked each time.
 	Token   func() (name, token string, err error)
@@ -31,24 +34,31 @@ type AdminConfig struct {
 }
 
 // NewAdmin returns the handler of the admin listener: /metrics, /healthz (the
-// process runs), /readyz (Ready returns nil), /debug/pprof/, and /api/v1/, which
-// openapi.yaml describes.
+// process runs), /readyz (Ready returns nil), /debug/pprof/, for those who may change
+// something, and /api/v1/, which openapi.yaml describes.
 func NewAdmin(c AdminConfig) http.Handler {
-	m := mux.NewRouter()
-	m.Handle("/metrics", promhttp.HandlerFor(c.Gatherer, promhttp.HandlerOpts{EnableOpenMetrics: true}))
-	m.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintln(w, "ok") })
-	m.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
+	g := newGuard(c)
+	profiles := http.NewServeMux()
+	profiles.HandleFunc("/debug/pprof/", pprof.Index)
+	profiles.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	profiles.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	profiles.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	profiles.HandleFunc("/debug/pprof/trace", pprof.Trace)
+
+	read := http.NewServeMux()
+	read.Handle("/metrics", promhttp.HandlerFor(c.Gatherer, promhttp.HandlerOpts{EnableOpenMetrics: true}))
+	read.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintln(w, "ok") })
+	read.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if err := c.Ready(); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
 		_, _ = fmt.Fprintln(w, "ok")
 	})
-	m.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
-	m.HandleFunc("/debug/pprof/profile", pprof.Profile)
-	m.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
-	m.HandleFunc("/debug/pprof/trace", pprof.Trace)
-	m.PathPrefix("/debug/pprof/").HandlerFunc(pprof.Index)
-	m.PathPrefix(apiRoot).Handler(newAPI(c))
+
+	m := mux.NewRouter()
+	m.PathPrefix("/debug/pprof/").Handler(g.protect(profiles, true))
+	m.PathPrefix(apiRoot).Handler(newAPI(c, g)) // which has to record what is refused
+	m.PathPrefix("/").Handler(g.protect(read, false))
 	return besidesProbes(m)
 }

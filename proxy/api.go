@@ -40,7 +40,7 @@ var openAPI []byte
 type api struct {
 	AdminConfig
 
-	guard   *http.CrossOriginProtection
+	guard   *guard
 	routes  []route
 	streams chan struct{} // one for each warm and verify that runs
 	warming chan struct{} // one for each download of a warm
@@ -66,9 +66,9 @@ type call struct {
 	audit audit
 }
 
-func newAPI(c AdminConfig) *api {
+func newAPI(c AdminConfig, g *guard) *api {
 	a := &api{
-		AdminConfig: c, guard: http.NewCrossOriginProtection(),
+		AdminConfig: c, guard: g,
 		streams: make(chan struct{}, maxStreams), warming: make(chan struct{}, maxWarming), verify: make(chan struct{}, 1),
 	}
 	a.routes = []route{
@@ -116,7 +116,8 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (a *api) serve(w http.ResponseWriter, r *http.Request, rt route) {
 	c := &call{api: a, w: w, r: r}
 	defer func() { _ = http.NewResponseController(w).SetWriteDeadline(time.Time{}) }() // for the connection's next request
-	err := a.admit(c, rt)
+	var err error
+	c.audit.token, err = a.guard.admit(w, r, rt.changes)
 	if err == nil {
 		var done func()
 		if c.p, done = a.Current(); c.p == nil {

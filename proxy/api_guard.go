@@ -5,49 +5,78 @@ import (
 	"crypto/subtle"
 	"errors"
 	"log/slog"
-	"net"
 	"net/http"
-	"net/netip"
 	"strings"
+	"time"
 )
 
-// admit says whether a request may be answered. What changes state needs the
-// token, where there is one, and else a listener and a client on loopback. A
-// browser on that host could be made to send both by any page: so without a token
-// the Host must be loopback too (DNS rebinding), and nothing may come from another
-// origin. That holds for reading too, for the names of private images are nobody
-// else's business.
-func (a *api) admit(c *call, rt route) error {
-	c.audit.token = "none"
-	name, token, err := a.Token()
-	if err != nil && rt.changes {
-		a.Log.Error("cannot read the admin token: nothing can be changed", "token", name, "error", err)
-		return problemf(http.StatusInternalServerError, "no_token", "the token that %s names cannot be read; the log says why", name)
+// guard says who is answered on the admin listener, for all that is there.
+type guard struct {
+	hosts    *hosts
+	loopback bool // the listener's address is one of loopback
+	token    func() (name, token string, err error)
+	origins  *http.CrossOriginProtection
+	log      *slog.Logger
+}
+
+func newGuard(c AdminConfig) *guard {
+	h := newHosts(c.Hosts...)
+	h.private = !c.Loopback
+	return &guard{hosts: h, loopback: c.Loopback, token: c.Token, origins: http.NewCrossOriginProtection(), log: c.Log}
+}
+
+// admit says whether a request may be answered, and the name of the token that it
+// shows, or none. What is privileged, as all that changes state, needs the token where
+// there is one, and else a listener and a client on loopback. A browser on that host
+// could be made to send both by any page. So without the token the Host must be one that
+// no other site has, and nothing may come from another origin: for reading too, for the
+// names of private images are of no concern to others.
+func (g *guard) admit(w http.ResponseWriter, r *http.Request, privileged bool) (shown string, err error) {
+	name, token, err := g.token()
+	if err != nil && privileged {
+		g.log.Error("cannot read the admin token: nothing can be changed", "token", name, "error", err)
+		return noToken, problemf(http.StatusInternalServerError, "no_token", "the token that %s names cannot be read; the log says why", name)
 	}
-	shown, given := bearer(c.r)
+	given, ok := bearer(r)
+	if err == nil && token != "" && ok && same(given, token) {
+		return name, nil
+	}
 	switch {
-	case err == nil && token != "" && given && same(shown, token):
-		c.audit.token = name
-		return nil
-	case rt.changes && token != "":
-		c.w.Header().Set("WWW-Authenticate", `Bearer realm="cachalot"`)
-		if given {
-			return problemf(http.StatusUnauthorized, "wrong_token", "this is not the token of %s", name)
+	case !g.hosts.serves(r.Host):
+		return noToken, problemf(http.StatusMisdirectedRequest, "wrong_host",
+			"%q is not among the names of this listener; ask for its address, show a token, or add the name to admin.hosts in cachalot's configuration", bounded(hostname(r.Host)))
+	case privileged && token != "":
+		w.Header().Set("WWW-Authenticate", `Bearer realm="cachalot"`)
+		if ok {
+			return noToken, problemf(http.StatusUnauthorized, "wrong_token", "this is not the token of %s", name)
 		}
-		return problemf(http.StatusUnauthorized, "token_needed", "show the token of %s: Authorization: Bearer TOKEN", name)
-	case rt.changes && !a.Loopback:
-		return problemf(http.StatusForbidden, "token_needed",
-			"admin.listen is not a loopback address, so that changes need a token; set admin.token or admin.token_file in cachalot's configuration")
-	case rt.changes && !isLoopback(c.r.RemoteAddr):
-		return problemf(http.StatusForbidden, "token_needed",
-			"without admin.token in cachalot's configuration, changes are for clients on its own host")
-	case a.Loopback && !isLoopback(c.r.Host):
-		return problemf(http.StatusForbidden, "wrong_host", "ask for 127.0.0.1 or localhost, or show a token; this request asks for another host")
+		return noToken, problemf(http.StatusUnauthorized, "token_needed", "show the token of %s: Authorization: Bearer TOKEN", name)
+	case privileged && !g.loopback:
+		return noToken, problemf(http.StatusForbidden, "token_needed",
+			"admin.listen is not a loopback address, so that this needs a token; set admin.token or admin.token_file in cachalot's configuration")
+	case privileged && !isLoopback(r.RemoteAddr):
+		return noToken, problemf(http.StatusForbidden, "token_needed",
+			"without admin.token in cachalot's configuration, this is for clients on its own host")
 	}
-	if c.r.Header.Get("Origin") != "" && c.r.Header.Get("Origin") != "http://"+c.r.Host || a.guard.Check(c.r) != nil {
-		return problemf(http.StatusForbidden, "cross_origin", "another site's page may not ask this")
+	if r.Header.Get("Origin") != "" && r.Header.Get("Origin") != "http://"+r.Host || g.origins.Check(r) != nil {
+		return noToken, problemf(http.StatusForbidden, "cross_origin", "another site's page may not ask this")
 	}
-	return nil
+	return noToken, nil
+}
+
+// noToken is the name of no token.
+const noToken = "none"
+
+// protect answers those who may ask h.
+func (g *guard) protect(h http.Handler, privileged bool) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, err := g.admit(w, r, privileged); err != nil {
+			defer func() { _ = http.NewResponseController(w).SetWriteDeadline(time.Time{}) }() // for the connection's next request
+			_ = writeProblem(w, err)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
 }
 
 // bearer is the token that a request shows (RFC 6750 section 2.1).
@@ -62,20 +91,9 @@ func same(a, b string) bool {
 	return subtle.ConstantTimeCompare(x[:], y[:]) == 1
 }
 
-// isLoopback says whether a host, with or without a port, is this one by its
-// address or the one name that no resolver can turn elsewhere (RFC 6761 section 6.3).
-func isLoopback(hostport string) bool {
-	host, _, err := net.SplitHostPort(hostport)
-	if err != nil {
-		host = strings.Trim(hostport, "[]")
-	}
-	ip, err := netip.ParseAddr(host)
-	return err == nil && ip.Unmap().IsLoopback() || strings.EqualFold(strings.TrimSuffix(host, "."), "localhost")
-}
-
 // audit is what the log says of a change.
 type audit struct {
-	token  string // the name of what was shown; "none"
+	token  string // the name of what was shown, or noToken
 	target string
 	attrs  []slog.Attr
 }

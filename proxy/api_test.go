@@ -217,7 +217,7 @@ func TestAPIDocument(t *testing.T) {
 			described[strings.ToUpper(method)+" "+path[1:]] = params
 		}
 	}
-	for _, r := range newAPI(AdminConfig{}).routes {
+	for _, r := range newAPI(AdminConfig{}, nil).routes {
 		name := r.method + " " + r.path
 		if params, ok := described[name]; !ok || !slices.Equal(params, append([]string{}, r.params...)) {
 			t.Errorf("%s has the parameters %v, the document says %v", name, r.params, params)
@@ -274,16 +274,17 @@ func TestAPIGuard(t *testing.T) {
 		code   string
 	}{
 		{"read", nil, read, nil, 200, ""},
-		{"read, elsewhere", public, read, []string{"Host", "mirror.example:5001"}, 200, ""},
-		{"read, rebound", nil, read, []string{"Host", "evil.example:5001"}, 403, "wrong_host"},
+		{"read, elsewhere", public, read, []string{"Host", "10.0.0.1:5001"}, 200, ""},
+		{"read, rebound", nil, read, []string{"Host", "evil.example:5001"}, 421, "wrong_host"},
+		{"read, rebound elsewhere", public, read, []string{"Host", "evil.example:5001"}, 421, "wrong_host"},
 		{"read, from a page", nil, read, []string{"Origin", "https://evil.example"}, 403, "cross_origin"},
 		{"read by localhost", nil, read, []string{"Host", "localhost:5001"}, 200, ""},
 		{"read, wrong token", token, read, []string{"Authorization", "Bearer x"}, 200, ""},
 		{"change", nil, change, nil, 404, "not_kept"},
 		{"change by localhost", nil, change, []string{"Host", "localhost:5001"}, 404, "not_kept"},
 		{"change by IPv6", nil, change, []string{"Host", "[::1]:5001"}, 404, "not_kept"},
-		{"change, rebound", nil, change, []string{"Host", "evil.example:5001"}, 403, "wrong_host"},
-		{"change, rebound to a name of loopback", nil, change, []string{"Host", "127.0.0.1.evil.example"}, 403, "wrong_host"},
+		{"change, rebound", nil, change, []string{"Host", "evil.example:5001"}, 421, "wrong_host"},
+		{"change, rebound to a name of loopback", nil, change, []string{"Host", "127.0.0.1.evil.example"}, 421, "wrong_host"},
 		{"change, from a page", nil, change, []string{"Origin", "https://evil.example"}, 403, "cross_origin"},
 		{"change, from a page that hides", nil, change, []string{"Origin", "null"}, 403, "cross_origin"},
 		{"change, from another page", nil, change, []string{"Sec-Fetch-Site", "cross-site"}, 403, "cross_origin"},

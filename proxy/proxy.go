@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,6 +31,9 @@ type Config struct {
 	RevalidateTimeout time.Duration // a client waits no longer for a check while something is kept
 	NegativeFor       time.Duration // a 404 is remembered so long
 	Rules             []Rule        // for some images
+	// Hosts are the only names that are served, besides the virtual hosts of upstreams:
+	// without a port; "*.example.com" is all below it. None: whatever a request's Host is.
+	Hosts []string
 	// TrustedProxies are the addresses of load balancers whose ForwardedHeader,
 	// X-Forwarded-For or Forwarded, says who the client is. Others' is not believed.
 	TrustedProxies  []netip.Prefix
@@ -60,6 +65,7 @@ type Proxy struct {
 	metrics    *Metrics
 	log        *slog.Logger
 	routes     *mux.Router
+	hosts      *hosts
 
 	ctx       context.Context // of what outlives the requests that need it
 	stop      context.CancelFunc
@@ -121,6 +127,9 @@ func New(cfg Config, store *storage.Store, upstreams []Upstream, m *Metrics, log
 		suspicion: suspicion,
 	}
 	p.routes = p.newRoutes()
+	if len(cfg.Hosts) > 0 {
+		p.hosts = newHosts(slices.AppendSeq(slices.Clone(cfg.Hosts), maps.Keys(known.byHost))...)
+	}
 	return p, nil
 }
 
@@ -142,6 +151,11 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer p.finish(rec, r) // also when the handler breaks the connection off
 	defer p.recovered(rec, r)
 	apiVersion(rec)
+	if !p.hosts.serves(r.Host) {
+		p.writeError(rec, r, refuse(errcode.ErrorCodeUnsupported, http.StatusMisdirectedRequest,
+			"the mirror is not served as %q; ask for it by another of its names, or add this one to hosts in its configuration", bounded(hostname(r.Host))))
+		return
+	}
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		rec.Header().Set("Allow", "GET, HEAD")
 		p.writeError(rec, r, refuse(errcode.ErrorCodeUnsupported, http.StatusMethodNotAllowed, "this is a read-only mirror; push to the registry itself"))

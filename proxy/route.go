@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"net"
 	"net/http"
 	"regexp"
 	"strings"
@@ -34,8 +33,8 @@ func (p *Proxy) route(r *http.Request, client, prefix, name string) (reg *upstre
 		reg = named
 	case ns != "":
 		reg, err = p.registries.find(client, ns)
-	case len(p.registries.byHost) > 0 && p.registries.byHost[hostOf(r)] != nil:
-		reg = p.registries.byHost[hostOf(r)]
+	case len(p.registries.byHost) > 0 && p.registries.byHost[hostname(r.Host)] != nil:
+		reg = p.registries.byHost[hostname(r.Host)]
 	default:
 		reg = p.registries.byDefault
 		// No account of Docker Hub has a dot or colon in it: that is a registry, if
@@ -80,13 +79,4 @@ func namespace(r *http.Request) string {
 		return ""
 	}
 	return r.URL.Query().Get("ns")
-}
-
-// hostOf is the request's virtual host, in one spelling.
-func hostOf(r *http.Request) string {
-	host := r.Host
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
-	}
-	return strings.TrimSuffix(strings.ToLower(host), ".")
 }

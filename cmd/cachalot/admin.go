@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,13 +16,18 @@ import (
 // adminConfig is for the listener at addr.
 func (m *mirror) adminConfig(addr net.Addr, version string) proxy.AdminConfig {
 	tcp, ok := addr.(*net.TCPAddr)
-	token := m.cfg.Admin // fixed until the end, unlike m.cfg
+	admin := m.cfg.Admin // fixed until the end, unlike m.cfg
+	hosts := slices.Clone(admin.Hosts)
+	if host, _, err := net.SplitHostPort(admin.Listen); err == nil && host != "" {
+		hosts = append(hosts, host)
+	}
 	return proxy.AdminConfig{
 		Gatherer: m.metrics.registry,
 		Ready:    m.ready,
 		Current:  m.current.use,
 		Loopback: ok && tcp.IP.IsLoopback(),
-		Token:    token.token,
+		Hosts:    hosts,
+		Token:    admin.token,
 		Version:  version,
 		Started:  time.Now(),
 		Log:      m.log,

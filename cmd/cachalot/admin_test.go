@@ -58,6 +58,50 @@ func TestAdminAPIFollowsReload(t *testing.T) {
 	r.log.wait(t, `msg=admin audit.action="post pins" audit.target=docker.io/library/app audit.remote=127.0.0.1:\d+ audit.token=none audit.outcome=done`)
 }
 
+// What names the mirror has follows a reload; those of the admin listener are fixed.
+func TestHosts(t *testing.T) {
+	t.Parallel()
+	up := upstreamtest.New(t, upstreamtest.Options{})
+	ask := func(r *running, url, host string) int {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host = host
+		resp, err := r.client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+	r := start(t, "admin: {hosts: [admin.example]}\nhosts: [mirror.example]\n"+upstreams(up.URL))
+	for host, status := range map[string]int{"mirror.example": http.StatusOK, "other.example": http.StatusMisdirectedRequest, "127.0.0.1": http.StatusOK} {
+		if got := ask(r, r.url+"/v2/", host); got != status {
+			t.Errorf("%s: %d, want %d", host, got, status)
+		}
+	}
+	admin := map[string]int{"admin.example": http.StatusOK, "mirror.example": http.StatusMisdirectedRequest, "other.example": http.StatusMisdirectedRequest}
+	for host, status := range admin {
+		if got := ask(r, r.admin+"/metrics", host); got != status {
+			t.Errorf("%s: %d, want %d", host, got, status)
+		}
+	}
+	r.configure(t, "admin: {hosts: [other.example]}\nhosts: [other.example]\n"+upstreams(up.URL))
+	r.signals <- syscall.SIGHUP
+	r.log.wait(t, `msg="changed keys need a restart" keys=admin.hosts`)
+	r.log.wait(t, `msg="configuration reloaded"`)
+	if got := ask(r, r.url+"/v2/", "mirror.example"); got != http.StatusMisdirectedRequest {
+		t.Errorf("after a reload: %d", got)
+	}
+	if got := ask(r, r.url+"/v2/", "other.example"); got != http.StatusOK {
+		t.Errorf("after a reload: %d", got)
+	}
+	if got := ask(r, r.admin+"/metrics", "other.example"); got != http.StatusMisdirectedRequest {
+		t.Errorf("admin, after a reload: %d", got)
+	}
+}
+
 // A token in a file may be changed while the mirror runs.
 func TestAdminTokenFile(t *testing.T) {
 	t.Parallel()
@@ -129,7 +173,9 @@ func TestAdminDocs(t *testing.T) {
 	if err != nil {
 		t.Skip("the page's commands are curl's, which is not installed: ", err)
 	}
+	dir := t.TempDir()
 	runPage(t, "../../docs/admin-api.md", func(cmd *exec.Cmd, _ string) {
+		cmd.Dir = dir
 		cmd.Env = []string{"PATH=" + filepath.Dir(curl), "CACHALOT_ADMIN_TOKEN=x"}
 	})
 }

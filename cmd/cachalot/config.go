@@ -33,6 +33,9 @@ type config struct {
 	SendTimeout time.Duration `yaml:"send_timeout"`
 	// ShutdownTimeout is how long running responses may take to end after SIGTERM.
 	ShutdownTimeout time.Duration `yaml:"shutdown_timeout"`
+	// Hosts are the only names that clients may ask for, without a port, besides the
+	// upstreams' hosts: "*.example.com" is all below it. None: any.
+	Hosts []string `yaml:"hosts"`
 	// DefaultUpstream serves the requests that name no registry.
 	DefaultUpstream string `yaml:"default_upstream"`
 	// TrustedProxies are load balancers before the mirror: ranges as in AllowAddresses.
@@ -81,8 +84,11 @@ func (c config) scheme() string {
 type adminConfig struct {
 	// Listen is where metrics, health checks, profiles and the admin API are.
 	Listen string `yaml:"listen"`
-	// Token is what requests to the admin API that change state must show. None:
-	// they must come from the host itself, and Listen be a loopback address.
+	// Hosts are names that it is asked for by, besides addresses and those that only a
+	// cluster has: see proxy.AdminConfig.
+	Hosts []string `yaml:"hosts"`
+	// Token is what requests to the admin API that change state must show, and those for
+	// profiles. None: they must come from the host itself, and Listen be a loopback address.
 	Token string `yaml:"token"`
 	// TokenFile holds it instead; it is read for each such request, so that it can
 	// be changed.
@@ -319,6 +325,7 @@ func (c config) proxy() proxy.Config {
 		MaxChecks:         c.MaxChecks,
 		Share:             c.FairShare.Percent / 100,
 		Rules:             rules,
+		Hosts:             c.Hosts,
 	}
 }
 

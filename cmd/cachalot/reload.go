@@ -102,6 +102,9 @@ func (m *mirror) keepFixed(next *config) {
 	if next.Admin.Listen != m.cfg.Admin.Listen {
 		changed = append(changed, "admin.listen")
 	}
+	if !slices.Equal(next.Admin.Hosts, m.cfg.Admin.Hosts) {
+		changed = append(changed, "admin.hosts")
+	}
 	if next.Admin.Token != m.cfg.Admin.Token || next.Admin.TokenFile != m.cfg.Admin.TokenFile {
 		changed = append(changed, "admin.token, admin.token_file")
 	}

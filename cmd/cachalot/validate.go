@@ -22,8 +22,10 @@ import (
 
 // complete fills in what the file need not say about well-known registries.
 func (c *config) complete() {
-	if len(c.TrustedProxies) == 0 {
-		c.TrustedProxies = nil
+	for _, list := range []*[]string{&c.Hosts, &c.Admin.Hosts, &c.TrustedProxies} {
+		if len(*list) == 0 {
+			*list = nil
+		}
 	}
 	known := wellKnown()
 	for name, u := range c.Upstreams {
@@ -52,6 +54,8 @@ func (c *config) validate(at positions, already []problem) []problem {
 	if _, port, err := net.SplitHostPort(c.Listen); err == nil && c.Listen == c.Admin.Listen && port != "0" {
 		v.fail("the same address as listen; write another one", "admin.listen", "listen")
 	}
+	v.hostNames(c.Hosts, "hosts")
+	v.hostNames(c.Admin.Hosts, "admin.hosts")
 	v.admin(c.Admin)
 	v.tls(c.TLS)
 	v.atLeastOne(c.MaxConnections, "max_connections")
@@ -331,6 +335,21 @@ func (v *validator) names(c *config, names []string) {
 				v.fail(fmt.Sprintf("%s leads to %s already; write another one", h, owner), key)
 			}
 			host[strings.ToLower(h)] = name
+		}
+	}
+}
+
+// hostNames checks what a request's Host may be.
+func (v *validator) hostNames(list []string, key string) {
+	for i, name := range list {
+		key := fmt.Sprintf("%s[%d]", key, i)
+		if _, err := netip.ParseAddr(strings.Trim(name, "[]")); err == nil {
+			v.fail(fmt.Sprintf("%q is an address, and requests for addresses are always served; write a name", name), key)
+			continue
+		}
+		domain, all := strings.CutPrefix(name, "*.")
+		if strings.Contains(name, ":") || !isHost(domain) && (all || !isWord(name)) {
+			v.fail(fmt.Sprintf("%q is not the name of a host; write one without a port, such as mirror.example, or *.mirror.example for all below it", name), key)
 		}
 	}
 }

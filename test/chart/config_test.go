@@ -134,7 +134,7 @@ func TestRestarts(t *testing.T) {
 			switch {
 			case key != "":
 				name, change = section+"."+key, map[string]any{section: map[string]any{key: "/${CHANGED}:1"}}
-			case section == "trusted_proxies":
+			case section == "trusted_proxies", section == "hosts":
 				change = map[string]any{section: []any{"${CHANGED}"}}
 			case section == "rules":
 				change = map[string]any{section: []any{map[string]any{"match": []any{"${CHANGED}"}}}}
@@ -143,8 +143,11 @@ func TestRestarts(t *testing.T) {
 			case section == "listen":
 				change = map[string]any{section: ":5555"}
 			}
-			if name == "admin.token" { // only from the environment
+			switch name {
+			case "admin.token": // only from the environment
 				change = map[string]any{section: map[string]any{key: "${CHANGED}"}}
+			case "admin.hosts":
+				change = map[string]any{section: map[string]any{key: []any{"${CHANGED}"}}}
 			}
 			wanted := restart[name] || restart[section]
 			if got := checksum(t, change) != before; got != wanted {

@@ -15,7 +15,7 @@ const (
 	Failed   = 1 // the mirror cannot be reached, or could not do it
 	Usage    = 2 // what was asked for is no such thing
 	NotFound = 3 // it is not kept, or not pinned
-	Refused  = 4 // a token is wanted, or another one
+	Refused  = 4 // a token is wanted, or another one; or another name of the mirror
 )
 
 // Error is what went wrong with a mirror, in words for people and safe for their
@@ -56,7 +56,7 @@ func refused(p *proxy.Problem) *Error {
 		code = Usage
 	case http.StatusNotFound:
 		code = NotFound
-	case http.StatusUnauthorized, http.StatusForbidden:
+	case http.StatusUnauthorized, http.StatusForbidden, http.StatusMisdirectedRequest:
 		code = Refused
 		if p.Status == http.StatusUnauthorized {
 			detail += "; write it to CACHALOT_ADMIN_TOKEN, or name its file by --token-file"

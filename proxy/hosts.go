@@ -1,0 +1,81 @@
+package proxy
+
+import (
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// hosts are the names that a listener is asked for by (RFC 9110 section 7.2); others are
+// answered 421. A page of another site can have the site's name resolve to the mirror's
+// address (DNS rebinding). The browser then takes the two for one origin, and lets the
+// page read what the mirror answers; but the Host of its requests is the site's name.
+//
+// No name server is asked for an address, nor for localhost (RFC 6761 section 6.3): they
+// are served always. So is a request without a Host, which no browser sends.
+//
+// The zero value serves no other host, and nil serves all.
+type hosts struct {
+	names map[string]bool
+	// domains are those that all names below are served of, with a dot before each.
+	domains []string
+	// private: names are served as well that no public name server answers for.
+	private bool
+}
+
+// newHosts has names, without a port, of which one may be "*.example.com" for all below it.
+func newHosts(names ...string) *hosts {
+	h := &hosts{names: map[string]bool{}}
+	for _, name := range names {
+		name = hostname(name)
+		if domain, ok := strings.CutPrefix(name, "*"); ok {
+			h.domains = append(h.domains, domain)
+		} else {
+			h.names[name] = true
+		}
+	}
+	return h
+}
+
+// serves reports whether a request with this Host is to be answered.
+func (h *hosts) serves(host string) bool {
+	if h == nil {
+		return true
+	}
+	host = hostname(host)
+	if host == "" || host == "localhost" || h.names[host] || h.private && isPrivateName(host) {
+		return true
+	}
+	if _, err := netip.ParseAddr(host); err == nil {
+		return true
+	}
+	return slices.ContainsFunc(h.domains, func(domain string) bool { return strings.HasSuffix(host, domain) })
+}
+
+// isPrivateName reports whether a name is of one label, as of a container or a machine
+// next door, or a Service of Kubernetes. No site can have such a name: .svc and .local
+// are no domains of the public DNS (RFC 6762 section 3), and what has one label is looked
+// for in the domains of whoever asks. NAME.NAMESPACE is not among them, for dev and app
+// are public domains.
+func isPrivateName(host string) bool {
+	return !strings.Contains(host, ".") || strings.HasSuffix(host, ".svc") || strings.HasSuffix(host, ".svc.cluster.local")
+}
+
+// hostname is the host of a Host, with or without a port, in one spelling.
+func hostname(host string) string {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	} else {
+		host = strings.Trim(host, "[]")
+	}
+	return strings.TrimSuffix(strings.ToLower(host), ".")
+}
+
+// isLoopback says whether a host, with or without a port, is this one by its
+// address or the one name that no resolver can turn elsewhere.
+func isLoopback(host string) bool {
+	host = hostname(host)
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.Unmap().IsLoopback() || host == "localhost"
+}
