@@ -69,5 +69,5 @@ func ofOlderPlatform(d digest.Digest, body []byte) (digest.Digest, error) {
 			return child.Digest, nil
 		}
 	}
-	return "", fmt.Errorf("%w: it is an index, which the client does not accept, and has nothing for %s", upstream.ErrNotFound, olderPlatform)
+	return "", &told{is: upstream.ErrNotFound, words: "it is an index, which the client does not accept, and has nothing for " + olderPlatform}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -229,6 +230,8 @@ func TestTokenServerGone(t *testing.T) {
 	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
 	m.want(m.get(tagPath("1")), img.Index)
 	up.TokenDown()
+	log := &bytes.Buffer{} // the requests are over, and logged, when it is read
+	m.log = slog.NewTextHandler(log, nil)
 	m.restart(impatient, registry(t, "docker.io", up.URL))
 	for range 3 {
 		a := m.get(tagPath("1"))
@@ -241,11 +244,15 @@ func TestTokenServerGone(t *testing.T) {
 		up.Forget()
 		a := m.get(tagPath(fmt.Sprint("x", i)))
 		m.wantError(a, http.StatusBadGateway, "UNAVAILABLE")
-		if !strings.Contains(string(a.body), "token") || !strings.Contains(string(a.body), up.TokenHost()) {
-			t.Errorf("does not name the token server: %s", a.body)
+		if !strings.Contains(string(a.body), "docker.io: token: ") || strings.Contains(string(a.body), up.TokenHost()) {
+			t.Errorf("does not say that it is the token server, or where that is: %s", a.body)
 		}
 		if up.Count(ut.HeadManifest) == 0 {
 			t.Errorf("%d: the registry was not asked", i)
 		}
+	}
+	m.stop()
+	if n := strings.Count(log.String(), "docker.io: token: upstream unavailable"); n != 8 || strings.Count(log.String(), up.TokenHost()) < n {
+		t.Errorf("%d lines in the log, or they do not name the token server:\n%s", n, log)
 	}
 }

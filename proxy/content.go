@@ -272,7 +272,7 @@ func (p *Proxy) serveWhole(w *response, r *http.Request, t target, d digest.Dige
 	}
 	defer b.Close()
 	if b.Size < 0 && !r.ProtoAtLeast(1, 1) {
-		return fmt.Errorf("%w: it does not say how long this is, and HTTP/1.0 has no other way to tell a whole body from a cut one: use HTTP/1.1", upstream.ErrInvalid)
+		return &told{is: upstream.ErrInvalid, words: "it does not say how long this is, and HTTP/1.0 has no other way to tell a whole body from a cut one: use HTTP/1.1"}
 	}
 	return p.send(w, r, t, b, looked)
 }

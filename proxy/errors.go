@@ -50,10 +50,12 @@ func answerTo(err error, kind upstream.Kind) answer {
 	var asked *upstream.Error
 	errors.As(err, &asked)
 	_, isBusy := busy(err)
-	a := answer{status: http.StatusBadGateway, code: errcode.ErrorCodeUnavailable, detail: err.Error(), result: resultError}
+	a := answer{status: http.StatusBadGateway, code: errcode.ErrorCodeUnavailable, detail: publicText(err), result: resultError}
 	switch {
 	case errors.As(err, &refused):
 		return answer{status: refused.status, code: refused.code, detail: refused.detail, result: refused.result}
+	case asked != nil && asked.Unreachable(): // whatever else it is
+		return a
 	case errors.Is(err, upstream.ErrNotFound):
 		a.status, a.code, a.result = http.StatusNotFound, unknown(kind), resultMiss
 	case errors.Is(err, upstream.ErrDenied):
@@ -87,6 +89,44 @@ func answerTo(err error, kind upstream.Kind) answer {
 	}
 	return a
 }
+
+// publicText is what a client is told of an error: the whole of it, with addresses, paths
+// and what else is of no concern to clients, is for the log.
+func publicText(err error) string {
+	if e, ok := errors.AsType[interface {
+		error
+		Public() string
+	}](err); ok {
+		return e.Public()
+	}
+	for _, known := range []error{
+		upstream.ErrNotFound, upstream.ErrDenied, upstream.ErrRateLimited, upstream.ErrTimeout, upstream.ErrUnavailable,
+		upstream.ErrUnsupported, upstream.ErrInvalid, upstream.ErrSigned, storage.ErrDigest, storage.ErrChanged, storage.ErrClosed,
+	} {
+		if errors.Is(err, known) {
+			return known.Error()
+		}
+	}
+	return "internal error; the mirror's log says more"
+}
+
+// told is an error with words for clients. It is what is says, and nothing of its cause.
+type told struct {
+	is    error
+	words string
+	cause error // for the log; may be nil
+}
+
+func (e *told) Error() string {
+	if e.cause == nil {
+		return e.Public()
+	}
+	return e.Public() + ": " + e.cause.Error()
+}
+
+// Public is what a client is told.
+func (e *told) Public() string { return e.is.Error() + ": " + e.words }
+func (e *told) Unwrap() error  { return e.is }
 
 // writeError is the one place that writes an error to a client.
 func (p *Proxy) writeError(w *response, r *http.Request, err error) {

@@ -178,6 +178,9 @@ type remembered struct {
 func (e *remembered) Error() string { return e.err.Error() + " (remembered)" }
 func (e *remembered) Unwrap() error { return e.err }
 
+// Public is what a client is told.
+func (e *remembered) Public() string { return publicText(e.err) + " (remembered)" }
+
 // isRemembered reports whether err is no news: it is not to be remembered for longer.
 func isRemembered(err error) bool {
 	_, ok := errors.AsType[*remembered](err)

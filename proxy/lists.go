@@ -34,7 +34,7 @@ func (p *Proxy) referrers(w *response, r *http.Request, t target) error {
 	list, err := list(p, w, t, name, func(ctx context.Context) ([]byte, error) {
 		list, sure, err := t.registry.Referrers(ctx, t.repo, t.digest)
 		if err == nil && !sure && known && !none {
-			err = fmt.Errorf("%w: what answers for the referrers API is none", upstream.ErrUnavailable)
+			err = &told{is: upstream.ErrUnavailable, words: "what answers for the referrers API is none"}
 		}
 		return list, err
 	}, readReferrers)

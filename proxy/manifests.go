@@ -118,7 +118,7 @@ func (p *Proxy) checkTag(ctx context.Context, t target, old storage.Tag, known b
 		}
 	}
 	// Whatever it is, it is not said of the tag.
-	return "", fmt.Errorf("%w: fetch what the tag moved to: %v", upstream.ErrUnavailable, err) //nolint:errorlint // see above
+	return "", &told{is: upstream.ErrUnavailable, words: "what the tag moved to could not be fetched", cause: err}
 }
 
 // fetch brings content that is not here.

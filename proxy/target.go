@@ -114,3 +114,6 @@ func refuse(code errcode.ErrorCode, status int, format string, args ...any) erro
 }
 
 func (e *refusal) Error() string { return e.detail }
+
+// Public is what a client is told.
+func (e *refusal) Public() string { return e.detail }

@@ -23,6 +23,9 @@ type PanicError struct {
 // Error names the work only: the value may hold what clients must not see.
 func (e *PanicError) Error() string { return e.Work + ": internal error; the log has its stack" }
 
+// Public is what a client is told.
+func (e *PanicError) Public() string { return e.Error() }
+
 // report is what [OnPanic] was given.
 //
 //nolint:gochecknoglobals // a panic ends a process, so one process has one

@@ -270,7 +270,7 @@ func (a *account) credential(ctx context.Context, op string) (authn.AuthConfig, 
 		if ctx.Err() != nil {
 			return authn.AuthConfig{}, r.networkError(ctx, op, "waiting for the credential", context.Cause(ctx))
 		}
-		return authn.AuthConfig{}, r.fail(op, fmt.Errorf("%w: %w", errNoCredential, err), "%s", a.key)
+		return authn.AuthConfig{}, r.fail(op, errNoCredential, "%s", a.key).because(err)
 	}
 	a.mu.Lock()
 	a.secrets = []string{cred.Password, cred.IdentityToken, cred.RegistryToken}

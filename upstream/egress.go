@@ -27,7 +27,6 @@ type egress struct {
 	key     string          // the configuration key that allows more
 	allowed []netip.Prefix  // whatever they are
 	own     map[string]bool // hosts that may be at private addresses
-	hide    bool            // addresses, from the errors
 	dialer  net.Dialer
 }
 
@@ -36,7 +35,6 @@ func newEgress(cfg Config) *egress {
 		key:     cfg.key("allow_addresses"),
 		allowed: append([]netip.Prefix(nil), cfg.AllowAddresses...),
 		own:     map[string]bool{},
-		hide:    cfg.Unlisted,
 		dialer:  net.Dialer{Timeout: cfg.Timeouts.Dial},
 	}
 	if cfg.Unlisted {
@@ -102,12 +100,12 @@ type refusal struct {
 	key     string
 }
 
-// told is what the refusal's error says to clients.
-func (e *egress) told(r *refusal) string {
-	if e.hide {
-		return printable(r.host, 255) + " is not at a public address"
+// public is what of it is no news to whoever named the host.
+func (r *refusal) public() string {
+	if !r.address.IsValid() {
+		return "it leads to a number in place of a name"
 	}
-	return r.Error()
+	return "it leads to an address that may not be reached, unless " + r.key + " has it"
 }
 
 func (r *refusal) Error() string {

@@ -107,9 +107,15 @@ func manifest(w http.ResponseWriter, _ *http.Request) {
 func wantRefused(t *testing.T, err error, j *journal, want string) {
 	t.Helper()
 	e, ok := errors.AsType[*Error](err)
-	if !ok || !errors.Is(err, ErrInvalid) || errors.Is(err, ErrUnavailable) || !strings.Contains(e.Message, want) {
+	if !ok || !errors.Is(err, ErrInvalid) || errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), want) {
 		t.Errorf("got %v, want %s", err, want)
 		return
+	}
+	// Which address it is, and of what kind, is for the log.
+	told := strings.TrimPrefix(e.Public(), "registry.test: "+e.Op+": invalid answer from upstream: it leads to ")
+	if told != "an address that may not be reached, unless upstreams.registry.test.allow_addresses has it; the mirror's log says why" &&
+		told != "a number in place of a name; the mirror's log says why" {
+		t.Errorf("clients are told %q", e.Public())
 	}
 	if n := strings.Count(j.String(), "level=WARN msg=\"egress refused\" upstream=registry.test"); n != 1 {
 		t.Errorf("%d lines in the log:\n%s", n, j)
@@ -350,7 +356,11 @@ func TestPrivate(t *testing.T) {
 	}
 	t.Cleanup(r.Close)
 	_, err = r.Head(t.Context(), KindManifest, "a/b", "1")
-	if !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "is not at a public address") || strings.Contains(err.Error(), "loopback") {
+	e, ok := errors.AsType[*Error](err)
+	if !ok || !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "127.0.0.1 is a loopback address") {
 		t.Errorf("%v", err)
+	}
+	if !e.Unreachable() || strings.Contains(e.Public(), "loopback") {
+		t.Errorf("clients are told %q", e.Public())
 	}
 }

@@ -41,7 +41,8 @@ var errEgress = fmt.Errorf("%w", ErrInvalid)
 // errNoCredential: an account's file, program or cloud gave none.
 var errNoCredential = fmt.Errorf("no credential: %w", ErrUnavailable)
 
-// Error says what an upstream answered.
+// Error says what an upstream answered, or why it did not. All but its cause may be told
+// to clients.
 type Error struct {
 	Upstream string // the registry's name
 	Op       string // the request, as in the op label of the metrics
@@ -50,12 +51,45 @@ type Error struct {
 	Message  string // upstream's words, or ours; short and printable
 	// RetryAfter is how long upstream asked to be left alone; 0 when it did not say.
 	RetryAfter time.Duration
-	Err        error // one of the sentinels, or wraps it
+	Err        error // one of the sentinels, or wraps it and nothing else
 
-	own bool // in the registry's own error format, from the registry itself
+	// cause is what the network, a name server, a file or a program said, and to which
+	// host: it is for the log.
+	cause error
+	// unreached: there was no answer to tell of, whatever the cause.
+	unreached bool
+	// unlisted: clients choose the registry's name.
+	unlisted bool
+	own      bool // in the registry's own error format, from the registry itself
 }
 
+// Error is for the log.
 func (e *Error) Error() string {
+	if e.cause == nil {
+		return e.text()
+	}
+	return e.text() + ": " + e.cause.Error()
+}
+
+// Public is what a client is told. It has no address, no resolver, no path and nothing of
+// whether a port is open or a name resolves; of a registry that clients name, not even why
+// it could not be reached.
+func (e *Error) Public() string {
+	switch {
+	case e.Unreachable():
+		return e.Upstream + ": the registry does not answer, or is not at a public address; the mirror's log says which"
+	case e.cause != nil:
+		return e.text() + "; the mirror's log says why"
+	}
+	return e.text()
+}
+
+// Unreachable reports whether the registry is one that clients name, and could not be
+// reached. All such failures are to look alike: whoever names registries could find out
+// about names, addresses and ports that only the mirror reaches.
+func (e *Error) Unreachable() bool { return e.unlisted && e.unreached }
+
+func (e *Error) text() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s: %s: %v", e.Upstream, e.Op, e.Err)
 	if e.Status != 0 {
@@ -69,7 +103,18 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-func (e *Error) Unwrap() error { return e.Err }
+func (e *Error) Unwrap() []error {
+	if e.cause == nil {
+		return []error{e.Err}
+	}
+	return []error{e.Err, e.cause}
+}
+
+// because gives the cause of a failure.
+func (e *Error) because(cause error) *Error {
+	e.cause = cause
+	return e
+}
 
 // SaysNo reports whether err is the registry's own word that it does not have what
 // was asked for: 404 or 410 in the error format of the distribution specification,
@@ -123,7 +168,14 @@ func rank(err error) int {
 }
 
 func (r *Registry) fail(op string, sentinel error, format string, args ...any) *Error {
-	return &Error{Upstream: r.cfg.Name, Op: op, Message: fmt.Sprintf(format, args...), Err: sentinel}
+	return &Error{Upstream: r.cfg.Name, Op: op, Message: fmt.Sprintf(format, args...), Err: sentinel, unlisted: r.cfg.Unlisted}
+}
+
+// unreached is the failure of a request that there was no answer to.
+func (r *Registry) unreached(op string, sentinel, cause error, format string, args ...any) *Error {
+	e := r.fail(op, sentinel, format, args...).because(cause)
+	e.unreached = true
+	return e
 }
 
 // networkError maps what the transport or a body returned. ctx is the
@@ -132,20 +184,23 @@ func (r *Registry) networkError(ctx context.Context, op, doing string, err error
 	if _, ok := errors.AsType[*Error](err); ok {
 		return err
 	}
-	e := &Error{Upstream: r.cfg.Name, Op: op, Message: doing}
+	sentinel, cause := networkFailure(ctx, err)
+	return r.fail(op, sentinel, "%s", doing).because(cause)
+}
+
+// networkFailure is what kind of failure err is, and its cause.
+func networkFailure(ctx context.Context, err error) (sentinel, cause error) {
 	var nerr net.Error
 	switch {
 	case errors.Is(ctx.Err(), context.Canceled):
-		e.Err = context.Canceled
+		return context.Canceled, nil
 	case ctx.Err() != nil:
-		e.Err = fmt.Errorf("%w: %w", ErrTimeout, context.DeadlineExceeded)
+		return ErrTimeout, context.DeadlineExceeded
 	case errors.Is(err, errSilent), errors.Is(err, errTrickle), errors.Is(err, errTooSlow),
 		errors.As(err, &nerr) && nerr.Timeout():
-		e.Err = fmt.Errorf("%w: %w", ErrTimeout, err)
-	default:
-		e.Err = fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return ErrTimeout, err
 	}
-	return e
+	return ErrUnavailable, err
 }
 
 // unquoted is what the transport says of an answer that is no HTTP without what
@@ -168,7 +223,7 @@ const maxErrorBody = 64 << 10
 // statusError turns an answer that is no success into an Error and consumes
 // its body. No secret that was sent may come back in the message.
 func (r *Registry) statusError(op string, resp *http.Response, secrets ...string) *Error {
-	e := &Error{Upstream: r.cfg.Name, Op: op, Status: resp.StatusCode}
+	e := &Error{Upstream: r.cfg.Name, Op: op, Status: resp.StatusCode, unlisted: r.cfg.Unlisted}
 	e.Code, e.Message = ociError(resp)
 	e.own = ofContent(e.Code)
 	for _, s := range secrets {

@@ -109,13 +109,13 @@ func (r *Registry) roundTrip(ctx context.Context, p purpose, req *http.Request) 
 	from := origin(req.URL)
 	object := p.object(req.URL)
 	if left := r.rests.left(from, object); left > 0 {
-		resting := r.fail(p.op, errResting, "%s", req.URL.Host)
+		resting := r.fail(p.op, errResting, "").because(errors.New(req.URL.Host))
 		resting.RetryAfter = left
 		return nil, resting
 	}
 	over, allowed := r.breakers.allow(from, p.repo, object)
 	if !allowed {
-		return nil, r.fail(p.op, errNotAsked, "%s", req.URL.Host)
+		return nil, r.unreached(p.op, errNotAsked, errors.New(req.URL.Host), "")
 	}
 	done := func(o outcome) {
 		if p.optional && o == failedObject {
@@ -159,7 +159,7 @@ func (r *Registry) roundTrip(ctx context.Context, p purpose, req *http.Request) 
 			if p.op != opPing { // the question itself will say it
 				r.log.WarnContext(ctx, "egress refused", "upstream", r.cfg.Name, "op", p.op, "host", req.URL.Host, "reason", refused.Error())
 			}
-			return nil, r.fail(p.op, errEgress, "%s", r.egress.told(refused))
+			return nil, r.unreached(p.op, errEgress, refused, "%s", refused.public())
 		case errors.Is(ctx.Err(), context.Canceled), ctx.Err() != nil && !sent.Load(),
 			errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE): // our own want of descriptors
 			done(ignored)
@@ -173,12 +173,16 @@ func (r *Registry) roundTrip(ctx context.Context, p purpose, req *http.Request) 
 			done(failedOrigin)
 			r.metrics.answered(r.cfg.label(), p.op, "error", took)
 		}
-		doing := "asking " + req.URL.Host
+		what := ""
 		var network net.Error
 		if wrote.Load() && errors.As(err, &network) && network.Timeout() {
-			doing += fmt.Sprintf(", which did not begin its answer within %s, the configured timeouts.response_header", r.cfg.Timeouts.ResponseHeader)
+			what = fmt.Sprintf("the answer did not begin within %s, the configured timeouts.response_header", r.cfg.Timeouts.ResponseHeader)
 		}
-		return nil, r.networkError(ctx, p.op, doing, err)
+		sentinel, cause := networkFailure(ctx, err)
+		if cause != nil {
+			cause = fmt.Errorf("ask %s: %w", req.URL.Host, cause)
+		}
+		return nil, r.unreached(p.op, sentinel, cause, "%s", what)
 	}
 	r.metrics.answered(r.cfg.label(), p.op, codeLabel(resp.StatusCode), took)
 	if resp.StatusCode >= 500 && resp.StatusCode != http.StatusNotImplemented {

@@ -341,7 +341,7 @@ func TestUnlistedUpstreams(t *testing.T) {
 	for _, name := range []string{"169.254.169.254", "127.0.0.1:" + strings.TrimPrefix(within.Host(), "127.0.0.1:"), "localhost"} {
 		status, body := r.get(t, r.url+"/v2/team/app/manifests/1?ns="+name)
 		text, err := io.ReadAll(body)
-		if status != http.StatusBadGateway || err != nil || !strings.Contains(string(text), "is not at a public address") {
+		if status != http.StatusBadGateway || err != nil || !strings.Contains(string(text), ": the registry does not answer, or is not at a public address; the mirror's log says which (request ") {
 			t.Errorf("%s: %d %s %v", name, status, text, err)
 		}
 		r.log.wait(t, `msg="egress refused" upstream="?`+regexp.QuoteMeta(name))
