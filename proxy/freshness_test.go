@@ -355,3 +355,41 @@ func TestTooOld(t *testing.T) {
 	m.restart(func(c *Config) { c.FreshFor, c.MaxStale = 0, time.Nanosecond }, registry(t, "docker.io", up.URL))
 	m.wantError(m.get(tagPath("1")), http.StatusBadGateway, "UNAVAILABLE")
 }
+
+// TestManyTags: whoever asks for many tags, by HEAD, has the index grow to its bound and no
+// further, and what others have pulled is served on when its registry is gone.
+func TestManyTags(t *testing.T) {
+	t.Parallel()
+	const tags, room = 600, 100
+	up := ut.New(t, ut.Options{})
+	img, other := up.AddImage("library/app", "1", ut.NewImage(1, 10)), up.AddImage("library/other", "1", ut.NewImage(2, 10))
+	for n := range tags {
+		up.Tag("library/other", fmt.Sprint("v", n), other.Index.Digest)
+	}
+	m := &mirror{t: t, dir: t.TempDir(), maxIndex: room * 90} // a record takes 86 to 90
+	t.Cleanup(func() { m.stop() })
+	m.start(nil, registry(t, "docker.io", up.URL))
+	m.want(m.get(tagPath("1")), img.Index)
+	known := func() (n int) {
+		if err := m.store.Tags(func(storage.TagKey, storage.Tag) bool { n++; return true }); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	for n := range tags {
+		if a := m.head(fmt.Sprint("/v2/library/other/manifests/v", n)); a.status != http.StatusOK || a.header.Get("Docker-Content-Digest") != string(other.Index.Digest) {
+			t.Errorf("HEAD of v%d: %d %v", n, a.status, a.header)
+		}
+		if n%50 == 0 {
+			if n := known(); n > room+5 {
+				t.Fatalf("%d tags in the index", n)
+			}
+		}
+	}
+	if n := known(); n < room/2 || n > room+5 {
+		t.Errorf("%d tags in the index, want some %d", n, room)
+	}
+	up.Down()
+	m.restart(impatient, registry(t, "docker.io", up.URL))
+	m.want(m.get(tagPath("1")), img.Index)
+}

@@ -42,6 +42,7 @@ type mirror struct {
 	// From the next start on:
 	aliases, hosts map[string][]string // of registries by name
 	maxSize        int64               // of the store; 0: no limit
+	maxIndex       int64               // of what tags take of the index; 0: no limit
 	log            slog.Handler        // of the proxy; nil: nowhere
 }
 
@@ -87,7 +88,7 @@ func (m *mirror) start(change func(*Config), registries ...*upstream.Registry) {
 	}
 	var err error
 	m.store, err = storage.Open(storage.Config{
-		Path: m.dir, MaxFills: 64, MaxSize: storage.Size{Bytes: m.maxSize}, Pinned: cfg.Pinned(), PinFits: PinFits,
+		Path: m.dir, MaxFills: 64, MaxSize: storage.Size{Bytes: m.maxSize}, MaxIndex: m.maxIndex, Pinned: cfg.Pinned(), PinFits: PinFits,
 	}, storage.NewMetrics(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		m.t.Fatal(err)

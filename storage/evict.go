@@ -72,6 +72,9 @@ func (s *Store) readIndex() {
 	if err := s.ledger.load(s.ctx); err != nil {
 		s.log.Error("cannot read index", "error", err)
 	}
+	if err := s.tags.recount(s.ctx); err != nil {
+		s.log.Error("cannot add up tags", "error", err)
+	}
 	s.index.opened()
 }
 

@@ -2,6 +2,7 @@ package storage
 
 import (
 	"cmp"
+	"context"
 	"time"
 
 	"github.com/cachalot-registry/cachalot/task"
@@ -29,11 +30,20 @@ func (s *Store) breathe(took time.Duration) {
 	if s.waiting.Load() > 0 {
 		return
 	}
-	over := time.NewTimer(min(max(restShare*took, minRest), maxRest))
+	rest(s.ctx, took)
+}
+
+// rest follows a step that took so long.
+func rest(ctx context.Context, took time.Duration) {
+	pauseFor(ctx, min(max(restShare*took, minRest), maxRest))
+}
+
+func pauseFor(ctx context.Context, d time.Duration) {
+	over := time.NewTimer(d)
 	defer over.Stop()
 	select {
 	case <-over.C:
-	case <-s.ctx.Done():
+	case <-ctx.Done():
 	}
 }
 

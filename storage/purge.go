@@ -212,7 +212,7 @@ func (s *Store) DropTags(upstream, repository string, dryRun bool, drop func(Tag
 		}
 		v.close()
 		if failed == nil && len(gone) > 0 && !dryRun {
-			failed = s.index.removeAll(gone)
+			failed = s.tags.remove(gone...)
 		}
 		if failed != nil || looked < sweepBatch {
 			return tags, failed

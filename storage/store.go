@@ -34,6 +34,12 @@ type Config struct {
 	// downloads need not wait for it. Of MinFree as much more is freed. Zero: 98, or
 	// LowMark if that is more, and 95, or HighMark if that is less.
 	HighMark, LowMark float64
+	// MaxIndex bounds what tags and lists take of the index; 0: nothing does. Past it
+	// the least recently checked ones go, those first of which nothing is kept, and
+	// nothing that is pinned.
+	MaxIndex int64
+	// Listed: see [Store.SetListed].
+	Listed func(upstream string) bool
 	// Pinned: see [Store.SetPinned].
 	Pinned func(upstream, repository string) bool
 	// PinFits says whether a pattern of [Store.Pin] is of a repository. Nil: none is.
@@ -50,6 +56,7 @@ type Store struct {
 	lock      *os.File
 	index     *index
 	ledger    *ledger
+	tags      *tagLedger
 	metrics   *Metrics
 	log       *slog.Logger
 	maxSize   int64
@@ -151,6 +158,8 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	m.minFree.Set(float64(max(s.minFree, indexFloor)))
 	m.fillsLimit.Set(float64(cfg.MaxFills))
 	m.disk.Store(&s.disk)
+	s.tags = newTagLedger(idx, cfg.MaxIndex, s.Pinned, m, log)
+	s.SetListed(cfg.Listed)
 	s.SetPinned(cfg.Pinned)
 	s.loadPins()
 	if err := k.partials(func(_ partial, info fs.FileInfo) { s.grow(blocks(info.Size())) }); err != nil {
@@ -160,6 +169,7 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	log.Info("storage open", "path", cfg.Path, "max_bytes", s.maxSize, "free_bytes", free, "min_free_bytes", s.minFree)
 	s.running.Go(task.Keep(ctx, "maintenance", s.maintain))
 	s.running.Go(task.Keep(ctx, "scrub", s.scrub))
+	s.running.Go(task.Keep(ctx, "eviction of tags", func() { s.tags.run(ctx) }))
 	return s, nil
 }
 

@@ -17,14 +17,26 @@ func (s *Store) Tag(k TagKey) (t Tag, ok bool) {
 	return t, ok
 }
 
-// PutTag moves a tag. It is forgotten when nobody has moved or checked it for keep.
+// PutTag moves a tag. It is forgotten when nobody has moved or checked it for keep, or
+// when there is no room for it in the index: see [Config].MaxIndex.
 func (s *Store) PutTag(k TagKey, t Tag, keep time.Duration) error {
-	return s.index.put(tagKey(k), t.encode(), keep)
+	return s.tags.put(k, t, keep)
+}
+
+// SetListed changes what says which upstreams are of the configuration; nil: all are. The
+// tags of all others share the part of the index that one of these may have. It is called
+// from many goroutines.
+func (s *Store) SetListed(listed func(upstream string) bool) {
+	if listed == nil {
+		s.tags.listed.Store(nil)
+		return
+	}
+	s.tags.listed.Store(&listed)
 }
 
 // DeleteTag forgets a tag.
 func (s *Store) DeleteTag(k TagKey) error {
-	return s.index.remove(tagKey(k))
+	return s.tags.remove(tagKey(k))
 }
 
 // Tags calls visit for every pointer, tags and lists kept like one, until it

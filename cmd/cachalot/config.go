@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -116,6 +117,8 @@ type storageConfig struct {
 	MaxSize storage.Size `yaml:"max_size"`
 	// MinFree is the free space left to others on the file system.
 	MinFree storage.Size `yaml:"min_free"`
+	// MaxIndex bounds what tags and lists take of the index; 0: nothing does.
+	MaxIndex storage.Size `yaml:"max_index"`
 	// HighMark is the share of MaxSize above which eviction begins, and LowMark the
 	// one that it goes down to; of MinFree they leave as much more free.
 	HighMark storage.Size `yaml:"high_mark"`
@@ -200,6 +203,7 @@ func defaults() config {
 		Storage: storageConfig{
 			MaxSize:    storage.Size{Bytes: 50 << 30},
 			MinFree:    storage.Size{Percent: 5},
+			MaxIndex:   storage.Size{Bytes: 256 << 20},
 			HighMark:   storage.Size{Percent: 98},
 			LowMark:    storage.Size{Percent: 95},
 			MaxFills:   256,
@@ -329,11 +333,20 @@ func (c config) proxy() proxy.Config {
 	}
 }
 
+// listed says which registries are of the configuration. It is called while the next one is
+// read, and so knows nothing of c.
+func (c config) listed() func(name string) bool {
+	names := maps.Clone(c.Upstreams)
+	return func(name string) bool { _, ok := names[name]; return ok }
+}
+
 func (c config) storage() (storage.Config, error) {
 	s := storage.Config{
 		Path:       c.Storage.Path,
 		MaxSize:    c.Storage.MaxSize,
 		MinFree:    c.Storage.MinFree,
+		MaxIndex:   c.Storage.MaxIndex.Bytes,
+		Listed:     c.listed(),
 		HighMark:   c.Storage.HighMark.Percent,
 		LowMark:    c.Storage.LowMark.Percent,
 		MaxFills:   c.Storage.MaxFills,

@@ -54,6 +54,7 @@ var invalidConfigs = map[string]string{
 	"listen-text":             `F:1:1: listen: "everywhere" is not an address; write host:port or :port, such as :5000`,
 	"log-format":              `F:2:3: log.format: "xml" is not known; write one of text, json`,
 	"log-level":               `F:1:7: log.level: "verbose" is not known; write one of debug, info, warn, error`,
+	"max-index":               `F:2:3: storage.max_index: "5%" is not a bound for the index; write a size from 1MiB on, such as 256MiB, or 0 for none`,
 	"low-mark":                `F:2:3: storage.low_mark: "40GiB" is not a share of max_size; write one such as 95%`,
 	"low-mark-high":           `F:2:3: storage.low_mark: 99% is above storage.high_mark, 98%; write a lower one, or a higher storage.high_mark`,
 	"low-mark-zero":           `F:2:3: storage.low_mark: "0" is not a share of max_size; write one such as 95%`,

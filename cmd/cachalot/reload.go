@@ -54,6 +54,7 @@ func (m *mirror) tryReload() error {
 	m.stuck.limit.Store(int64(next.SendTimeout))
 	m.clients.trust(addressRanges(next.TrustedProxies))
 	m.store.SetPinned(next.proxy().Pinned())
+	m.store.SetListed(next.listed())
 	old := m.current.swap(g)
 	m.retiring.Go(task.Guard("close of the former configuration", old.close))
 	m.cfg = next
@@ -122,6 +123,9 @@ func (m *mirror) keepFixed(next *config) {
 	}
 	if next.Storage.MinFree != m.cfg.Storage.MinFree {
 		changed = append(changed, "storage.min_free")
+	}
+	if next.Storage.MaxIndex != m.cfg.Storage.MaxIndex {
+		changed = append(changed, "storage.max_index")
 	}
 	if next.Storage.HighMark != m.cfg.Storage.HighMark {
 		changed = append(changed, "storage.high_mark")

@@ -177,12 +177,18 @@ func (v *validator) tracing(c tracingConfig) {
 	}
 }
 
+// minIndex has the tags of some thousand repositories.
+const minIndex = 1 << 20
+
 func (v *validator) storage(s storageConfig) {
 	if s.MaxSize == (storage.Size{}) && s.MinFree == (storage.Size{}) {
 		v.fail("no limit, with min_free 0 as well; write a size such as 50GiB, or a share of the disk such as 80%", "storage.max_size", "storage.min_free")
 	}
 	if s.MinFree.Percent >= 100 {
 		v.fail("the whole disk; write how much of it to leave free, such as 5%", "storage.min_free")
+	}
+	if s.MaxIndex.Percent > 0 || s.MaxIndex.Bytes > 0 && s.MaxIndex.Bytes < minIndex {
+		v.fail(fmt.Sprintf("%q is not a bound for the index; write a size from 1MiB on, such as 256MiB, or 0 for none", s.MaxIndex), "storage.max_index")
 	}
 	if s.HighMark.Percent == 0 {
 		v.fail(fmt.Sprintf("%q is not a share of max_size; write one such as 98%%", s.HighMark), "storage.high_mark")
