@@ -11,6 +11,7 @@ import (
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 
+	"github.com/cachalot-registry/cachalot/bounds"
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/upstream"
 )
@@ -100,6 +101,7 @@ func publicText(err error) string {
 		return e.Public()
 	}
 	for _, known := range []error{
+		errBusy, errNames, bounds.ErrNoMemory,
 		upstream.ErrNotFound, upstream.ErrDenied, upstream.ErrRateLimited, upstream.ErrTimeout, upstream.ErrUnavailable,
 		upstream.ErrUnsupported, upstream.ErrInvalid, upstream.ErrSigned, storage.ErrDigest, storage.ErrChanged, storage.ErrClosed,
 	} {
