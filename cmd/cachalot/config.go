@@ -333,8 +333,7 @@ func (c config) proxy() proxy.Config {
 	}
 }
 
-// listed says which registries are of the configuration. It is called while the next one is
-// read, and so knows nothing of c.
+// listed returns what says which registries are of the configuration.
 func (c config) listed() func(name string) bool {
 	names := maps.Clone(c.Upstreams)
 	return func(name string) bool { _, ok := names[name]; return ok }
