@@ -35,8 +35,8 @@ func NewMetrics() *Metrics {
 	}
 	m.busy = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "busy_total",
-		Help: "Requests that were told to come back (503 with Retry-After), by what there was too much of: checks (max_checks, fair_share), names (of registries that are not configured) or memory (a third of the limit, for manifests and lists).",
-	}, []string{"what"})
+		Help: "Requests that were told to come back (503 with Retry-After), by reason: too many checks (max_checks, fair_share), names (of registries that are not configured) or memory (a third of the limit, for manifests and lists).",
+	}, []string{"reason"})
 	for _, what := range []string{"checks", "names", "memory"} {
 		m.busy.WithLabelValues(what)
 	}
