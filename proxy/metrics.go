@@ -35,7 +35,7 @@ func NewMetrics() *Metrics {
 	}
 	m.busy = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "busy_total",
-		Help: "Requests that were told to come back (503 with Retry-After), by reason: too many checks (max_checks, fair_share), names (of registries that are not configured) or memory (a third of the limit, for manifests and lists).",
+		Help: "Requests that were told to come back (503 with Retry-After), by reason: too many checks (max_checks, fair_share), names (of registries that are not configured) or memory (a quarter of the limit, for manifests and lists).",
 	}, []string{"reason"})
 	for _, what := range []string{"checks", "names", "memory"} {
 		m.busy.WithLabelValues(what)

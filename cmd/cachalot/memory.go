@@ -18,7 +18,7 @@ const (
 	cgroupShare = 0.9
 	// budgetPart of the limit is for content that is held in memory. Connections, downloads
 	// and the index have the others.
-	budgetPart = 3
+	budgetPart = 4
 	// leastBudget is for what no mirror can do without.
 	leastBudget = 16 << 20
 )

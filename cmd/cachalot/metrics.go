@@ -60,7 +60,7 @@ func newMetrics(b build, memory *bounds.Memory, open func() float64, limit int) 
 		Help: "What manifests and lists that are held in memory take of their budget.",
 	}, func() float64 { return float64(memory.Taken()) }), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "memory_budget_bytes",
-		Help: "The budget for manifests and lists in memory: a third of the memory limit. What does not fit is answered 503.",
+		Help: "The budget for manifests and lists in memory: a quarter of the memory limit. What does not fit is answered 503.",
 	}, func() float64 { return float64(memory.Limit()) })}
 
 	prefixed := prometheus.WrapRegistererWithPrefix("cachalot_", m.registry)
