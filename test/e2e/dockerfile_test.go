@@ -49,7 +49,15 @@ func buildContext(t *testing.T) string {
 	dir := t.TempDir()
 	root := must(t, nil, "go", "list", "-m", "-f", "{{.Dir}}")
 	// Of test, what the modules' tests need: "go mod vendor" wants that too.
-	for _, name := range []string{"Dockerfile", ".dockerignore", "go.mod", "go.sum", "cmd", "proxy", "storage", "upstream", "test"} {
+	names := []string{"Dockerfile", ".dockerignore", "test"}
+	ignored, err := os.ReadFile(filepath.Join(root, ".dockerignore"))
+	check(t, err)
+	for line := range strings.Lines(string(ignored)) {
+		if name, ok := strings.CutPrefix(strings.TrimSpace(line), "!"); ok && name != "vendor" {
+			names = append(names, name)
+		}
+	}
+	for _, name := range names {
 		must(t, nil, "cp", "-R", filepath.Join(root, name), dir)
 	}
 	must(t, nil, "go", "-C", dir, "mod", "vendor")
