@@ -9,10 +9,13 @@
 #   --build-arg DIND_BASE=...  any docker:dind, be it a rootless one; or your own image made from it
 # Where no Go module proxy is, name yours with --build-arg GOPROXY=..., or run
 # "go mod vendor" first: a vendor folder is used without asking anybody.
+#
+# Base images are named by the digest of their index, for all platforms. That of
+# another version is what "docker buildx imagetools inspect golang:1.26.9" says.
 
-ARG GO_IMAGE=golang:1.26
+ARG GO_IMAGE=golang:1.26.9@sha256:f1f0bcc2c524a3ced375fcb4d1ecb7aa371aa7070e112599aaca45cc02d0101b
 ARG BASE=scratch
-ARG DIND_BASE=docker:29-dind
+ARG DIND_BASE=docker:29.8.2-dind@sha256:7dcdfc4a20246236f558175182ccace1eb15a41bd3eb119dd2284f393498b7c1
 
 FROM ${GO_IMAGE} AS build
 ARG GOPROXY
