@@ -89,7 +89,7 @@ networkPolicy:
 		"nodes": {values: `{nodes: {enabled: true}}`},
 		"nodes by a node port": {values: `
 service: {type: NodePort, nodePort: 30500}
-nodes: {enabled: true, configPath: /etc/containerd/hosts.d, registries: [docker.io, "registry.corp:8443"], priorityClassName: system-node-critical, nodeSelector: {role: ci},
+nodes: {enabled: true, serviceAccountName: for-nodes, configPath: /etc/containerd/hosts.d, registries: [docker.io, "registry.corp:8443"], priorityClassName: system-node-critical, nodeSelector: {role: ci},
   tolerations: [], affinity: {nodeAffinity: {}}, podLabels: {a: b}, podAnnotations: {c: d}, resources: {limits: null}, securityContext: {seLinuxOptions: {type: spc_t}}}`},
 		"nodes by a name": {values: `
 tls: {certManager: {enabled: true, issuerRef: {name: corp}, dnsNames: [mirror.corp]}}
@@ -97,6 +97,7 @@ nodes: {enabled: true, mirror: "https://mirror.corp:5000", caSecret: mirror-cach
 		"several": {values: `
 replicas: 3
 podDisruptionBudget: {enabled: true, maxUnavailable: 34%}
+		"nodes without an account": {values: `{nodes: {enabled: true}, serviceAccount: {create: false, name: other}}`},
 topologySpreadConstraints: [{maxSkew: 1, topologyKey: topology.kubernetes.io/zone, whenUnsatisfiable: ScheduleAnyway}]
 affinity: {podAntiAffinity: {preferredDuringSchedulingIgnoredDuringExecution: [{weight: 1, podAffinityTerm: {topologyKey: kubernetes.io/hostname}}]}}`},
 		"scheduling": {values: `

@@ -122,6 +122,50 @@ func TestNodesPower(t *testing.T) {
 	}
 }
 
+// TestNodesAccount: root on the nodes has no ServiceAccount of the mirror's, whose
+// annotations give a cloud's role, and none that has annotations.
+func TestNodesAccount(t *testing.T) {
+	const role = `annotations: {eks.amazonaws.com/role-arn: "arn:aws:iam::1:role/ecr"}`
+	for values, want := range map[string]string{
+		`{nodes: {enabled: true}, serviceAccount: {` + role + `}}`:                                            "mirror-cachalot-node",
+		`{nodes: {enabled: true}, serviceAccount: {name: ecr, ` + role + `}}`:                                 "mirror-cachalot-node",
+		`{nodes: {enabled: true}, serviceAccount: {create: false, name: ecr}}`:                                "default",
+		`{nodes: {enabled: true}, serviceAccount: {create: false}}`:                                           "default",
+		`{nodes: {enabled: true, serviceAccountName: for-nodes}, serviceAccount: {name: ecr, ` + role + `}}`:  "for-nodes",
+		`{nodes: {enabled: true, serviceAccountName: default}, serviceAccount: {create: false}, secrets: {}}`: "", // named
+		`{nodes: {enabled: true, serviceAccountName: ecr}, serviceAccount: {create: false, name: ecr}}`:       "",
+		`{nodes: {enabled: true, serviceAccountName: mirror-cachalot}}`:                                       "",
+	} {
+		if want == "" {
+			if _, err := tryRender(t, loadChart(t), "mirror", values); err == nil || !strings.Contains(err.Error(), "nodes.serviceAccountName is the mirror's") {
+				t.Errorf("%s: %v", values, err)
+			}
+			continue
+		}
+		r := render(t, "mirror", values)
+		spec, mirror := nodes(t, r).Spec.Template.Spec, statefulSet(t, r).Spec.Template.Spec
+		if spec.ServiceAccountName != want || spec.AutomountServiceAccountToken == nil || *spec.AutomountServiceAccountToken {
+			t.Errorf("%s: the account %q, want %q; its token: %v", values, spec.ServiceAccountName, want, spec.AutomountServiceAccountToken)
+		}
+		if want != "default" && mirror.ServiceAccountName == want {
+			t.Errorf("%s: the account is the mirror's", values)
+		}
+		made := map[string]*core.ServiceAccount{}
+		for _, a := range all[*core.ServiceAccount](r) {
+			made[a.Name] = a
+		}
+		if a := made[want]; (a != nil) != strings.HasSuffix(want, "-node") || a != nil && (len(a.Annotations) > 0 || a.AutomountServiceAccountToken == nil || *a.AutomountServiceAccountToken) {
+			t.Errorf("%s: the account that is made is %+v", values, a)
+		}
+		if a := made[mirror.ServiceAccountName]; strings.Contains(values, role) && (a == nil || len(a.Annotations) != 1) {
+			t.Errorf("%s: the mirror's account is %+v", values, a)
+		}
+	}
+	if n := len(all[*core.ServiceAccount](render(t, "mirror", ""))); n != 1 {
+		t.Errorf("%d accounts without nodes", n)
+	}
+}
+
 // TestNodesApart: no Service leads to the nodes' pods, and no other controller
 // takes them for its own.
 func TestNodesApart(t *testing.T) {

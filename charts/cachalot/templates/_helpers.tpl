@@ -41,6 +41,10 @@ app.kubernetes.io/component: mirror
 {{- .Values.serviceAccount.name | default (ternary (include "cachalot.fullname" .) "default" .Values.serviceAccount.create) }}
 {{- end }}
 
+{{- define "cachalot.nodesServiceAccountName" -}}
+{{- .Values.nodes.serviceAccountName | default (ternary (printf "%s-node" (include "cachalot.fullname" .)) "default" .Values.serviceAccount.create) }}
+{{- end }}
+
 {{- define "cachalot.image" -}}
 {{- with .Values.image }}
 {{- if .digest }}{{ .repository }}@{{ .digest }}{{ else }}{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}
@@ -205,4 +209,7 @@ exec:
 {{- else if and (eq $service.type "LoadBalancer") $service.loadBalancerIP }}{{ include "cachalot.scheme" . }}://{{ ternary (printf "[%s]" $service.loadBalancerIP) $service.loadBalancerIP (contains ":" $service.loadBalancerIP) }}:{{ $service.port }}
 {{- else if eq $service.type "ClusterIP" }}{{ include "cachalot.scheme" . }}://{{ $inside }}:{{ $service.port }}
 {{- end }}
+{{- end }}
+{{- if and .enabled .serviceAccountName (eq .serviceAccountName (include "cachalot.serviceAccountName" $)) }}
+{{- fail "nodes.serviceAccountName is the mirror's: with its cloud role, root on every node could read what the mirror may; name another, or leave it out" }}
 {{- end }}
