@@ -78,14 +78,16 @@ metrics:
   serviceMonitor: {enabled: true, interval: 30s, labels: {release: prometheus}, relabelings: [{targetLabel: cluster, replacement: one}], metricRelabelings: [{action: drop, sourceLabels: [__name__], regex: go_.*}]}
   prometheusRule: {enabled: true, labels: {release: prometheus}}
   dashboard: {enabled: true, annotations: {folder: CI}}`},
-		"pod monitor":    {values: `{fullnameOverride: mirror, metrics: {podMonitor: {enabled: true}}}`},
-		"network policy": {values: `{networkPolicy: {enabled: true}}`},
+		"pod monitor":       {values: `{fullnameOverride: mirror, metrics: {podMonitor: {enabled: true}}}`},
+		"no network policy": {values: `{networkPolicy: {enabled: false}}`},
 		"narrow network policy": {values: `
 networkPolicy:
   enabled: true
   clients: [{namespaceSelector: {matchLabels: {ci: "true"}}}, {ipBlock: {cidr: 10.0.0.0/8}}]
   admin: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}]
   egress: [{ports: [{port: 53, protocol: UDP}, {port: 443}]}]`},
+  prometheus: []
+  ingress: [{ports: [{port: 15008}]}]
 		"nodes": {values: `{nodes: {enabled: true}}`},
 		"nodes by a node port": {values: `
 service: {type: NodePort, nodePort: 30500}

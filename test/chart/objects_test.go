@@ -125,38 +125,6 @@ func checkJob(t *testing.T, relabelings []monitoring.RelabelConfig, want string)
 	}
 }
 
-// TestNetworkPolicy: clients reach the mirror alone, and helm test both ports.
-func TestNetworkPolicy(t *testing.T) {
-	for name, values := range map[string]string{"open": `{networkPolicy: {enabled: true}}`, "narrow": choices()["narrow network policy"].values} {
-		r := render(t, "mirror", values)
-		p := all[*network.NetworkPolicy](r)[0]
-		selector, err := meta.LabelSelectorAsSelector(&p.Spec.PodSelector)
-		if err != nil || !selector.Matches(labels.Set(statefulSet(t, r).Spec.Template.Labels)) {
-			t.Errorf("%s: not of the pods: %v", name, err)
-		}
-		test := all[*core.Pod](r)[0]
-		for _, rule := range p.Spec.Ingress {
-			port := rule.Ports[0].Port.StrVal
-			open := len(rule.From) == 0
-			if open && (port == "admin" || name == "narrow") {
-				t.Errorf("%s: everybody reaches %s", name, port)
-			}
-			if !open && !slices.ContainsFunc(rule.From, func(from network.NetworkPolicyPeer) bool {
-				if from.PodSelector == nil || from.NamespaceSelector != nil {
-					return false
-				}
-				s, err := meta.LabelSelectorAsSelector(from.PodSelector)
-				return err == nil && s.Matches(labels.Set(test.Labels))
-			}) {
-				t.Errorf("%s: helm test does not reach %s", name, port)
-			}
-		}
-		if egress := slices.Contains(p.Spec.PolicyTypes, network.PolicyTypeEgress); egress != (name == "narrow") {
-			t.Errorf("%s: policy types %v", name, p.Spec.PolicyTypes)
-		}
-	}
-}
-
 // TestRoutes: an Ingress and an HTTPRoute lead to the Service's port.
 func TestRoutes(t *testing.T) {
 	for _, tls := range []string{"", "web"} {

@@ -175,6 +175,11 @@ exec:
 {{- end }}
 {{- end }}
 {{- if and (not (include "cachalot.adminOpen" .)) (or .Values.metrics.serviceMonitor.enabled .Values.metrics.podMonitor.enabled) }}
+{{/* Whether the release has a NetworkPolicy. */}}
+{{- define "cachalot.networkPolicy" -}}
+{{- if and .Values.networkPolicy.enabled (.Capabilities.APIVersions.Has "networking.k8s.io/v1") }}true{{ end }}
+{{- end }}
+
 {{- fail "Prometheus cannot reach config.admin.listen: set it to :5001, or do without serviceMonitor and podMonitor" }}
 {{- end }}
 {{- if and .Values.metrics.serviceMonitor.enabled .Values.metrics.podMonitor.enabled }}
