@@ -16,6 +16,7 @@ func choices() map[string]choice {
 image: {repository: registry.example/mirror, digest: "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", pullPolicy: Always}
 imagePullSecrets: [{name: corp}]`},
 		"configuration": {values: `
+resources: {limits: {memory: 2Ti}}
 config:
   max_connections: 2000000
   log: {level: debug, format: json}
@@ -85,9 +86,9 @@ networkPolicy:
   enabled: true
   clients: [{namespaceSelector: {matchLabels: {ci: "true"}}}, {ipBlock: {cidr: 10.0.0.0/8}}]
   admin: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}]
-  egress: [{ports: [{port: 53, protocol: UDP}, {port: 443}]}]`},
   prometheus: []
   ingress: [{ports: [{port: 15008}]}]
+  egress: [{ports: [{port: 53, protocol: UDP}, {port: 443}]}]`},
 		"nodes": {values: `{nodes: {enabled: true}}`},
 		"nodes by a node port": {values: `
 service: {type: NodePort, nodePort: 30500}
@@ -96,10 +97,10 @@ nodes: {enabled: true, serviceAccountName: for-nodes, configPath: /etc/container
 		"nodes by a name": {values: `
 tls: {certManager: {enabled: true, issuerRef: {name: corp}, dnsNames: [mirror.corp]}}
 nodes: {enabled: true, mirror: "https://mirror.corp:5000", caSecret: mirror-cachalot-tls, updateStrategy: {type: OnDelete, rollingUpdate: null}}`},
+		"nodes without an account": {values: `{nodes: {enabled: true}, serviceAccount: {create: false, name: other}}`},
 		"several": {values: `
 replicas: 3
 podDisruptionBudget: {enabled: true, maxUnavailable: 34%}
-		"nodes without an account": {values: `{nodes: {enabled: true}, serviceAccount: {create: false, name: other}}`},
 topologySpreadConstraints: [{maxSkew: 1, topologyKey: topology.kubernetes.io/zone, whenUnsatisfiable: ScheduleAnyway}]
 affinity: {podAntiAffinity: {preferredDuringSchedulingIgnoredDuringExecution: [{weight: 1, podAffinityTerm: {topologyKey: kubernetes.io/hostname}}]}}`},
 		"scheduling": {values: `
@@ -113,7 +114,8 @@ dnsConfig: {nameservers: [192.0.2.53]}
 hostAliases: [{ip: 192.0.2.9, hostnames: [registry.corp]}]
 terminationGracePeriodSeconds: 90`},
 		"no limits":              {values: `{resources: {limits: null}}`},
-		"own memory limit of Go": {values: `{extraEnv: [{name: GOMEMLIMIT, value: 1GiB}]}`},
+		"own memory limit of Go": {values: `{extraEnv: [{name: GOMEMLIMIT, value: 1GiB}], resources: {limits: {memory: 1200Mi}}}`},
+		"a small machine":        {values: `{resources: {requests: {memory: 64Mi}, limits: {memory: 256Mi}}, config: {storage: {max_fills: 32}}}`},
 		"own limits":             {values: `{resources: {requests: {memory: 1G}, limits: {memory: 2G, cpu: 2}}}`},
 		"extras": {values: `
 podLabels: {azure.workload.identity/use: "true"}

@@ -37,7 +37,7 @@ func settings(t *testing.T, r rendered) map[string]any {
 
 // TestConfig: what values say goes, and for what they do not the chart's own.
 func TestConfig(t *testing.T) {
-	own := map[string]any{"listen": ":5000", "admin.listen": ":5001", "storage.path": "/var/lib/cachalot", "storage.max_size": "55296MiB"}
+	own := map[string]any{"listen": ":5000", "admin.listen": ":5001", "storage.path": "/var/lib/cachalot", "storage.max_size": "55296MiB", "max_connections": 997.0}
 	for values, different := range map[string]map[string]any{
 		`{}`:                                 {},
 		`{config: {storage: {max_size: 0}}}`: {"storage.max_size": 0.0},
@@ -60,28 +60,6 @@ func TestConfig(t *testing.T) {
 		}
 		if got := settings(t, render(t, "mirror", values)); fmt.Sprint(got) != fmt.Sprint(want) {
 			t.Errorf("%s:\n got %v\nwant %v", values, got, want)
-		}
-	}
-}
-
-// TestMemoryLimit: GOMEMLIMIT leaves a tenth of the limit to what is not Go's.
-func TestMemoryLimit(t *testing.T) {
-	for values, want := range map[string]string{
-		`{}`:                                  "460MiB",
-		`{resources: {limits: {memory: 2G}}}`: "1716MiB",
-		`{resources: {limits: {memory: 1073741824}}}`:   "921MiB",
-		`{resources: {limits: {memory: null, cpu: 1}}}`: "",
-		`{resources: null}`:                             "",
-		`{extraEnv: [{name: GOMEMLIMIT, value: 1GiB}]}`: "1GiB",
-	} {
-		got := ""
-		for _, e := range statefulSet(t, render(t, "mirror", values)).Spec.Template.Spec.Containers[0].Env {
-			if e.Name == "GOMEMLIMIT" {
-				got = e.Value
-			}
-		}
-		if got != want {
-			t.Errorf("%s: GOMEMLIMIT is %q, want %q", values, got, want)
 		}
 	}
 }

@@ -23,6 +23,7 @@ func TestDocs(t *testing.T) {
 			checkNames(t, r)
 			checkServices(t, r)
 			checkSecurity(t, r, "")
+			checkMemory(t, r)
 			p := newPod(t, r)
 			if out, err := p.command(t, "config", "check", p.container.Args[2]).CombinedOutput(); err != nil {
 				t.Errorf("%v\n%s\n%s", err, out, found[1])

@@ -25,6 +25,8 @@ func TestChoices(t *testing.T) {
 			checkServices(t, r)
 			checkSecurity(t, r, c.unrestricted)
 			checkOnce(t, r)
+			checkMemory(t, r)
+			checkImages(t, r)
 		})
 	}
 }
@@ -81,6 +83,27 @@ func checkNames(t *testing.T, r rendered) {
 	for _, v := range pod.Spec.Volumes {
 		if wrong := validation.IsDNS1123Label(v.Name); len(wrong) > 0 {
 			t.Errorf("volume %s: %v", v.Name, wrong)
+		}
+	}
+}
+
+// checkImages wants no image that neither the values nor the chart's own key name.
+func checkImages(t *testing.T, r rendered) {
+	t.Helper()
+	spec := statefulSet(t, r).Spec.Template.Spec
+	own := spec.Containers[0].Image
+	specs := []core.PodSpec{{Containers: spec.Containers[:1]}} // the others are of the values
+	for _, p := range all[*core.Pod](r) {
+		specs = append(specs, p.Spec)
+	}
+	for _, d := range all[*apps.DaemonSet](r) {
+		specs = append(specs, d.Spec.Template.Spec)
+	}
+	for _, s := range specs {
+		for _, c := range append(s.InitContainers, s.Containers...) {
+			if c.Image != own {
+				t.Errorf("%s has the image %s, and cachalot %s", c.Name, c.Image, own)
+			}
 		}
 	}
 }

@@ -192,7 +192,17 @@ func runnerConfig(t *testing.T) types.Type {
 	if err := errors.Join(err, json.Unmarshal(out, &module)); err != nil || module.Dir == "" {
 		t.Fatalf("%v %s", err, module.Error)
 	}
-	p, err := gobuild.ImportDir(filepath.Join(module.Dir, "common"), 0)
+	config := goPackage(t, filepath.Join(module.Dir, "common")).Scope().Lookup("Config")
+	if config == nil {
+		t.Fatal("no type Config")
+	}
+	return config.Type()
+}
+
+// goPackage has the constants and types of a folder, but for what takes other packages.
+func goPackage(t *testing.T, folder string) *types.Package {
+	t.Helper()
+	p, err := gobuild.ImportDir(folder, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,12 +216,8 @@ func runnerConfig(t *testing.T) types.Type {
 		files = append(files, f)
 	}
 	check := types.Config{Importer: importNothing{}, IgnoreFuncBodies: true, Error: func(error) {}}
-	common, _ := check.Check("common", fset, files, nil) // the error is of the imports
-	config := common.Scope().Lookup("Config")
-	if config == nil {
-		t.Fatal("no type Config")
-	}
-	return config.Type()
+	checked, _ := check.Check(p.Name, fset, files, nil) // the error is of the imports
+	return checked
 }
 
 // checkKeys wants of a value that the type of GitLab Runner has room for it.

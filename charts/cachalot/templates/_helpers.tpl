@@ -51,15 +51,72 @@ app.kubernetes.io/component: mirror
 {{- end }}
 {{- end }}
 
-{{/* Nine tenths of a quantity, in whole MiB; nothing if it has another form than 60Gi or 1.5G. */}}
-{{- define "cachalot.mostOf" -}}
-{{- $quantity := ternary (int64 . | toString) (toString .) (kindIs "float64" .) }}
-{{- $unit := regexFind "(k|M|G|T|Ki|Mi|Gi|Ti)?$" $quantity }}
-{{- $number := trimSuffix $unit $quantity }}
-{{- $bytes := dict "" 1 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 }}
-{{- if regexMatch "^[0-9]+([.][0-9]+)?$" $number }}
-{{- divf (mulf (float64 $number) (get $bytes $unit) 0.9) 1048576 | floor | int64 }}MiB
+{{/* A number or text of the values as it is written there, but for a fraction. */}}
+{{- define "cachalot.text" -}}
+{{- ternary (int64 . | toString) (toString .) (kindIs "float64" .) }}
 {{- end }}
+
+{{/* A quantity of Kubernetes such as 60Gi or 1.5G, or one of GOMEMLIMIT such as 460MiB, in bytes; nothing if it has another form. */}}
+{{- define "cachalot.bytes" -}}
+{{- $quantity := include "cachalot.text" . }}
+{{- if regexMatch "^[0-9]+([.][0-9]+)?([kMGT]|[KMGT]iB?|B)?$" $quantity }}
+{{- $number := regexFind "^[0-9.]+" $quantity }}
+{{- $unit := trimPrefix $number $quantity | trimSuffix "B" }}
+{{- $bytes := dict "" 1 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 }}
+{{- mulf (float64 $number) (get $bytes $unit) | floor | int64 }}
+{{- end }}
+{{- end }}
+
+{{/* Nine tenths of a quantity, in whole MiB; nothing if it has another form. */}}
+{{- define "cachalot.mostOf" -}}
+{{- with include "cachalot.bytes" . }}{{ divf (mulf (float64 .) 0.9) 1048576 | floor | int64 }}MiB{{ end }}
+{{- end }}
+
+{{- define "cachalot.memoryLimit" -}}
+{{- with ((.Values.resources | default dict).limits | default dict).memory }}{{ include "cachalot.text" . }}{{ end }}
+{{- end }}
+
+{{/* GOMEMLIMIT as extraEnv sets it. */}}
+{{- define "cachalot.ownGoMemory" -}}
+{{- range .Values.extraEnv }}{{ if eq .name "GOMEMLIMIT" }}{{ .value }}{{ end }}{{ end }}
+{{- end }}
+
+{{/* GOMEMLIMIT in bytes: that of extraEnv, or else nine tenths of the memory limit; nothing where neither is known. */}}
+{{- define "cachalot.goMemory" -}}
+{{- include "cachalot.bytes" (include "cachalot.ownGoMemory" .) | default (include "cachalot.bytes" (include "cachalot.mostOf" (include "cachalot.memoryLimit" .))) }}
+{{- end }}
+
+{{/*
+What cachalot takes at most, in KiB; test/chart/memory_test.go says where each comes from:
+a client's connection, a download, and all else that does not depend on their number. A
+quarter of GOMEMLIMIT is for manifests and lists, which are whole in memory.
+*/}}
+{{- define "cachalot.memory" -}}
+{connection: 512, download: 256, fixed: 131072}
+{{- end }}
+
+{{/* KiB that max_fills downloads and what is fixed take. */}}
+{{- define "cachalot.memoryBeside" -}}
+{{- $memory := include "cachalot.memory" . | fromYaml }}
+{{- $fills := include "cachalot.text" (.Values.config.storage | default dict).max_fills }}
+{{- if not (regexMatch "^[0-9]+$" $fills) }}{{ $fills = "256" }}{{ end }}
+{{- add (int64 $memory.fixed) (mul (int64 $memory.download) (int64 $fills)) }}
+{{- end }}
+
+{{/* The connections that GOMEMLIMIT holds, which may be below zero; nothing where it is not known. */}}
+{{- define "cachalot.connections" -}}
+{{- with include "cachalot.goMemory" . }}
+{{- $memory := include "cachalot.memory" $ | fromYaml }}
+{{- $left := sub (div (mul (div (int64 .) 1024) 3) 4) (include "cachalot.memoryBeside" $ | int64) }}
+{{- divf (float64 $left) (float64 $memory.connection) | floor | int64 }}
+{{- end }}
+{{- end }}
+
+{{/* (list . CONNECTIONS): the GOMEMLIMIT that holds them, in MiB. */}}
+{{- define "cachalot.memoryFor" -}}
+{{- $memory := include "cachalot.memory" . | fromYaml }}
+{{- $wanted := add (mul (int64 (index . 1)) (int64 $memory.connection)) (include "cachalot.memoryBeside" (index . 0) | int64) }}
+{{- divf (mulf (float64 $wanted) 4) 3 1024 | ceil | int64 }}
 {{- end }}
 
 {{- define "cachalot.tls" -}}
@@ -79,6 +136,9 @@ app.kubernetes.io/component: mirror
 {{- $own := dict "listen" ":5000" "admin" (dict "listen" ":5001") "storage" (dict "path" "/var/lib/cachalot") }}
 {{- if has .Values.persistence.type (list "claim" "emptyDir") }}
 {{- with include "cachalot.mostOf" .Values.persistence.size }}{{ $_ := set $own.storage "max_size" . }}{{ end }}
+{{- end }}
+{{- with include "cachalot.connections" . }}
+{{- if gt (int64 .) 0 }}{{ $_ := set $own "max_connections" (min 10000 (int64 .)) }}{{ end }}
 {{- end }}
 {{- if include "cachalot.tls" . }}
 {{- $_ := set $own "tls" (dict "certificate" "/run/secrets/tls/tls.crt" "key" "/run/secrets/tls/tls.key") }}
@@ -113,6 +173,11 @@ app.kubernetes.io/component: mirror
 {{/* Whether others than the pod itself reach the admin listener. */}}
 {{- define "cachalot.adminOpen" -}}
 {{- if not (regexMatch "^(127[.]|localhost:|\\[::1\\])" (include "cachalot.config" . | fromYaml).admin.listen) }}true{{ end }}
+{{- end }}
+
+{{/* Whether the release has a NetworkPolicy. */}}
+{{- define "cachalot.networkPolicy" -}}
+{{- if and .Values.networkPolicy.enabled (.Capabilities.APIVersions.Has "networking.k8s.io/v1") }}true{{ end }}
 {{- end }}
 
 {{/* (list . PATH): what a probe does. */}}
@@ -175,17 +240,16 @@ exec:
 {{- end }}
 {{- end }}
 {{- if and (not (include "cachalot.adminOpen" .)) (or .Values.metrics.serviceMonitor.enabled .Values.metrics.podMonitor.enabled) }}
-{{/* Whether the release has a NetworkPolicy. */}}
-{{- define "cachalot.networkPolicy" -}}
-{{- if and .Values.networkPolicy.enabled (.Capabilities.APIVersions.Has "networking.k8s.io/v1") }}true{{ end }}
-{{- end }}
-
 {{- fail "Prometheus cannot reach config.admin.listen: set it to :5001, or do without serviceMonitor and podMonitor" }}
 {{- end }}
 {{- if and .Values.metrics.serviceMonitor.enabled .Values.metrics.podMonitor.enabled }}
 {{- fail "metrics.serviceMonitor and metrics.podMonitor would count everything twice: enable one of them" }}
 {{- end }}
+{{- include "cachalot.checkMemory" . }}
 {{- with .Values.nodes }}
+{{- if and .enabled .serviceAccountName (eq .serviceAccountName (include "cachalot.serviceAccountName" $)) }}
+{{- fail "nodes.serviceAccountName is the mirror's: with its cloud role, root on every node could read what the mirror may; name another, or leave it out" }}
+{{- end }}
 {{- if and .enabled (not .mirror) (include "cachalot.tls" $) }}
 {{- fail "nodes.mirror is needed with tls: write the mirror's URL by a name that is in its certificate and that nodes resolve, such as https://mirror.example:5000" }}
 {{- end }}
@@ -205,6 +269,27 @@ exec:
 {{- end }}
 {{- end }}
 
+{{/* Memory that does not hold what the configuration allows: the kernel would end the mirror under load. */}}
+{{- define "cachalot.checkMemory" -}}
+{{- $limit := include "cachalot.memoryLimit" . }}
+{{- $own := include "cachalot.bytes" (include "cachalot.ownGoMemory" .) }}
+{{- $most := include "cachalot.bytes" $limit }}
+{{- if and $own $most (ge (int64 $own) (int64 $most)) }}
+{{- fail (printf "GOMEMLIMIT in extraEnv is %s, and resources.limits.memory %s: set it below that, to %s, or leave it out" (include "cachalot.ownGoMemory" .) $limit (include "cachalot.mostOf" $limit)) }}
+{{- end }}
+{{- with include "cachalot.connections" . }}
+{{- $held := int64 . }}
+{{- $wanted := include "cachalot.text" $.Values.config.max_connections }}
+{{- if not (regexMatch "^[0-9]+$" $wanted) }}{{ $wanted = "16" }}{{ end }}
+{{- if gt (int64 $wanted) $held }}
+{{- $needed := include "cachalot.memoryFor" (list $ $wanted) | int64 }}
+{{- $key := ternary "GOMEMLIMIT in extraEnv" "resources.limits.memory" (ne $own "") }}
+{{- $value := ternary (printf "%dMiB" $needed) (printf "%dMi" (divf (float64 $needed) 0.9 | ceil | int64)) (ne $own "") }}
+{{- fail (printf "%s holds %d of %s connections beside the downloads of config.storage.max_fills: set it to %s, or lower config.max_connections or config.storage.max_fills" $key (max 0 $held) $wanted $value) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* The mirror's URL for clients, as far as it is known before it is installed. */}}
 {{- define "cachalot.url" -}}
 {{- $service := .Values.service }}
@@ -214,7 +299,4 @@ exec:
 {{- else if and (eq $service.type "LoadBalancer") $service.loadBalancerIP }}{{ include "cachalot.scheme" . }}://{{ ternary (printf "[%s]" $service.loadBalancerIP) $service.loadBalancerIP (contains ":" $service.loadBalancerIP) }}:{{ $service.port }}
 {{- else if eq $service.type "ClusterIP" }}{{ include "cachalot.scheme" . }}://{{ $inside }}:{{ $service.port }}
 {{- end }}
-{{- end }}
-{{- if and .enabled .serviceAccountName (eq .serviceAccountName (include "cachalot.serviceAccountName" $)) }}
-{{- fail "nodes.serviceAccountName is the mirror's: with its cloud role, root on every node could read what the mirror may; name another, or leave it out" }}
 {{- end }}
