@@ -46,9 +46,9 @@ type resting struct {
 
 const (
 	// freshFor is how long a connection without a request is left alone.
-	freshFor = 250 * time.Millisecond
+	freshFor = 100 * time.Millisecond
 	// lookEvery is how often one that waits for a place looks for it.
-	lookEvery = 50 * time.Millisecond
+	lookEvery = 20 * time.Millisecond
 	// lookAt is how many idle connections are looked at for one of a client.
 	lookAt = 256
 )
