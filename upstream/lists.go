@@ -18,7 +18,7 @@ import (
 // A list may have any number of pages, so it is bounded three ways.
 const (
 	maxPages    = 1000
-	maxListSize = 16 << 20
+	maxListSize = 8 << 20
 	maxListTime = time.Minute
 )
 
