@@ -68,7 +68,7 @@ func lay(t *testing.T, config string) *siege {
 	s.secret = ut.NewContent("", ut.Random(2, 300_000))
 	s.private.AddBlob("team/app", s.secret)
 	s.Process = cachalotd.Start(t, fmt.Sprintf(`%s
-storage: {path: %q, min_free: 0, max_size: 1GiB}
+storage: {path: %q, min_free: 0, max_size: 128MiB}
 upstreams:
   docker.io: {url: %s}
   evil.test: {url: %s}
