@@ -1,8 +1,8 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"strings"
@@ -11,7 +11,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cachalot-registry/cachalot/bounds"
-	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
@@ -46,26 +45,26 @@ func (p *Proxy) withoutIndex(ctx context.Context, t target, d digest.Digest) (di
 			return "", 0, err
 		}
 		defer b.Close()
-		body, err := bounds.ReadAll(ctx, b.Content, b.Size)
+		body, err := bounds.ReadAll(ctx, b.Content, b.Size) // it may come from the upstream while it is read
 		if err != nil {
 			return "", 0, fmt.Errorf("read manifest %s: %w", d, err)
 		}
-		child, err := ofOlderPlatform(d, body)
+		child, err := p.ofOlderPlatform(ctx, d, body)
 		return child, len(child), err
 	})
 }
 
 // ofOlderPlatform is what an index has for [olderPlatform]; d itself, where it is none.
-func ofOlderPlatform(d digest.Digest, body []byte) (digest.Digest, error) {
-	var m manifestBody
-	if err := json.Unmarshal(body, &m); err != nil {
+func (p *Proxy) ofOlderPlatform(ctx context.Context, d digest.Digest, body []byte) (digest.Digest, error) {
+	m, _, err := p.reader.manifest(ctx, bytes.NewReader(body), maxDescriptors)
+	if err != nil {
 		return "", fmt.Errorf("read manifest %s: %w", d, err)
 	}
-	if m.MediaType != ocispec.MediaTypeImageIndex && m.MediaType != mediaTypeManifestList && len(m.Manifests) == 0 {
+	if m.mediaType != ocispec.MediaTypeImageIndex && m.mediaType != mediaTypeManifestList && len(m.manifests) == 0 {
 		return d, nil
 	}
-	for _, child := range m.Manifests {
-		if _, err := storage.ParseDigest(string(child.Digest)); err == nil && fitsPlatform(child.Platform, []string{olderPlatform}) {
+	for _, child := range m.manifests {
+		if child.check() == nil && child.Platform.fits([]string{olderPlatform}) {
 			return child.Digest, nil
 		}
 	}

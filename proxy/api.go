@@ -17,6 +17,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/task"
 )
@@ -42,9 +44,12 @@ type api struct {
 
 	guard   *guard
 	routes  []route
-	streams chan struct{} // one for each warm and verify that runs
-	warming chan struct{} // one for each download of a warm
-	verify  chan struct{} // held by the one that verifies
+	streams chan struct{}       // one for each warm and verify that runs
+	warming chan struct{}       // one for each download of a warm
+	images  *semaphore.Weighted // one for each image that is warmed
+	looking *semaphore.Weighted // one for each answer of what an image has
+	purging *semaphore.Weighted // one for each image that is purged
+	verify  chan struct{}       // held by the one that verifies
 }
 
 // route is one operation.
@@ -70,6 +75,7 @@ func newAPI(c AdminConfig, g *guard) *api {
 	a := &api{
 		AdminConfig: c, guard: g,
 		streams: make(chan struct{}, maxStreams), warming: make(chan struct{}, maxWarming), verify: make(chan struct{}, 1),
+		images: semaphore.NewWeighted(maxWarmImages), looking: semaphore.NewWeighted(maxLooking), purging: semaphore.NewWeighted(maxPurging),
 	}
 	a.routes = []route{
 		{http.MethodGet, "openapi.yaml", false, nil, (*call).openAPI},

@@ -2,10 +2,8 @@ package proxy
 
 import (
 	"cmp"
-	"encoding/json"
-	"errors"
+	"context"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -13,10 +11,8 @@ import (
 
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cachalot-registry/cachalot/storage"
-	"github.com/cachalot-registry/cachalot/upstream"
 )
 
 // image is an image's name, as people write it, read.
@@ -113,36 +109,9 @@ type LayerAnswer struct {
 	Kept      bool          `json:"kept"`
 }
 
-// manifestBody is what is read of any manifest.
-type manifestBody struct {
-	MediaType    string               `json:"mediaType"`
-	ArtifactType string               `json:"artifactType"`
-	Manifests    []ocispec.Descriptor `json:"manifests"`
-	Config       ocispec.Descriptor   `json:"config"`
-	Layers       []ocispec.Descriptor `json:"layers"`
-	FSLayers     []struct {
-		BlobSum digest.Digest `json:"blobSum"`
-	} `json:"fsLayers"` // Docker's schema 1
-}
-
-// blobs are what a manifest names besides other manifests.
-func (m manifestBody) blobs() []ocispec.Descriptor {
-	var all []ocispec.Descriptor
-	if m.Config.Digest != "" {
-		all = append(all, m.Config)
-	}
-	all = append(all, m.Layers...)
-	for _, l := range m.FSLayers {
-		all = append(all, ocispec.Descriptor{Digest: l.BlobSum})
-	}
-	return all
-}
-
-const (
-	// mostManifests of an image are looked at, in indexes this deep.
-	mostManifests = 500
-	mostNested    = 4
-)
+// maxLooking callers at once are told of an image: each answer may take 30 MiB. Others
+// wait for their turn.
+const maxLooking = 4
 
 func (c *call) image() error {
 	i, err := c.p.parseImage("name", c.query.Get("name"))
@@ -163,20 +132,30 @@ func (c *call) image() error {
 	answer.Image = i.String()
 	answer.PinnedBy = c.p.pinnedBy(i.upstream, i.repo)
 	answer.Pinned = len(answer.PinnedBy) > 0
-	body := c.p.look(root{i.upstream, i.repo, answer.Digest})
-	if body == nil && i.digest != "" {
-		return notKept(i)
+	ctx := c.r.Context()
+	if err := c.looking.Acquire(ctx, 1); err != nil {
+		return err
 	}
-	var m manifestBody
-	_ = json.Unmarshal(body, &m) // what is no manifest names nothing
-	answer.MediaType = c.p.mediaType(i, answer.Digest, m.MediaType)
-	left := mostManifests
-	if len(m.Manifests) > 0 {
-		answer.Size, answer.KeptSize = int64(len(body)), int64(len(body))
+	defer c.looking.Release(1) // once the client has the answer
+	w := c.p.keptWalk(i.upstream, i.repo)
+	w.exceeds = func(string) error { answer.Truncated = true; return nil }
+	sum := &imageSum{p: c.p, image: i, walk: w, answer: &answer, blobs: map[digest.Digest]imageBlob{}}
+	answer.Complete = true
+	err = w.run(ctx, descriptor{Digest: answer.Digest}, func(n *node) error {
+		if n.depth == 0 {
+			if !n.here && i.digest != "" {
+				return notKept(i)
+			}
+			answer.MediaType = c.p.mediaType(i, n.Digest, n.mediaType)
+			n.MediaType = answer.MediaType
+		}
+		sum.add(ctx, n)
+		return nil
+	})
+	if err != nil {
+		return err
 	}
-	answer.add(c.p, i, ocispec.Descriptor{Digest: answer.Digest, MediaType: answer.MediaType, Size: int64(len(body))}, mostNested, &left)
-	answer.Truncated = left == 0
-	answer.Complete = body != nil && !slices.ContainsFunc(answer.Manifests, func(m ManifestAnswer) bool { return !m.Complete })
+	answer.Complete = answer.Complete && !answer.Truncated
 	return c.answer(answer)
 }
 
@@ -184,53 +163,101 @@ func notKept(i image) error {
 	return problemf(http.StatusNotFound, "not_kept", "%s is not kept here, or under another name; GET %srepositories lists what is", i, apiRoot)
 }
 
-// add looks at a manifest, and at those that it names. A blob that several of them
-// have counts in each.
-func (a *ImageAnswer) add(p *Proxy, i image, d ocispec.Descriptor, deeper int, left *int) {
-	body := p.look(root{i.upstream, i.repo, d.Digest})
-	var m manifestBody
-	_ = json.Unmarshal(body, &m) // what is no manifest names nothing
-	if len(m.Manifests) > 0 && deeper > 0 {
-		for _, child := range m.Manifests {
-			a.add(p, i, child, deeper-1, left)
-		}
+// imageSum makes the answer of what a walk finds.
+type imageSum struct {
+	p      *Proxy
+	image  image
+	walk   *walk
+	answer *ImageAnswer
+	blobs  map[digest.Digest]imageBlob // that were counted
+}
+
+type imageBlob struct {
+	size     int64
+	kept     bool
+	manifest int // the last one that it was counted in
+}
+
+// add counts what a walk has found. A blob counts once in each manifest that has it,
+// and once in the image.
+func (s *imageSum) add(ctx context.Context, n *node) {
+	a := s.answer
+	if n.check() != nil { // it names what cannot be
+		a.Complete = false
 		return
 	}
-	if *left == 0 {
-		return
-	}
-	*left--
 	one := ManifestAnswer{
-		Digest: d.Digest, MediaType: cmp.Or(d.MediaType, m.MediaType), ArtifactType: cmp.Or(d.ArtifactType, m.ArtifactType),
-		Kept: body != nil, Complete: body != nil, Size: max(d.Size, 0), Layers: []LayerAnswer{},
+		Digest: n.Digest, MediaType: cmp.Or(n.MediaType, n.mediaType), ArtifactType: cmp.Or(n.ArtifactType, n.artifactType),
+		Kept: n.here, Complete: n.here && !n.truncated, Size: n.size, Layers: []LayerAnswer{},
 	}
-	if body != nil {
-		one.Size = int64(len(body))
-		one.KeptSize = one.Size
+	if n.here {
+		one.KeptSize = n.size
 	}
-	for _, b := range m.blobs() {
-		l := LayerAnswer{Digest: b.Digest, MediaType: b.MediaType, Size: max(b.Size, 0)}
-		if info, err := p.store.Blob(b.Digest); err == nil {
-			l.Kept, l.Size = true, info.Size
-			one.KeptSize += info.Size
+	a.Size, a.KeptSize = plus(a.Size, one.Size), plus(a.KeptSize, one.KeptSize)
+	if n.isIndex() {
+		return // what it names comes by itself
+	}
+	for _, b := range n.blobs() {
+		if b.check() != nil {
+			one.Complete = false
+			continue
 		}
-		one.Size += l.Size
-		one.Complete = one.Complete && (l.Kept || foreign(b))
-		if b.Digest == m.Config.Digest && one.Config == nil {
+		known := s.blob(b)
+		if known.manifest <= len(a.Manifests) {
+			known.manifest = len(a.Manifests) + 1
+			s.blobs[b.Digest] = known
+			one.Size = plus(one.Size, known.size)
+			if known.kept {
+				one.KeptSize = plus(one.KeptSize, known.size)
+			}
+		}
+		l := LayerAnswer{Digest: b.Digest, MediaType: b.MediaType, Size: known.size, Kept: known.kept}
+		one.Complete = one.Complete && (l.Kept || b.foreign())
+		if b.Digest == n.config.Digest && one.Config == nil {
 			one.Config = &l
-			if l.Kept && d.Platform == nil && strings.HasSuffix(l.MediaType, "+json") {
-				d.Platform = p.platform(i, b.Digest)
+			if l.Kept && n.Platform == nil && strings.HasSuffix(l.MediaType, "+json") {
+				n.Platform = s.platform(ctx, b.Digest)
 			}
 			continue
 		}
 		one.Layers = append(one.Layers, l)
 	}
-	if d.Platform != nil {
-		one.Platform = platformName(*d.Platform)
+	if n.Platform != nil {
+		one.Platform = n.Platform.String()
 	}
-	a.Size += one.Size
-	a.KeptSize += one.KeptSize
+	a.Complete = a.Complete && one.Complete
 	a.Manifests = append(a.Manifests, one)
+}
+
+// blob looks at a blob, and counts it in the image, the first time.
+func (s *imageSum) blob(b descriptor) imageBlob {
+	known, ok := s.blobs[b.Digest]
+	if ok {
+		return known
+	}
+	known.size = b.Size
+	if info, err := s.p.store.Blob(b.Digest); err == nil {
+		known.size, known.kept = info.Size, true
+		s.answer.KeptSize = plus(s.answer.KeptSize, known.size)
+	}
+	s.answer.Size = plus(s.answer.Size, known.size)
+	s.blobs[b.Digest] = known
+	return known
+}
+
+// platform reads a kept config.
+func (s *imageSum) platform(ctx context.Context, config digest.Digest) *platform {
+	b, err := s.p.openKept(ctx, storage.Scope{Upstream: s.image.upstream, Repository: s.image.repo}, config)
+	if err != nil || b == nil {
+		return nil
+	}
+	defer b.Close()
+	found, read, err := s.p.reader.platform(ctx, b.Content)
+	s.walk.bytes += read
+	if err != nil || found.OS == "" {
+		return nil
+	}
+	return found
 }
 
 // mediaType is that of a manifest: what came with it, or what it says.
@@ -244,47 +271,6 @@ func (p *Proxy) mediaType(i image, d digest.Digest, said string) string {
 		}
 	}
 	return said
-}
-
-// platform reads a kept config.
-func (p *Proxy) platform(i image, d digest.Digest) *ocispec.Platform {
-	b, err := p.store.Get(p.ctx, storage.Scope{Upstream: i.upstream, Repository: i.repo, Keep: storage.Retention{NoStore: true}}, d, nil)
-	if err != nil {
-		return nil
-	}
-	defer b.Close()
-	body, err := io.ReadAll(io.LimitReader(b.Content, upstream.MaxManifestSize))
-	var config ocispec.Platform
-	if err = errors.Join(err, json.Unmarshal(body, &config)); err != nil || config.OS == "" {
-		return nil
-	}
-	return &config
-}
-
-// foreign says that a layer is not in the registry, but elsewhere (image-spec,
-// layer.md, "Non-Distributable Layers").
-func foreign(d ocispec.Descriptor) bool {
-	return strings.Contains(d.MediaType, "nondistributable") || strings.Contains(d.MediaType, ".foreign.")
-}
-
-// platformName is linux/arm64/v8.
-func platformName(p ocispec.Platform) string {
-	name := p.OS + "/" + p.Architecture
-	if p.Variant != "" {
-		name += "/" + p.Variant
-	}
-	return name
-}
-
-// fitsPlatform says whether a platform is wanted: all, or linux/arm64, which is of any
-// variant, or linux/arm/v7.
-func fitsPlatform(p *ocispec.Platform, wanted []string) bool {
-	return slices.ContainsFunc(wanted, func(w string) bool {
-		if w == allPlatforms || p == nil {
-			return w == allPlatforms
-		}
-		return w == platformName(*p) || w == p.OS+"/"+p.Architecture
-	})
 }
 
 const allPlatforms = "all"

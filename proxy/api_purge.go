@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -11,6 +12,9 @@ import (
 
 	"github.com/cachalot-registry/cachalot/storage"
 )
+
+// maxPurging images are looked at and purged at once. Others wait for their turn.
+const maxPurging = 2
 
 // PurgeRequest is what POST purge takes: one of Image, Repository, Upstream and
 // Digest; or UnusedFor, alone or with Repository or Upstream.
@@ -136,6 +140,10 @@ func (c *call) purgeWanted(wanted PurgeRequest, answer *PurgeAnswer) error {
 			return invalid("image", "%s has no tag or digest; add one, or purge it as a repository", i)
 		}
 		c.audit.target = i.String()
+		if err := c.purging.Acquire(c.r.Context(), 1); err != nil {
+			return err
+		}
+		defer c.purging.Release(1)
 		return c.p.purgeImage(c.r.Context(), i, p, answer)
 	case wanted.Repository != "":
 		i, err := c.p.parseRepository("repository", wanted.Repository)
@@ -195,23 +203,19 @@ func (p *Proxy) purgeImage(ctx context.Context, i image, how storage.Purge, answ
 		return !k.IsList() && t.Digest == at && (i.digest != "" || k.Name == i.tag)
 	}
 	// What it holds is found before its tag is gone, for a failure in between.
-	loose := map[digest.Digest]bool{}
-	seen := map[digest.Digest]bool{} // manifests
-	p.walk(root{i.upstream, i.repo, at}, seen, func(d digest.Digest) {
-		if _, err := storage.ParseDigest(string(d)); err == nil {
-			loose[d] = true
-		}
+	loose, truncated, err := p.unheldSearch().run(ctx, []root{{i.upstream, i.repo, at}}, func(held func(root) bool) error {
+		_, err := p.store.DropTags(i.upstream, i.repo, true, func(k storage.TagKey, t storage.Tag) bool {
+			if !k.IsList() && !goes(k, t) {
+				held(root{i.upstream, i.repo, t.Digest})
+			}
+			return false
+		})
+		return err
 	})
-	clear(seen)
-	_, err := p.store.DropTags(i.upstream, i.repo, true, func(k storage.TagKey, t storage.Tag) bool {
-		if !k.IsList() && !goes(k, t) && len(loose) > 0 && ctx.Err() == nil {
-			p.walk(root{i.upstream, i.repo, t.Digest}, seen, func(d digest.Digest) { delete(loose, d) })
-		}
-		return false
-	})
-	if err == nil {
-		err = context.Cause(ctx)
+	if errors.Is(err, errManyManifests) {
+		return problemf(http.StatusConflict, "too_many", "%s/%s: %v; purge the repository, or digests of the image", i.upstream, i.repo, err)
 	}
+	answer.Truncated = truncated
 	if err == nil {
 		answer.Tags, err = p.store.DropTags(i.upstream, i.repo, how.DryRun, goes)
 	}

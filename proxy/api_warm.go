@@ -3,17 +3,15 @@ package proxy
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cachalot-registry/cachalot/storage"
@@ -21,7 +19,10 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-const maxWarming = 4 // downloads at once, of all who warm
+const (
+	maxWarming    = 4 // downloads at once, of all who warm
+	maxWarmImages = 8 // whose blobs are known, of all who warm: up to 4 MiB each
+)
 
 // MaxImages is how many images a [WarmRequest] names at most.
 const MaxImages = 1000
@@ -196,6 +197,10 @@ func (p *Proxy) warmTarget(parameter, name string) (target, error) {
 
 // warmImage fetches what of an image is for the platforms, and returns which there were.
 func (c *call) warmImage(ctx context.Context, t target, platforms []string, w *warmth) (d digest.Digest, found []string, err error) {
+	if err := c.images.Acquire(ctx, 1); err != nil {
+		return "", nil, context.Cause(ctx)
+	}
+	defer c.images.Release(1)
 	p := c.p
 	if t.rules, err = p.cfg.rulesFor(t); err != nil {
 		return "", nil, err
@@ -210,81 +215,131 @@ func (c *call) warmImage(ctx context.Context, t target, platforms []string, w *w
 		}
 		d = res.digest
 	}
-	manifests, found, err := c.warmManifest(ctx, t, d, nil, platforms, mostNested, w)
+	blobs, found, err := c.warmManifests(ctx, t, d, platforms, w)
 	if err != nil {
 		return d, found, err
 	}
-	blobs := t
-	blobs.kind, blobs.tag = upstream.KindBlob, ""
-	work, ctx := errgroup.WithContext(ctx)
-	known := map[digest.Digest]bool{}
-	for _, m := range manifests {
-		for _, b := range m.blobs() {
-			if known[b.Digest] || foreign(b) {
-				continue
-			}
-			known[b.Digest] = true
-			if _, err := storage.ParseDigest(string(b.Digest)); err != nil {
-				_ = work.Wait() // what has begun comes to its end
-				return d, found, fmt.Errorf("the manifest names %q: %w", bounded(string(b.Digest)), err)
-			}
-			w.add(func(e *WarmEvent) { e.Blobs, e.Size = e.Blobs+1, e.Size+max(b.Size, 0) })
-			work.Go(func() error {
-				return task.Try("warm", func() error {
-					_, err := c.fetch(ctx, blobs, b.Digest, b.Size, w)
-					return err
-				})
-			})
-		}
-	}
-	return d, found, work.Wait()
+	return d, found, c.warmBlobs(ctx, t, blobs, w)
 }
 
-// warmManifest fetches a manifest, and those of an index that are for the platforms.
-func (c *call) warmManifest(ctx context.Context, t target, d digest.Digest, of *ocispec.Platform, platforms []string, deeper int, w *warmth) (all []manifestBody, found []string, err error) {
-	if _, err := storage.ParseDigest(string(d)); err != nil {
-		return nil, nil, fmt.Errorf("the index names %q: %w", bounded(string(d)), err)
+// warmBlob is a blob that is to be fetched.
+type warmBlob struct {
+	digest digest.Digest
+	size   int64 // as claimed
+}
+
+// warmList has the blobs of an image, each once.
+type warmList struct {
+	blobs []warmBlob
+	known map[digest.Digest]struct{}
+	err   error // of the first blob that has no digest, which ends the list
+}
+
+// add takes what a manifest names.
+func (l *warmList) add(blobs []descriptor) {
+	for _, b := range blobs {
+		if _, known := l.known[b.Digest]; known || b.foreign() {
+			continue
+		}
+		if err := b.check(); err != nil {
+			l.err = fmt.Errorf("the manifest names %q: %w", b.Digest, err)
+		}
+		if l.err != nil {
+			return
+		}
+		l.known[b.Digest] = struct{}{}
+		l.blobs = append(l.blobs, warmBlob{b.Digest, b.Size})
 	}
-	w.add(func(e *WarmEvent) { e.Blobs++ })
-	body, err := c.fetch(ctx, t, d, -1, w)
+}
+
+// mostPlatforms of an image that has others are told of, and of one manifest.
+const mostPlatforms = 16
+
+// warmManifests fetches an image's manifest, and those of an index that are for the
+// platforms. It returns the blobs that they name, and which platforms there were.
+func (c *call) warmManifests(ctx context.Context, t target, d digest.Digest, platforms []string, w *warmth) (blobs *warmList, found []string, err error) {
+	blobs = &warmList{known: map[digest.Digest]struct{}{}}
+	names := map[digest.Digest][]string{} // what indexes say that a manifest is for
+	var there []string
+	images := 0
+	note := func(list []string, name string) []string {
+		if len(list) == mostPlatforms || slices.Contains(list, name) {
+			return list
+		}
+		return append(list, name)
+	}
+	manifests := &walk{
+		reader: c.p.reader,
+		open: func(ctx context.Context, d descriptor) (*storage.Blob, error) {
+			if err := d.check(); err != nil {
+				return nil, fmt.Errorf("the index names %q: %w", d.Digest, err)
+			}
+			w.add(func(e *WarmEvent) { e.Blobs++ })
+			return c.fetch(ctx, t, d.Digest, -1, w)
+		},
+		follow: func(child descriptor) bool {
+			if child.Platform == nil { // an index in an index has none
+				return strings.Contains(child.MediaType, "index") || child.Platform.fits(platforms)
+			}
+			name := child.Platform.String()
+			there = note(there, name)
+			if !child.Platform.fits(platforms) {
+				return false
+			}
+			names[child.Digest] = note(names[child.Digest], name)
+			return true
+		},
+		exceeds: func(bound string) error {
+			return fmt.Errorf("the image has %s: name fewer platforms, or warm the manifests that are needed by their digests", bound)
+		},
+	}
+	err = manifests.run(ctx, descriptor{Digest: d}, func(n *node) error {
+		if n.err == nil && !n.isIndex() {
+			images++
+			found = append(found, names[n.Digest]...)
+			blobs.add(n.blobs())
+		}
+		return n.err
+	})
+	if err == nil && images == 0 {
+		err = fmt.Errorf("not for %s; there is %s", strings.Join(platforms, ", "), strings.Join(there, ", "))
+	}
 	if err != nil {
 		return nil, nil, err
 	}
-	var m manifestBody
-	if err := json.Unmarshal(body, &m); err != nil {
-		return nil, nil, fmt.Errorf("read manifest %s: %w", d, err)
-	}
-	if len(m.Manifests) == 0 || deeper == 0 {
-		if of != nil {
-			found = []string{platformName(*of)}
-		}
-		return []manifestBody{m}, found, nil
-	}
-	there := []string{}
-	for n, child := range m.Manifests {
-		if child.Platform != nil {
-			there = append(there, platformName(*child.Platform))
-		}
-		// An index in an index names no platform.
-		nested := child.Platform == nil && strings.Contains(child.MediaType, "index")
-		if n >= mostManifests || !nested && !fitsPlatform(child.Platform, platforms) {
-			continue
-		}
-		more, names, err := c.warmManifest(ctx, t, child.Digest, child.Platform, platforms, deeper-1, w)
-		if err != nil {
-			return nil, nil, err
-		}
-		all, found = append(all, more...), append(found, names...)
-	}
-	if len(all) == 0 {
-		return nil, nil, fmt.Errorf("not for %s; there is %s", strings.Join(platforms, ", "), strings.Join(there, ", "))
-	}
-	return all, found, nil
+	return blobs, found, nil
 }
 
-// fetch makes content be kept here, and returns a manifest's. size is -1 where it
-// is not known.
-func (c *call) fetch(ctx context.Context, t target, d digest.Digest, size int64, w *warmth) (body []byte, err error) {
+// warmBlobs fetches blobs, a few at a time.
+func (c *call) warmBlobs(ctx context.Context, t target, list *warmList, w *warmth) error {
+	t.kind, t.tag = upstream.KindBlob, ""
+	w.add(func(e *WarmEvent) {
+		e.Blobs += int64(len(list.blobs))
+		for _, b := range list.blobs {
+			e.Size = plus(e.Size, b.size)
+		}
+	})
+	work, working := errgroup.WithContext(ctx)
+	work.SetLimit(maxWarming)
+	for _, b := range list.blobs {
+		if working.Err() != nil {
+			break
+		}
+		work.Go(func() error {
+			return task.Try("warm", func() error {
+				content, err := c.fetch(working, t, b.digest, b.size, w)
+				if err == nil {
+					content.Close()
+				}
+				return err
+			})
+		})
+	}
+	return cmp.Or(work.Wait(), context.Cause(ctx), list.err) // what has begun comes to its end
+}
+
+// fetch makes content be kept here, and opens it. size is -1 where it is not known.
+func (c *call) fetch(ctx context.Context, t target, d digest.Digest, size int64, w *warmth) (b *storage.Blob, err error) {
 	select {
 	case c.warming <- struct{}{}:
 		defer func() { <-c.warming }()
@@ -295,42 +350,43 @@ func (c *call) fetch(ctx context.Context, t target, d digest.Digest, size int64,
 	}
 	done := w.fetching(d, max(size, 0))
 	defer done()
-	b, err := c.p.open(ctx, t, d)
-	if err != nil {
+	if b, err = c.p.open(ctx, t, d); err != nil {
 		return nil, fmt.Errorf("%s: %w", d, err)
 	}
-	defer b.Close()
+	defer func() {
+		if err != nil {
+			b.Close()
+			b = nil
+		}
+	}()
 	fetched := b.Outcome == storage.Miss
 	switch err := b.Wait(ctx); {
 	case errors.Is(err, storage.ErrNotKept):
-		return nil, fmt.Errorf("%s: there is no room to keep it", d)
+		return b, fmt.Errorf("%s: there is no room to keep it", d)
 	case err != nil:
-		return nil, fmt.Errorf("%s: %w", d, c.p.broke(ctx, t, d, err))
+		return b, fmt.Errorf("%s: %w", d, c.p.broke(ctx, t, d, err))
 	case !c.p.store.Kept(d):
-		return nil, fmt.Errorf("%s: it could not be kept; cachalot's log says why", d)
+		return b, fmt.Errorf("%s: it could not be kept; cachalot's log says why", d)
 	}
-	if t.kind == upstream.KindManifest {
-		if body, err = io.ReadAll(io.LimitReader(b.Content, upstream.MaxManifestSize)); err != nil {
-			return nil, fmt.Errorf("read manifest %s: %w", d, err)
+	known := size
+	if known < 0 {
+		if known, err = length(b); err != nil {
+			return b, fmt.Errorf("read manifest %s: %w", d, err)
 		}
-	}
-	length := size
-	if size < 0 {
-		length = int64(len(body))
 	}
 	done() // it counts below now
 	w.add(func(e *WarmEvent) {
 		if size < 0 {
-			e.Size += length
+			e.Size = plus(e.Size, known)
 		}
 		e.BlobsDone++
-		e.Done += length
+		e.Done = plus(e.Done, known)
 		if fetched {
 			e.BlobsFetched++
-			e.Fetched += length
+			e.Fetched = plus(e.Fetched, known)
 		}
 	})
-	return body, nil
+	return b, nil
 }
 
 // verified adds what a verification found.

@@ -64,7 +64,7 @@ func (p *Proxy) source(t target, d digest.Digest) storage.Source {
 			return nil, fmt.Errorf("%w: %w", storage.ErrRefused, err)
 		}
 		span := upstream.Span{Offset: s.Offset, Length: s.Length, Spare: s.Spare}
-		if s.IfLong && !p.isLong(d, s) {
+		if s.IfLong && !p.isLong(t, d, s) {
 			span.Length = 0
 		}
 		ctx, closed := p.cfg.Memory.Account(ctx, t.holder()) // what is odd is read whole
@@ -324,7 +324,7 @@ func (p *Proxy) send(w *response, r *http.Request, t target, b *storage.Blob, lo
 		}
 	}
 	if t.kind == upstream.KindManifest && r.Method == http.MethodGet && b.Stored {
-		p.noteSizes(b)
+		p.noteSizes(w.ctx, t, b)
 	}
 	setContentHeaders(w, t, b.Digest, b.MediaType)
 	if err := limitRange(w, r, b); err != nil {

@@ -22,6 +22,9 @@
 // once a request, before any upstream. When a tag is gone upstream, one
 // goroutine looks for what no other tag holds, and marks it to go first.
 //
+// What an image names is hostile until the contrary is shown: a walk looks at its manifests,
+// for all who need more than one of them, and has bounds in all.
+//
 // A request has an id, its client's or one of its own, which goes in its context
 // to all that it begins: lines in the log and requests upstream. Its span, where
 // there is a tracer, goes the same way; storage and upstream put theirs below it.

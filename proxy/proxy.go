@@ -14,7 +14,6 @@ import (
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 	"github.com/gorilla/mux"
 	lru "github.com/hashicorp/golang-lru/v2"
-	"github.com/opencontainers/go-digest"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/cachalot-registry/cachalot/bounds"
@@ -72,12 +71,13 @@ type Proxy struct {
 	running   sync.WaitGroup
 	checks    *checks
 	suspicion *suspicion
-	refused   *lru.Cache[string, remembered]   // what upstreams do not have
-	seen      *lru.Cache[string, sighting]     // what upstreams have, by HEAD
-	sizes     *lru.Cache[digest.Digest, int64] // of long blobs, as manifests say; 0 for a manifest that was read
+	refused   *lru.Cache[string, remembered] // what upstreams do not have
+	seen      *lru.Cache[string, sighting]   // what upstreams have, by HEAD
+	sizes     *lru.Cache[content, int64]     // of long blobs, as a registry's manifests say; 0 for a manifest that was read
 
 	pages     *tagPages
 	readLists *readLists
+	reader    manifestReader
 
 	mu        sync.Mutex // guards the fields below
 	released  []root     // what deleted tags held, not yet looked at
@@ -104,7 +104,7 @@ func New(cfg Config, store *storage.Store, upstreams []Upstream, m *Metrics, log
 	if err != nil {
 		return nil, err
 	}
-	sizes, err := lru.New[digest.Digest, int64](remember)
+	sizes, err := lru.New[content, int64](remember)
 	if err != nil {
 		return nil, err
 	}
@@ -123,8 +123,9 @@ func New(cfg Config, store *storage.Store, upstreams []Upstream, m *Metrics, log
 	ctx, stop := context.WithCancel(context.Background())
 	p := &Proxy{
 		cfg: cfg, store: store, registries: known, metrics: m, log: log,
-		ctx: ctx, stop: stop, checks: newChecks(ctx, cfg.Memory, cfg.MaxChecks, cfg.Share), refused: refused, seen: seen, sizes: sizes, pages: pages, readLists: lists,
-		suspicion: suspicion,
+		ctx: ctx, stop: stop, checks: newChecks(ctx, cfg.Memory, cfg.MaxChecks, cfg.Share),
+		refused: refused, seen: seen, sizes: sizes, pages: pages, readLists: lists,
+		suspicion: suspicion, reader: newManifestReader(),
 	}
 	p.routes = p.newRoutes()
 	if len(cfg.Hosts) > 0 {

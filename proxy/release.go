@@ -1,16 +1,40 @@
 package proxy
 
 import (
-	"encoding/json"
-	"io"
-	"strings"
+	"context"
+	"errors"
+	"maps"
+	"slices"
 
+	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/task"
-	"github.com/cachalot-registry/cachalot/upstream"
 )
+
+// maxReleased deleted tags wait to be looked at. What further ones held is evicted in
+// its time.
+const maxReleased = 10_000
+
+// unheldSearch looks for what hangs on some images and on no other. Its bounds are
+// besides those of each image's walk.
+type unheldSearch struct {
+	p             *Proxy
+	maxBlobs      int // of the images, manifests too; more are left out
+	maxManifests  int // of the others; with more, the search fails
+	maxBytes      int64
+	maxRemembered int // of the others, for several tags have one image
+}
+
+// unheldSearch returns one with bounds that some 200,000 tags of 20 platforms each
+// are within.
+func (p *Proxy) unheldSearch() unheldSearch {
+	return unheldSearch{p: p, maxBlobs: 200_000, maxManifests: 5_000_000, maxBytes: 8 << 30, maxRemembered: 16 << 10}
+}
+
+// errManyManifests: what hangs on no other image is not known.
+var errManyManifests = errors.New("other tags hold too many manifests to look at")
 
 // root is what a tag points, or pointed, to.
 type root struct {
@@ -21,21 +45,23 @@ type root struct {
 // release is told of a tag that is gone upstream. What no other tag holds is
 // marked, in the background, as the first to be evicted.
 func (p *Proxy) release(k storage.TagKey, d digest.Digest) {
-	if strings.Contains(k.Name, "/") {
-		return // a list
+	if k.IsList() {
+		return
 	}
 	p.mu.Lock()
-	p.released = append(p.released, root{k.Upstream, k.Repository, d})
+	if len(p.released) < maxReleased {
+		p.released = append(p.released, root{k.Upstream, k.Repository, d})
+	}
 	busy := p.releasing
 	p.releasing = true
 	p.mu.Unlock()
 	if !busy {
-		p.running.Go(task.Guard("release", p.letGo))
+		p.running.Go(task.Guard("release", p.markUnheld))
 	}
 }
 
-// letGo works off what was released, many tags in one look at all the others.
-func (p *Proxy) letGo() {
+// markUnheld works off what was released, many tags in one look at all the others.
+func (p *Proxy) markUnheld() {
 	for {
 		p.mu.Lock()
 		roots := p.released
@@ -46,86 +72,68 @@ func (p *Proxy) letGo() {
 		if !again {
 			return
 		}
-		loose := 0
-		if err := task.Try("release", func() error {
-			blobs := p.unheld(roots)
-			loose = len(blobs)
-			return p.store.Expendable(blobs)
-		}); err != nil {
-			p.log.Warn("cannot mark what a deleted tag held", "error", err)
+		var blobs map[digest.Digest]struct{}
+		err := task.Try("release", func() (err error) {
+			blobs, _, err = p.unheldSearch().run(p.ctx, roots, func(held func(root) bool) error {
+				return p.store.Tags(func(k storage.TagKey, t storage.Tag) bool {
+					return k.IsList() || held(root{k.Upstream, k.Repository, t.Digest})
+				})
+			})
+			if err != nil {
+				return err
+			}
+			return p.store.Expendable(slices.Collect(maps.Keys(blobs)))
+		})
+		switch {
+		case err == nil:
+			p.log.Info("released what deleted tags held", "tags", len(roots), "blobs", len(blobs))
+		case p.ctx.Err() == nil:
+			p.log.Warn("cannot mark what a deleted tag held; it is evicted in its time", "error", err)
 		}
-		p.log.Info("released what deleted tags held", "tags", len(roots), "blobs", loose)
 	}
 }
 
-// unheld is what hangs on the roots and on no tag.
-func (p *Proxy) unheld(roots []root) []digest.Digest {
-	loose := map[digest.Digest]bool{}
-	seen := map[digest.Digest]bool{} // manifests
+// run returns what hangs on the roots and on none of the others, each of which others
+// calls held with until it returns false. Truncated: there is more than was looked for.
+func (s unheldSearch) run(ctx context.Context, roots []root, others func(held func(root) bool) error) (blobs map[digest.Digest]struct{}, truncated bool, err error) {
+	blobs = map[digest.Digest]struct{}{}
 	for _, r := range roots {
-		p.walk(r, seen, func(d digest.Digest) { loose[d] = true })
-	}
-	clear(seen)
-	err := p.store.Tags(func(k storage.TagKey, t storage.Tag) bool {
-		if !strings.Contains(k.Name, "/") {
-			p.walk(root{k.Upstream, k.Repository, t.Digest}, seen, func(d digest.Digest) { delete(loose, d) })
+		w := s.p.keptWalk(r.upstream, r.repository)
+		w.exceeds = func(string) error { truncated = true; return nil }
+		err := w.each(ctx, r.digest, func(d digest.Digest) {
+			if _, known := blobs[d]; !known && len(blobs) >= s.maxBlobs {
+				truncated = true
+				return
+			}
+			blobs[d] = struct{}{}
+		})
+		if err != nil {
+			return nil, false, err
 		}
-		return len(loose) > 0 && p.ctx.Err() == nil
+	}
+	seen, err := lru.New[root, struct{}](s.maxRemembered)
+	if err != nil {
+		return nil, false, err
+	}
+	manifests, bytes := 0, int64(0)
+	var failed error
+	err = others(func(r root) bool {
+		if failed != nil || len(blobs) == 0 {
+			return false
+		}
+		if seen.Contains(r) {
+			return true
+		}
+		seen.Add(r, struct{}{})
+		w := s.p.keptWalk(r.upstream, r.repository)
+		failed = w.each(ctx, r.digest, func(d digest.Digest) { delete(blobs, d) })
+		if manifests, bytes = manifests+w.manifests, bytes+w.bytes; failed == nil && (manifests > s.maxManifests || bytes > s.maxBytes) {
+			failed = errManyManifests
+		}
+		return failed == nil
 	})
-	if err != nil || p.ctx.Err() != nil {
-		return nil // not known
+	if err = errors.Join(err, failed); err != nil {
+		return nil, false, err
 	}
-	list := make([]digest.Digest, 0, len(loose))
-	for d := range loose {
-		list = append(list, d)
-	}
-	return list
-}
-
-// walk visits a manifest and all that it names, as far as that is here.
-func (p *Proxy) walk(r root, seen map[digest.Digest]bool, visit func(digest.Digest)) {
-	visit(r.digest)
-	if seen[r.digest] {
-		return
-	}
-	seen[r.digest] = true
-	var m struct {
-		Manifests, Layers []named
-		Config            named
-		FSLayers          []struct{ BlobSum digest.Digest } // Docker's schema 1
-	}
-	if json.Unmarshal(p.look(r), &m) != nil {
-		return // not here, or no manifest
-	}
-	for _, leaf := range append(m.Layers, m.Config) {
-		visit(leaf.Digest)
-	}
-	for _, layer := range m.FSLayers {
-		visit(layer.BlobSum)
-	}
-	for _, child := range m.Manifests {
-		p.walk(root{r.upstream, r.repository, child.Digest}, seen, visit)
-	}
-}
-
-// named is what is read of a descriptor.
-type named struct{ Digest digest.Digest }
-
-// look reads a manifest that is here, which does not count as a use.
-func (p *Proxy) look(r root) []byte {
-	if _, err := storage.ParseDigest(string(r.digest)); err != nil {
-		return nil
-	}
-	b, err := p.store.Get(p.ctx, storage.Scope{
-		Upstream: r.upstream, Repository: r.repository, Manifest: true, Keep: storage.Retention{NoStore: true},
-	}, r.digest, nil)
-	if err != nil {
-		return nil
-	}
-	defer b.Close()
-	body, err := io.ReadAll(io.LimitReader(b.Content, upstream.MaxManifestSize))
-	if err != nil {
-		return nil
-	}
-	return body
+	return blobs, truncated, nil
 }

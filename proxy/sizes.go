@@ -1,48 +1,53 @@
 package proxy
 
 import (
-	"encoding/json"
+	"context"
 	"io"
 
 	"github.com/opencontainers/go-digest"
 
 	"github.com/cachalot-registry/cachalot/storage"
-	"github.com/cachalot-registry/cachalot/upstream"
 )
 
 // longBlob is a size from which it is worth a request more to fetch a blob in
 // parts: over several connections, should one be slow.
 const longBlob = 32 << 20
 
+// maxNoted sizes of one manifest are noted, so that it leaves room for others'.
+const maxNoted = remember / 16
+
+// content is a digest as one registry has it: what it says of that is no other's.
+type content struct {
+	registry string
+	digest   digest.Digest
+}
+
 // noteSizes reads a manifest that is about to be served, for its client will ask
 // for the layers. Their sizes are a hint: what a manifest says may be wrong.
-func (p *Proxy) noteSizes(b *storage.Blob) {
-	if p.sizes.Contains(b.Digest) {
+func (p *Proxy) noteSizes(ctx context.Context, t target, b *storage.Blob) {
+	manifest := content{t.registry.Name(), b.Digest}
+	if p.sizes.Contains(manifest) {
 		return
 	}
-	p.sizes.Add(b.Digest, 0)
-	body, err := io.ReadAll(io.LimitReader(b.Content, upstream.MaxManifestSize))
+	p.sizes.Add(manifest, 0)
+	m, _, err := p.reader.manifest(ctx, b.Content, maxDescriptors)
+	if ctx.Err() != nil {
+		p.sizes.Remove(manifest) // perhaps it was not read
+	}
 	if _, serr := b.Content.Seek(0, io.SeekStart); err != nil || serr != nil {
-		return // who serves it will see
+		return // no manifest; or who serves it will see
 	}
-	var m struct {
-		Layers []struct {
-			Digest digest.Digest
-			Size   int64
-		}
-	}
-	if json.Unmarshal(body, &m) != nil {
-		return // an index with fields of its own, or no manifest
-	}
-	for _, layer := range m.Layers {
-		if layer.Size >= longBlob {
-			p.sizes.Add(layer.Digest, layer.Size)
+	noted := 0
+	for _, layer := range m.layers {
+		if layer.Size >= longBlob && layer.check() == nil && noted < maxNoted {
+			p.sizes.Add(content{manifest.registry, layer.Digest}, layer.Size)
+			noted++
 		}
 	}
 }
 
 // isLong reports whether a blob is known to go on well beyond the span.
-func (p *Proxy) isLong(d digest.Digest, s storage.Span) bool {
-	size, _ := p.sizes.Peek(d)
+func (p *Proxy) isLong(t target, d digest.Digest, s storage.Span) bool {
+	size, _ := p.sizes.Peek(content{t.registry.Name(), d})
 	return size-s.Offset >= max(2*s.Length, longBlob)
 }

@@ -71,3 +71,25 @@ func TestLongBlobKept(t *testing.T) {
 		t.Errorf("%d requests for a long blob; want it in parts", got)
 	}
 }
+
+// TestLongBlob_Many: one manifest leaves room for the sizes of others.
+func TestLongBlob_Many(t *testing.T) {
+	t.Parallel()
+	up := ut.New(t, ut.Options{})
+	image := ut.NewImage(1, 1000)
+	list := layers(0, maxDescriptors-1)
+	for n := range list {
+		list[n].Size = longBlob
+	}
+	list[0].Digest, list[1].Digest = "sha256:short", image.Layers[0].Digest
+	many := manifestOf(0, list...)
+	add(up, "library/app", "1", image.Manifest, many)
+	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
+	m.keep("library/app", image.Manifest, many)
+	if n := m.proxy.sizes.Len(); n != maxNoted+2 || !m.proxy.sizes.Contains(content{"docker.io", image.Manifest.Digest}) || m.proxy.sizes.Contains(content{"docker.io", "sha256:short"}) {
+		t.Errorf("%d sizes are known, want %d of one manifest", n, maxNoted)
+	}
+	if size, _ := m.proxy.sizes.Peek(content{"docker.io", image.Layers[0].Digest}); size != longBlob {
+		t.Errorf("a layer is %d bytes long", size)
+	}
+}
