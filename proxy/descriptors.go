@@ -92,14 +92,16 @@ func (s said) descriptor() descriptor {
 	return d
 }
 
-// mediaTypeOf is s, or "" where it cannot be a media type.
+// mediaTypeOf is s, or "" where that is too long for a media type. What JSON has to
+// escape counts for what comes of it.
 func mediaTypeOf(s string) string {
-	if len(s) > maxMediaType {
-		return ""
-	}
+	length := len(s)
 	for _, c := range []byte(s) {
 		switch {
 		case c < ' ', c > '~', c == '"', c == '<', c == '>', c == '&', c == '\\':
+			length += len(`\u0000`) - 1
+		}
+		if length > maxMediaType {
 			return ""
 		}
 	}

@@ -221,7 +221,7 @@ func flood(n, at int, attack func(i int)) {
 // hangUp sends a request and leaves at once.
 func (s *siege) hangUp(address, path string) {
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}, Timeout: 5 * time.Second}
-	c, err := d.Dial("tcp", s.URL[len("http://"):]) //nolint:noctx // it has a timeout
+	c, err := d.Dial("tcp", s.URL[len("http://"):])
 	if err != nil {
 		return
 	}

@@ -27,7 +27,7 @@ type caller struct {
 	address        string
 }
 
-// callers by name. Of pods of the cluster, an ipBlock does not say that it is for them.
+// callers returns them by name. An ipBlock is for addresses, not for the cluster's pods.
 func callers(t *testing.T, r rendered) map[string]caller {
 	t.Helper()
 	test := all[*core.Pod](r)[0]
@@ -102,8 +102,8 @@ func reach(t *testing.T, r rendered, port string) string {
 
 const everybody = "agent, grafana, helm test, job, neighbour, node, prometheus"
 
-// TestNetworkPolicy: by default all pull, nodes too, and the admin port is for nobody
-// but "helm test", and Prometheus where it is to scrape. What leaves the mirror is not limited.
+// TestNetworkPolicy: by default all pull, nodes too, and only "helm test" reaches the admin
+// port, and Prometheus where it is to scrape.
 func TestNetworkPolicy(t *testing.T) {
 	const monitoring = `{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}`
 	for values, want := range map[string]struct{ clients, admin string }{
@@ -137,7 +137,7 @@ func TestNetworkPolicy(t *testing.T) {
 	}
 }
 
-// TestNetworkPolicyEgress: what leaves the mirror is limited where values say so alone.
+// TestNetworkPolicyEgress: what leaves the mirror is limited only where values say so.
 func TestNetworkPolicyEgress(t *testing.T) {
 	for name, c := range choices() {
 		for _, p := range all[*network.NetworkPolicy](render(t, "mirror", c.values)) {
