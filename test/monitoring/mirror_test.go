@@ -64,7 +64,7 @@ func startMirror(t *testing.T, config string) *mirror {
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "../../cmd/cachalot").CombinedOutput(); err != nil {
 		t.Fatalf("build cachalot: %v: %s", err, out)
 	}
-	config = fmt.Sprintf("listen: 127.0.0.1:0\nadmin: {listen: 127.0.0.1:0}\nmax_connections: %d\n"+
+	config = fmt.Sprintf("listen: 127.0.0.1:0\nadmin: {listen: 127.0.0.1:0}\nmax_connections: %d\ntrusted_proxies: [127.0.0.1]\n"+
 		"storage: {path: %s, max_size: %d, min_free: %d}\n", clients, filepath.Join(m.disk, "cache"), maxSize, minFree) + config
 	if err := os.WriteFile(m.config, []byte(config), 0o600); err != nil {
 		t.Fatal(err)

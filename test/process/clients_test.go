@@ -32,7 +32,8 @@ func TestSlowReaders(t *testing.T) {
 	up.AddBlob("library/app", warm, cold)
 	release := make(chan struct{})
 	up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob, Reference: cold.Digest.String()}, upstreamtest.StallAfter(len(cold.Bytes)/2, release))
-	config := fmt.Sprintf("max_connections: %d\ntimeouts: {progress: 1h}\nstorage: {path: %s, min_free: 0}\nupstreams: {docker.io: {url: %s}}\n", slowReaders+1, t.TempDir(), up.URL)
+	// They come through a load balancer: one client would get three quarters.
+	config := fmt.Sprintf("max_connections: %d\ntrusted_proxies: [127.0.0.1]\ntimeouts: {progress: 1h}\nstorage: {path: %s, min_free: 0}\nupstreams: {docker.io: {url: %s}}\n", slowReaders+1, t.TempDir(), up.URL)
 	s := startConfig(t, "send_timeout: 1h\n"+config, "sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$@"`, 2*slowReaders+5_000), "sh")
 	quick := &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}}
 	if err := s.fetch(quick, warm.Digest); err != nil {
