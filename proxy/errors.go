@@ -74,7 +74,7 @@ func answerTo(err error, kind upstream.Kind) answer {
 		a.status = http.StatusGatewayTimeout
 	case errors.Is(err, upstream.ErrUnavailable), errors.Is(err, upstream.ErrInvalid),
 		errors.Is(err, upstream.ErrUnsupported), errors.Is(err, storage.ErrDigest), errors.Is(err, storage.ErrChanged):
-	case errors.Is(err, storage.ErrClosed):
+	case errors.Is(err, storage.ErrClosed), errors.Is(err, storage.ErrUnlinked): // it came and went, or thousands join it
 		a.status = http.StatusServiceUnavailable
 	case errors.Is(err, context.Canceled):
 		a.status = statusClientGone
@@ -103,7 +103,7 @@ func publicText(err error) string {
 	for _, known := range []error{
 		errBusy, errNames, bounds.ErrNoMemory,
 		upstream.ErrNotFound, upstream.ErrDenied, upstream.ErrRateLimited, upstream.ErrTimeout, upstream.ErrUnavailable,
-		upstream.ErrUnsupported, upstream.ErrInvalid, upstream.ErrSigned, storage.ErrDigest, storage.ErrChanged, storage.ErrClosed,
+		upstream.ErrUnsupported, upstream.ErrInvalid, upstream.ErrSigned, storage.ErrDigest, storage.ErrChanged, storage.ErrClosed, storage.ErrUnlinked,
 	} {
 		if errors.Is(err, known) {
 			return known.Error()

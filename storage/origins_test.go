@@ -3,6 +3,7 @@ package storage
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"testing"
@@ -146,6 +147,11 @@ func TestOrigins_Admitted(t *testing.T) {
 		open(t, s, evil("a"), d, lies.source).Close()
 		if _, err := s.Get(t.Context(), evil("b"), d, lies.source); !errors.Is(err, ErrUnlinked) || !s.Admit(evil("b"), d, "text/html") {
 			t.Errorf("%v", err)
+		}
+		for i := range maxAdmitted {
+			if admitted := s.Admit(evil(fmt.Sprint("more", i)), d, ""); admitted != (i < maxAdmitted-1) {
+				t.Fatalf("place %d: admitted %v", i, admitted)
+			}
 		}
 		b := open(t, s, evil("b"), d, lies.source)
 		if b.MediaType != "text/html" || b.Outcome != Collapsed {

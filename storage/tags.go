@@ -76,13 +76,16 @@ func (s *Store) PutLink(sc Scope, d digest.Digest, mediaType string) error {
 	return s.putLink(sc, d, l)
 }
 
+// maxAdmitted places join one download: a registry may say yes to any number.
+const maxAdmitted = 4096
+
 // Admit lets the scope join a download of the digest from its upstream, and records that
-// once it has verified. It returns false where there is none.
+// once it has verified. It returns false where there is none, or too many have joined.
 func (s *Store) Admit(sc Scope, d digest.Digest, mediaType string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f := s.fills.of(d, sc.Upstream)
-	if f == nil || f.shut || f.admitted == nil {
+	if f == nil || f.shut || f.admitted == nil || len(f.admitted) >= maxAdmitted {
 		return false
 	}
 	f.admitted[sc.place()] = mediaType
