@@ -3,6 +3,7 @@
 package bounds
 
 import (
+	"cmp"
 	"net/netip"
 	"sync"
 )
@@ -35,9 +36,9 @@ type Bulkhead struct {
 	byBoth   map[Holder]int
 }
 
-// NewBulkhead divides limit places, at least 1. share is more than 0 and less than 1.
+// NewBulkhead divides limit places, at least 1. share is less than 1; 0: DefaultShare.
 func NewBulkhead(limit int, share float64) *Bulkhead {
-	return &Bulkhead{limit: limit, share: share, byGroup: map[string]int{}, byClient: map[string]int{}, byBoth: map[Holder]int{}}
+	return &Bulkhead{limit: limit, share: cmp.Or(share, DefaultShare), byGroup: map[string]int{}, byClient: map[string]int{}, byBoth: map[Holder]int{}}
 }
 
 // Limit is the number of places.
@@ -51,6 +52,13 @@ func (b *Bulkhead) Taken() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.taken
+}
+
+// GroupTaken is the number of places that a group has.
+func (b *Bulkhead) GroupTaken(group string) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.byGroup[group]
 }
 
 // Enter takes a place, if there is one for the holder. Leave gives it back.

@@ -13,6 +13,11 @@ import (
 
 func TestReadAll(t *testing.T) {
 	t.Parallel()
+	synctest.Test(t, testReadAll) // what is refused waits for that
+}
+
+func testReadAll(t *testing.T) {
+	t.Helper()
 	for _, size := range []int{0, 1, firstRead - 1, firstRead, firstRead + 1, 100_000} {
 		want := bytes.Repeat([]byte{'x'}, size)
 		m := NewMemory(10<<20, DefaultShare)

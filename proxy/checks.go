@@ -51,7 +51,7 @@ var errAbandoned = errors.New("no client waits for it any more")
 
 func newChecks(ctx context.Context, memory *bounds.Memory, limit int, share float64) *checks {
 	return &checks{
-		ctx: ctx, memory: memory, places: bounds.NewBulkhead(cmp.Or(limit, DefaultChecks), cmp.Or(share, bounds.DefaultShare)),
+		ctx: ctx, memory: memory, places: bounds.NewBulkhead(cmp.Or(limit, DefaultChecks), share),
 		flying: map[string]*flight{},
 	}
 }

@@ -67,7 +67,10 @@ func (p *Proxy) source(t target, d digest.Digest) storage.Source {
 		if s.IfLong && !p.isLong(t, d, s) {
 			span.Length = 0
 		}
-		ctx, closed := p.cfg.Memory.Account(ctx, t.holder()) // what is odd is read whole
+		closed := func() {}
+		if t.kind == upstream.KindManifest { // one that is odd is read whole
+			ctx, closed = p.cfg.Memory.Account(ctx, t.holder())
+		}
 		c, err := t.registry.Open(ctx, t.kind, t.repo, d, span)
 		if err != nil {
 			closed()

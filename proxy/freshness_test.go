@@ -356,7 +356,7 @@ func TestTooOld(t *testing.T) {
 	m.wantError(m.get(tagPath("1")), http.StatusBadGateway, "UNAVAILABLE")
 }
 
-// TestManyTags: whoever asks for many tags, by HEAD, has the index grow to its bound and no
+// TestManyTags: a client that asks for many tags, by HEAD, has the index grow to its bound and no
 // further, and what others have pulled is served on when its registry is gone.
 func TestManyTags(t *testing.T) {
 	t.Parallel()

@@ -56,7 +56,7 @@ func (h *hosts) serves(host string) bool {
 // isPrivateName reports whether a name is of one label, as of a container or a machine
 // next door, or a Service of Kubernetes. No site can have such a name: .svc and .local
 // are no domains of the public DNS (RFC 6762 section 3), and what has one label is looked
-// for in the domains of whoever asks. NAME.NAMESPACE is not among them, for dev and app
+// for in the domains of the one that asks. NAME.NAMESPACE is not among them, for dev and app
 // are public domains.
 func isPrivateName(host string) bool {
 	return !strings.Contains(host, ".") || strings.HasSuffix(host, ".svc") || strings.HasSuffix(host, ".svc.cluster.local")

@@ -153,7 +153,7 @@ func (l *journal) Write(b []byte) (int, error) {
 // TestErrorTexts: what clients are told of a registry that cannot be reached has no
 // address, no resolver and nothing of names and ports: of one that they name, it is the
 // same in all cases. The log has the rest, by the request id that the answer gives.
-func TestErrorTexts(t *testing.T) { // not parallel: the resolver is everybody's
+func TestErrorTexts(t *testing.T) { // not parallel: the process has one resolver
 	t.Setenv("NO_PROXY", "*")
 	hosts, says, urls, names := failures(t)
 	before := net.DefaultResolver

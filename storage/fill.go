@@ -186,11 +186,6 @@ func (s *Store) slot(ctx context.Context, f *fill) bool {
 	return s.slots.take(ctx, s.ctx, f)
 }
 
-// sharesWith reports whether two fills are of the same upstream and kind.
-func (f *fill) sharesWith(g *fill) bool {
-	return f.scope.Upstream == g.scope.Upstream && f.scope.Manifest == g.scope.Manifest
-}
-
 func (f *fill) progressed() { f.progress.Store(time.Now().UnixNano()) }
 
 // silent is how long nothing has come.

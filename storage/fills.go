@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/opencontainers/go-digest"
@@ -77,5 +78,5 @@ func (s *Store) Fill(d digest.Digest) (FillInfo, bool) {
 	if len(infos) == 0 {
 		return FillInfo{}, false
 	}
-	return slices.MaxFunc(infos, func(a, b FillInfo) int { return int(min(1, max(-1, a.Written-b.Written))) }), true
+	return slices.MaxFunc(infos, func(a, b FillInfo) int { return cmp.Compare(a.Written, b.Written) }), true
 }

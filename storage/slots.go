@@ -1,7 +1,6 @@
 package storage
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -38,7 +37,7 @@ type slotWait struct {
 }
 
 func newSlots(limit int, share float64) *slots {
-	return &slots{places: bounds.NewBulkhead(limit, cmp.Or(share, bounds.DefaultShare))}
+	return &slots{places: bounds.NewBulkhead(limit, share)}
 }
 
 // holder is whose slot a fill takes.
@@ -57,16 +56,6 @@ func (s *slots) enter(f *fill) bool {
 	}
 	s.running = append(s.running, f)
 	return true
-}
-
-// alike is how many run that share with f. s.mu is held.
-func (s *slots) alike(f *fill) (n int) {
-	for _, r := range s.running {
-		if r.sharesWith(f) {
-			n++
-		}
-	}
-	return n
 }
 
 // take waits for a slot; false: one of the contexts has ended.
@@ -124,10 +113,11 @@ func (s *slots) give(f *fill) {
 func (s *slots) endStalled(f *fill) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	full := s.alike(f) >= s.places.GroupLimit()
+	group := f.holder().Group
+	full := s.places.GroupTaken(group) >= s.places.GroupLimit()
 	var worst *fill
 	for _, r := range s.running {
-		if full && !r.sharesWith(f) || r.silent() < stalledFor {
+		if full && r.holder().Group != group || r.silent() < stalledFor {
 			continue
 		}
 		if worst == nil || r.silent() > worst.silent() {

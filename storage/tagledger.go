@@ -12,7 +12,7 @@ import (
 )
 
 // tagLedger counts the records of tags and lists and what they take of the index, and
-// keeps that within a bound: whoever asks for many tags adds a record for each. Above
+// keeps that within a bound: a client that asks for many tags adds a record for each. Above
 // tagsHigh percent of it records go in the background, down to tagsLow percent. A new one
 // that there is no room for until then is not written: its name is asked for again.
 //

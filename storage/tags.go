@@ -17,7 +17,7 @@ func (s *Store) Tag(k TagKey) (t Tag, ok bool) {
 	return t, ok
 }
 
-// PutTag moves a tag. It is forgotten when nobody has moved or checked it for keep, or
+// PutTag moves a tag. It is forgotten when it was not moved or checked for keep, or
 // when there is no room for it in the index: see [Config].MaxIndex.
 func (s *Store) PutTag(k TagKey, t Tag, keep time.Duration) error {
 	return s.tags.put(k, t, keep)

@@ -100,7 +100,7 @@ type refusal struct {
 	key     string
 }
 
-// public is what of it is no news to whoever named the host.
+// public is what of it is no news to the client that named the host.
 func (r *refusal) public() string {
 	if !r.address.IsValid() {
 		return "it leads to a number in place of a name"

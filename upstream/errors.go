@@ -85,7 +85,7 @@ func (e *Error) Public() string {
 }
 
 // Unreachable reports whether the registry is one that clients name, and could not be
-// reached. All such failures are to look alike: whoever names registries could find out
+// reached. All such failures are to look alike: a client that names registries could find out
 // about names, addresses and ports that only the mirror reaches.
 func (e *Error) Unreachable() bool { return e.unlisted && e.unreached }
 

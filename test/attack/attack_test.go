@@ -232,27 +232,32 @@ func (s *siege) hangUp(address, path string) {
 // waitKept waits until content that was pulled is on disk.
 func (s *siege) waitKept(c ut.Content) {
 	s.t.Helper()
-	for {
+	s.until("the blob is not kept", func() bool {
 		resp, err := http.Get(s.Admin + "/api/v1/blob?digest=" + c.Digest.String()) //nolint:noctx // loopback
 		if err != nil {
 			s.t.Fatal(err)
 		}
 		_ = resp.Body.Close()
-		if resp.StatusCode == http.StatusOK {
-			return
-		}
-		time.Sleep(time.Millisecond)
-	}
+		return resp.StatusCode == http.StatusOK
+	})
 }
 
 // rests waits until what clients have left has ended.
-func (s *siege) rests(t *testing.T) {
-	t.Helper()
-	for s.Metrics(t)["go_goroutines"] > 200 {
+func (s *siege) rests() {
+	s.t.Helper()
+	s.until("goroutines stay", func() bool { return s.Metrics(s.t)["go_goroutines"] <= 200 })
+}
+
+// until asks a process, which tells of no event, until done.
+func (s *siege) until(not string, done func() bool) {
+	s.t.Helper()
+	look := time.NewTicker(5 * time.Millisecond)
+	defer look.Stop()
+	for !done() {
 		select {
-		case <-t.Context().Done():
-			t.Fatalf("%v goroutines stay", s.Metrics(t)["go_goroutines"])
-		case <-time.After(20 * time.Millisecond):
+		case <-s.t.Context().Done():
+			s.t.Fatal(not)
+		case <-look.C:
 		}
 	}
 }

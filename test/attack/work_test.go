@@ -135,5 +135,5 @@ func TestWork_Proofs(t *testing.T) {
 	if read.Load() > 0 {
 		t.Error("a registry's word was enough")
 	}
-	s.rests(t)
+	s.rests()
 }

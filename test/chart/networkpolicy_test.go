@@ -100,28 +100,28 @@ func reach(t *testing.T, r rendered, port string) string {
 	return strings.Join(in, ", ")
 }
 
-const everybody = "agent, grafana, helm test, job, neighbour, node, prometheus"
+const anyone = "agent, grafana, helm test, job, neighbour, node, prometheus"
 
 // TestNetworkPolicy: by default all pull, nodes too, and only "helm test" reaches the admin
 // port, and Prometheus where it is to scrape.
 func TestNetworkPolicy(t *testing.T) {
 	const monitoring = `{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}`
 	for values, want := range map[string]struct{ clients, admin string }{
-		`{}`:                                {everybody, "helm test"},
-		`{nodes: {enabled: true}}`:          {everybody, "helm test"},
-		`{networkPolicy: {enabled: false}}`: {everybody, everybody},
-		`{tls: {secretName: web}}`:          {everybody, "helm test"},
-		`{fullnameOverride: hub, config: {listen: ":80", admin: {listen: ":9090"}}}`:                  {everybody, "helm test"},
-		`{metrics: {serviceMonitor: {enabled: true}}}`:                                                {everybody, "agent, helm test, prometheus"},
-		`{metrics: {podMonitor: {enabled: true}}}`:                                                    {everybody, "agent, helm test, prometheus"},
-		`{metrics: {prometheusRule: {enabled: true}, dashboard: {enabled: true}}}`:                    {everybody, "helm test"},
-		`{metrics: {podMonitor: {enabled: true}}, networkPolicy: {prometheus: []}}`:                   {everybody, "helm test"},
-		`{metrics: {podMonitor: {enabled: true}}, networkPolicy: {prometheus: [` + monitoring + `]}}`: {everybody, "agent, grafana, helm test, prometheus"},
-		`{networkPolicy: {admin: [` + monitoring + `]}}`:                                              {everybody, "agent, grafana, helm test, prometheus"},
-		`{networkPolicy: {admin: [{ipBlock: {cidr: 192.0.2.0/24}}]}}`:                                 {everybody, "helm test, node"},
+		`{}`:                                {anyone, "helm test"},
+		`{nodes: {enabled: true}}`:          {anyone, "helm test"},
+		`{networkPolicy: {enabled: false}}`: {anyone, anyone},
+		`{tls: {secretName: web}}`:          {anyone, "helm test"},
+		`{fullnameOverride: hub, config: {listen: ":80", admin: {listen: ":9090"}}}`:                  {anyone, "helm test"},
+		`{metrics: {serviceMonitor: {enabled: true}}}`:                                                {anyone, "agent, helm test, prometheus"},
+		`{metrics: {podMonitor: {enabled: true}}}`:                                                    {anyone, "agent, helm test, prometheus"},
+		`{metrics: {prometheusRule: {enabled: true}, dashboard: {enabled: true}}}`:                    {anyone, "helm test"},
+		`{metrics: {podMonitor: {enabled: true}}, networkPolicy: {prometheus: []}}`:                   {anyone, "helm test"},
+		`{metrics: {podMonitor: {enabled: true}}, networkPolicy: {prometheus: [` + monitoring + `]}}`: {anyone, "agent, grafana, helm test, prometheus"},
+		`{networkPolicy: {admin: [` + monitoring + `]}}`:                                              {anyone, "agent, grafana, helm test, prometheus"},
+		`{networkPolicy: {admin: [{ipBlock: {cidr: 192.0.2.0/24}}]}}`:                                 {anyone, "helm test, node"},
 		`{networkPolicy: {clients: [{ipBlock: {cidr: 192.0.2.0/24}}]}}`:                               {"helm test, node", "helm test"},
 		`{networkPolicy: {clients: [` + monitoring + `]}}`:                                            {"agent, grafana, helm test, prometheus", "helm test"},
-		`{networkPolicy: {ingress: [{ports: [{port: 15008}]}]}}`:                                      {everybody, "helm test"},
+		`{networkPolicy: {ingress: [{ports: [{port: 15008}]}]}}`:                                      {anyone, "helm test"},
 	} {
 		r := render(t, "mirror", values)
 		port := statefulSet(t, r).Spec.Template.Spec.Containers[0].Ports[0].Name
@@ -131,7 +131,7 @@ func TestNetworkPolicy(t *testing.T) {
 		if got := reach(t, r, "admin"); got != want.admin {
 			t.Errorf("%s: admin is open to %s; want %s", values, got, want.admin)
 		}
-		if got, want := reach(t, r, "15008"), map[bool]string{true: everybody, false: ""}[strings.Contains(values, "15008") || strings.Contains(values, "false")]; got != want {
+		if got, want := reach(t, r, "15008"), map[bool]string{true: anyone, false: ""}[strings.Contains(values, "15008") || strings.Contains(values, "false")]; got != want {
 			t.Errorf("%s: another port is open to %q; want %q", values, got, want)
 		}
 	}
