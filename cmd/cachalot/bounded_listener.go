@@ -10,12 +10,15 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cachalot-registry/cachalot/bounds"
+	"github.com/cachalot-registry/cachalot/task"
 )
 
 // boundedListener accepts a connection only while fewer than its limit are open.
 // Where as many are, it closes one that is idle, or has not yet sent a request, for
-// the next: clients cannot keep others out by doing nothing. Where all are at work,
+// the next, but none whose bytes the server has yet to read: clients cannot keep others out by doing nothing. Where all are at work,
 // further ones wait in the kernel's queue. The last share is for clients with less than
 // a share: others' connections are closed at once there, for each that they have idle.
 //
@@ -24,9 +27,12 @@ import (
 type boundedListener struct {
 	net.Listener
 	places  *bounds.Bulkhead
-	closed  chan struct{}
+	waiting *acceptQueue
+	begin   sync.Once                      // starts receive
+	failed  chan error                     // what receive has met
+	closed  chan struct{}                  // ends receive
 	once    sync.Once                      // closes closed
-	full    func()                         // called when as many are open as may be, or a client has too many
+	full    func()                         // called when one has to wait for a place, or its client has too many
 	freed   chan struct{}                  // has a value when a connection has become idle, or ended
 	trusted atomic.Pointer[[]netip.Prefix] // load balancers, whose connections are many clients'
 
@@ -49,13 +55,17 @@ const (
 	freshFor = 100 * time.Millisecond
 	// lookEvery is how often one that waits for a place looks for it.
 	lookEvery = 20 * time.Millisecond
-	// lookAt is how many idle connections are looked at for one of a client.
+	// lookAt is how many connections are looked at for one that can be spared.
 	lookAt = 256
+	// maxWaiting is how many connections wait in turn. The kernel keeps some 64 KiB for
+	// each, which its client may send ahead.
+	maxWaiting = 512
 )
 
 func newBoundedListener(l net.Listener, limit int, share float64, full func()) *boundedListener {
 	return &boundedListener{
-		Listener: l, places: bounds.NewBulkhead(limit, share), closed: make(chan struct{}), full: full, freed: make(chan struct{}, 1),
+		Listener: l, places: bounds.NewBulkhead(limit, share), waiting: newAcceptQueue(maxWaiting),
+		failed: make(chan error), closed: make(chan struct{}), full: full, freed: make(chan struct{}, 1),
 		holders: map[net.Conn]bounds.Holder{}, idle: list.New(), fresh: list.New(), at: map[net.Conn]resting{},
 	}
 }
@@ -81,18 +91,93 @@ func (l *boundedListener) holder(c net.Conn) bounds.Holder {
 }
 
 func (l *boundedListener) Accept() (net.Conn, error) {
-	for l.wait() {
-		c, err := l.Listener.Accept()
-		if err != nil {
+	l.begin.Do(func() {
+		go func() {
+			if err := task.Try("accept", l.receive); err != nil {
+				l.fail(err)
+			}
+			for c := l.waiting.next(); c != nil; c = l.waiting.next() {
+				_ = c.Close() // nothing was read
+			}
+		}()
+	})
+	for {
+		select {
+		case <-l.closed:
+			return nil, net.ErrClosed
+		case err := <-l.failed:
 			return nil, err
+		case <-l.waiting.ready:
 		}
-		if l.enter(c) {
+		open := l.wait()
+		c := l.waiting.next()
+		switch {
+		case c == nil: // the listener is closed
+		case open && l.enter(c):
 			return c, nil
+		default:
+			l.full()
+			_ = c.Close() // nothing was read
 		}
-		l.full()
-		_ = c.Close() // nothing was read
 	}
-	return nil, net.ErrClosed
+}
+
+// receive moves connections from the kernel's queue into that of clients, until the
+// listener is closed.
+func (l *boundedListener) receive() error {
+	for {
+		c, err := l.Listener.Accept()
+		switch {
+		case err == nil && l.queue(c):
+		case err == nil || errors.Is(err, net.ErrClosed):
+			return err
+		default:
+			l.fail(err) // there may be too few files for the moment
+		}
+	}
+}
+
+// fail tells Accept.
+func (l *boundedListener) fail(err error) {
+	select {
+	case l.failed <- err:
+	case <-l.closed:
+	}
+}
+
+// queue has a connection wait for its turn; false: the listener is closed.
+//
+// While places are taken by clients that say nothing, the one with the most loses its
+// last for another one. Where all are at work, they wait in the kernel's queue: none of
+// them is wrong to be here.
+func (l *boundedListener) queue(c net.Conn) bool {
+	client := l.holder(c).Client
+	if client == "" { // one of many clients
+		client = c.RemoteAddr().String()
+	}
+	for !l.waiting.add(client, c) {
+		if l.spares() {
+			if last := l.waiting.displace(client); last != nil {
+				l.full()
+				_ = last.Close() // nothing was read
+				continue
+			}
+		}
+		select {
+		case <-l.waiting.left:
+		case <-l.closed:
+			_ = c.Close()
+			return false
+		}
+	}
+	return true
+}
+
+// spares reports whether a connection does nothing.
+func (l *boundedListener) spares() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.at) > 0
 }
 
 // enter gives a connection a place, if need be that of an idle one of the same client.
@@ -116,17 +201,41 @@ func (l *boundedListener) enter(c net.Conn) bool {
 // idleOf is an idle connection of a client, if one is among those that are so the
 // longest. l.mu is held.
 func (l *boundedListener) idleOf(h bounds.Holder) net.Conn {
-	e := l.idle.Front()
+	return first(l.idle, func(c net.Conn) bool { return l.holders[below(c)] == h })
+}
+
+// first is the first connection of a list that can be closed, and is wanted, if it is
+// among the first that are looked at.
+func first(in *list.List, wanted func(net.Conn) bool) net.Conn {
+	e := in.Front()
 	for range lookAt {
 		if e == nil {
 			return nil
 		}
-		if c := e.Value.(net.Conn); l.holders[below(c)] == h {
+		if c := e.Value.(net.Conn); wanted(c) && !unread(c) {
 			return c
 		}
 		e = e.Next()
 	}
 	return nil
+}
+
+// unread is whether something waits to be read from a connection: its request has come,
+// and the server has not had the time to look.
+func unread(c net.Conn) bool {
+	tcp := tcpOf(c)
+	if tcp == nil {
+		return false
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return false
+	}
+	n := 0
+	if raw.Control(func(fd uintptr) { n, _, err = unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT) }) != nil {
+		return false // it is closed
+	}
+	return err == nil && n > 0 // 0: its client has closed it
 }
 
 // wait returns when a place is free; false: the listener is closed.
@@ -155,22 +264,17 @@ func (l *boundedListener) wait() bool {
 // notices, and gives its place back.
 func (l *boundedListener) drop() {
 	l.mu.Lock()
-	front := l.idle.Front()
-	if front == nil {
-		front = l.fresh.Front()
+	c := first(l.idle, func(net.Conn) bool { return true })
+	if c == nil {
+		c = first(l.fresh, func(c net.Conn) bool { return time.Since(l.at[c].since) >= freshFor })
 	}
-	if front == nil {
-		l.mu.Unlock()
-		return
+	if c != nil {
+		l.leave(c)
 	}
-	c := front.Value.(net.Conn)
-	if r := l.at[c]; r.in == l.fresh && time.Since(r.since) < freshFor {
-		l.mu.Unlock()
-		return
-	}
-	l.leave(c)
 	l.mu.Unlock()
-	hangUp(c)
+	if c != nil {
+		hangUp(c)
+	}
 }
 
 // hangUp closes a connection without a goodbye, which TLS would wait for.

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"runtime"
 	"sync/atomic"
 	"testing"
 
@@ -20,7 +21,7 @@ type limited struct {
 	*boundedListener
 	addr   string
 	tls    *tls.Config   // of its clients; nil: plain
-	full   chan struct{} // one element each time nobody more is accepted
+	full   chan struct{} // one element each time one has to wait, or is refused
 	served atomic.Int64
 }
 
@@ -116,9 +117,8 @@ func TestConnectionLimit(t *testing.T) {
 	first, second := l.ask(t, "/"), l.ask(t, "/")
 	<-arrived
 	<-arrived
-	<-l.full // the server waits for a slot
-
 	third := l.ask(t, "/")
+	<-l.full // it waits for a place
 	if n := l.places.Taken(); n != 2 {
 		t.Errorf("%d connections are open, want 2", n)
 	}
@@ -133,6 +133,46 @@ func TestConnectionLimit(t *testing.T) {
 		t.Errorf("%d requests were served, want 3", n)
 	}
 	_, _ = first.Close(), second.Close()
+}
+
+// TestConnectionsTakeTurns: a client waits behind its own connections, not behind those of
+// another one.
+func TestConnectionsTakeTurns(t *testing.T) {
+	t.Parallel()
+	arrived, gate := make(chan string, 100), make(chan struct{})
+	l := startServer(t, 1, false, func(_ http.ResponseWriter, r *http.Request) {
+		arrived <- r.URL.Path
+		<-gate
+	}, func(net.Conn, http.ConnState) {})
+	defer close(gate)
+	l.ask(t, "/first")
+	<-arrived
+	queued := func(n int) {
+		for q := l.waiting; ; runtime.Gosched() {
+			q.mu.Lock()
+			so := q.len >= n
+			q.mu.Unlock()
+			if so {
+				return
+			}
+		}
+	}
+	const many = 20
+	for range many {
+		l.ask(t, "/many")
+	}
+	queued(many)
+	l.askFrom(t, &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}, "/other")
+	queued(many + 1)
+	for n := range 3 {
+		gate <- struct{}{}
+		if <-arrived == "/other" {
+			return
+		}
+		if n == 2 {
+			t.Error("one client waits for another one's connections")
+		}
+	}
 }
 
 // TestIdlersGoFirst: neither who has been answered, nor who sends no request or half of
@@ -162,6 +202,58 @@ func TestIdlersGoFirst(t *testing.T) {
 		if n := l.places.Taken(); n > 3 {
 			t.Errorf("%d connections are open", n)
 		}
+	}
+}
+
+// TestUnreadStay: a connection whose request has come, and was not read yet by a server
+// that lacks the time, does not go for another one; one that says nothing does.
+func TestUnreadStay(t *testing.T) {
+	t.Parallel()
+	inner, err := listen(t.Context(), "127.0.0.1:0", "listen")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := newBoundedListener(inner, 10, bounds.DefaultShare, func() {})
+	defer l.Close()
+	accept := func(sends string) net.Conn {
+		var d net.Dialer
+		client, err := d.DialContext(t.Context(), "tcp", inner.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { client.Close() })
+		if _, err := client.Write([]byte(sends)); err != nil {
+			t.Fatal(err)
+		}
+		c, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		for sends != "" && !unread(c) { // the kernel may take its time
+			runtime.Gosched()
+		}
+		return c
+	}
+	for name, state := range map[string]http.ConnState{"new": http.StateNew, "idle": http.StateIdle} {
+		asks, silent := accept("GET"), accept("")
+		for _, c := range []net.Conn{asks, silent} {
+			l.track(c, state)
+			r := l.at[c]
+			r.since = r.since.Add(-freshFor)
+			l.at[c] = r
+		}
+		l.drop()
+		if _, ok := l.at[silent]; ok {
+			t.Errorf("%s: who says nothing stays", name)
+		}
+		for range 3 {
+			l.drop()
+		}
+		if _, ok := l.at[asks]; !ok {
+			t.Errorf("%s: who has asked was closed", name)
+		}
+		l.track(asks, http.StateActive)
 	}
 }
 
@@ -250,6 +342,7 @@ func TestConnectionLimitClose(t *testing.T) {
 	gate := make(chan struct{})
 	l := startServer(t, 1, false, func(http.ResponseWriter, *http.Request) { <-gate }, func(net.Conn, http.ConnState) {})
 	defer close(gate)
+	l.ask(t, "/")
 	l.ask(t, "/")
 	<-l.full
 	if err := l.Close(); err != nil {

@@ -268,9 +268,12 @@ func (m *mirror) drain() error {
 // warnOfFullListener returns a function that logs, at most once a minute, that
 // max_connections is reached.
 func (m *mirror) warnOfFullListener() func() {
-	var last time.Time // accepting is one goroutine's work
+	var mu sync.Mutex // guards last
+	var last time.Time
 	limit := m.cfg.MaxConnections
 	return func() {
+		mu.Lock()
+		defer mu.Unlock()
 		if time.Since(last) < time.Minute {
 			return
 		}

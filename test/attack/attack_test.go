@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"os"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,7 +20,16 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-func TestMain(m *testing.M) { cachalotd.Main(m) }
+func TestMain(m *testing.M) {
+	if config := os.Getenv(honestEnv); config != "" {
+		if err := beHonest(config); err != nil {
+			_, _ = fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	cachalotd.Main(m)
+}
 
 // siege is a cachalot under attack.
 type siege struct {
@@ -29,12 +37,12 @@ type siege struct {
 
 	t       *testing.T
 	cgroup  cachalotd.Cgroup
-	hub     *ut.Registry // an honest one: docker.io
-	private *ut.Registry // private.test, which wants an account
-	evil    *ut.Registry // evil.test
-	image   ut.Image     // of the honest one, and kept
-	secret  ut.Content   // of team/app of the private one, and kept
-	quiet   time.Duration
+	hub     *ut.Registry  // an honest one: docker.io
+	private *ut.Registry  // private.test, which wants an account
+	evil    *ut.Registry  // evil.test
+	image   ut.Image      // of the honest one, and kept
+	secret  ut.Content    // of team/app of the private one, and kept
+	quiet   time.Duration // the 99th percentile of an honest client's pulls before the attack
 }
 
 // limit is the memory that a cachalot under attack has: half of the chart's default.
@@ -78,11 +86,7 @@ upstreams:
 		t.Fatal(err)
 	}
 	s.waitKept(s.secret)
-	var took []time.Duration
-	for range 50 {
-		took = append(took, s.pull())
-	}
-	s.quiet = percentile(took, 99)
+	s.quiet = percentile(s.honestly(200, func() {}).Pulls[1:], 99) // the first one fetches
 	return s
 }
 
@@ -93,18 +97,6 @@ func from(t *testing.T, address string) *http.Client {
 	tr := &http.Transport{DialContext: d.DialContext, MaxIdleConnsPerHost: 16}
 	t.Cleanup(tr.CloseIdleConnections)
 	return &http.Client{Transport: tr}
-}
-
-// pull gets what is kept, as an honest client does.
-func (s *siege) pull() time.Duration {
-	s.t.Helper()
-	begun := time.Now()
-	for path, want := range map[string]ut.Content{"manifests/1": s.image.Index, "blobs/" + s.image.Layers[0].Digest.String(): s.image.Layers[0]} {
-		if err := s.get(s.t.Context(), http.DefaultClient, "/v2/library/kept/"+path, want); err != nil {
-			s.t.Errorf("an honest client: %v", err)
-		}
-	}
-	return time.Since(begun)
 }
 
 // get asks for content, and compares it.
@@ -136,54 +128,18 @@ var errStatus = errors.New("refused")
 // is kept is served. It prints how quickly, and what that took.
 func (s *siege) during(attack func()) {
 	s.t.Helper()
-	ended := make(chan struct{})
-	var watching sync.WaitGroup
-	var probes, pulls []time.Duration
-	watching.Go(func() {
-		kubelet := from(s.t, "127.0.0.9")
-		for {
-			begun := time.Now()
-			resp, err := kubelet.Get(s.Admin + "/healthz") //nolint:noctx // it must be answered
-			if err != nil {
-				s.t.Errorf("the probe: %v", err)
-			} else {
-				if resp.StatusCode != http.StatusOK {
-					s.t.Errorf("the probe: %s", resp.Status)
-				}
-				_ = resp.Body.Close()
-			}
-			probes = append(probes, time.Since(begun))
-			pulls = append(pulls, s.pull())
-			select {
-			case <-ended:
-				return
-			case <-s.Ended():
-				s.t.Errorf("cachalot has died: %s", s.Log)
-				return
-			case <-time.After(20 * time.Millisecond):
-			}
-		}
-	})
-	attack()
-	close(ended)
-	watching.Wait()
+	found := s.honestly(1, attack)
 	select {
 	case <-s.Ended():
-		return
+		s.t.Fatalf("cachalot has died: %s", s.Log)
 	default:
 	}
 	peak, killed := s.cgroup.Read(s.t)
-	goroutines := s.Metrics(s.t)["go_goroutines"]
 	if killed != 0 {
 		s.t.Errorf("%d processes killed", killed)
 	}
-	s.t.Logf("peak of the cgroup %d of %d MiB, %.0f goroutines afterwards; %d probes, p99 %s, the longest %s; %d honest pulls, p99 %s, quiet %s",
-		peak>>20, limit>>20, goroutines, len(probes), percentile(probes, 99), percentile(probes, 100), len(pulls), percentile(pulls, 99), s.quiet)
-}
-
-func percentile(took []time.Duration, percent int) time.Duration {
-	sorted := slices.Sorted(slices.Values(took))
-	return sorted[(len(sorted)-1)*percent/100].Round(10 * time.Microsecond)
+	s.t.Logf("peak of the cgroup %d of %d MiB, %.0f goroutines afterwards; %d probes, p99 %s, the longest %s; honest pulls p99 %s, quiet %s",
+		peak>>20, limit>>20, s.Metrics(s.t)["go_goroutines"], len(found.Probes), percentile(found.Probes, 99), percentile(found.Probes, 100), percentile(found.Pulls, 99), s.quiet)
 }
 
 // attempts is how often an attack is made: as often as the variable says, or few times.
