@@ -32,21 +32,21 @@ type document struct {
 	seen map[string]struct{} // Schema.field
 }
 
-func newDocument(t *testing.T) *document {
-	t.Helper()
+func newDocument(tb testing.TB) *document {
+	tb.Helper()
 	b, err := yaml.YAMLToJSON(openAPI)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(b))
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	c := jsonschema.NewCompiler()
 	c.DefaultDraft(jsonschema.Draft2020) // OpenAPI 3.1's
 	c.AssertFormat()
 	if err := c.AddResource("openapi.json", doc); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return &document{doc: doc.(map[string]any), compiler: c, seen: map[string]struct{}{}}
 }

@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 
 // mirror is a Proxy on a listener, over a store and its upstreams.
 type mirror struct {
-	t       *testing.T
+	t       testing.TB
 	dir     string
 	store   *storage.Store
 	proxy   *Proxy
@@ -54,8 +54,8 @@ func testConfig() Config {
 }
 
 // registry makes an upstream called name out of a test registry.
-func registry(t *testing.T, name, url string, change ...func(*upstream.Config)) *upstream.Registry {
-	t.Helper()
+func registry(tb testing.TB, name, url string, change ...func(*upstream.Config)) *upstream.Registry {
+	tb.Helper()
 	cfg := upstream.Config{
 		Name: name, URLs: []string{url}, MaxConnections: 64,
 		Timeouts: upstream.Timeouts{Dial: 5 * time.Second, TLSHandshake: 5 * time.Second, ResponseHeader: 20 * time.Second, Progress: 20 * time.Second},
@@ -65,18 +65,18 @@ func registry(t *testing.T, name, url string, change ...func(*upstream.Config)) 
 	}
 	r, err := upstream.New(cfg, upstream.NewMetrics(), slog.New(slog.DiscardHandler))
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(r.Close)
+	tb.Cleanup(r.Close)
 	return r
 }
 
 // newMirror starts a mirror with a new folder. change may be nil.
-func newMirror(t *testing.T, change func(*Config), registries ...*upstream.Registry) *mirror {
-	t.Helper()
-	m := &mirror{t: t, dir: t.TempDir()}
+func newMirror(tb testing.TB, change func(*Config), registries ...*upstream.Registry) *mirror {
+	tb.Helper()
+	m := &mirror{t: tb, dir: tb.TempDir()}
 	m.start(change, registries...)
-	t.Cleanup(func() { m.stop() })
+	tb.Cleanup(func() { m.stop() })
 	return m
 }
 
@@ -268,15 +268,15 @@ func withPassword(username, password string) func(*upstream.Config) {
 }
 
 // waitFor waits for what goes on in the background.
-func waitFor(t *testing.T, ok func() bool) {
-	t.Helper()
+func waitFor(tb testing.TB, ok func() bool) {
+	tb.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for !ok() {
 		select {
 		case <-tick.C:
-		case <-t.Context().Done():
-			t.Fatal("test ended before what it waits for")
+		case <-tb.Context().Done():
+			tb.Fatal("test ended before what it waits for")
 		}
 	}
 }

@@ -3,7 +3,6 @@ package upstream
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -152,13 +151,11 @@ func (r *Registry) askAs(ctx context.Context, a *account, q query) (*http.Respon
 			failed.Message = strings.ReplaceAll(failed.Message, e.prefix, "")
 		}
 		if away { // its words may have the signed URL in them
-			failed.Code, failed.Message = "", "from "+resp.Request.URL.Host+", where the registry leads"
+			failed.Code, failed.Message = "", "from where the registry leads"
 			failed.own = false
+			return nil, failed.because(errors.New(resp.Request.URL.Host))
 		}
-		if !away && sent.hint != "" && errors.Is(failed, ErrDenied) {
-			failed.Message = strings.TrimPrefix(failed.Message+"; "+sent.hint, "; ")
-		}
-		return nil, failed
+		return nil, sent.hint.of(failed)
 	}
 }
 
@@ -194,7 +191,7 @@ func (r *Registry) follow(ctx context.Context, a *account, q query) (resp *http.
 			return nil, sent, false, err
 		}
 		if next.header == "" {
-			if next.hint != "" {
+			if next.hint != (hint{}) {
 				sent.hint = next.hint
 			}
 			return resp, sent, false, nil // nothing better to show
@@ -258,9 +255,9 @@ func (r *Registry) chase(ctx context.Context, a *account, q query, shown authori
 		}
 		location := resp.Header.Get("Location")
 		drain(resp)
-		next, err := r.redirectTarget(e.base, u, location, q.raced)
-		if err != nil {
-			return nil, away, r.fail(q.op, ErrInvalid, "%v", err)
+		next, wrong := r.redirectTarget(q.op, e.base, u, location, q.raced)
+		if wrong != nil {
+			return nil, away, wrong
 		}
 		if len(seen) > maxRedirects || seen[next.String()] {
 			return nil, away, r.fail(q.op, ErrInvalid, "redirect loop or more than %d redirects", maxRedirects)
@@ -278,19 +275,19 @@ func isRedirect(status int) bool {
 	return false
 }
 
-// redirectTarget resolves a Location. Its errors name hosts only, for a query
-// may hold a signature. From https it may lead to http where that is configured, and
+// redirectTarget resolves a Location. Of where that leads its errors name the host only,
+// and to the log: a query may hold a signature. From https it may lead to http where that is configured, and
 // a digest decides on what comes from there.
-func (r *Registry) redirectTarget(base, from *url.URL, location string, byDigest bool) (*url.URL, error) {
+func (r *Registry) redirectTarget(op string, base, from *url.URL, location string, byDigest bool) (*url.URL, *Error) {
 	if location == "" {
-		return nil, errors.New("redirect without a location")
+		return nil, r.fail(op, ErrInvalid, "redirect without a location")
 	}
 	u, err := from.Parse(location)
 	switch {
 	case err != nil || !validHost(u.Host):
-		return nil, errors.New("redirect to something that is no URL")
+		return nil, r.fail(op, ErrInvalid, "redirect to something that is no URL")
 	case u.User != nil:
-		return nil, fmt.Errorf("redirect to %s carries a user name", u.Host)
+		return nil, r.fail(op, ErrInvalid, "redirect with a user name").because(errors.New("to " + u.Host))
 	case u.Scheme == "https", u.Scheme == "http" && (base.Scheme == "http" || byDigest && r.cfg.AllowHTTPRedirects):
 		u.Fragment, u.RawFragment = "", ""
 		return u, nil
@@ -299,7 +296,7 @@ func (r *Registry) redirectTarget(base, from *url.URL, location string, byDigest
 	if u.Scheme == "http" && byDigest {
 		hint = ": if what it sends may come in the clear, set " + r.cfg.key("allow_http_redirects") + ": true"
 	}
-	return nil, fmt.Errorf("redirect from %s to %s://%s is not followed%s", base.Scheme, printable(u.Scheme, 16), u.Host, hint)
+	return nil, r.fail(op, ErrInvalid, "redirect from %s to %s is not followed%s", base.Scheme, printable(u.Scheme, 16), hint).because(errors.New("to " + u.Host))
 }
 
 // drain reads what is left of a short body, so that its connection can be

@@ -40,7 +40,7 @@ type authorization struct {
 	failed  error    // why there is no token for key
 	fresh   bool     // the token was made while this request waited: a 401 is no matter of age
 	young   bool     // it was made a moment ago: so is a 403
-	hint    string   // what the operator could change, if it is refused
+	hint    hint     // what the operator could change, if it is refused
 	secrets []string // to be kept out of error messages
 }
 
@@ -130,9 +130,9 @@ func (a *account) renewBasic(ctx context.Context, q query, sent authorization) (
 	}
 	if cred.Username == "" {
 		if a.source == nil {
-			return authorization{hint: a.key + " is not set"}, nil
+			return authorization{hint: hint{text: a.key + " is not set"}}, nil
 		}
-		return authorization{hint: a.key + " holds nothing for " + a.endpoint.base.Host}, nil
+		return authorization{hint: hint{a.key + " holds nothing for it", "it is " + a.endpoint.base.Host}}, nil
 	}
 	next := basicAuthorization(base64.StdEncoding.EncodeToString([]byte(cred.Username + ":" + cred.Password)))
 	if next.header == sent.header {
@@ -219,43 +219,51 @@ func (a *account) bearer(ctx context.Context, c challenge, rejected string) (aut
 		return authorization{}, a.endpoint.registry.networkError(ctx, opToken, "waiting for a token", context.Cause(ctx))
 	case got := <-answer:
 		if got.Err != nil {
-			return authorization{}, withHint(got.Err, hint)
+			return authorization{}, hint.of(got.Err)
 		}
 		return made(got.Val.(token), true), nil
 	}
 }
 
-func withHint(err error, hint string) error {
+// hint is what an operator could change: as clients may read it, and what the log alone
+// says besides.
+type hint struct{ text, log string }
+
+// of is err with the hint, if err is a refusal.
+func (h hint) of(err error) error {
 	e, ok := errors.AsType[*Error](err)
-	if hint == "" || !ok || !errors.Is(err, ErrDenied) {
+	if h.text == "" || !ok || !errors.Is(err, ErrDenied) {
 		return err
 	}
 	hinted := *e // shared by all who waited
-	hinted.Message = strings.TrimPrefix(hinted.Message+"; "+hint, "; ")
+	hinted.Message = strings.TrimPrefix(hinted.Message+"; "+h.text, "; ")
+	if h.log != "" {
+		return hinted.because(errors.New(h.log))
+	}
 	return &hinted
 }
 
 // realm decides what a token server may be sent (I5): the credential only at
 // the registry's own host or a listed one, and nothing over plain HTTP unless
 // the registry's own URL is http.
-func (a *account) realm(c challenge) (u *url.URL, credentialed bool, hint string, err error) {
+func (a *account) realm(c challenge) (u *url.URL, credentialed bool, refused hint, err error) {
 	r, base := a.endpoint.registry, a.endpoint.base
 	u, err = url.Parse(c.realm)
 	if err != nil || u.User != nil || !validHost(u.Host) || u.Scheme != "https" && u.Scheme != "http" {
-		return nil, false, "", r.fail(opToken, ErrInvalid, "the token realm is no http or https URL")
+		return nil, false, hint{}, r.fail(opToken, ErrInvalid, "the token realm is no http or https URL")
 	}
 	if u.Scheme == "http" && base.Scheme == "https" {
-		return nil, false, "", r.fail(opToken, ErrInvalid, "an https registry names the http token realm %s", u.Host)
+		return nil, false, hint{}, r.fail(opToken, ErrInvalid, "an https registry names an http token realm").because(errors.New(u.Host))
 	}
 	if a.source == nil {
-		return u, false, "", nil
+		return u, false, hint{}, nil
 	}
 	if hostPort(u) == hostPort(base) || slices.ContainsFunc(r.cfg.TokenRealms, func(h string) bool {
 		return hostPort(u) == hostPort(&url.URL{Scheme: u.Scheme, Host: h})
 	}) {
-		return u, true, "", nil
+		return u, true, hint{}, nil
 	}
-	return u, false, fmt.Sprintf("the credential was not sent to the token server: if %s may have it, set %s: [%q]", u.Host, r.cfg.key("token_realms"), u.Host), nil
+	return u, false, hint{"the credential was not sent to the token server: if that may have it, set " + r.cfg.key("token_realms"), fmt.Sprintf("[%q]", u.Host)}, nil
 }
 
 // credential is what the account may show; empty where it has nothing for

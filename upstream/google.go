@@ -139,12 +139,22 @@ func googleMetadataToken(ctx context.Context) (*oauth2.Token, error) {
 		}
 		return failed(err)
 	}
+	t, err := googleToken([]byte(text))
+	if err != nil {
+		return failed(err)
+	}
+	return t, nil
+}
+
+// googleToken is what the metadata server has answered.
+func googleToken(b []byte) (*oauth2.Token, error) {
 	var wire struct {
 		AccessToken string `json:"access_token"`
 		ExpiresIn   int64  `json:"expires_in"`
 	}
-	if json.Unmarshal([]byte(text), &wire) != nil || wire.AccessToken == "" {
-		return failed(errors.New("there is no token in its answer"))
+	if json.Unmarshal(b, &wire) != nil || wire.AccessToken == "" {
+		return nil, errors.New("there is no token in its answer")
 	}
-	return &oauth2.Token{AccessToken: wire.AccessToken, Expiry: time.Now().Add(time.Duration(wire.ExpiresIn) * time.Second)}, nil
+	life := min(max(wire.ExpiresIn, 0), int64(maxTokenLife/time.Second))
+	return &oauth2.Token{AccessToken: wire.AccessToken, Expiry: time.Now().Add(time.Duration(life) * time.Second)}, nil
 }

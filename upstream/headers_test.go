@@ -196,7 +196,7 @@ func FuzzRedirectTarget(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		u, err := new(Registry).redirectTarget(from, from, s, true)
+		u, err := new(Registry).redirectTarget("blob", from, from, s, true)
 		if err == nil && (u.Scheme != "https" || u.Host == "" || u.User != nil) {
 			t.Errorf("%q: %s", s, u)
 		}

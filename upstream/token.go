@@ -88,11 +88,11 @@ func (a *account) fetchToken(ctx context.Context, realm *url.URL, key tokenKey, 
 		return token{}, r.closing(err)
 	}
 	if len(b) > maxTokenAnswer {
-		return token{}, r.fail(opToken, ErrUnavailable, "the answer of %s is longer than %d bytes", realm.Host, maxTokenAnswer)
+		return token{}, r.fail(opToken, ErrUnavailable, "the answer is longer than %d bytes", maxTokenAnswer).because(errors.New("of " + realm.Host))
 	}
 	t, err := parseToken(b, serverTime(resp.Header))
 	if err != nil {
-		return token{}, r.fail(opToken, ErrUnavailable, "the answer of %s: %v", realm.Host, err)
+		return token{}, r.fail(opToken, ErrUnavailable, "%v", err).because(errors.New("of " + realm.Host))
 	}
 	return t, nil
 }
@@ -109,9 +109,10 @@ func (a *account) askToken(ctx context.Context, req *http.Request, shown bool) (
 		}
 		location := resp.Header.Get("Location")
 		drain(resp)
-		next, err := r.redirectTarget(a.endpoint.base, req.URL, location, false)
-		if err != nil {
-			return nil, r.fail(opToken, ErrUnavailable, "%v", err)
+		next, wrong := r.redirectTarget(opToken, a.endpoint.base, req.URL, location, false)
+		if wrong != nil {
+			wrong.Err = ErrUnavailable
+			return nil, wrong
 		}
 		if req, err = http.NewRequestWithContext(ctx, http.MethodGet, next.String(), nil); err != nil {
 			return nil, r.fail(opToken, ErrUnavailable, "a redirect to something that is no URL")

@@ -17,13 +17,11 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
-
 	"github.com/cachalot-registry/cachalot/proxy"
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/upstream"
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+	"github.com/opencontainers/go-digest"
 )
 
 // pace is how time goes for a run.
@@ -84,7 +82,7 @@ func run(t *testing.T, p pace, clients []Client, first, count int, within func(*
 				t.Parallel()
 				slots <- struct{}{}
 				defer func() { <-slots }()
-				dir := folder(t)
+				dir := ut.Folder(t)
 				within(t, func(t *testing.T, network *ut.Memory) {
 					t.Helper()
 					b := bench{pace: p, network: network, store: open(t, dir), tally: &tally}
@@ -118,23 +116,6 @@ func Number(t *testing.T, name string, otherwise int) int {
 		t.Fatalf("%s: %v", name, err)
 	}
 	return n
-}
-
-// folder is one for a store: in memory, where there is enough of it, for a disk's file
-// system costs a third of the time.
-func folder(t *testing.T) string {
-	t.Helper()
-	const memory, enough = "/dev/shm", 1 << 30
-	var fs unix.Statfs_t
-	if unix.Statfs(memory, &fs) != nil || fs.Bavail*uint64(fs.Bsize) < enough { //nolint:gosec // no block has a negative size
-		return t.TempDir()
-	}
-	dir, err := os.MkdirTemp(memory, "TestOracle") //nolint:usetesting // that of the test is on a disk
-	if err != nil {
-		return t.TempDir()
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	return dir
 }
 
 // open opens a store for some seeds: their contents differ, and their upstreams' names.
