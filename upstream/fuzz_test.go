@@ -35,6 +35,7 @@ func FuzzIndex(f *testing.F) {
 	f.Add([]byte(list), []byte(list), "")
 	f.Add([]byte(`{"manifests":[]}`), []byte(`{"manifests":null}`), ocispec.MediaTypeImageIndex)
 	f.Add([]byte(`{"manifests":[null,1,"<"]}`), []byte(`null`), ocispec.MediaTypeImageIndex)
+	f.Add([]byte(`null`), []byte(`{"manifests":[1]}`), ocispec.MediaTypeImageIndex)
 	f.Fuzz(func(t *testing.T, one, two []byte, contentType string) {
 		var pages []index
 		var all []string
@@ -145,6 +146,7 @@ func FuzzErrorAnswer(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer resp.Body.Close()
 		r := Registry{cfg: Config{Name: "r.test"}}
 		failed := r.statusError("manifest", resp, "canary-1234")
 		for _, text := range []string{failed.Error(), failed.Public(), refused("r.test", status, b).Error()} {
@@ -208,8 +210,10 @@ func FuzzNextPage(f *testing.F) {
 // FuzzCloudAnswer: what a cloud's token servers say is a token or an error; no error
 // repeats a secret, and no token lives longer than is allowed.
 func FuzzCloudAnswer(f *testing.F) {
-	for _, s := range []string{`{"refresh_token":"a.b.c"}`, `{"access_token":"a","expires_in":3600}`, `{"access_token":"a","expires_in":9223372036854775807}`, `{"access_token":"a","expires_in":-1}`,
-		`{"errors":[{"code":"UNAUTHORIZED","message":"canary-1234"}]}`, `null`, "eyJhbGciOiJub25lIn0.eyJleHAiOjk5OTk5OTk5OTk5fQ.", "eyJhbGciOiJub25lIn0.eyJleHAiOjFlMzA4fQ."} {
+	for _, s := range []string{
+		`{"refresh_token":"a.b.c"}`, `{"access_token":"a","expires_in":3600}`, `{"access_token":"a","expires_in":9223372036854775807}`, `{"access_token":"a","expires_in":-1}`,
+		`{"errors":[{"code":"UNAUTHORIZED","message":"canary-1234"}]}`, `null`, "eyJhbGciOiJub25lIn0.eyJleHAiOjk5OTk5OTk5OTk5fQ.", "eyJhbGciOiJub25lIn0.eyJleHAiOjFlMzA4fQ.",
+	} {
 		f.Add([]byte(s), 200)
 		f.Add([]byte(s), 401)
 	}

@@ -196,8 +196,8 @@ func FuzzRedirectTarget(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		u, err := new(Registry).redirectTarget("blob", from, from, s, true)
-		if err == nil && (u.Scheme != "https" || u.Host == "" || u.User != nil) {
+		u, wrong := new(Registry).redirectTarget("blob", from, from, s, true)
+		if wrong == nil && (u.Scheme != "https" || u.Host == "" || u.User != nil) {
 			t.Errorf("%q: %s", s, u)
 		}
 	})

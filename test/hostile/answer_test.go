@@ -61,6 +61,9 @@ func (a *answer) change(d *dice, r *registry) {
 		a.remove(pick(d, headerNames()...))
 	case 7, 8:
 		a.body = r.body(d)
+		if d.once(3) { // a list goes on after it
+			a.set("Link", r.value(d, "Link"))
+		}
 	case 9:
 		a.damage(d)
 	case 10:
@@ -83,7 +86,6 @@ func (a *answer) change(d *dice, r *registry) {
 	if a.status/100 == 3 && d.once(2) {
 		a.set("Location", r.value(d, "Location"))
 	}
-
 }
 
 // damage changes some bytes of the body.

@@ -260,7 +260,7 @@ func (m *meeting) wrong(req *http.Request, resp *http.Response, body []byte, cut
 	case resp.StatusCode == http.StatusMultipleChoices || resp.StatusCode/100 == 3:
 		return errors.New("a client is sent elsewhere")
 	case cut != nil:
-		return nil // whoever gets it knows that it is not whole
+		return nil //nolint:nilerr // whoever gets it knows that it is not whole
 	case req.Method == http.MethodHead:
 		if byDigest && resp.Header.Get("Docker-Content-Digest") != c.Digest.String() {
 			return errors.New("another digest")
@@ -361,8 +361,11 @@ func (m *meeting) gets(path string, c ut.Content) error {
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != http.StatusOK || !bytes.Equal(body, c.Bytes) {
-		return fmt.Errorf("%s: %s %v, %d bytes, error %v: %.300q", path, resp.Status, resp.Header, len(body), err, body)
+	if err != nil {
+		return fmt.Errorf("%s: %s, after %d bytes: %w", path, resp.Status, len(body), err)
+	}
+	if resp.StatusCode != http.StatusOK || !bytes.Equal(body, c.Bytes) {
+		return fmt.Errorf("%s: %s %v: %.300q", path, resp.Status, resp.Header, body)
 	}
 	return nil
 }

@@ -235,8 +235,8 @@ func (r *registry) digests() []string {
 func (r *registry) body(d *dice) []byte {
 	named := pick(d, r.digests()...)
 	descriptor := `{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"` + named + `","size":` + pick(d, "0", "-1", "5", "1e30", "9223372036854775807", "null", `"5"`) + `}`
-	switch d.n(12) {
-	case 0:
+	switch d.n(13) {
+	case 0, 12:
 		return []byte(pick(d, "null", "[]", "{}", "0", `""`, "true", "", "{", `{"manifests":null}`, `{"manifests":[null]}`, `{"tags":null}`, `{"tags":[null]}`, `{"tags":{}}`, `{"errors":null}`, `{"errors":[]}`,
 			`{"errors":[{}]}`, `{"token":null}`, `{"token":"a\u0000b"}`, "\x00", "\xff\xfe", "\xef\xbb\xbf{}"))
 	case 1:
