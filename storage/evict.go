@@ -76,6 +76,9 @@ func (s *Store) readIndex() {
 		s.log.Error("cannot add up tags", "error", err)
 	}
 	s.index.opened()
+	if err := s.links.recount(s.ctx); err != nil {
+		s.log.Error("cannot add up links", "error", err)
+	}
 }
 
 // victim is a blob that may be evicted.

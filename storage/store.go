@@ -34,9 +34,9 @@ type Config struct {
 	// downloads need not wait for it. Of MinFree as much more is freed. Zero: 98, or
 	// LowMark if that is more, and 95, or HighMark if that is less.
 	HighMark, LowMark float64
-	// MaxIndex bounds what tags and lists take of the index; 0: nothing does. Past it
-	// the least recently checked ones go, those first of which nothing is kept, and
-	// nothing that is pinned.
+	// MaxIndex bounds what tags and lists take of the index, and what links do; 0: nothing
+	// does. Past it the least recently checked tags go, those first of which nothing is
+	// kept, and the links of blobs that have the most; nothing that is pinned goes.
 	MaxIndex int64
 	// Listed: see [Store.SetListed].
 	Listed func(upstream string) bool
@@ -57,6 +57,7 @@ type Store struct {
 	index     *index
 	ledger    *ledger
 	tags      *tagLedger
+	links     *linkLedger
 	metrics   *Metrics
 	log       *slog.Logger
 	maxSize   int64
@@ -159,6 +160,7 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	m.fillsLimit.Set(float64(cfg.MaxFills))
 	m.disk.Store(&s.disk)
 	s.tags = newTagLedger(idx, cfg.MaxIndex, s.Pinned, m, log)
+	s.links = newLinkLedger(idx, cfg.MaxIndex, s.Pinned, s.tags.group, log)
 	s.SetListed(cfg.Listed)
 	s.SetPinned(cfg.Pinned)
 	s.loadPins()
@@ -170,6 +172,7 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	s.running.Go(task.Keep(ctx, "maintenance", s.maintain))
 	s.running.Go(task.Keep(ctx, "scrub", s.scrub))
 	s.running.Go(task.Keep(ctx, "eviction of tags", func() { s.tags.run(ctx) }))
+	s.running.Go(task.Keep(ctx, "eviction of links", func() { s.links.run(ctx) }))
 	return s, nil
 }
 

@@ -63,7 +63,7 @@ func (l *tagLedger) names(tb testing.TB) map[string][]string {
 			tb.Error(err)
 		}
 		names[k.Upstream+"/"+k.Repository] = append(names[k.Upstream+"/"+k.Repository], k.Name)
-		bytes, count = bytes+tagBytes(key, value), count+1
+		bytes, count = bytes+recordBytes(key, value), count+1
 		return true
 	})
 	if err != nil {
@@ -87,7 +87,7 @@ func trimmed(tb testing.TB, l *tagLedger) {
 
 // oneTag is what a record takes that putTag writes for a repository and name of 3 letters.
 func oneTag() int64 {
-	return tagBytes(tagKey(TagKey{"docker.io", "rep", "100"}), Tag{Digest: digest.FromString("x")}.encode())
+	return recordBytes(tagKey(TagKey{"docker.io", "rep", "100"}), Tag{Digest: digest.FromString("x")}.encode())
 }
 
 // TestTagLedger_Evicts: what only HEADs have asked for goes first, the least recently
@@ -113,7 +113,7 @@ func TestTagLedger_Evicts(t *testing.T) {
 	}
 	heads := names["docker.io/hea"]
 	slices.Sort(heads)
-	if n := len(heads); n < room*tagsLow/100-200 || n > room-200 || heads[0] != fmt.Sprint(700-n) || heads[n-1] != "699" {
+	if n := len(heads); n < room*recordsLow/100-200 || n > room-200 || heads[0] != fmt.Sprint(700-n) || heads[n-1] != "699" {
 		t.Errorf("%d heads, of %s to %s", n, heads[0], heads[n-1])
 	}
 	if n := testutil.ToFloat64(l.metrics.evictedTags); n != float64(600-len(heads)) {
@@ -323,7 +323,7 @@ func TestTagLedger_OnDisk(t *testing.T) {
 		l := newTagLedger(x, bound, func(string, string) bool { return false }, NewMetrics(), slog.New(slog.DiscardHandler))
 		l.rest = func(context.Context, time.Duration) {}
 		entries := map[string]entry{}
-		for range records { // as [tagLedger.put] does one by one
+		for range records { // as [tagLedger] does one by one
 			_, _ = random.Read(name) // which does not compress
 			entries[string(tagKey(TagKey{"docker.io", "library/app", hex.EncodeToString(name)}))] = entry{value: ago(starts - n).encode()}
 		}

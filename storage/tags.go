@@ -93,7 +93,7 @@ func (s *Store) Admit(sc Scope, d digest.Digest, mediaType string) bool {
 }
 
 func (s *Store) putLink(sc Scope, d digest.Digest, l link) error {
-	return s.index.put(linkKey(sc, d), l.encode(), 0)
+	return s.links.put(linkKey(sc, d), l.encode())
 }
 
 // IsList says whether the key is of a list, not of a tag.

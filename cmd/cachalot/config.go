@@ -117,7 +117,7 @@ type storageConfig struct {
 	MaxSize storage.Size `yaml:"max_size"`
 	// MinFree is the free space left to others on the file system.
 	MinFree storage.Size `yaml:"min_free"`
-	// MaxIndex bounds what tags and lists take of the index; 0: nothing does.
+	// MaxIndex bounds what tags and lists take of the index, and what links do; 0: nothing does.
 	MaxIndex storage.Size `yaml:"max_index"`
 	// HighMark is the share of MaxSize above which eviction begins, and LowMark the
 	// one that it goes down to; of MinFree they leave as much more free.

@@ -3,7 +3,11 @@ package attack
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/http"
+	"slices"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -95,4 +99,56 @@ func TestClaims_Nested(t *testing.T) {
 		})
 	})
 	s.Interrupt(t)
+}
+
+// TestClaims_Warm: images that name one manifest of 4 MiB 500 times, and dozens of such
+// manifests, are warmed within the memory of one client.
+func TestClaims_Warm(t *testing.T) {
+	s := lay(t, "")
+	const kind, of = "application/vnd.oci.image.index.v1+json", "application/vnd.oci.image.manifest.v1+json"
+	padding := strings.Repeat(" ", 4<<20-200)
+	entry := func(c ut.Content) string {
+		return fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d,"platform":{"os":"linux","architecture":"amd64"}}`, of, c.Digest, c.Size)
+	}
+	var each []string
+	for i := range 30 {
+		m := ut.NewContent(of, fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"layers":[],"a":%d}%s`, of, i, padding))
+		s.hub.AddManifest("library/large", m)
+		each = append(each, entry(m))
+	}
+	names := map[string][]string{"same": slices.Repeat(each[:1], 500), "each": each}
+	for tag, list := range names {
+		index := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"manifests":[%s]}`, kind, strings.Join(list, ","))
+		s.hub.AddManifest("library/large", ut.NewContent(kind, index), tag)
+	}
+	n := attempts(t, 8)
+	var warmed atomic.Int64
+	s.during(func() {
+		flood(n, 4, func(i int) {
+			body := fmt.Sprintf(`{"images":["docker.io/library/large:%s"],"platforms":["all"]}`, []string{"same", "each"}[i%2])
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.Admin+"/api/v1/warm", strings.NewReader(body))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			req.Header.Set("Content-Type", "application/json")
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Errorf("warm: %v", err)
+				return
+			}
+			defer resp.Body.Close()
+			said, err := io.ReadAll(resp.Body)
+			if err != nil || resp.StatusCode != http.StatusOK {
+				t.Errorf("warm: %s, %v: %.300s", resp.Status, err, said)
+			}
+			if strings.Contains(string(said), `"event":"end"`) && !strings.Contains(string(said), `"error"`) {
+				warmed.Add(1)
+			}
+		})
+	})
+	t.Logf("%d of %d images warmed", warmed.Load(), n)
+	if warmed.Load() != int64(n) {
+		t.Error("some were not")
+	}
 }

@@ -1,0 +1,75 @@
+package storage
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+)
+
+// linkLedger keeps links within a bound: a registry may claim one blob in any number of
+// repositories. What goes first are the places of a registry that has a blob in more than
+// fewPlaces: a blob that has none left is not served in an outage. Nothing that is pinned
+// goes.
+//
+// Links that go with their blobs count until all are added up.
+type linkLedger struct {
+	*boundedRecords
+
+	pinned func(upstream, repository string) bool
+	group  func(upstream string) string // who pays: see [cell]
+}
+
+// fewPlaces of a registry for a blob go last.
+const fewPlaces = 32
+
+func newLinkLedger(x *index, bound int64, pinned func(upstream, repository string) bool, group func(string) string, log *slog.Logger) *linkLedger {
+	l := &linkLedger{pinned: pinned, group: group}
+	l.boundedRecords = &boundedRecords{
+		index: x, log: log, kind: 'l', name: "places of blobs", max: bound, wanted: make(chan struct{}, 1), rest: rest, pick: l.pick,
+		changed: func(_, _ int64) {}, gone: func(int64) {}, // the log says so
+	}
+	return l
+}
+
+// put writes a link, if there is room for it.
+func (l *linkLedger) put(key, value []byte) error {
+	_, err := l.boundedRecords.put(key, value, 0)
+	return err
+}
+
+// pick returns the least useful links that take so many bytes.
+func (l *linkLedger) pick(ctx context.Context, take int64) (picked []recordVictim, err error) {
+	sizes := map[cell]int64{}
+	if err := l.cells(ctx, func(c cell, key, value []byte) { sizes[c] += recordBytes(key, value) }); err != nil {
+		return nil, err
+	}
+	goes := parts(sizes, take)
+	err = l.cells(ctx, func(c cell, key, value []byte) {
+		if goes[c] > 0 {
+			goes[c] -= recordBytes(key, value)
+			picked = append(picked, newVictim(key, value))
+		}
+	})
+	return picked, err
+}
+
+// cells calls visit for every link that may go. What visit is given is its own only during
+// the call.
+func (l *linkLedger) cells(ctx context.Context, visit func(c cell, key, value []byte)) error {
+	var blob []byte // with the upstream: links of both follow each other
+	places := 0
+	return l.each(ctx, func(key, value []byte) {
+		at, ok := decodeLinkKey(key)
+		if !ok {
+			return
+		}
+		upstream, repository := at.upstream(), at.repository()
+		if of := key[:len(key)-len(repository)]; !bytes.Equal(of, blob) {
+			blob, places = append(blob[:0], of...), 0
+		}
+		places++
+		if !l.pinned(string(upstream), string(repository)) {
+			visit(cell{kept: places <= fewPlaces, group: l.group(string(upstream))}, key, value)
+		}
+	})
+}

@@ -1,0 +1,165 @@
+package storage
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// linksIn is a ledger of links over an index of its own, which no goroutine trims.
+func linksIn(tb testing.TB, bound int64) *linkLedger {
+	tb.Helper()
+	x := openIndex(filepath.Join(tb.TempDir(), "index"), slog.New(slog.DiscardHandler))
+	tb.Cleanup(func() {
+		if err := x.close(); err != nil {
+			tb.Error(err)
+		}
+	})
+	group := func(upstream string) string {
+		if strings.HasPrefix(upstream, "named") { // by a client
+			return ""
+		}
+		return upstream
+	}
+	l := newLinkLedger(x, bound, func(_, repository string) bool { return repository == "pinned" }, group, slog.New(slog.DiscardHandler))
+	l.rest = func(context.Context, time.Duration) {}
+	return l
+}
+
+// putLinkAt records a place of a blob that is called by a number.
+func putLinkAt(tb testing.TB, l *linkLedger, upstream, repository string, blob int) {
+	tb.Helper()
+	sc := Scope{Upstream: upstream, Repository: repository}
+	if err := l.put(linkKey(sc, digest.FromString(fmt.Sprint(blob))), link{size: 1}.encode()); err != nil {
+		tb.Fatal(err)
+	}
+	if n, _ := l.totals(); n > l.max {
+		tb.Fatalf("links take %d bytes of %d", n, l.max)
+	}
+	if len(l.wanted) > 0 {
+		<-l.wanted
+		if _, err := l.trim(tb.Context()); err != nil {
+			tb.Fatal(err)
+		}
+	}
+}
+
+// places counts links by upstream, and holds that the ledger has their sum.
+func (l *linkLedger) places(tb testing.TB) map[string]int {
+	tb.Helper()
+	found := map[string]int{}
+	var sum int64
+	err := l.index.scan([]byte{'l'}, func(key, value []byte) bool {
+		at, _ := decodeLinkKey(key)
+		found[string(at.upstream())]++
+		sum += recordBytes(key, value)
+		return true
+	})
+	if n, _ := l.totals(); err != nil || n != sum {
+		tb.Errorf("the ledger says %d bytes, there are %d, %v", n, sum, err)
+	}
+	return found
+}
+
+// oneLink is what a record takes that putLinkAt writes with names of so many letters.
+func oneLink(letters int) int64 {
+	return recordBytes(linkKey(Scope{Upstream: strings.Repeat("x", letters)}, digest.FromString("x")), link{size: 1}.encode())
+}
+
+// TestLinkLedger_Claims: a registry that claims one blob in any number of repositories, or
+// many that clients name, lose places of that blob, and others none.
+func TestLinkLedger_Claims(t *testing.T) {
+	t.Parallel()
+	for name, upstream := range map[string]func(n int) string{
+		"a registry": func(int) string { return "evil.test" },
+		"many names": func(n int) string { return fmt.Sprintf("named%d", n%500) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := linksIn(t, 1000*oneLink(20))
+			for n := range 400 { // an image is in a few places, and its base layer in more
+				putLinkAt(t, l, "docker.io", "library/app", n)
+				putLinkAt(t, l, "docker.io", fmt.Sprint("app", n%20), -1)
+			}
+			for n := range 5000 {
+				putLinkAt(t, l, upstream(n), fmt.Sprint("r", n), 7)
+			}
+			if found := l.places(t); found["docker.io"] != 420 {
+				t.Errorf("docker.io has %d of 420 places", found["docker.io"])
+			}
+		})
+	}
+}
+
+// TestLinkLedger_FirstPlaces: where a registry has too many links, the last of its blobs'
+// many places go, and each blob has some in any case; what is pinned stays.
+func TestLinkLedger_FirstPlaces(t *testing.T) {
+	t.Parallel()
+	l := linksIn(t, 1000*oneLink(20))
+	putLinkAt(t, l, "docker.io", "pinned", 3)
+	for n := range 300 {
+		putLinkAt(t, l, "docker.io", "library/app", n)
+	}
+	for n := range 5000 {
+		putLinkAt(t, l, "docker.io", fmt.Sprint("r", n), 3)
+	}
+	if found := l.places(t); found["docker.io"] < 300+fewPlaces {
+		t.Errorf("%d places", found["docker.io"])
+	}
+	for n := range 300 {
+		if err := l.index.scan(linkPrefix(digest.FromString(fmt.Sprint(n))), func([]byte, []byte) bool { n = -1; return false }); err != nil || n >= 0 {
+			t.Errorf("blob %d has no place, %v", n, err)
+		}
+	}
+	key := linkKey(Scope{Upstream: "docker.io", Repository: "pinned"}, digest.FromString("3"))
+	if _, ok, err := l.index.read(key); !ok || err != nil {
+		t.Errorf("what was pinned is gone, %v", err)
+	}
+}
+
+// TestLinkLedger_Full: where all is pinned a new place is not recorded, and one that is may
+// change.
+func TestLinkLedger_Full(t *testing.T) {
+	t.Parallel()
+	l := linksIn(t, 100*oneLink(20))
+	for n := range 200 {
+		putLinkAt(t, l, fmt.Sprintf("registry-%d.test", n), "pinned", 1)
+	}
+	before := l.places(t)
+	if n := len(before); n < 80 || n > 110 {
+		t.Errorf("%d places", n)
+	}
+	sc := Scope{Upstream: "registry-1.test", Repository: "pinned"}
+	if err := l.put(linkKey(sc, digest.FromString("1")), link{"m/t", 5}.encode()); err != nil {
+		t.Fatal(err)
+	}
+	e, ok, err := l.index.read(linkKey(sc, digest.FromString("1")))
+	if !ok || err != nil || decodeLink(e.value).mediaType != "m/t" {
+		t.Errorf("%v, %v, %v", e, ok, err)
+	}
+}
+
+// TestLinkLedger_Gone: links that go with their blobs count until they are added up.
+func TestLinkLedger_Gone(t *testing.T) {
+	t.Parallel()
+	l := linksIn(t, 100*oneLink(20))
+	for n := range 1000 {
+		putLinkAt(t, l, "docker.io", "library/app", n)
+		if err := l.index.forget(digest.FromString(fmt.Sprint(n))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	putLinkAt(t, l, "docker.io", "library/app", 2000)
+	if _, err := l.trim(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if found := l.places(t); found["docker.io"] != 1 {
+		t.Errorf("%d places", found["docker.io"])
+	}
+}

@@ -1,0 +1,301 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sort"
+	"sync"
+	"time"
+)
+
+// boundedRecords counts the index's records of a kind and what they take, and keeps that
+// within a bound: clients and registries add them at will. Above recordsHigh percent of it
+// records go in the background, down to recordsLow percent. A new one that there is no
+// room for until then is not written: what it would say is asked for again.
+//
+// What goes first, pick decides. Of the registries those that have the most pay, so that
+// none makes the index forget the others' records; all that clients have named are one.
+type boundedRecords struct {
+	index   *index
+	log     *slog.Logger
+	kind    byte                                                          // the first of their keys' bytes: see [format]
+	name    string                                                        // in the log
+	max     int64                                                         // bytes; 0: no bound
+	wanted  chan struct{}                                                 // has a value when there is something to trim
+	rest    func(ctx context.Context, took time.Duration)                 // between steps
+	pick    func(ctx context.Context, take int64) ([]recordVictim, error) // the least useful that take so many bytes
+	changed func(bytes, count int64)                                      // is told the sums
+	gone    func(count int64)                                             // is told what was evicted
+
+	mu    sync.Mutex // guards the fields below, and that they agree with the records
+	bytes int64      // until the records are added up: of what has changed since
+	count int64
+}
+
+const (
+	// Two looks at a million records take 8 s of a processor: a tenth at a time goes, some
+	// 0.1 ms for each.
+	recordsHigh, recordsLow = 98, 88
+	// mostRecords are picked at once, which bounds the memory that takes to some 30 MiB.
+	mostRecords = 1 << 17
+	// recordOverhead is what badger adds to a key and its value: lengths, a version and
+	// the time at which it expires.
+	recordOverhead = 16
+	// recountEvery is how often records are added up: badger drops what has expired and
+	// tells no one, and links go with their blobs.
+	recountEvery = 24 * time.Hour
+)
+
+func recordBytes(key, value []byte) int64 { return int64(len(key)+len(value)) + recordOverhead }
+
+// put writes a record, which badger forgets after keep; 0: never. It reports false where
+// there is no room for one.
+func (l *boundedRecords) put(key, value []byte, keep time.Duration) (bool, error) {
+	bytes := recordBytes(key, value)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var before int64
+	known, err := l.index.get(key, func(b []byte) error { before = recordBytes(key, b); return nil })
+	switch {
+	case err != nil:
+		return false, err
+	case !known && l.max > 0 && l.bytes+bytes > l.max:
+		l.trimSoon()
+		return false, nil
+	}
+	if err := l.index.put(key, value, keep); err != nil {
+		return false, err
+	}
+	if known {
+		l.add(bytes-before, 0)
+	} else {
+		l.add(bytes, 1)
+	}
+	return true, nil
+}
+
+// remove forgets records; keys that have none are passed over.
+func (l *boundedRecords) remove(keys ...[]byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var bytes, count int64
+	for _, key := range keys {
+		known, err := l.index.get(key, func(b []byte) error { bytes += recordBytes(key, b); return nil })
+		if err != nil {
+			return err
+		}
+		if known {
+			count++
+		}
+	}
+	if err := l.index.removeAll(keys); err != nil {
+		return err
+	}
+	l.add(-bytes, -count)
+	return nil
+}
+
+// add counts; l.mu is held.
+func (l *boundedRecords) add(bytes, count int64) {
+	l.bytes += bytes
+	l.count += count
+	l.changed(l.bytes, l.count)
+	if l.max > 0 && l.bytes > share(l.max, recordsHigh) {
+		l.trimSoon()
+	}
+}
+
+func (l *boundedRecords) trimSoon() {
+	select {
+	case l.wanted <- struct{}{}:
+	default:
+	}
+}
+
+func (l *boundedRecords) totals() (bytes, count int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.bytes, l.count
+}
+
+// run trims when there is something to, until ctx ends.
+func (l *boundedRecords) run(ctx context.Context) {
+	again := time.NewTicker(recountEvery)
+	defer again.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-again.C:
+			if err := l.recount(ctx); err != nil {
+				l.log.Error("cannot add up records of the index", "records", l.name, "error", err)
+			}
+			continue
+		case <-l.wanted:
+		}
+		switch enough, err := l.trim(ctx); {
+		case enough || ctx.Err() != nil:
+			continue
+		case err != nil:
+			l.log.Error("cannot evict records of the index", "records", l.name, "error", err)
+		default:
+			l.log.Warn("index full: what is recorded is pinned, and no more is recorded; raise storage.max_index, or unpin some", "records", l.name)
+		}
+		pauseFor(ctx, maxLooking) // the next look would find no more
+	}
+}
+
+// recount adds up the records as they are when it begins, and takes that for what they
+// take. What changes meanwhile is counted as it does.
+func (l *boundedRecords) recount(ctx context.Context) error {
+	l.mu.Lock()
+	wasBytes, wasCount := l.bytes, l.count
+	then := l.index.view([]byte{l.kind})
+	l.mu.Unlock()
+	defer then.close()
+	var bytes, count int64
+	err := then.scan(func(key, value []byte) bool {
+		bytes += recordBytes(key, value)
+		count++
+		return ctx.Err() == nil
+	})
+	if err != nil || ctx.Err() != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.add(bytes-wasBytes, count-wasCount)
+	return nil
+}
+
+// trim evicts down to the low mark. It reports whether that was possible.
+func (l *boundedRecords) trim(ctx context.Context) (enough bool, err error) {
+	if err := l.recount(ctx); err != nil {
+		return false, err
+	}
+	var goneBytes, goneCount int64
+	defer func() {
+		if goneCount > 0 {
+			l.log.Info("evicted records of the index", "records", l.name, "count", goneCount, "bytes", goneBytes)
+		}
+	}()
+	for ctx.Err() == nil {
+		bytes, count := l.totals()
+		take := bytes - share(l.max, recordsLow)
+		if take <= 0 || goneCount == 0 && bytes <= share(l.max, recordsHigh) {
+			return true, nil
+		}
+		picked, err := l.pick(ctx, min(take, mostRecords*max(1, bytes/max(1, count))))
+		if err != nil || len(picked) == 0 {
+			return false, err
+		}
+		before := goneCount
+		for len(picked) > 0 && ctx.Err() == nil {
+			begun, n := time.Now(), min(step, len(picked))
+			bytes, count, err := l.evict(picked[:n])
+			if err != nil {
+				return false, err
+			}
+			picked = picked[n:]
+			goneBytes, goneCount = goneBytes+bytes, goneCount+count
+			l.gone(count)
+			l.breathe(ctx, begun)
+		}
+		if goneCount == before {
+			break // all have changed since
+		}
+	}
+	return false, ctx.Err()
+}
+
+// breathe rests after a step, unless records wait for room.
+func (l *boundedRecords) breathe(ctx context.Context, begun time.Time) {
+	if bytes, _ := l.totals(); bytes <= share(l.max, recordsHigh) {
+		l.rest(ctx, time.Since(begun))
+	}
+}
+
+// recordVictim is a record that may be evicted.
+type recordVictim struct{ key, value string }
+
+func newVictim(key, value []byte) recordVictim { return recordVictim{string(key), string(value)} }
+
+func (v recordVictim) bytes() int64 { return recordBytes([]byte(v.key), []byte(v.value)) }
+
+// evict forgets those that have not changed since they were picked.
+func (l *boundedRecords) evict(picked []recordVictim) (bytes, count int64, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var gone [][]byte
+	for _, v := range picked {
+		key := []byte(v.key)
+		e, ok, err := l.index.read(key)
+		if err != nil {
+			return 0, 0, err
+		}
+		if ok && string(e.value) == v.value {
+			gone = append(gone, key)
+			bytes += v.bytes()
+		}
+	}
+	if err := l.index.removeAll(gone); err != nil {
+		return 0, 0, err
+	}
+	l.add(-bytes, -int64(len(gone)))
+	return bytes, int64(len(gone)), nil
+}
+
+// each calls visit for every record, in steps. What visit is given is its own only during
+// the call.
+func (l *boundedRecords) each(ctx context.Context, visit func(key, value []byte)) error {
+	begun, seen := time.Now(), 0
+	err := l.index.scan([]byte{l.kind}, func(key, value []byte) bool {
+		if seen++; seen >= step {
+			l.breathe(ctx, begun)
+			begun, seen = time.Now(), 0
+		}
+		visit(key, value)
+		return ctx.Err() == nil
+	})
+	return errors.Join(err, ctx.Err())
+}
+
+// cell is the records that are worth the same but for their age.
+type cell struct {
+	kept  bool   // it goes after others
+	group string // the registry; "": one that a client has named
+}
+
+// parts is how much goes of each cell for take bytes in all: of what is not kept first,
+// and there of the registries that have more than any other would be left.
+func parts(sizes map[cell]int64, take int64) map[cell]int64 {
+	goes := map[cell]int64{}
+	for _, kept := range []bool{false, true} {
+		var most int64
+		for c, size := range sizes {
+			if c.kept == kept {
+				most = max(most, size)
+			}
+		}
+		above := func(level int64) (sum int64) {
+			for c, size := range sizes {
+				if c.kept == kept {
+					sum += max(0, size-level)
+				}
+			}
+			return sum
+		}
+		if take <= 0 {
+			break
+		}
+		level := max(0, int64(sort.Search(int(most)+1, func(level int) bool { return above(int64(level)) < take }))-1)
+		for c, size := range sizes {
+			if c.kept == kept && size > level {
+				goes[c] = size - level
+			}
+		}
+		take -= above(level)
+	}
+	return goes
+}
