@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"fmt"
 	"net/http"
 	"testing"
 
@@ -107,4 +108,22 @@ func TestLink_OwnBytes(t *testing.T) {
 			t.Error("the stranger has answered")
 		}
 	}
+}
+
+// TestManyPlaces: a blob is served in any number of repositories, downloaded once, whether
+// the index has room for these places or not.
+func TestManyPlaces(t *testing.T) {
+	t.Parallel()
+	const places, room = 300, 60
+	up := ut.New(t, ut.Options{})
+	layer := ut.NewContent("", ut.Random(1, 1000))
+	m := &mirror{t: t, dir: t.TempDir(), maxIndex: room * 85} // a record takes 79 to 85
+	t.Cleanup(func() { m.stop() })
+	m.start(nil, registry(t, "docker.io", up.URL))
+	path := func(n int) string { return fmt.Sprintf("/v2/app/r%d/blobs/%s", n, layer.Digest) }
+	for n := range places {
+		up.AddBlob(fmt.Sprint("app/r", n), layer)
+		m.want(m.get(path(n)), layer)
+	}
+	counts(t, up, map[ut.Op]int{ut.GetBlob: 1, ut.HeadBlob: places - 1})
 }

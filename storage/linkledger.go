@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
 )
 
 // linkLedger keeps links within a bound: a registry may claim one blob in any number of
@@ -15,15 +18,31 @@ import (
 type linkLedger struct {
 	*boundedRecords
 
-	pinned func(upstream, repository string) bool
-	group  func(upstream string) string // who pays: see [cell]
+	pinned     func(upstream, repository string) bool
+	group      func(upstream string) string // who pays: see [cell]
+	unrecorded *lru.Cache[string, passingLink]
 }
 
-// fewPlaces of a registry for a blob go last.
-const fewPlaces = 32
+// passingLink is one that there was no room for: it is good for the request that has
+// asked the registry about it.
+type passingLink struct {
+	value []byte
+	until time.Time
+}
+
+const (
+	// fewPlaces of a registry for a blob go last.
+	fewPlaces = 32
+	// passingLinks are remembered for passingFor.
+	passingLinks, passingFor = 4096, 10 * time.Second
+)
 
 func newLinkLedger(x *index, bound int64, pinned func(upstream, repository string) bool, group func(string) string, log *slog.Logger) *linkLedger {
-	l := &linkLedger{pinned: pinned, group: group}
+	unrecorded, err := lru.New[string, passingLink](passingLinks)
+	if err != nil {
+		panic(err) // it has places
+	}
+	l := &linkLedger{pinned: pinned, group: group, unrecorded: unrecorded}
 	l.boundedRecords = &boundedRecords{
 		index: x, log: log, kind: 'l', name: "places of blobs", max: bound, wanted: make(chan struct{}, 1), rest: rest, pick: l.pick,
 		changed: func(_, _ int64) {}, gone: func(int64) {}, // the log says so
@@ -31,10 +50,26 @@ func newLinkLedger(x *index, bound int64, pinned func(upstream, repository strin
 	return l
 }
 
-// put writes a link, if there is room for it.
+// put writes a link. One that there is no room for is good for a moment.
 func (l *linkLedger) put(key, value []byte) error {
-	_, err := l.boundedRecords.put(key, value, 0)
+	recorded, err := l.boundedRecords.put(key, value, 0)
+	if err == nil && !recorded {
+		l.unrecorded.Add(string(key), passingLink{bytes.Clone(value), time.Now().Add(passingFor)})
+	}
 	return err
+}
+
+// get reads a link; one that there is not is (false, nil).
+func (l *linkLedger) get(key []byte, read func([]byte) error) (bool, error) {
+	ok, err := l.index.get(key, read)
+	if ok || err != nil || l.unrecorded.Len() == 0 {
+		return ok, err
+	}
+	passing, ok := l.unrecorded.Get(string(key))
+	if !ok || !time.Now().Before(passing.until) {
+		return false, nil
+	}
+	return true, read(passing.value)
 }
 
 // pick returns the least useful links that take so many bytes.

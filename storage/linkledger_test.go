@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -162,4 +163,25 @@ func TestLinkLedger_Gone(t *testing.T) {
 	if found := l.places(t); found["docker.io"] != 1 {
 		t.Errorf("%d places", found["docker.io"])
 	}
+}
+
+// TestLinkLedger_Unrecorded: a place that there is no room for reads what its registry says
+// it has, for a moment.
+func TestLinkLedger_Unrecorded(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := linksIn(t, 1)
+		key := linkKey(Scope{Upstream: "docker.io", Repository: "app"}, digest.FromString("x"))
+		if err := l.put(key, link{"m/t", 5}.encode()); err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []bool{true, false} {
+			mediaType := ""
+			ok, err := l.get(key, func(b []byte) error { mediaType = decodeLink(b).mediaType; return nil })
+			if ok != want || err != nil || want && mediaType != "m/t" {
+				t.Errorf("%v %q, %v, want %v", ok, mediaType, err, want)
+			}
+			time.Sleep(passingFor)
+		}
+	})
 }

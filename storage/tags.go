@@ -57,7 +57,7 @@ type link struct {
 
 // link returns what the upstream said of the digest in this scope.
 func (s *Store) link(sc Scope, d digest.Digest) (l link, ok bool) {
-	ok, err := s.index.get(linkKey(sc, d), func(b []byte) error { l = decodeLink(b); return nil })
+	ok, err := s.links.get(linkKey(sc, d), func(b []byte) error { l = decodeLink(b); return nil })
 	if err != nil {
 		s.log.Warn("cannot read link", "upstream", sc.Upstream, "repository", sc.Repository, "digest", d, "error", err)
 		return link{}, false
