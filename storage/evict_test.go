@@ -67,6 +67,7 @@ func indexOnly(t *testing.T) *Store {
 	})
 	s := &Store{index: idx, ledger: newLedger(idx, NewMetrics()), log: log, ctx: t.Context()}
 	s.tags = newTagLedger(idx, 0, s.Pinned, NewMetrics(), log)
+	s.links = newLinkLedger(idx, 0, s.Pinned, s.tags.group, log)
 	s.waiting.Store(1) // no rests
 	s.readIndex()
 	return s

@@ -79,7 +79,7 @@ func TestClaims_Nested(t *testing.T) {
 	}
 	n := attempts(t, 20)
 	s.during(func() {
-		flood(n, 10, func(int) {
+		flood(n, 10, asFast, func(int) {
 			ctx, leave := context.WithTimeout(t.Context(), 30*time.Second)
 			defer leave()
 			req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.Admin+"/api/v1/image?name=docker.io/library/nested:deep", http.NoBody)
@@ -124,7 +124,7 @@ func TestClaims_Warm(t *testing.T) {
 	n := attempts(t, 8)
 	var warmed atomic.Int64
 	s.during(func() {
-		flood(n, 4, func(i int) {
+		flood(n, 4, asFast, func(i int) {
 			body := fmt.Sprintf(`{"images":["docker.io/library/large:%s"],"platforms":["all"]}`, []string{"same", "each"}[i%2])
 			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.Admin+"/api/v1/warm", strings.NewReader(body))
 			if err != nil {

@@ -52,7 +52,9 @@ func (h honest) watch(ended <-chan struct{}) seen {
 	var s seen
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 9)}}
 	kubelet := &http.Client{Transport: &http.Transport{DialContext: d.DialContext, DisableKeepAlives: true}} // as a kubelet's
-	for {
+	again := time.NewTicker(20 * time.Millisecond)
+	defer again.Stop()
+	for done := false; !done || len(s.Pulls) < h.Pulls; {
 		begun := time.Now()
 		if _, err := fetch(kubelet, h.Probe); err != nil {
 			s.failed("the probe", err)
@@ -67,18 +69,13 @@ func (h honest) watch(ended <-chan struct{}) seen {
 			}
 		}
 		s.Pulls = append(s.Pulls, time.Since(begun))
-		wait := 20 * time.Millisecond
-		if len(s.Pulls) < h.Pulls {
-			wait = 0
-		}
 		select {
 		case <-ended:
-			if len(s.Pulls) >= h.Pulls {
-				return s
-			}
-		case <-time.After(wait):
+			done, ended = true, nil
+		case <-again.C:
 		}
 	}
+	return s
 }
 
 func (s *seen) failed(who string, err error) {

@@ -34,7 +34,7 @@ func TestMemory_Tags(t *testing.T) {
 	n := attempts(t, 1000)
 	var served, later atomic.Int64
 	s.during(func() {
-		flood(n, 200, func(i int) {
+		flood(n, 200, 100, func(i int) {
 			query := []string{"?n=1", "", fmt.Sprint("?n=100&last=", tags[i%len(tags)])}[i%3]
 			resp, err := http.Get(s.URL + "/v2/library/many/tags/list" + query) //nolint:noctx // loopback
 			if err != nil {
@@ -75,7 +75,7 @@ func TestMemory_Manifests(t *testing.T) {
 	}
 	var served, later, slow, other atomic.Int64
 	s.during(func() {
-		flood(n, n, func(i int) {
+		flood(n, n, asFast, func(i int) {
 			resp, err := http.Get(fmt.Sprintf("%s/v2/evil.test/a/b/manifests/t%d", s.URL, i)) //nolint:noctx // loopback
 			if err != nil {
 				other.Add(1)
@@ -116,7 +116,7 @@ func TestMemory_Headers(t *testing.T) {
 	var open []net.Conn
 	var refused atomic.Int64
 	s.during(func() {
-		flood(n, 32, func(i int) {
+		flood(n, 32, 450, func(i int) {
 			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(i%100))}, Timeout: 10 * time.Second}
 			c, err := d.DialContext(t.Context(), "tcp", s.URL[len("http://"):])
 			if err != nil {

@@ -41,7 +41,7 @@ func TestNames_Many(t *testing.T) {
 	n := attempts(t, 2000)
 	var later atomic.Int64
 	s.during(func() {
-		flood(n, 32, func(i int) {
+		flood(n, 32, 3500, func(i int) {
 			resp, err := http.Get(fmt.Sprintf("%s/n%d.invalid/v2/", s.URL, i)) //nolint:noctx // loopback
 			if err != nil {
 				t.Error(err)

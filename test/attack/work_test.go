@@ -20,7 +20,7 @@ func TestWork_HangUps(t *testing.T) {
 	n := attempts(t, 5000)
 	var most atomic.Int64
 	s.during(func() {
-		flood(n, 64, func(i int) {
+		flood(n, 64, 3250, func(i int) {
 			s.hangUp("127.0.0.2", fmt.Sprintf("/v2/evil.test/a/b/manifests/t%d", i))
 			if i%1000 == 0 {
 				most.Store(max(most.Load(), int64(s.Metrics(t)["go_goroutines"])))
@@ -47,7 +47,7 @@ func TestWork_SlowBlobs(t *testing.T) {
 		blobs = append(blobs, c)
 	}
 	s.during(func() {
-		flood(n, 64, func(i int) { s.hangUp("127.0.0.2", "/v2/evil.test/a/b/blobs/"+blobs[i].Digest.String()) })
+		flood(n, 64, asFast, func(i int) { s.hangUp("127.0.0.2", "/v2/evil.test/a/b/blobs/"+blobs[i].Digest.String()) })
 		s.cold(40, "/v2/library/app/blobs/", s.hub, "library/app")
 	})
 }
@@ -123,7 +123,7 @@ func TestWork_Proofs(t *testing.T) {
 	n := attempts(t, 300)
 	var read atomic.Int64
 	s.during(func() {
-		flood(n, 32, func(i int) {
+		flood(n, 32, asFast, func(i int) {
 			ctx, leave := context.WithTimeout(t.Context(), 50*time.Millisecond)
 			defer leave()
 			if s.get(ctx, http.DefaultClient, fmt.Sprintf("/v2/evil.test/a/b%d/blobs/%s", i, s.secret.Digest), s.secret) == nil {
