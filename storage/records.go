@@ -147,7 +147,7 @@ func (l *boundedRecords) run(ctx context.Context) {
 }
 
 // recount adds up the records as they are when it begins, and takes that for what they
-// take. What changes meanwhile is counted as it does.
+// take. Later changes are counted when they happen.
 func (l *boundedRecords) recount(ctx context.Context) error {
 	l.mu.Lock()
 	wasBytes, wasCount := l.bytes, l.count

@@ -276,8 +276,8 @@ func isRedirect(status int) bool {
 }
 
 // redirectTarget resolves a Location. Of where that leads its errors name the host only,
-// and to the log: a query may hold a signature. From https it may lead to http where that is configured, and
-// a digest decides on what comes from there.
+// and to the log: a query may hold a signature. From https it may lead to http where that
+// is configured, and a digest decides on what comes from there.
 func (r *Registry) redirectTarget(op string, base, from *url.URL, location string, byDigest bool) (*url.URL, *Error) {
 	if location == "" {
 		return nil, r.fail(op, ErrInvalid, "redirect without a location")

@@ -18,8 +18,9 @@ import (
 
 // boundedListener accepts a connection only while fewer than its limit are open.
 // Where as many are, it closes one that is idle, or has not yet sent a request, for
-// the next, but none whose bytes the server has yet to read: clients cannot keep others out by doing nothing. Where all are at work,
-// further ones wait in the kernel's queue. The last share is for clients with less than
+// the next, but none whose bytes the server has yet to read: clients cannot keep others
+// out by doing nothing. Further ones wait for a place, their clients in turn; past the
+// queue's length they do so in the kernel's. The last share is for clients with less than
 // a share: others' connections are closed at once there, for each that they have idle.
 //
 // A server tells the listener by track what its connections do: a net.Conn that told so

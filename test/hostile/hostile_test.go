@@ -50,7 +50,7 @@ func FuzzRegistry(f *testing.F) {
 // CACHALOT_TEST_SEED on.
 func TestRegistry(t *testing.T) {
 	t.Parallel()
-	want, first := number(t, "CACHALOT_TEST_ANSWERS", 2000), number(t, "CACHALOT_TEST_SEED", 1)
+	want, first := int64(ut.Number(t, "CACHALOT_TEST_ANSWERS", 2000)), int64(ut.Number(t, "CACHALOT_TEST_SEED", 1))
 	var answers, pulls atomic.Int64
 	t.Run("seeds", func(t *testing.T) {
 		var next atomic.Int64
@@ -71,20 +71,6 @@ func TestRegistry(t *testing.T) {
 	if pulls.Load() < answers.Load()/10 {
 		t.Error("too few are served: this says little")
 	}
-}
-
-// number is an environment variable's value.
-func number(t *testing.T, name string, otherwise int64) int64 {
-	t.Helper()
-	s := os.Getenv(name)
-	if s == "" {
-		return otherwise
-	}
-	n, err := strconv.ParseInt(s, 10, 64)
-	if err != nil || n < 1 {
-		t.Fatalf("%s=%q: want a number from 1 on", name, s)
-	}
-	return n
 }
 
 // secret is the hostile registry's own account: no one but it is to see it.
@@ -257,10 +243,10 @@ func (m *meeting) wrong(req *http.Request, resp *http.Response, body []byte, cut
 		return errors.New("the account's password is told")
 	case resp.StatusCode >= 400:
 		return wrongError(req, resp, body, m.hostile.URL)
-	case resp.StatusCode == http.StatusMultipleChoices || resp.StatusCode/100 == 3:
+	case resp.StatusCode/100 == 3:
 		return errors.New("a client is sent elsewhere")
 	case cut != nil:
-		return nil //nolint:nilerr // whoever gets it knows that it is not whole
+		return nil //nolint:nilerr // the client sees that it is not whole
 	case req.Method == http.MethodHead:
 		if byDigest && resp.Header.Get("Docker-Content-Digest") != c.Digest.String() {
 			return errors.New("another digest")

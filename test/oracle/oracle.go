@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -102,20 +101,6 @@ func run(t *testing.T, p pace, clients []Client, first, count int, within func(*
 	if tally.pulls < count/2 && !t.Failed() {
 		t.Errorf("%d of %d seeds can be pulled straight: this says too little of the mirror", tally.pulls, count)
 	}
-}
-
-// Number is an environment variable's value.
-func Number(t *testing.T, name string, otherwise int) int {
-	t.Helper()
-	s := os.Getenv(name)
-	if s == "" {
-		return otherwise
-	}
-	n, err := strconv.Atoi(s)
-	if err != nil {
-		t.Fatalf("%s: %v", name, err)
-	}
-	return n
 }
 
 // open opens a store for some seeds: their contents differ, and their upstreams' names.

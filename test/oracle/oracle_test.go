@@ -1,9 +1,13 @@
 package oracle
 
-import "testing"
+import (
+	"testing"
+
+	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+)
 
 // TestOracle tries CACHALOT_TEST_SEEDS seeds, by default 200, from CACHALOT_TEST_SEED on.
 func TestOracle(t *testing.T) {
 	t.Parallel()
-	Run(t, Clients(), Number(t, "CACHALOT_TEST_SEED", 1), Number(t, "CACHALOT_TEST_SEEDS", 200))
+	Run(t, Clients(), ut.Number(t, "CACHALOT_TEST_SEED", 1), ut.Number(t, "CACHALOT_TEST_SEEDS", 200))
 }

@@ -6,20 +6,21 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/cachalot-registry/cachalot/test/oracle"
+	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 // TestOracle tries CACHALOT_TEST_SEEDS seeds, by default 200, from CACHALOT_TEST_SEED on.
 func TestOracle(t *testing.T) {
 	t.Parallel()
 	clients := []oracle.Client{{Name: "containerd", Pull: pullContainerd}}
-	oracle.Run(t, clients, oracle.Number(t, "CACHALOT_TEST_SEED", 1), oracle.Number(t, "CACHALOT_TEST_SEEDS", 200))
+	oracle.Run(t, clients, ut.Number(t, "CACHALOT_TEST_SEED", 1), ut.Number(t, "CACHALOT_TEST_SEEDS", 200))
 }
 
 // TestOracleOnLoopback tries a tenth as many.
 func TestOracleOnLoopback(t *testing.T) {
 	t.Parallel()
 	clients := []oracle.Client{{Name: "podman", Pull: pullImage}}
-	oracle.RunOnLoopback(t, clients, oracle.Number(t, "CACHALOT_TEST_SEED", 1), oracle.Number(t, "CACHALOT_TEST_SEEDS", 200)/10)
+	oracle.RunOnLoopback(t, clients, ut.Number(t, "CACHALOT_TEST_SEED", 1), ut.Number(t, "CACHALOT_TEST_SEEDS", 200)/10)
 }
 
 // TestMain quiets containerd, which logs what it tries again.

@@ -1,0 +1,20 @@
+package upstreamtest
+
+import (
+	"os"
+	"strconv"
+)
+
+// Number is an environment variable's value, from 1 on; otherwise, where it is not set.
+func Number(tb TB, name string, otherwise int) int {
+	tb.Helper()
+	s := os.Getenv(name)
+	if s == "" {
+		return otherwise
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 1 {
+		tb.Fatalf("%s=%q: want a number from 1 on", name, s)
+	}
+	return n
+}
