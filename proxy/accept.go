@@ -21,11 +21,13 @@ func acceptsIndex(h http.Header) bool {
 	if len(accept) == 0 {
 		return true
 	}
-	for one := range strings.SplitSeq(strings.Join(accept, ","), ",") {
-		mediaRange, _, _ := strings.Cut(one, ";")
-		switch strings.ToLower(strings.TrimSpace(mediaRange)) {
-		case "*/*", "application/*", ocispec.MediaTypeImageIndex, mediaTypeManifestList:
-			return true
+	for _, field := range accept {
+		for one := range strings.SplitSeq(field, ",") {
+			mediaRange, _, _ := strings.Cut(one, ";")
+			switch strings.ToLower(strings.TrimSpace(mediaRange)) {
+			case "*/*", "application/*", ocispec.MediaTypeImageIndex, mediaTypeManifestList:
+				return true
+			}
 		}
 	}
 	return false

@@ -64,6 +64,12 @@ func (p *Proxy) resolve(ctx context.Context, ptr pointer) (resolution, error) {
 	if v == fresh {
 		return resolution{tag.Digest, resultHit}, nil
 	}
+	return p.revalidate(ctx, ptr, tag, v)
+}
+
+// revalidate has the upstream asked, and does not wait for long while the tag may be
+// served unchecked.
+func (p *Proxy) revalidate(ctx context.Context, ptr pointer, tag storage.Tag, v verdict) (resolution, error) {
 	name := ptr.key.Upstream + "\x00" + ptr.key.Repository + "\x00" + ptr.key.Name
 	if err := p.recall(name); err != nil {
 		return resolution{}, err

@@ -34,11 +34,15 @@ func (p *Proxy) manifest(w *response, r *http.Request, t target) error {
 		}
 	}
 	err = p.serve(w, r, t, res.digest, res.result)
-	if !elsewhere(err) || w.wrote || w.ctx.Err() != nil {
-		return err
+	if elsewhere(err) && !w.wrote && w.ctx.Err() == nil {
+		return p.servePlain(w, r, t, res.result, err)
 	}
-	// The upstream names, or named, a digest that it does not give. A client that asks it for
-	// the tag alone may get it.
+	return err
+}
+
+// servePlain serves a tag whose upstream names, or named, a digest that it does not give: a
+// client that asks it for the tag alone may get it. err is the failure to get the digest.
+func (p *Proxy) servePlain(w *response, r *http.Request, t target, looked result, err error) error {
 	d, plainErr := once(w.ctx, p.checks, t.asks(tagName(t)+"\x00plain"), func(ctx context.Context) (digest.Digest, error) {
 		d, err := p.fetchTag(ctx, t)
 		if err == nil {
@@ -49,7 +53,7 @@ func (p *Proxy) manifest(w *response, r *http.Request, t target) error {
 	if plainErr != nil {
 		return err
 	}
-	return p.serve(w, r, t, d, res.result)
+	return p.serve(w, r, t, d, looked)
 }
 
 // passSigned passes on a manifest of schema 1 by its digest, which is not that of its

@@ -105,8 +105,8 @@ func (g *registries) configured(name string) *upstream.Registry {
 	if r := g.byName[name]; r != nil {
 		return r
 	}
-	if r := g.byName[strings.ToLower(name)]; r != nil {
-		return r
+	if lower := strings.ToLower(name); lower != name && g.byName[lower] != nil {
+		return g.byName[lower]
 	}
 	canonical, ok := upstream.CanonicalName(name)
 	if !ok {

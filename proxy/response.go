@@ -164,7 +164,7 @@ func (p *Proxy) finish(w *response, r *http.Request) {
 	if !log.Enabled(w.ctx, level) {
 		return
 	}
-	line := slog.NewRecord(time.Now(), level, "request", 0) // whose source no handler writes, and slog would look for
+	line := slog.NewRecord(w.started.Add(took), level, "request", 0) // whose source no handler writes, and slog would look for
 	var room [20]slog.Attr                                  // for all of them, so that they are copied once
 	attrs := append(room[:0],
 		slog.String("method", r.Method), slog.String("client", p.client(r)), slog.String("user_agent", boundedTo(r.UserAgent(), maxUserAgent)),

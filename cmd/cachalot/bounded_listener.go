@@ -37,18 +37,23 @@ type boundedListener struct {
 	freed   chan struct{}                  // has a value when a connection has become idle, or ended
 	trusted atomic.Pointer[[]netip.Prefix] // load balancers, whose connections are many clients'
 
-	mu      sync.Mutex                 // guards the fields below
-	holders map[net.Conn]bounds.Holder // whose place an open connection has, by what it is below TLS
-	idle    *list.List                 // connections between two requests, the longest so first
-	fresh   *list.List                 // those without a request yet, in the order in which they came
-	at      map[net.Conn]resting
+	mu      sync.Mutex               // guards the fields below, and what open leads to
+	open    map[net.Conn]*connection // those with a place, by what they are below TLS
+	resting int                      // how many of them nothing is done for
+	idle    *list.List               // connections between two requests, the longest so first
+	fresh   *list.List               // those without a request yet, in the order in which they came
 }
 
-// resting is where a connection is that nothing is done for.
-type resting struct {
-	in    *list.List
-	place *list.Element
-	since time.Time
+// connection is an open one. It stays in its list while it is at work, until one that
+// rests is looked for there: a request costs a look and a move.
+type connection struct {
+	net.Conn // below TLS
+
+	holder bounds.Holder
+	rests  bool          // nothing is done for it
+	in     *list.List    // nil: none
+	place  *list.Element // in there
+	since  time.Time     // when it came to rest without a request
 }
 
 const (
@@ -67,7 +72,7 @@ func newBoundedListener(l net.Listener, limit int, share float64, full func()) *
 	return &boundedListener{
 		Listener: l, places: bounds.NewBulkhead(limit, share), waiting: newAcceptQueue(maxWaiting),
 		failed: make(chan error), closed: make(chan struct{}), full: full, freed: make(chan struct{}, 1),
-		holders: map[net.Conn]bounds.Holder{}, idle: list.New(), fresh: list.New(), at: map[net.Conn]resting{},
+		open: map[net.Conn]*connection{}, idle: list.New(), fresh: list.New(),
 	}
 }
 
@@ -178,7 +183,20 @@ func (l *boundedListener) queue(c net.Conn) bool {
 func (l *boundedListener) spares() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return len(l.at) > 0
+	return l.resting > 0
+}
+
+// atWork are the connections for which something is done.
+func (l *boundedListener) atWork() []net.Conn {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	working := make([]net.Conn, 0, len(l.open)-l.resting)
+	for _, c := range l.open {
+		if !c.rests {
+			working = append(working, c.Conn)
+		}
+	}
+	return working
 }
 
 // enter gives a connection a place, if need be that of an idle one of the same client.
@@ -187,36 +205,33 @@ func (l *boundedListener) enter(c net.Conn) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.places.Enter(holder) {
-		spare := l.idleOf(holder)
+		spare := l.first(l.idle, func(c *connection) bool { return c.holder == holder })
 		if spare == nil {
 			return false
 		}
 		l.leave(spare)
-		delete(l.holders, below(spare))
-		hangUp(spare)
+		delete(l.open, spare.Conn)
+		hangUp(spare.Conn)
 	}
-	l.holders[c] = holder
+	l.open[c] = &connection{Conn: c, holder: holder}
 	return true
 }
 
-// idleOf is an idle connection of a client, if one is among those that are so the
-// longest. l.mu is held.
-func (l *boundedListener) idleOf(h bounds.Holder) net.Conn {
-	return first(l.idle, func(c net.Conn) bool { return l.holders[below(c)] == h })
-}
-
-// first is the first connection of a list that can be closed, and is wanted, if it is
-// among the first that are looked at.
-func first(in *list.List, wanted func(net.Conn) bool) net.Conn {
-	e := in.Front()
-	for range lookAt {
-		if e == nil {
-			return nil
+// first is the first connection of a list that rests, can be closed, and is wanted, if
+// it is among the first that are looked at. Those at work leave the list. l.mu is held.
+func (l *boundedListener) first(in *list.List, wanted func(*connection) bool) *connection {
+	looked := 0
+	for e := in.Front(); e != nil && looked < lookAt; {
+		c := e.Value.(*connection)
+		e = e.Next()
+		if !c.rests {
+			l.leave(c)
+			continue
 		}
-		if c := e.Value.(net.Conn); wanted(c) && !unread(c) {
+		if wanted(c) && !unread(c.Conn) {
 			return c
 		}
-		e = e.Next()
+		looked++
 	}
 	return nil
 }
@@ -265,21 +280,21 @@ func (l *boundedListener) wait() bool {
 // notices, and gives its place back.
 func (l *boundedListener) drop() {
 	l.mu.Lock()
-	c := first(l.idle, func(net.Conn) bool { return true })
+	c := l.first(l.idle, func(*connection) bool { return true })
 	if c == nil {
-		c = first(l.fresh, func(c net.Conn) bool { return time.Since(l.at[c].since) >= freshFor })
+		c = l.first(l.fresh, func(c *connection) bool { return time.Since(c.since) >= freshFor })
 	}
 	if c != nil {
 		l.leave(c)
 	}
 	l.mu.Unlock()
 	if c != nil {
-		hangUp(c)
+		hangUp(c.Conn)
 	}
 }
 
 // hangUp closes a connection without a goodbye, which TLS would wait for.
-func hangUp(c net.Conn) { _ = below(c).Close() } // its server closes it again
+func hangUp(c net.Conn) { _ = c.Close() } // its server closes it again
 
 // below is what lies below TLS.
 func below(c net.Conn) net.Conn {
@@ -290,31 +305,52 @@ func below(c net.Conn) net.Conn {
 }
 
 // leave takes a connection out of its list. l.mu is held.
-func (l *boundedListener) leave(c net.Conn) {
-	if r, ok := l.at[c]; ok {
-		r.in.Remove(r.place)
-		delete(l.at, c)
+func (l *boundedListener) leave(c *connection) {
+	if c.in != nil {
+		c.in.Remove(c.place)
+		c.in, c.place = nil, nil
+	}
+	l.work(c)
+}
+
+// work: something is done for a connection. l.mu is held.
+func (l *boundedListener) work(c *connection) {
+	if c.rests {
+		c.rests = false
+		l.resting--
 	}
 }
 
-// rest puts a connection into a list. l.mu is held.
-func (l *boundedListener) rest(c net.Conn, in *list.List) {
-	l.at[c] = resting{in, in.PushBack(c), time.Now()}
+// rest: nothing is done for a connection. It is the last of a list then. l.mu is held.
+func (l *boundedListener) rest(c *connection, in *list.List) {
+	if c.in == in {
+		in.MoveToBack(c.place)
+	} else {
+		l.leave(c)
+		c.in, c.place = in, in.PushBack(c)
+	}
+	if !c.rests {
+		c.rests = true
+		l.resting++
+	}
 }
 
 // track is the server's ConnState hook.
-func (l *boundedListener) track(c net.Conn, state http.ConnState) {
+func (l *boundedListener) track(conn net.Conn, state http.ConnState) {
 	l.mu.Lock()
-	l.leave(c)
-	switch state {
-	case http.StateNew:
-		l.rest(c, l.fresh)
-	case http.StateIdle:
-		l.rest(c, l.idle)
-	case http.StateClosed, http.StateHijacked:
-		if holder, ok := l.holders[below(c)]; ok { // or else another one has its place
-			delete(l.holders, below(c))
-			l.places.Leave(holder)
+	if c := l.open[below(conn)]; c != nil { // or else another one has its place
+		switch state {
+		case http.StateNew:
+			c.since = time.Now()
+			l.rest(c, l.fresh)
+		case http.StateActive:
+			l.work(c)
+		case http.StateIdle:
+			l.rest(c, l.idle)
+		case http.StateClosed, http.StateHijacked:
+			l.leave(c)
+			delete(l.open, c.Conn)
+			l.places.Leave(c.holder)
 		}
 	}
 	l.mu.Unlock()

@@ -34,10 +34,10 @@ func startLimited(t *testing.T, limit int) *limited {
 				c.Close()
 			}
 		}
-	}, func(net.Conn, http.ConnState) {})
+	})
 }
 
-func startServer(t *testing.T, limit int, secure bool, handle http.HandlerFunc, state func(net.Conn, http.ConnState)) *limited {
+func startServer(t *testing.T, limit int, secure bool, handle http.HandlerFunc) *limited {
 	t.Helper()
 	inner, err := listen(t.Context(), "127.0.0.1:0", "listen")
 	if err != nil {
@@ -50,10 +50,6 @@ func startServer(t *testing.T, limit int, secure bool, handle http.HandlerFunc, 
 		handle(w, r)
 	})
 	s := newServer(h, l.boundedListener, slog.New(slog.DiscardHandler))
-	s.ConnState = func(c net.Conn, now http.ConnState) {
-		l.track(c, now)
-		state(c, now)
-	}
 	var accepting net.Listener = l
 	if secure {
 		cfg := pairFiles(t)
@@ -113,7 +109,7 @@ func TestConnectionLimit(t *testing.T) {
 	l := startServer(t, 2, false, func(http.ResponseWriter, *http.Request) {
 		arrived <- struct{}{}
 		<-gate
-	}, func(net.Conn, http.ConnState) {})
+	})
 	first, second := l.ask(t, "/"), l.ask(t, "/")
 	<-arrived
 	<-arrived
@@ -143,7 +139,7 @@ func TestConnectionsTakeTurns(t *testing.T) {
 	l := startServer(t, 1, false, func(_ http.ResponseWriter, r *http.Request) {
 		arrived <- r.URL.Path
 		<-gate
-	}, func(net.Conn, http.ConnState) {})
+	})
 	defer close(gate)
 	l.ask(t, "/first")
 	<-arrived
@@ -180,7 +176,7 @@ func TestConnectionsTakeTurns(t *testing.T) {
 func TestIdlersGoFirst(t *testing.T) {
 	t.Parallel()
 	for _, secure := range []bool{false, true} {
-		l := startServer(t, 3, secure, func(http.ResponseWriter, *http.Request) {}, func(net.Conn, http.ConnState) {})
+		l := startServer(t, 3, secure, func(http.ResponseWriter, *http.Request) {})
 		for range 12 { // who have been answered stay
 			answered(t, l.ask(t, "/"))
 		}
@@ -239,18 +235,16 @@ func TestUnreadStay(t *testing.T) {
 		asks, silent := accept("GET"), accept("")
 		for _, c := range []net.Conn{asks, silent} {
 			l.track(c, state)
-			r := l.at[c]
-			r.since = r.since.Add(-freshFor)
-			l.at[c] = r
+			l.open[c].since = l.open[c].since.Add(-freshFor)
 		}
 		l.drop()
-		if _, ok := l.at[silent]; ok {
+		if l.open[silent].rests {
 			t.Errorf("%s: who says nothing stays", name)
 		}
 		for range 3 {
 			l.drop()
 		}
-		if _, ok := l.at[asks]; !ok {
+		if !l.open[asks].rests {
 			t.Errorf("%s: who has asked was closed", name)
 		}
 		l.track(asks, http.StateActive)
@@ -268,7 +262,7 @@ func TestFairConnections(t *testing.T) {
 			arrived <- struct{}{}
 			<-gate
 		}
-	}, func(net.Conn, http.ConnState) {})
+	})
 	for range most {
 		l.ask(t, "/busy")
 		<-arrived
@@ -293,7 +287,7 @@ func TestFairConnections(t *testing.T) {
 // TestBodies: a GET that announces a body is refused at once, and its connection closed.
 func TestBodies(t *testing.T) {
 	t.Parallel()
-	l := startServer(t, 2, false, func(http.ResponseWriter, *http.Request) {}, func(net.Conn, http.ConnState) {})
+	l := startServer(t, 2, false, func(http.ResponseWriter, *http.Request) {})
 	for _, framing := range []string{"Content-Length: 200000", "Content-Length: 1", "Transfer-Encoding: chunked"} {
 		for _, method := range []string{http.MethodGet, http.MethodHead} {
 			var d net.Dialer
@@ -340,7 +334,7 @@ func TestConnectionLimitAfterHijack(t *testing.T) {
 func TestConnectionLimitClose(t *testing.T) {
 	t.Parallel()
 	gate := make(chan struct{})
-	l := startServer(t, 1, false, func(http.ResponseWriter, *http.Request) { <-gate }, func(net.Conn, http.ConnState) {})
+	l := startServer(t, 1, false, func(http.ResponseWriter, *http.Request) { <-gate })
 	defer close(gate)
 	l.ask(t, "/")
 	l.ask(t, "/")

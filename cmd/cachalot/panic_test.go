@@ -1,7 +1,6 @@
 package main
 
 import (
-	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -31,7 +30,7 @@ func TestServer_Panics(t *testing.T) {
 		if r.URL.Path == "/bug" {
 			panic("a bug")
 		}
-	}, func(net.Conn, http.ConnState) {})
+	})
 	if n, err := l.ask(t, "/bug").Read(make([]byte, 1)); n != 0 || err == nil {
 		t.Error("answered")
 	}

@@ -152,11 +152,7 @@ func (m *mirror) run(ctx context.Context, l, adminListener net.Listener, signals
 	m.current.swap(first)
 
 	m.main = newServer(&m.current, m.clients, m.log)
-	m.stuck = newStuckClients(m.cfg.SendTimeout, m.log)
-	m.main.ConnState = func(c net.Conn, state http.ConnState) {
-		m.clients.track(c, state)
-		m.stuck.state(c, state)
-	}
+	m.stuck = newStuckClients(m.cfg.SendTimeout, m.clients.atWork, m.log)
 	ctx, cancel := context.WithCancel(ctx)
 	var looking sync.WaitGroup
 	looking.Go(task.Keep(ctx, "look for stuck clients", func() { m.stuck.run(ctx) }))

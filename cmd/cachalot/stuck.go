@@ -3,10 +3,7 @@ package main
 import (
 	"context"
 	"log/slog"
-	"maps"
 	"net"
-	"net/http"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -14,18 +11,18 @@ import (
 )
 
 // stuckClients cuts off clients that take nothing of their answer: without that
-// they would hold their places among max_connections for ever.
+// they would hold their places among max_connections without an end.
 //
 // It asks the kernel what each client has acknowledged (TCP_INFO) and leaves the
 // connections as they are. A write deadline would have to be moved during
 // sendfile, which sends a file in one call. TCP_USER_TIMEOUT cuts off slow
 // clients too: small windows that a client opens do not count for it.
 type stuckClients struct {
-	limit atomic.Int64 // a time.Duration; 0: none is cut off
-	log   *slog.Logger
+	limit  atomic.Int64 // a time.Duration; 0: none is cut off
+	atWork func() []net.Conn
+	log    *slog.Logger
 
-	mu   sync.Mutex // guards busy; what its pointers lead to belongs to look
-	busy map[net.Conn]*taken
+	seen map[*net.TCPConn]taken // at the last look; look's own
 }
 
 // taken is what a client has acknowledged, and since when no more.
@@ -34,21 +31,11 @@ type taken struct {
 	since time.Time // zero: nothing waits for it
 }
 
-func newStuckClients(limit time.Duration, log *slog.Logger) *stuckClients {
-	s := &stuckClients{log: log, busy: map[net.Conn]*taken{}}
+// newStuckClients looks at the connections for which atWork says that something is done.
+func newStuckClients(limit time.Duration, atWork func() []net.Conn, log *slog.Logger) *stuckClients {
+	s := &stuckClients{atWork: atWork, log: log}
 	s.limit.Store(int64(limit))
 	return s
-}
-
-// state is the server's ConnState hook.
-func (s *stuckClients) state(c net.Conn, state http.ConnState) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if state == http.StateActive {
-		s.busy[c] = &taken{}
-	} else {
-		delete(s.busy, c)
-	}
 }
 
 // run looks at all connections every ten seconds, or four times within a shorter
@@ -77,27 +64,27 @@ func (s *stuckClients) look(now time.Time) {
 	if limit == 0 {
 		return
 	}
-	s.mu.Lock()
-	busy := maps.Clone(s.busy)
-	s.mu.Unlock()
-	for c, t := range busy {
+	seen := map[*net.TCPConn]taken{}
+	for _, c := range s.atWork() {
 		tcp := tcpOf(c)
 		if tcp == nil {
 			continue
 		}
 		bytes, waiting, err := acknowledged(tcp)
+		before := s.seen[tcp]
 		switch {
-		case err != nil: // it is closed
-		case !waiting:
-			t.since = time.Time{}
-		case t.since.IsZero() || bytes != t.bytes:
-			t.bytes, t.since = bytes, now
-		case now.Sub(t.since) >= limit:
-			s.log.Info("client cut off, for it takes nothing of its answer", "client", c.RemoteAddr().String(), "seconds", now.Sub(t.since).Seconds())
+		case err != nil || !waiting: // it is closed, or has all
+		case before.since.IsZero() || bytes != before.bytes:
+			seen[tcp] = taken{bytes, now}
+		case now.Sub(before.since) < limit:
+			seen[tcp] = before
+		default:
+			s.log.Info("client cut off, for it takes nothing of its answer", "client", c.RemoteAddr().String(), "seconds", now.Sub(before.since).Seconds())
 			_ = tcp.SetLinger(0) // nor shall the kernel keep what it does not take
 			_ = tcp.Close()      // the handler's write fails, and closes it again
 		}
 	}
+	s.seen = seen
 }
 
 // tcpOf is what lies below a connection, TLS or not; nil if that is not TCP.

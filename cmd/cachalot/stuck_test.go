@@ -27,7 +27,6 @@ func TestStuckClients(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			ended, release := make(chan struct{}), make(chan struct{})
-			s := newStuckClients(time.Minute, slog.New(slog.DiscardHandler))
 			l := startServer(t, 10, secure, func(w http.ResponseWriter, r *http.Request) {
 				if r.URL.Path == "/waits" {
 					<-release
@@ -37,8 +36,8 @@ func TestStuckClients(t *testing.T) {
 				if r.URL.Path == "/stuck" {
 					close(ended)
 				}
-			}, s.state)
-
+			})
+			s := newStuckClients(time.Minute, l.atWork, slog.New(slog.DiscardHandler))
 			stuck, slow, waits := l.ask(t, "/stuck"), l.ask(t, "/slow"), l.ask(t, "/waits")
 			now := time.Now()
 			for cut, looks := false, 0; !cut; now = now.Add(time.Minute) { // its buffers fill first
@@ -70,12 +69,12 @@ func TestStuckClients(t *testing.T) {
 // TestNobodyIsStuck: without a limit nobody is cut off.
 func TestNobodyIsStuck(t *testing.T) {
 	t.Parallel()
-	s := newStuckClients(0, slog.New(slog.DiscardHandler))
 	ended := make(chan struct{})
 	l := startServer(t, 10, false, func(w http.ResponseWriter, _ *http.Request) {
 		defer close(ended)
 		send(w)
-	}, s.state)
+	})
+	s := newStuckClients(0, l.atWork, slog.New(slog.DiscardHandler))
 	c := l.ask(t, "/")
 	if _, err := io.CopyN(io.Discard, c, 1<<20); err != nil {
 		t.Fatal(err)
