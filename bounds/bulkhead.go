@@ -1,10 +1,12 @@
 // Package bounds divides what the process has of something, places for work or memory,
-// among those who want it, so that no registry and no client takes all of it.
+// among those who want it, so that no registry, none of its repositories, and no client
+// takes all of it.
 package bounds
 
 import (
 	"cmp"
 	"net/netip"
+	"slices"
 	"sync"
 )
 
@@ -16,29 +18,43 @@ const few = 8
 
 // Holder is who wants a place.
 type Holder struct {
-	Group  string // a registry; "": of none
-	Client string // an address; "": no client's
+	Group      string // a registry; "": of none
+	Repository string // the group's that the place is for; "": for none
+	Client     string // an address; "": no client's
 }
 
 // Bulkhead bounds work that goes on at a time. Some work may take several places.
 //
 // A group has no more places than its share. A client may have all that no other wants
 // but the last share: of all places, and of its group's. That one is for clients with
-// less than a share.
+// less than a share. So may a repository of its group's places, or of all where there
+// are no groups: one that hangs leaves some to the others.
 type Bulkhead struct {
 	limit int
 	share float64
 
-	mu       sync.Mutex // guards the fields below
-	taken    int
-	byGroup  map[string]int
-	byClient map[string]int
-	byBoth   map[Holder]int
+	mu           sync.Mutex // guards the fields below, and those of who waits
+	taken        int
+	byGroup      map[string]int
+	byClient     map[string]int
+	byBoth       map[Holder]int // group and client
+	byRepository map[Holder]int // group and repository
+	waiting      []*waiter      // in the order in which they came; none of them could enter now
+}
+
+// waiter is who wants a place.
+type waiter struct {
+	holder Holder
+	has    bool
+	ready  chan struct{} // closed once it has one
 }
 
 // NewBulkhead divides limit places, at least 1. share is less than 1; 0: DefaultShare.
 func NewBulkhead(limit int, share float64) *Bulkhead {
-	return &Bulkhead{limit: limit, share: cmp.Or(share, DefaultShare), byGroup: map[string]int{}, byClient: map[string]int{}, byBoth: map[Holder]int{}}
+	return &Bulkhead{
+		limit: limit, share: cmp.Or(share, DefaultShare),
+		byGroup: map[string]int{}, byClient: map[string]int{}, byBoth: map[Holder]int{}, byRepository: map[Holder]int{},
+	}
 }
 
 // Limit is the number of places.
@@ -54,42 +70,103 @@ func (b *Bulkhead) Taken() int {
 	return b.taken
 }
 
-// GroupTaken is the number of places that a group has.
-func (b *Bulkhead) GroupTaken(group string) int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.byGroup[group]
-}
-
 // Enter takes a place, if there is one for the holder. Leave gives it back.
 func (b *Bulkhead) Enter(h Holder) bool { return b.enter(h, 1) }
 
 // Leave gives back what Enter has taken.
 func (b *Bulkhead) Leave(h Holder) { b.leave(h, 1) }
 
+// Queue waits for a place: ready is closed once the holder has one. Who waits longest
+// comes first, of those who may have the place. leave gives it back, or stops waiting for
+// it; it may be called twice.
+func (b *Bulkhead) Queue(h Holder) (ready <-chan struct{}, leave func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	w := &waiter{holder: h, ready: make(chan struct{})}
+	if !b.admit(w) {
+		b.waiting = append(b.waiting, w)
+	}
+	return w.ready, sync.OnceFunc(func() { b.giveUp(w) })
+}
+
+func (b *Bulkhead) giveUp(w *waiter) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if w.has {
+		b.leaveLocked(w.holder, 1)
+		return
+	}
+	i := slices.Index(b.waiting, w)
+	b.waiting = slices.Delete(b.waiting, i, i+1)
+}
+
+// admit gives a place to who wants one, if there is one for it.
+func (b *Bulkhead) admit(w *waiter) bool {
+	if b.taken >= b.limit || !b.enterLocked(w.holder, 1) {
+		return false
+	}
+	w.has = true
+	close(w.ready)
+	return true
+}
+
 func (b *Bulkhead) enter(h Holder, n int) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.fits(h.Client, b.limit-b.taken-n, b.limit, b.byClient[h.Client]+n) {
-		return false
-	}
-	if limit := b.GroupLimit(); h.Group != "" && !b.fits(h.Client, limit-b.byGroup[h.Group]-n, limit, b.byBoth[h]+n) {
+	return b.enterLocked(h, n)
+}
+
+func (b *Bulkhead) enterLocked(h Holder, n int) bool {
+	if !b.fits(h, n) {
 		return false
 	}
 	b.add(h, n)
 	return true
 }
 
+// Helps reports whether there is a place for a holder once another one has left one of its own.
+func (b *Bulkhead) Helps(h, other Holder) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.add(other, -1)
+	defer b.add(other, 1)
+	return b.fits(h, 1)
+}
+
+// fits reports whether there are so many places for a holder.
+func (b *Bulkhead) fits(h Holder, n int) bool {
+	limit, left := b.limit, b.limit-b.taken-n
+	if !b.may(h.Client, left, limit, b.byClient[h.Client]+n) {
+		return false
+	}
+	if h.Group != "" {
+		limit = b.GroupLimit()
+		left = limit - b.byGroup[h.Group] - n
+		if !b.may(h.Client, left, limit, b.byBoth[h.ofClient()]+n) {
+			return false
+		}
+	}
+	return b.may(h.Repository, left, limit, b.byRepository[h.ofRepository()]+n)
+}
+
 func (b *Bulkhead) leave(h Holder, n int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.add(h, -n)
+	b.leaveLocked(h, n)
 }
 
-// fits reports whether a client may have mine of limit places, when so many are left then.
-func (b *Bulkhead) fits(client string, left, limit, mine int) bool {
+func (b *Bulkhead) leaveLocked(h Holder, n int) {
+	b.add(h, -n)
+	if len(b.waiting) > 0 {
+		b.waiting = slices.DeleteFunc(b.waiting, b.admit)
+	}
+}
+
+// may reports whether a client, or a repository, may have mine of limit places, when so
+// many are left then.
+func (b *Bulkhead) may(who string, left, limit, mine int) bool {
 	share := b.part(limit)
-	return left >= share || left >= 0 && (client == "" || mine <= share)
+	return left >= share || left >= 0 && (who == "" || mine <= share)
 }
 
 func (b *Bulkhead) part(limit int) int { return int(float64(limit) * b.share) }
@@ -98,8 +175,12 @@ func (b *Bulkhead) add(h Holder, n int) {
 	b.taken += n
 	count(b.byGroup, h.Group, n)
 	count(b.byClient, h.Client, n)
-	count(b.byBoth, h, n)
+	count(b.byBoth, h.ofClient(), n)
+	count(b.byRepository, h.ofRepository(), n)
 }
+
+func (h Holder) ofClient() Holder     { return Holder{Group: h.Group, Client: h.Client} }
+func (h Holder) ofRepository() Holder { return Holder{Group: h.Group, Repository: h.Repository} }
 
 func count[K comparable](m map[K]int, key K, n int) {
 	if m[key] += n; m[key] == 0 {

@@ -52,14 +52,91 @@ func TestBulkhead_Clients(t *testing.T) {
 func TestBulkhead_ClientsOfGroup(t *testing.T) {
 	t.Parallel()
 	b := NewBulkhead(256, DefaultShare)
-	if got := enter(b, Holder{"docker.io", "greedy"}); got != 48 {
+	if got := enter(b, Holder{Group: "docker.io", Client: "greedy"}); got != 48 {
 		t.Errorf("a client takes %d of a group's 64, want 48", got)
 	}
-	if got := enter(b, Holder{"docker.io", "other"}); got != 16 {
+	if got := enter(b, Holder{Group: "docker.io", Client: "other"}); got != 16 {
 		t.Errorf("another takes %d, want 16", got)
 	}
-	if got := enter(b, Holder{"quay.io", "greedy"}); got != 48 {
+	if got := enter(b, Holder{Group: "quay.io", Client: "greedy"}); got != 48 {
 		t.Errorf("of another group it takes %d, want 48", got)
+	}
+}
+
+// TestBulkhead_Repositories: one repository, whoever asks for it, leaves places of its
+// registry to the others.
+func TestBulkhead_Repositories(t *testing.T) {
+	t.Parallel()
+	for _, group := range []string{"", "docker.io"} {
+		b := NewBulkhead(256, DefaultShare)
+		want := 192
+		if group != "" {
+			want = 48
+		}
+		got := 0
+		for client := 0; b.Enter(Holder{group, "hangs", fmt.Sprint(client % 20)}); client++ {
+			got++
+		}
+		if got != want {
+			t.Errorf("a repository of %q has %d places, want %d", group, got, want)
+		}
+		if got := enter(b, Holder{Group: group, Repository: "other"}); got != want/3 {
+			t.Errorf("another has %d, want %d", got, want/3)
+		}
+	}
+}
+
+// TestBulkhead_Queue: who waits gets a place in turn, past those who may not have it.
+func TestBulkhead_Queue(t *testing.T) {
+	t.Parallel()
+	b := NewBulkhead(8, DefaultShare)
+	hangs := Holder{Repository: "hangs"}
+	var leave []func()
+	queue := func(h Holder) (ready <-chan struct{}) {
+		ready, gone := b.Queue(h)
+		leave = append(leave, gone)
+		return ready
+	}
+	has := func(ready <-chan struct{}) bool {
+		select {
+		case <-ready:
+			return true
+		default:
+			return false
+		}
+	}
+	for range 6 {
+		if !has(queue(hangs)) {
+			t.Fatal("a place is free")
+		}
+	}
+	seventh, given, eighth := queue(hangs), queue(hangs), queue(hangs)
+	for range 2 {
+		if !has(queue(Holder{Repository: "other"})) {
+			t.Error("the last share is for other repositories")
+		}
+	}
+	third := queue(Holder{Repository: "third"})
+	if has(seventh) || has(third) {
+		t.Error("there is no place")
+	}
+	leave[7]() // it waits no longer
+	leave[0]()
+	leave[0]()
+	if has(seventh) || !has(third) {
+		t.Error("the place is for one with less than a share")
+	}
+	for _, gone := range leave[1:4] { // of which two are the last share
+		gone()
+	}
+	if !has(seventh) || has(given) || has(eighth) {
+		t.Error("they do not come in turn")
+	}
+	for _, gone := range leave {
+		gone()
+	}
+	if b.Taken() != 0 || len(b.waiting) != 0 {
+		t.Errorf("%d places are taken, %d wait", b.Taken(), len(b.waiting))
 	}
 }
 
@@ -76,7 +153,7 @@ func TestBulkhead_Random(t *testing.T) {
 			held = held[:len(held)-1]
 			continue
 		}
-		h := Holder{fmt.Sprint(rand.IntN(6)), fmt.Sprint(rand.IntN(6))}
+		h := Holder{fmt.Sprint(rand.IntN(6)), fmt.Sprint(rand.IntN(6)), fmt.Sprint(rand.IntN(6))}
 		if b.Enter(h) {
 			held = append(held, h)
 		}
@@ -87,7 +164,7 @@ func TestBulkhead_Random(t *testing.T) {
 	for _, h := range held {
 		b.Leave(h)
 	}
-	if n := b.Taken() + len(b.byGroup) + len(b.byClient) + len(b.byBoth); n != 0 {
+	if n := b.Taken() + len(b.byGroup) + len(b.byClient) + len(b.byBoth) + len(b.byRepository); n != 0 {
 		t.Errorf("%d left behind", n)
 	}
 }

@@ -29,9 +29,8 @@ type checks struct {
 
 // question is what a check is about.
 type question struct {
-	key      string // the same for those who want the same answer
-	registry string
-	client   string // whose first it is; "": none's
+	key    string        // the same for those who want the same answer
+	holder bounds.Holder // of its place: the first client's
 	// abandoned ends the check when no one waits for it any more: it costs more than
 	// its answer is worth to the next one.
 	abandoned bool
@@ -83,16 +82,15 @@ func (c *checks) board(ctx context.Context, q question, f func(context.Context) 
 		fl.waiting++
 		return fl, nil
 	}
-	place := bounds.Holder{Group: q.registry, Client: q.client}
-	if !c.places.Enter(place) {
-		return nil, fmt.Errorf("%s: %w", q.registry, errBusy)
+	if !c.places.Enter(q.holder) {
+		return nil, fmt.Errorf("%s: %w", q.holder.Group, errBusy)
 	}
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	ctx, closed := c.memory.Account(ctx, place)
+	ctx, closed := c.memory.Account(ctx, q.holder)
 	fl := &flight{cancel: cancel, waiting: 1, landed: make(chan struct{})}
 	c.flying[q.key] = fl
 	c.running.Go(task.Guard("question to an upstream", func() {
-		defer c.land(q, fl, place)
+		defer c.land(q, fl)
 		defer closed()
 		defer context.AfterFunc(c.ctx, func() { cancel(context.Cause(c.ctx)) })()
 		fl.err = task.Try("question to an upstream", func() (err error) { fl.value, err = f(ctx); return err })
@@ -114,13 +112,13 @@ func (c *checks) leave(q question, fl *flight) {
 }
 
 // land ends a check.
-func (c *checks) land(q question, fl *flight, place bounds.Holder) {
+func (c *checks) land(q question, fl *flight) {
 	c.mu.Lock()
 	if c.flying[q.key] == fl {
 		delete(c.flying, q.key)
 	}
 	c.mu.Unlock()
 	fl.cancel(nil)
-	c.places.Leave(place)
+	c.places.Leave(q.holder)
 	close(fl.landed)
 }

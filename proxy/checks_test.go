@@ -24,7 +24,7 @@ func TestChecks_Bound(t *testing.T) {
 		ask := func(registry, client, key string) error {
 			ctx, cancel := context.WithCancel(t.Context())
 			cancel() // a client that hangs up at once
-			_, err := once(ctx, c, question{key: key, registry: registry, client: client}, func(context.Context) (int, error) {
+			_, err := once(ctx, c, question{key: key, holder: bounds.Holder{Group: registry, Client: client}}, func(context.Context) (int, error) {
 				<-release
 				return 1, nil
 			})
@@ -81,7 +81,7 @@ func TestChecks_Abandoned(t *testing.T) {
 				var ctx context.Context
 				ctx, clients[i] = context.WithCancel(t.Context())
 				waiting.Go(func() {
-					_, _ = once(ctx, c, question{key: "x", registry: "r", abandoned: abandoned}, func(ctx context.Context) (int, error) {
+					_, _ = once(ctx, c, question{key: "x", holder: bounds.Holder{Group: "r"}, abandoned: abandoned}, func(ctx context.Context) (int, error) {
 						select {
 						case <-release:
 						case <-ctx.Done():

@@ -7,6 +7,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/cachalot-registry/cachalot/bounds"
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/task"
 	"github.com/cachalot-registry/cachalot/upstream"
@@ -75,7 +76,7 @@ func (p *Proxy) revalidate(ctx context.Context, ptr pointer, tag storage.Tag, v 
 		return resolution{}, err
 	}
 	check := func(ctx context.Context) (resolution, error) { return p.check(ctx, ptr, name) }
-	q := question{key: name, registry: ptr.key.Upstream, client: ptr.client}
+	q := question{key: name, holder: bounds.Holder{Group: ptr.key.Upstream, Repository: ptr.key.Repository, Client: ptr.client}}
 	if v == tooOld {
 		return once(ctx, p.checks, q, check)
 	}

@@ -165,7 +165,7 @@ func (p *Proxy) finish(w *response, r *http.Request) {
 		return
 	}
 	line := slog.NewRecord(w.started.Add(took), level, "request", 0) // whose source no handler writes, and slog would look for
-	var room [20]slog.Attr                                  // for all of them, so that they are copied once
+	var room [20]slog.Attr                                           // for all of them, so that they are copied once
 	attrs := append(room[:0],
 		slog.String("method", r.Method), slog.String("client", p.client(r)), slog.String("user_agent", boundedTo(r.UserAgent(), maxUserAgent)),
 		slog.String("request_id", w.id), slog.Int("status", w.status), slog.Int64("bytes", w.bytes),

@@ -82,12 +82,12 @@ func (t target) scope() storage.Scope {
 
 // holder is whose share of what is bounded the target takes.
 func (t target) holder() bounds.Holder {
-	return bounds.Holder{Group: t.registry.Name(), Client: t.client}
+	return bounds.Holder{Group: t.registry.Name(), Repository: t.repo, Client: t.client}
 }
 
 // asks is a question of the target's client to its registry.
 func (t target) asks(key string) question {
-	return question{key: key, registry: t.registry.Name(), client: t.client}
+	return question{key: key, holder: t.holder()}
 }
 
 // bounded keeps a client's words short enough to repeat.

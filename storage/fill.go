@@ -118,8 +118,8 @@ func (f *fill) run(ctx context.Context) {
 	defer s.ended(f)
 	defer f.unfinished()
 	err := errAgain // others who wait for it start another
-	if s.slot(ctx, f) {
-		defer s.slots.give(f)
+	if give, ok := s.slot(ctx, f); ok {
+		defer give()
 		f.progressed()
 		s.metrics.fills.Inc()
 		defer s.metrics.fills.Dec()
@@ -180,7 +180,7 @@ var errPanicked = errors.New("internal error while downloading")
 
 // slot waits for one of the fills that may run at once; false: ctx, or the store,
 // has ended.
-func (s *Store) slot(ctx context.Context, f *fill) bool {
+func (s *Store) slot(ctx context.Context, f *fill) (give func(), ok bool) {
 	s.metrics.fillsWaiting.Inc()
 	defer s.metrics.fillsWaiting.Dec()
 	return s.slots.take(ctx, s.ctx, f)

@@ -331,7 +331,8 @@ func TestWaitForSlot(t *testing.T) {
 				s := openStore(t, t.TempDir(), func(c *Config) { c.MaxFills = 1 })
 				o := &origin{content: content(265, 1000)}
 				other := newFill(s, scope(), o.digest(), o.source)
-				if !s.slots.take(t.Context(), t.Context(), other) {
+				give, ok := s.slots.take(t.Context(), t.Context(), other)
+				if !ok {
 					t.Fatal("no slot")
 				}
 				first, leave := context.WithCancel(t.Context())
@@ -363,7 +364,7 @@ func TestWaitForSlot(t *testing.T) {
 						t.Error(err)
 					}
 				} else {
-					s.slots.give(other)
+					give()
 				}
 				wg.Wait()
 				if o.opens.Load() != tc.opens {

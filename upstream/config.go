@@ -51,7 +51,7 @@ type Config struct {
 	// the URLs may differ on them.
 	RaceAfter time.Duration
 	// MaxConnections per upstream host. Blob downloads use at most 7/8 of them, so
-	// that a tag can be checked while they run.
+	// that a tag can be checked while they run, and no repository all of them.
 	MaxConnections int
 	Timeouts       Timeouts
 }

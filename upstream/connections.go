@@ -2,11 +2,15 @@ package upstream
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"net/http/httptrace"
 	"sync/atomic"
 	"time"
 
+	lru "github.com/hashicorp/golang-lru/v2"
+
+	"github.com/cachalot-registry/cachalot/bounds"
 	"github.com/cachalot-registry/cachalot/task"
 )
 
@@ -31,12 +35,43 @@ type connections struct {
 	fresh   *http.Transport // each request has a connection of its own
 	doubted atomic.Bool     // a server has failed: the idle ones are dropped before the next request
 	dropped atomic.Int64    // Unix nanoseconds of the last time
+
+	places *lru.Cache[string, *bounds.Bulkhead] // by host: for requests under way
 }
 
-func newConnections(t *http.Transport) *connections {
+func newConnections(t *http.Transport) (*connections, error) {
 	fresh := t.Clone()
 	fresh.DisableKeepAlives, fresh.MaxConnsPerHost = true, maxFresh
-	return &connections{kept: t, fresh: fresh}
+	places, err := lru.New[string, *bounds.Bulkhead](maxOrigins)
+	if err != nil {
+		return nil, fmt.Errorf("make cache of connections: %w", err)
+	}
+	return &connections{kept: t, fresh: fresh, places: places}, nil
+}
+
+// enter waits for one of the connections to a host: those of a repository that hangs leave
+// some to the others. leave gives it back.
+func (c *connections) enter(ctx context.Context, host, repo string) (leave func(), err error) {
+	places, ok := c.places.Get(host)
+	if !ok {
+		places = bounds.NewBulkhead(c.kept.MaxConnsPerHost, bounds.DefaultShare)
+		if before, ok, _ := c.places.PeekOrAdd(host, places); ok {
+			places = before
+		}
+	}
+	return enter(ctx, places, repo)
+}
+
+// enter waits for a place for a repository; leave gives it back.
+func enter(ctx context.Context, places *bounds.Bulkhead, repo string) (leave func(), err error) {
+	ready, leave := places.Queue(bounds.Holder{Repository: repo})
+	select {
+	case <-ready:
+		return leave, nil
+	case <-ctx.Done():
+		leave()
+		return nil, context.Cause(ctx)
+	}
 }
 
 // doubt has the idle connections dropped before the next request.

@@ -6,6 +6,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -72,7 +74,7 @@ func TestConnections_NameMoves(t *testing.T) {
 					_, err = io.Copy(io.Discard, c.Body)
 					return err
 				}
-				held := make([]*Content, 40)
+				held := make([]*Content, 35) // as many as one repository has
 				for i := range held {
 					var err error
 					if held[i], err = r.Open(t.Context(), KindBlob, repo, digest.FromString(fmt.Sprint(i)), Span{}); err != nil {
@@ -101,6 +103,63 @@ func TestConnections_NameMoves(t *testing.T) {
 				if took := time.Since(begun); failed > 1 || took > 10*time.Second {
 					t.Errorf("%d of 30 failed, in %s", failed, took)
 				}
+			})
+		})
+	}
+}
+
+// TestConnections_RepositoryHangs: however much is asked of a repository that does not
+// answer, or not to the end, another one's blobs, manifests and tags come at once.
+func TestConnections_RepositoryHangs(t *testing.T) {
+	t.Parallel()
+	for name, begin := range map[string]bool{"no answer": false, "no end": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				o := newOdd(func(w http.ResponseWriter, req *http.Request) bool {
+					hangs := strings.HasPrefix(req.URL.Path, "/v2/hangs/")
+					if hangs {
+						if begin {
+							w.Header().Set("Content-Length", "1000")
+							_ = http.NewResponseController(w).Flush()
+						}
+						<-req.Context().Done()
+					}
+					return hangs
+				})
+				r := served(t, o.ServeHTTP)
+				ctx, leave := context.WithCancel(t.Context())
+				var asking sync.WaitGroup
+				for i := range 200 {
+					asking.Go(func() {
+						kind := []Kind{KindBlob, KindManifest}[i%2]
+						c, err := r.Open(ctx, kind, "hangs/app", digest.FromString(fmt.Sprint(i)), Span{})
+						if err == nil {
+							_, _ = io.Copy(io.Discard, c.Body)
+							c.Body.Close()
+						}
+					})
+				}
+				synctest.Wait()
+				begun := time.Now()
+				for i := range 5 {
+					c, err := r.Open(t.Context(), KindBlob, repo, digest.FromString(fmt.Sprint(i)), Span{})
+					if err != nil {
+						t.Fatal(err)
+					}
+					if _, err := io.Copy(io.Discard, c.Body); err != nil {
+						t.Error(err)
+					}
+					c.Body.Close()
+					if _, err := r.Resolve(t.Context(), repo, fmt.Sprint("tag", i)); err != nil {
+						t.Error(err)
+					}
+				}
+				if took := time.Since(begun); took != 0 {
+					t.Errorf("it took %s", took)
+				}
+				leave()
+				asking.Wait()
 			})
 		})
 	}

@@ -40,7 +40,7 @@ type AccountHealth struct {
 
 // Health never waits for the registry, and holds no secret.
 func (r *Registry) Health() Health {
-	h := Health{Downloads: len(r.downloads), MaxDownloads: cap(r.downloads)}
+	h := Health{Downloads: r.downloads.Taken(), MaxDownloads: r.downloads.Limit()}
 	now := time.Now()
 	for _, e := range r.endpoints {
 		eh := EndpointHealth{URL: e.base.String(), Breaker: "closed"}

@@ -45,8 +45,25 @@ func dialing(tb testing.TB, cfg Config) *Registry {
 	}
 	r.pause = func() backoff.BackOff { return &backoff.ZeroBackOff{} }
 	r.transport.Proxy = nil
-	tb.Cleanup(r.Close)
+	tb.Cleanup(func() {
+		r.Close()
+		for begun := time.Now(); taken(r) != 0 && time.Since(begun) < 10*time.Second; {
+			runtime.Gosched() // what the registry does on its own may take a moment
+		}
+		if n := taken(r); n != 0 {
+			tb.Errorf("%d places are still taken: a body was not closed", n)
+		}
+	})
 	return r
+}
+
+// taken is how many places the registry's requests have: none, once their bodies are closed.
+func taken(r *Registry) int {
+	n := r.downloads.Taken()
+	for _, places := range r.connections.places.Values() {
+		n += places.Taken()
+	}
+	return n
 }
 
 func defaults(cfg Config) Config {

@@ -18,6 +18,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/sony/gobreaker/v2"
+
+	"github.com/cachalot-registry/cachalot/bounds"
 )
 
 // Kind is what is asked for.
@@ -49,7 +51,7 @@ type Registry struct {
 	connections *connections
 	breakers    *breakers
 	rests       *rests
-	downloads   chan struct{} // one slot per blob body under way
+	downloads   *bounds.Bulkhead // a place for each blob body under way, by repository
 	wrong       *wrong
 	guests      *guests
 
@@ -57,6 +59,11 @@ type Registry struct {
 	ctx   context.Context        // of work that outlives its caller: pings and token requests
 	stop  context.CancelFunc
 }
+
+// downloadShare is the part of the places for blobs that a repository leaves to others. It
+// is so much larger than that of connections that its downloads leave one for its
+// questions, if there are two.
+const downloadShare = 0.375
 
 // New makes a registry. It contacts nobody. Its errors name the configuration
 // key to change.
@@ -71,8 +78,11 @@ func New(cfg Config, m *Metrics, log *slog.Logger) (*Registry, error) {
 		return nil, err
 	}
 	r := &Registry{
-		cfg: cfg, log: log, metrics: m, egress: policy, transport: transport, connections: newConnections(transport), pause: jittered,
-		downloads: make(chan struct{}, max(cfg.MaxConnections-max(cfg.MaxConnections/8, 1), 1)),
+		cfg: cfg, log: log, metrics: m, egress: policy, transport: transport, pause: jittered,
+		downloads: bounds.NewBulkhead(max(cfg.MaxConnections-max(cfg.MaxConnections/8, 1), 1), downloadShare),
+	}
+	if r.connections, err = newConnections(transport); err != nil {
+		return nil, err
 	}
 	if r.wrong, err = newWrong(); err != nil {
 		return nil, err
@@ -280,7 +290,8 @@ func (s Span) isIn(start, end, total int64) bool {
 }
 
 // Open starts to download a blob or manifest, or a span of it. The content is not
-// verified here. For blobs it waits for one of the registry's connections.
+// verified here. For blobs it waits for one of the registry's connections, of which a
+// repository has no more than leaves some to the others.
 func (r *Registry) Open(ctx context.Context, kind Kind, repo string, d digest.Digest, s Span) (*Content, error) {
 	q := content(http.MethodGet, kind, repo, d.String())
 	if s.Offset < 0 || s.Length < 0 {
@@ -295,10 +306,13 @@ func (r *Registry) Open(ctx context.Context, kind Kind, repo string, d digest.Di
 	}
 	release := func() {}
 	if kind == KindBlob {
-		if err := r.connection(ctx, q.op, s.Spare); err != nil {
-			return nil, err
+		if s.Spare && 2*r.downloads.Taken() >= r.downloads.Limit() {
+			return nil, r.fail(q.op, ErrUnavailable, "not asked, for half of the connections are in use")
 		}
-		release = func() { <-r.downloads }
+		var err error
+		if release, err = enter(ctx, r.downloads, repo); err != nil {
+			return nil, r.networkError(ctx, q.op, "waiting for a connection", err)
+		}
 	}
 	c, b, err := r.open(ctx, q, kind, s)
 	if err != nil {
@@ -328,19 +342,6 @@ func (r *Registry) Open(ctx context.Context, kind Kind, repo string, d digest.Di
 	}
 	c.Wrong = wrong
 	return c, nil
-}
-
-// connection takes one of those that are for blobs.
-func (r *Registry) connection(ctx context.Context, op string, spare bool) error {
-	if spare && 2*len(r.downloads) >= cap(r.downloads) {
-		return r.fail(op, ErrUnavailable, "not asked, for half of the connections are in use")
-	}
-	select {
-	case r.downloads <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return r.networkError(ctx, op, "waiting for a connection", context.Cause(ctx))
-	}
 }
 
 func (r *Registry) open(ctx context.Context, q query, kind Kind, s Span) (*Content, *body, error) {

@@ -59,6 +59,10 @@ func served(t *testing.T, h http.HandlerFunc) *Registry {
 	}()
 	t.Cleanup(func() {
 		r.Close()
+		synctest.Wait()
+		if n := taken(r); n != 0 {
+			t.Errorf("%d places are still taken: a body was not closed", n)
+		}
 		_ = server.Close() // breaks what is left on purpose
 		<-serving
 	})

@@ -134,7 +134,10 @@ func TestRetry(t *testing.T) {
 			t.Parallel()
 			up, img := image(t, upstreamtest.Options{})
 			up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob, Times: tt.times}, tt.fault)
-			_, err := asking(t, up).Open(t.Context(), KindBlob, repo, img.Config.Digest, Span{})
+			c, err := asking(t, up).Open(t.Context(), KindBlob, repo, img.Config.Digest, Span{})
+			if err == nil {
+				c.Body.Close()
+			}
 			if !errors.Is(err, tt.want) {
 				t.Errorf("got %v, want %v", err, tt.want)
 			}

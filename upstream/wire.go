@@ -113,6 +113,22 @@ func (r *Registry) roundTrip(ctx context.Context, p purpose, req *http.Request) 
 		resting.RetryAfter = left
 		return nil, resting
 	}
+	leave, err := r.connections.enter(ctx, from, p.repo)
+	if err != nil {
+		return nil, r.networkError(ctx, p.op, "waiting for a connection", err)
+	}
+	resp, err := r.send(ctx, p, req, from, object)
+	if err != nil {
+		leave()
+		return nil, err
+	}
+	resp.Body.(*body).after(leave)
+	return resp, nil
+}
+
+// send is roundTrip once there is a connection. What waits for one is not asked any more
+// where a breaker has opened.
+func (r *Registry) send(ctx context.Context, p purpose, req *http.Request, from, object string) (*http.Response, error) {
 	over, allowed := r.breakers.allow(from, p.repo, object)
 	if !allowed {
 		return nil, r.unreached(p.op, errNotAsked, errors.New(req.URL.Host), "")

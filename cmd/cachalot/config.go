@@ -28,7 +28,8 @@ type config struct {
 	// MaxChecks bounds the questions to registries that run at once.
 	MaxChecks int `yaml:"max_checks"`
 	// FairShare is the most of MaxChecks and Storage.MaxFills that one registry has, and
-	// what is left of these, and of MaxConnections, to clients with less.
+	// what is left of these, and of MaxConnections, to clients with less; of a registry's,
+	// to its repositories with less.
 	FairShare storage.Size `yaml:"fair_share"`
 	// SendTimeout is how long a client may take nothing of its answer; 0: for ever.
 	SendTimeout time.Duration `yaml:"send_timeout"`
@@ -177,7 +178,8 @@ type upstreamConfig struct {
 	// RaceAfter is how long one of several URLs may take to begin with content
 	// by digest before another is asked too; 0: none ever is.
 	RaceAfter time.Duration `yaml:"race_after"`
-	// MaxConnections bounds the connections to each of the registry's hosts.
+	// MaxConnections bounds the connections to each of the registry's hosts. No repository
+	// takes all of them.
 	MaxConnections int `yaml:"max_connections"`
 }
 

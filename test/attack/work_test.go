@@ -10,6 +10,7 @@ import (
 	"time"
 
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
+	"github.com/opencontainers/go-digest"
 )
 
 // TestWork_HangUps: requests whose clients hang up leave a bounded number of questions
@@ -112,6 +113,53 @@ func TestWork_BrokenRepository(t *testing.T) {
 	if n := s.Metrics(t)["cachalot_upstream_failing"]; n > 1 {
 		t.Errorf("%v registries are taken to fail", n)
 	}
+}
+
+// TestWork_HangingRepository: a repository whose every blob and tag hangs, whoever asks for
+// them, leaves downloads, questions and connections to the registry's others.
+func TestWork_HangingRepository(t *testing.T) {
+	s := lay(t, "")
+	release := make(chan struct{})
+	defer close(release)
+	s.hub.Fault(ut.Match{Repo: "library/hanging"}, ut.Pause(release))
+	clients := make([]*http.Client, 16)
+	for i := range clients {
+		clients[i] = from(t, fmt.Sprint("127.0.0.", 100+i))
+	}
+	images := make([]ut.Image, 20)
+	for i := range images {
+		images[i] = s.hub.AddImage("library/cold", fmt.Sprint(i), ut.NewImage(uint64(9000+i), 20_000))
+	}
+	n := attempts(t, 400)
+	s.during(func() {
+		flood(n, 100, asFast, func(i int) {
+			ctx, leave := context.WithTimeout(t.Context(), 300*time.Millisecond)
+			defer leave()
+			path := fmt.Sprint("/v2/library/hanging/manifests/", i)
+			if i%2 == 0 {
+				path = "/v2/library/hanging/blobs/" + digest.FromString(fmt.Sprint("hangs ", i)).String()
+			}
+			_ = s.get(ctx, clients[i%len(clients)], path, ut.Content{}) // it hangs
+		})
+		begun, served := time.Now(), 0
+		for i, img := range images {
+			for path, want := range map[string]ut.Content{
+				fmt.Sprint("/v2/library/cold/manifests/", i):                 img.Index,
+				"/v2/library/cold/manifests/" + img.Manifest.Digest.String(): img.Manifest,
+				"/v2/library/cold/blobs/" + img.Layers[0].Digest.String():    img.Layers[0],
+			} {
+				if err := s.get(t.Context(), http.DefaultClient, path, want); err != nil {
+					t.Errorf("%s: %v", path, err)
+					continue
+				}
+				served++
+			}
+		}
+		t.Logf("%d of %d tags, manifests and blobs of another repository served, in %s", served, 3*len(images), time.Since(begun).Round(time.Millisecond))
+		if took := time.Since(begun); took > 5*time.Second { // the hanging ones are given up after 20 s
+			t.Errorf("another repository's images took %s", took)
+		}
+	})
 }
 
 // TestWork_Proofs: a registry that is to send what it says it has, and sends without end,
