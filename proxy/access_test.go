@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cachalot-registry/cachalot/proxy/clients"
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
@@ -57,7 +58,7 @@ func TestAccessLine(t *testing.T) {
 
 	const none = "\x00" // the line has no such key
 	agent := "docker/28.0.1 " + strings.Repeat("x", 300)
-	m.get("/v2/", "User-Agent", NodeUserAgent) // no line at this level
+	m.get("/v2/", "User-Agent", clients.NodeUserAgent) // no line at this level
 	for _, tc := range []struct {
 		method, path string
 		header       []string

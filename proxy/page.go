@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/cachalot-registry/cachalot/proxy/clients"
 )
 
 var (
@@ -21,24 +23,24 @@ var (
 
 // section is a client on the page.
 type section struct {
-	Client
+	clients.Client
 
-	Files  []File
+	Files  []clients.File
 	Reason string // why there are none
 }
 
 // page tells a person with a browser how to use the mirror.
 func (p *Proxy) page() http.HandlerFunc {
 	html := template.Must(template.New("page").Parse(pageTemplate))
-	clients := Clients()
+	all := clients.All()
 	registries := p.names()
 	digest := sha256.Sum256([]byte(pageStyle))
 	policy := "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(digest[:]) +
 		"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 	return func(w http.ResponseWriter, r *http.Request) {
-		s := Settings{Mirror: mirrorURL(r), Registries: registries, All: true, Default: p.cfg.DefaultUpstream}
+		s := clients.Settings{Mirror: mirrorURL(r), Registries: registries, All: true, Default: p.cfg.DefaultUpstream}
 		var sections []section
-		for _, c := range clients {
+		for _, c := range all {
 			files, err := c.Config(s)
 			one := section{Client: c, Files: files}
 			if err != nil {
@@ -73,7 +75,7 @@ func (p *Proxy) page() http.HandlerFunc {
 func (p *Proxy) names() []string {
 	var names []string
 	for name, r := range p.registries.byName {
-		if name == r.Name() && registryRegexp.MatchString(name) {
+		if name == r.Name() && clients.ValidRegistry(name) {
 			names = append(names, name)
 		}
 	}
@@ -99,10 +101,10 @@ func mirrorURL(r *http.Request) string {
 	case r.TLS != nil:
 		scheme = "https"
 	}
-	if validHost(r.Host) {
+	if clients.ValidHost(r.Host) {
 		return scheme + "://" + r.Host
 	}
-	if local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok && validHost(local.String()) {
+	if local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok && clients.ValidHost(local.String()) {
 		return scheme + "://" + local.String()
 	}
 	return scheme + "://localhost"

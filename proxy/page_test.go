@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cachalot-registry/cachalot/proxy/clients"
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
@@ -30,7 +31,7 @@ func TestPage(t *testing.T) {
 			t.Errorf("the page has no %s", want)
 		}
 	}
-	for _, c := range Clients() {
+	for _, c := range clients.All() {
 		if !strings.Contains(body, `id="`+c.Name+`"`) {
 			t.Errorf("the page has no %s", c.Name)
 		}

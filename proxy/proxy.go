@@ -17,6 +17,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/cachalot-registry/cachalot/bounds"
+	"github.com/cachalot-registry/cachalot/proxy/clients"
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/task"
 	"github.com/cachalot-registry/cachalot/upstream"
@@ -223,10 +224,6 @@ func (p *Proxy) newRoutes() *mux.Router {
 	return m
 }
 
-// NodeUserAgent is who asks for the version from each node of a cluster, every
-// few seconds: "cachalot node".
-const NodeUserAgent = "cachalot-node"
-
 // version is the API's version check, at the root and below a registry's name.
 // It never asks for credentials: clients would give them.
 func (p *Proxy) version(hw http.ResponseWriter, r *http.Request) {
@@ -237,7 +234,7 @@ func (p *Proxy) version(hw http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	w.result, w.routine = resultHit, r.UserAgent() == NodeUserAgent
+	w.result, w.routine = resultHit, r.UserAgent() == clients.NodeUserAgent
 	w.setCacheStatus()
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = w.Write([]byte("{}")) // a client that has left is no news

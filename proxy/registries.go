@@ -10,6 +10,7 @@ import (
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 	lru "github.com/hashicorp/golang-lru/v2"
 
+	"github.com/cachalot-registry/cachalot/proxy/clients"
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
@@ -23,12 +24,8 @@ type Upstream struct {
 // names are all that clients may call the registry.
 func (u Upstream) names() []string {
 	name := u.Registry.Name()
-	return append([]string{name, pathName(name)}, u.Aliases...)
+	return append([]string{name, clients.PathName(name)}, u.Aliases...)
 }
-
-// pathName is a registry's name for clients that put it into the path of an
-// image's name, where no colon may be: registry.example.5000.
-func pathName(registry string) string { return strings.ReplaceAll(registry, ":", ".") }
 
 // maxUnlisted registries are kept open at a time; clients name them.
 const maxUnlisted = 64

@@ -10,9 +10,8 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"github.com/cachalot-registry/cachalot/proxy/clients"
 	"github.com/spf13/cobra"
-
-	"github.com/cachalot-registry/cachalot/proxy"
 )
 
 // shellName is what a part without a path is called on the command line.
@@ -20,7 +19,7 @@ const shellName = "shell"
 
 func newClient() *cobra.Command {
 	var o clientOptions
-	var files []proxy.File
+	var files []clients.File
 	cmd := &cobra.Command{
 		Use:   "client [NAME --mirror URL]",
 		Short: "Print the configuration of a client",
@@ -60,7 +59,7 @@ type clientOptions struct {
 }
 
 // files returns what a command line asks for; without a client's name nothing.
-func (o clientOptions) files(args []string) ([]proxy.File, error) {
+func (o clientOptions) files(args []string) ([]clients.File, error) {
 	if len(args) == 0 {
 		if o.mirror != "" {
 			return nil, errors.New("no client named; write one, such as: cachalot client docker --mirror " + o.mirror)
@@ -70,7 +69,7 @@ func (o clientOptions) files(args []string) ([]proxy.File, error) {
 	if len(args) > 1 {
 		return nil, fmt.Errorf("one client at a time; %q is too much", args[1])
 	}
-	client, ok := proxy.ClientNamed(args[0])
+	client, ok := clients.Named(args[0])
 	if !ok {
 		return nil, fmt.Errorf("unknown client %q; write one of %s", args[0], strings.Join(clientNames(), ", "))
 	}
@@ -79,14 +78,14 @@ func (o clientOptions) files(args []string) ([]proxy.File, error) {
 		return nil, err
 	}
 	files, err := client.Config(s)
-	if wrong, ok := errors.AsType[*proxy.SettingError](err); ok {
+	if wrong, ok := errors.AsType[*clients.SettingError](err); ok {
 		return nil, fmt.Errorf("--%s: %s", wrong.Setting, wrong.Reason)
 	}
 	if err != nil || o.file == "" {
 		return files, err
 	}
 	var names []string
-	var chosen []proxy.File
+	var chosen []clients.File
 	for _, f := range files {
 		names = append(names, partName(f))
 		if partName(f) == o.file {
@@ -99,12 +98,12 @@ func (o clientOptions) files(args []string) ([]proxy.File, error) {
 	return chosen, nil
 }
 
-func (o clientOptions) settings() (proxy.Settings, error) {
+func (o clientOptions) settings() (clients.Settings, error) {
 	cfg, err := loadConfig(o.config, os.LookupEnv)
 	if err != nil {
-		return proxy.Settings{}, err
+		return clients.Settings{}, err
 	}
-	s := proxy.Settings{Mirror: o.mirror, CAFile: o.ca, Registries: o.registries, Default: cfg.DefaultUpstream}
+	s := clients.Settings{Mirror: o.mirror, CAFile: o.ca, Registries: o.registries, Default: cfg.DefaultUpstream}
 	if len(s.Registries) == 0 {
 		s.Registries, s.All = slices.Sorted(maps.Keys(cfg.Upstreams)), true
 	}
@@ -119,7 +118,7 @@ func (o clientOptions) settings() (proxy.Settings, error) {
 
 func clientNames() []string {
 	var names []string
-	for _, c := range proxy.Clients() {
+	for _, c := range clients.All() {
 		names = append(names, c.Name)
 	}
 	return names
@@ -127,7 +126,7 @@ func clientNames() []string {
 
 func listClients(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	for _, c := range proxy.Clients() {
+	for _, c := range clients.All() {
 		if _, err := fmt.Fprintf(t, "%s\t%s\n", c.Name, c.About); err != nil {
 			return err
 		}
@@ -137,7 +136,7 @@ func listClients(w io.Writer) error {
 
 // printFiles writes contents to stdout, so that one of them can go into a file
 // as it is, and what to do with them to stderr.
-func printFiles(stdout, stderr io.Writer, files []proxy.File) error {
+func printFiles(stdout, stderr io.Writer, files []clients.File) error {
 	for _, f := range files {
 		if len(files) > 1 {
 			if _, err := fmt.Fprintf(stdout, "--- %s\n", partName(f)); err != nil {
@@ -156,7 +155,7 @@ func printFiles(stdout, stderr io.Writer, files []proxy.File) error {
 	return nil
 }
 
-func partName(f proxy.File) string {
+func partName(f clients.File) string {
 	if f.Path == "" {
 		return shellName
 	}

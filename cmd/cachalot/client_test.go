@@ -6,9 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cachalot-registry/cachalot/proxy/clients"
 	"github.com/goccy/go-yaml"
-
-	"github.com/cachalot-registry/cachalot/proxy"
 )
 
 // What is YAML parses, strictly, and what is inside it is as it was put there.
@@ -29,7 +28,7 @@ func TestClientsYAML(t *testing.T) {
 	toml := partOf(t, "buildkit", mirror, ca, ".toml")
 	json := partOf(t, "docker", mirror, ca, ".json")
 	read := map[string]map[string]any{}
-	for _, c := range proxy.Clients() {
+	for _, c := range clients.All() {
 		for _, f := range configure(t, c, mirror, ca) {
 			if ext := path.Ext(f.Path); ext != ".yaml" && ext != ".yml" {
 				continue
@@ -85,9 +84,9 @@ func equal(t *testing.T, a, b any) bool {
 	return string(x) == string(y)
 }
 
-func configure(t *testing.T, c proxy.Client, mirror, ca string) []proxy.File {
+func configure(t *testing.T, c clients.Client, mirror, ca string) []clients.File {
 	t.Helper()
-	files, err := c.Config(proxy.Settings{
+	files, err := c.Config(clients.Settings{
 		Mirror: mirror, CAFile: ca, CA: []byte("PEM"),
 		Registries: []string{"docker.io", "quay.io", "registry.example:8443"}, All: true,
 	})
@@ -100,7 +99,7 @@ func configure(t *testing.T, c proxy.Client, mirror, ca string) []proxy.File {
 // partOf is the file of a client that ends in ext.
 func partOf(t *testing.T, client, mirror, ca, ext string) string {
 	t.Helper()
-	for _, c := range proxy.Clients() {
+	for _, c := range clients.All() {
 		if c.Name != client {
 			continue
 		}

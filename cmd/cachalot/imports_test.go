@@ -49,10 +49,11 @@ func never() map[string][]string {
 		module + "/proxy":    {module + "/cmd"},
 		// It asks a running mirror, wherever that keeps its blobs.
 		module + "/cmd/cachalot/ops": {module + "/storage", module + "/upstream"},
-		// It has a command line's arguments and no configuration.
-		module + "/cmd/cachalot/dind": {module + "/storage", module + "/upstream", "github.com/spf13/cobra", "github.com/goccy/go-yaml"},
-		// Its settings are proxy.Settings, and the machine's containerd is all it knows.
-		module + "/cmd/cachalot/node": {module + "/storage", module + "/upstream", "github.com/spf13/cobra", "github.com/goccy/go-yaml"},
+		// They have a command line's arguments and no configuration.
+		module + "/cmd/cachalot/dind": {"github.com/spf13/cobra", "github.com/goccy/go-yaml"},
+		module + "/cmd/cachalot/node": {"github.com/spf13/cobra", "github.com/goccy/go-yaml"},
+		// It is text.
+		module + "/proxy/clients": {module, "net/http"},
 	}
 }
 
@@ -110,6 +111,13 @@ func TestImports(t *testing.T) {
 		}
 		if slices.Contains([]string{"util", "utils", "common", "pkg", "helper", "helpers"}, p.Name) {
 			t.Errorf("%s: a package is named for its subject", p.ImportPath)
+		}
+	}
+	for _, agent := range []string{"dind", "node"} { // they run without a server
+		all := map[string]bool{}
+		linked(all, packages, module+"/cmd/cachalot/"+agent)
+		if !all[module+"/proxy/clients"] || all[module+"/storage"] || all[module+"/upstream"] || all[module+"/proxy"] {
+			t.Errorf("cachalot %s contains the mirror", agent)
 		}
 	}
 	binary := map[string]bool{}

@@ -1,7 +1,7 @@
 // Command cachalot is a pull-through mirror of OCI registries.
 //
 //	main ── cobra ─┬─ serve ───────── config ─► storage, upstream, proxy ─► two http.Servers
-//	               ├─ client ──────── config ─► proxy.Clients
+//	               ├─ client ──────── config ─► proxy/clients
 //	               ├─ dind ────────── environment ─► dind.Run ─► docker:dind's entrypoint
 //	               ├─ node ────────── node.Node ─► containerd's hosts.toml files
 //	               ├─ verify ──────── config ─► storage.Verify, or ops.Mirror ─► admin API

@@ -6,7 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 
-	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/proxy/clients"
 )
 
 // buildersFile is what docker buildx create gives to a new builder, with the CA
@@ -29,10 +29,10 @@ func (p *planner) builders() {
 	if len(registries) == 0 {
 		return
 	}
-	content, err := clientFile("buildkit", proxy.Settings{Mirror: p.set.mirror.String(), CAFile: p.caFile, Registries: registries}, "buildkitd.toml")
+	content, err := clientFile("buildkit", clients.Settings{Mirror: p.set.mirror.String(), CAFile: p.caFile, Registries: registries}, "buildkitd.toml")
 	if err != nil {
 		reason := err.Error()
-		if wrong, ok := errors.AsType[*proxy.SettingError](err); ok {
+		if wrong, ok := errors.AsType[*clients.SettingError](err); ok {
 			reason = wrong.Reason
 		}
 		p.warn("new builders of docker buildx do not ask the mirror: %s", reason)

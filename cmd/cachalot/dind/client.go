@@ -4,13 +4,13 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/proxy/clients"
 )
 
 // clientFile renders a file of a client's configuration: what "cachalot client"
-// prints. Wrong settings are of type [*proxy.SettingError].
-func clientFile(client string, s proxy.Settings, name string) (string, error) {
-	c, ok := proxy.ClientNamed(client)
+// prints. Wrong settings are of type [*clients.SettingError].
+func clientFile(client string, s clients.Settings, name string) (string, error) {
+	c, ok := clients.Named(client)
 	if !ok {
 		return "", fmt.Errorf("no client %q", client)
 	}

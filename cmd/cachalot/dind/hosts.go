@@ -7,7 +7,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/proxy/clients"
 )
 
 // marker begins the files made here.
@@ -30,7 +30,7 @@ func (p *planner) hosts() bool {
 		p.kept = true
 		return false
 	}
-	s := proxy.Settings{Mirror: p.set.mirror.String(), CAFile: p.caFile, Registries: []string{hub}, All: true}
+	s := clients.Settings{Mirror: p.set.mirror.String(), CAFile: p.caFile, Registries: []string{hub}, All: true}
 	client := "docker"
 	if !p.in.Version.knowsReferrers() {
 		client = "containerd" // its file has everything else the same

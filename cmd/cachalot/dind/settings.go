@@ -7,7 +7,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/proxy/clients"
 )
 
 // VariableError is about a variable's value.
@@ -79,8 +79,8 @@ func readSettings(in Input) (settings, error) {
 // parseMirror checks a URL as the clients' configurations do.
 func parseMirror(value string) (*url.URL, error) {
 	value = strings.TrimSpace(value)
-	_, err := clientFile("containerd", proxy.Settings{Mirror: value, Registries: []string{hub}, All: true}, "hosts.toml")
-	if wrong, ok := errors.AsType[*proxy.SettingError](err); ok {
+	_, err := clientFile("containerd", clients.Settings{Mirror: value, Registries: []string{hub}, All: true}, "hosts.toml")
+	if wrong, ok := errors.AsType[*clients.SettingError](err); ok {
 		return nil, errors.New(wrong.Reason)
 	}
 	if err != nil {
@@ -96,11 +96,11 @@ func parseMirror(value string) (*url.URL, error) {
 
 // invalidRegistry says why a name is none of a registry, as images have it.
 func invalidRegistry(name string) string {
-	_, err := clientFile("containerd", proxy.Settings{Mirror: "http://mirror.invalid", Registries: []string{name}}, "hosts.toml")
+	_, err := clientFile("containerd", clients.Settings{Mirror: "http://mirror.invalid", Registries: []string{name}}, "hosts.toml")
 	if err == nil {
 		return ""
 	}
-	if wrong, ok := errors.AsType[*proxy.SettingError](err); ok {
+	if wrong, ok := errors.AsType[*clients.SettingError](err); ok {
 		return wrong.Reason
 	}
 	return err.Error()

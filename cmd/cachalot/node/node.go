@@ -17,7 +17,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/proxy/clients"
 )
 
 const (
@@ -73,16 +73,16 @@ func New(cfg Config, log *slog.Logger) (*Node, error) {
 	cfg.Mirror = strings.TrimRight(bracketsRegexp.ReplaceAllString(cfg.Mirror, "$1$2"), "/")
 	n := &Node{cfg: cfg, blocks: map[string]block{}, log: log, said: map[string]string{}}
 	n.ask = n.get
-	s := proxy.Settings{Mirror: cfg.Mirror, Registries: cfg.Registries}
+	s := clients.Settings{Mirror: cfg.Mirror, Registries: cfg.Registries}
 	if cfg.CA != "" {
 		s.CAFile = filepath.Join(cfg.Dir, (&folder{owner: cfg.Owner}).authority())
 	}
 	if len(s.Registries) == 0 {
 		s.Registries, s.All = []string{"docker.io"}, true
 	}
-	client, _ := proxy.ClientNamed("containerd")
+	client, _ := clients.Named("containerd")
 	files, err := client.Config(s)
-	if wrong, ok := errors.AsType[*proxy.SettingError](err); ok {
+	if wrong, ok := errors.AsType[*clients.SettingError](err); ok {
 		return nil, &ConfigError{wrong.Setting, wrong.Reason}
 	}
 	if err != nil {
@@ -165,7 +165,7 @@ func (n *Node) get(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	req.Header.Set("User-Agent", proxy.NodeUserAgent)
+	req.Header.Set("User-Agent", clients.NodeUserAgent)
 	resp, err := transport.RoundTrip(req) // no redirects: it shall be the mirror itself
 	if e, ok := errors.AsType[*net.OpError](err); ok {
 		return fmt.Errorf("%s: %w", e.Op, e.Err) // without our port, or each would be news

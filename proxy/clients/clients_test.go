@@ -1,4 +1,4 @@
-package proxy
+package clients
 
 import (
 	"encoding/json"
@@ -56,10 +56,10 @@ func parses(t *testing.T, f File) {
 
 // Every client's configuration has the mirror, and each registry it can mirror,
 // or what stands for all of them.
-func TestClients(t *testing.T) {
+func TestConfig(t *testing.T) {
 	t.Parallel()
 	wildcards := map[string]string{"docker": "_default", "gitlab-ci": "_default", "containerd": "_default", "kind": "_default", "k3s": `"*"`, "talos": `"*"`}
-	for _, c := range Clients() {
+	for _, c := range All() {
 		t.Run(c.Name, func(t *testing.T) {
 			t.Parallel()
 			for _, mirror := range []string{"http://cachalot.example:5000", "https://cachalot.example:5000", "https://cachalot.example", "http://10.0.0.1", "https://[2001:db8::1]:5000"} {
@@ -95,10 +95,10 @@ func TestClients(t *testing.T) {
 	}
 }
 
-// TestPortsInPaths: a registry's port is no part of a path in an image's name.
-func TestPortsInPaths(t *testing.T) {
+// TestConfig_PortsInPaths: a registry's port is no part of a path in an image's name.
+func TestConfig_PortsInPaths(t *testing.T) {
 	t.Parallel()
-	for _, c := range Clients() {
+	for _, c := range All() {
 		if c.Name != "podman" && c.Name != "kaniko" && c.Name != "buildkit" {
 			continue
 		}
@@ -110,9 +110,9 @@ func TestPortsInPaths(t *testing.T) {
 }
 
 // Where the mirror's default is another registry, the URL says it is Docker Hub.
-func TestClientOfAnotherDefault(t *testing.T) {
+func TestConfig_AnotherDefault(t *testing.T) {
 	t.Parallel()
-	for _, c := range Clients() {
+	for _, c := range All() {
 		s := exampleSettings()
 		s.Default = "quay.io"
 		got := everything(t, c, s)
@@ -124,10 +124,10 @@ func TestClientOfAnotherDefault(t *testing.T) {
 }
 
 // What a few of them say, read as their clients do.
-func TestClientConfigurations(t *testing.T) {
+func TestConfig_Contents(t *testing.T) {
 	t.Parallel()
 	files := map[string]string{}
-	for _, c := range Clients() {
+	for _, c := range All() {
 		got, err := c.Config(Settings{Mirror: "http://m:5000/", Registries: []string{"docker.io", "quay.io", "docker.io", "m:5000"}})
 		if err != nil {
 			t.Fatal(err)
@@ -151,19 +151,19 @@ func TestClientConfigurations(t *testing.T) {
 	}
 }
 
-func TestClientNamed(t *testing.T) {
+func TestNamed(t *testing.T) {
 	t.Parallel()
-	for _, c := range Clients() {
-		if got, ok := ClientNamed(c.Name); !ok || got.Title != c.Title {
+	for _, c := range All() {
+		if got, ok := Named(c.Name); !ok || got.Title != c.Title {
 			t.Errorf("%s: %v, %t", c.Name, got, ok)
 		}
 	}
-	if got, ok := ClientNamed("dokcer"); ok {
+	if got, ok := Named("dokcer"); ok {
 		t.Errorf("a client of no such name: %v", got)
 	}
 }
 
-func TestClientRefusals(t *testing.T) {
+func TestConfig_Refusals(t *testing.T) {
 	t.Parallel()
 	set := func(change func(*Settings)) Settings {
 		s := exampleSettings()
@@ -202,7 +202,7 @@ func TestClientRefusals(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c, ok := ClientNamed(tc.client)
+			c, ok := Named(tc.client)
 			if !ok {
 				t.Fatalf("no client %s", tc.client)
 			}
@@ -219,14 +219,14 @@ func TestClientRefusals(t *testing.T) {
 }
 
 // Whatever settings pass give files that parse, and say nothing but them.
-func FuzzClients(f *testing.F) {
+func FuzzConfig(f *testing.F) {
 	for _, mirror := range []string{"http://m:5000", "https://[::1]", "https://m/a/b/", "https://m/\"\n[x]", "http://m#"} {
 		f.Add(mirror, "/ca.pem", "docker.io")
 	}
 	f.Add("https://m", "/a b/c@+-.pem", "quay.io:443")
 	f.Add("https://m", "/a\\b", "a'b")
 	f.Add("http://0", "0", "0") // the registry is the mirror
-	clients := Clients()
+	clients := All()
 	f.Fuzz(func(t *testing.T, mirror, ca, registry string) {
 		for _, s := range []Settings{
 			{Mirror: mirror, CAFile: ca, CA: []byte(ca), Registries: []string{registry}},

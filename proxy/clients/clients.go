@@ -1,4 +1,7 @@
-package proxy
+// Package clients makes the configurations of the programs that pull through the mirror.
+// One table of them serves the command line, the page at / of the mirror, and the parts
+// that configure a client themselves.
+package clients
 
 import (
 	"fmt"
@@ -22,10 +25,9 @@ type File struct {
 	Content string
 }
 
-// Clients are those that [Client.Config] can configure. One table serves the
-// command line and the page at /.
-func Clients() []Client {
-	t := newSnippets()
+// All are the clients that [Client.Config] can configure.
+func All() []Client {
+	t := newTemplates()
 	return []Client{
 		{"docker", "Docker", "Docker Hub with every version of dockerd, all registries from 28 on", t.docker},
 		{"containerd", "containerd", "hosts.toml, for Kubernetes nodes, nerdctl and ctr", t.containerd},
@@ -42,9 +44,9 @@ func Clients() []Client {
 	}
 }
 
-// ClientNamed returns the one of that name, if there is one.
-func ClientNamed(name string) (Client, bool) {
-	clients := Clients()
+// Named returns the client of that name, if there is one.
+func Named(name string) (Client, bool) {
+	clients := All()
 	i := slices.IndexFunc(clients, func(c Client) bool { return c.Name == name })
 	if i < 0 {
 		return Client{}, false
@@ -62,7 +64,7 @@ func (c Client) Config(s Settings) ([]File, error) {
 	return c.files(v)
 }
 
-func (t snippets) docker(v view) ([]File, error) {
+func (t templates) docker(v view) ([]File, error) {
 	files := t.authority(v, "/etc/docker/certs.d", "Versions before 28, and those without the containerd image store, look for the mirror's CA here.")
 	if v.HasHub() {
 		files = append(files, t.file("daemon.json.tmpl", v, "/etc/docker/daemon.json",
@@ -72,28 +74,28 @@ func (t snippets) docker(v view) ([]File, error) {
 	return append(files, t.hosts(v, "/etc/docker/certs.d", "dockerd 29 and later with the containerd image store, and 28 if changed as it says; it is read at each pull, and counts in place of registry-mirrors.")...), nil
 }
 
-func (t snippets) containerd(v view) ([]File, error) {
+func (t templates) containerd(v view) ([]File, error) {
 	return t.hosts(v, "/etc/containerd/certs.d", "Read at each pull, if config_path in containerd's configuration names the folder certs.d."), nil
 }
 
-func (t snippets) k3s(v view) ([]File, error) {
+func (t templates) k3s(v view) ([]File, error) {
 	return []File{t.file("registries.yaml.tmpl", v, "/etc/rancher/k3s/registries.yaml",
 		"RKE2 has it in /etc/rancher/rke2. Restart the service on each node.")}, nil
 }
 
-func (t snippets) talos(v view) ([]File, error) {
+func (t templates) talos(v view) ([]File, error) {
 	if v.CAFile != "" && len(v.CA) == 0 {
 		return nil, &SettingError{"ca", "Talos needs the certificates themselves; name a PEM file that can be read here"}
 	}
 	return []File{t.file("talos.yaml.tmpl", v, "cachalot.yaml", "Apply it with talosctl patch machineconfig --patch @cachalot.yaml")}, nil
 }
 
-func (t snippets) kind(v view) ([]File, error) {
+func (t templates) kind(v view) ([]File, error) {
 	files := []File{t.file("kind.yaml.tmpl", v, "kind.yaml", "Create the cluster with kind create cluster --config kind.yaml, in the folder that certs.d is in.")}
 	return append(files, t.hosts(v, "certs.d", "The nodes mount it.")...), nil
 }
 
-func (t snippets) buildkit(v view) ([]File, error) {
+func (t templates) buildkit(v view) ([]File, error) {
 	if err := v.atRoot("BuildKit"); err != nil {
 		return nil, err
 	}
@@ -101,7 +103,7 @@ func (t snippets) buildkit(v view) ([]File, error) {
 		"Restart buildkitd; or give the file to docker buildx create --buildkitd-config.")}, nil
 }
 
-func (t snippets) podman(v view) ([]File, error) {
+func (t templates) podman(v view) ([]File, error) {
 	if err := v.atRoot("Podman"); err != nil {
 		return nil, err
 	}
@@ -110,7 +112,7 @@ func (t snippets) podman(v view) ([]File, error) {
 		"Podman, Buildah and Skopeo read it at each pull; CRI-O when it is reloaded.")), nil
 }
 
-func (t snippets) kaniko(v view) ([]File, error) {
+func (t templates) kaniko(v view) ([]File, error) {
 	if err := v.atRoot("kaniko"); err != nil {
 		return nil, err
 	}
@@ -120,7 +122,7 @@ func (t snippets) kaniko(v view) ([]File, error) {
 	}, nil
 }
 
-func (t snippets) gitlab(v view) ([]File, error) {
+func (t templates) gitlab(v view) ([]File, error) {
 	files := t.authority(v, "/etc/docker/certs.d", "On the runner's host.")
 	if v.HasHub() {
 		files = append(files, t.file("gitlab-ci.yml.tmpl", v, ".gitlab-ci.yml", "Docker Hub, for the jobs of a project."))
@@ -131,7 +133,7 @@ func (t snippets) gitlab(v view) ([]File, error) {
 	return append(files, t.hosts(v, "/etc/docker/certs.d", "On the runner's host; docker:dind of 29 and later reads it.")...), nil
 }
 
-func (t snippets) github(v view) ([]File, error) {
+func (t templates) github(v view) ([]File, error) {
 	if err := v.atRoot("BuildKit"); err != nil {
 		return nil, err
 	}
@@ -142,14 +144,14 @@ func (t snippets) github(v view) ([]File, error) {
 	return []File{t.file("github-actions.yml.tmpl", v, ".github/workflows/build.yml", use)}, nil
 }
 
-func (t snippets) woodpecker(v view) ([]File, error) {
+func (t templates) woodpecker(v view) ([]File, error) {
 	if err := v.atRoot("BuildKit"); err != nil {
 		return nil, err
 	}
 	return []File{t.file("woodpecker.yaml.tmpl", v, ".woodpecker.yaml", "Add these settings to the step that builds.")}, nil
 }
 
-func (t snippets) drone(v view) ([]File, error) {
+func (t templates) drone(v view) ([]File, error) {
 	if !v.HasHub() {
 		return nil, &SettingError{"registry", "plugins/docker can mirror docker.io only"}
 	}
@@ -157,7 +159,7 @@ func (t snippets) drone(v view) ([]File, error) {
 }
 
 // hosts are containerd's files below a folder.
-func (t snippets) hosts(v view, dir, use string) []File {
+func (t templates) hosts(v view, dir, use string) []File {
 	var files []File
 	for _, name := range v.Names("_default") {
 		if host, port, ok := strings.Cut(name, ":"); ok {
@@ -169,13 +171,16 @@ func (t snippets) hosts(v view, dir, use string) []File {
 }
 
 // authority puts the mirror's CA where a program looks for it by host.
-func (t snippets) authority(v view, dir, use string) []File {
+func (t templates) authority(v view, dir, use string) []File {
 	if v.CAFile == "" {
 		return nil
 	}
 	v.Dir = dir
 	return []File{t.file("ca.sh.tmpl", v, "", use)}
 }
+
+// dockerHub is the registry that some clients mirror alone.
+const dockerHub = "docker.io"
 
 // HasHub reports whether Docker Hub is among the registries.
 func (v view) HasHub() bool { return slices.Contains(v.Registries, dockerHub) }
@@ -187,3 +192,7 @@ func (v view) Names(wildcard string) []string {
 	}
 	return v.Registries
 }
+
+// NodeUserAgent is who asks for the version from each node of a cluster, every
+// few seconds: "cachalot node".
+const NodeUserAgent = "cachalot-node"

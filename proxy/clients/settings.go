@@ -1,17 +1,12 @@
-package proxy
+package clients
 
 import (
-	"bytes"
-	"embed"
-	"encoding/base64"
-	"encoding/json"
 	"net/netip"
 	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"text/template"
 )
 
 // Settings are what a client's configuration is made of.
@@ -55,7 +50,7 @@ var (
 
 func (s Settings) view() (view, error) {
 	u, err := url.Parse(s.Mirror)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || !validHost(u.Host) {
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || !ValidHost(u.Host) {
 		return view{}, &SettingError{"mirror", "write the mirror's URL, such as http://cachalot.example:5000"}
 	}
 	v := view{Settings: s, Host: u.Host, Path: strings.TrimRight(u.Path, "/"), Plain: u.Scheme == "http"}
@@ -73,8 +68,8 @@ func (s Settings) view() (view, error) {
 	v.Registries = nil
 	for _, name := range s.Registries {
 		switch {
-		case len(name) > maxName || !registryRegexp.MatchString(name):
-			return view{}, &SettingError{"registry", strconv.Quote(bounded(name)) + " is no registry's name; write one such as quay.io"}
+		case !ValidRegistry(name):
+			return view{}, &SettingError{"registry", strconv.Quote(name[:min(len(name), maxName)]) + " is no registry's name; write one such as quay.io"}
 		case name != v.Host && !slices.Contains(v.Registries, name): // a mirror cannot be its own
 			v.Registries = append(v.Registries, name)
 		}
@@ -85,8 +80,19 @@ func (s Settings) view() (view, error) {
 	return v, nil
 }
 
-// validHost is for a host with or without a port, as URLs and Host have it.
-func validHost(s string) bool {
+// maxName bounds a registry's name and a host.
+const maxName = 255
+
+// ValidRegistry reports whether a configuration can name a registry so.
+func ValidRegistry(name string) bool { return len(name) <= maxName && registryRegexp.MatchString(name) }
+
+// PathName is a registry's name for clients that put it into the path of an image's
+// name, where no colon may be: registry.example.5000.
+func PathName(registry string) string { return strings.ReplaceAll(registry, ":", ".") }
+
+// ValidHost reports whether s is a host with or without a port, as a URL or the Host of a
+// request has it.
+func ValidHost(s string) bool {
 	host, port := s, ""
 	if i := strings.LastIndexByte(s, ':'); i > strings.LastIndexByte(s, ']') {
 		host, port = s[:i], s[i+1:]
@@ -115,7 +121,7 @@ func (v view) Hub() string {
 func (v view) V2() string { return v.URL + "/v2" }
 
 // Below names a registry for clients that put a mirror's path after /v2.
-func (v view) Below(registry string) string { return v.Host + "/" + pathName(registry) }
+func (v view) Below(registry string) string { return v.Host + "/" + PathName(registry) }
 
 // Map is kaniko's, which knows Docker Hub by another name. It takes what follows
 // the mirror's host for an image of another registry if it begins with a name that
@@ -135,7 +141,7 @@ func (v view) Map() string {
 		if name == dockerHub {
 			from = "index.docker.io"
 		}
-		pairs = append(pairs, from+"="+v.Host+"/"+host+"/"+pathName(name))
+		pairs = append(pairs, from+"="+v.Host+"/"+host+"/"+PathName(name))
 	}
 	return strings.Join(pairs, ";")
 }
@@ -146,61 +152,4 @@ func (v view) atRoot(program string) error {
 		return &SettingError{"mirror", program + " puts a path after /v2; write a URL without one"}
 	}
 	return nil
-}
-
-// snippets are the parts of clients' configurations.
-type snippets struct{ templates *template.Template }
-
-//go:embed clients/*.tmpl
-var clientTemplates embed.FS
-
-func newSnippets() snippets {
-	t := snippets{template.New("")}
-	t.templates.Funcs(template.FuncMap{
-		"quote":   quote,
-		"shell":   shellQuote,
-		"base64":  base64.StdEncoding.EncodeToString,
-		"indent":  indent,
-		"include": t.render,
-	})
-	template.Must(t.templates.ParseFS(clientTemplates, "clients/*.tmpl"))
-	return t
-}
-
-func (t snippets) file(name string, v view, path, use string) File {
-	content, err := t.render(name, v)
-	if err != nil {
-		panic(err) // a template names what a view has not; the tests render all of them
-	}
-	return File{Path: path, Use: use, Content: content}
-}
-
-func (t snippets) render(name string, v view) (string, error) {
-	var b strings.Builder
-	err := t.templates.ExecuteTemplate(&b, name, v)
-	return b.String(), err
-}
-
-// quote writes a string as JSON has it. TOML's basic strings and YAML's
-// double-quoted ones are the same for what a view can have.
-func quote(s string) (string, error) {
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false)
-	err := enc.Encode(s)
-	return strings.TrimSuffix(b.String(), "\n"), err
-}
-
-func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
-
-// indent is for text inside a YAML block.
-func indent(n int, s string) string {
-	margin := strings.Repeat(" ", n)
-	lines := strings.Split(strings.TrimSuffix(s, "\n"), "\n")
-	for i, line := range lines {
-		if line != "" {
-			lines[i] = margin + line
-		}
-	}
-	return strings.Join(lines, "\n")
 }
