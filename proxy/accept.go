@@ -41,7 +41,7 @@ const olderPlatform = "linux/amd64"
 // withoutIndex is the manifest that stands for an index where the client cannot read
 // it; d itself, where it is none.
 func (p *Proxy) withoutIndex(ctx context.Context, t target, d digest.Digest) (digest.Digest, error) {
-	return readOnce(ctx, p, t, "platform\x00"+string(d), func(ctx context.Context) (digest.Digest, int, error) {
+	return readOnce(ctx, p, t, listKey{"platform", d}, func(ctx context.Context) (digest.Digest, int, error) {
 		b, err := p.open(ctx, t, d)
 		if err != nil {
 			return "", 0, err

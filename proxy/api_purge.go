@@ -176,7 +176,7 @@ func (p *Proxy) purgeDigest(d digest.Digest, how storage.Purge, answer *PurgeAns
 		return problemf(http.StatusNotFound, "not_kept", "%s is not kept here", d)
 	}
 	if !how.DryRun {
-		p.unsee(func(name string) bool { return strings.HasSuffix(name, "\x00"+string(d)) })
+		p.forget(func(k cacheKey) bool { return k.reference == string(d) })
 	}
 	return nil
 }
@@ -231,7 +231,7 @@ func (p *Proxy) purgeImage(ctx context.Context, i image, how storage.Purge, answ
 		answer.count(d, became, bytes)
 	}
 	if !how.DryRun {
-		p.unsee(func(name string) bool { return strings.HasPrefix(name, i.upstream+"\x00"+i.repo+"\x00") })
+		p.forget(func(k cacheKey) bool { return k.upstream == i.upstream && k.repository == i.repo })
 		p.store.SumAnew()
 	}
 	if answer.empty() {
@@ -256,11 +256,9 @@ func (p *Proxy) purgeAll(ctx context.Context, how storage.Purge, answer *PurgeAn
 		err = p.store.Sweep(ctx, how, answer.count)
 	}
 	if !how.DryRun {
-		prefix := how.Upstream + "\x00"
-		if how.Repository != "" {
-			prefix += how.Repository + "\x00"
-		}
-		p.unsee(func(name string) bool { return how.Upstream == "" || strings.HasPrefix(name, prefix) })
+		p.forget(func(k cacheKey) bool {
+			return how.Upstream == "" || k.upstream == how.Upstream && (how.Repository == "" || k.repository == how.Repository)
+		})
 	}
 	if err == nil && whole && answer.empty() {
 		what := strings.Trim(how.Upstream+"/"+how.Repository, "/")
@@ -269,16 +267,8 @@ func (p *Proxy) purgeAll(ctx context.Context, how storage.Purge, answer *PurgeAn
 	return err
 }
 
-// unsee forgets what upstreams said a moment ago, so that they are asked anew.
-func (p *Proxy) unsee(of func(name string) bool) {
-	for _, name := range p.refused.Keys() {
-		if of(name) {
-			p.refused.Remove(name)
-		}
-	}
-	for _, name := range p.seen.Keys() {
-		if of(name) {
-			p.seen.Remove(name)
-		}
-	}
+// forget has upstreams asked again for what they said a moment ago.
+func (p *Proxy) forget(fits func(cacheKey) bool) {
+	remove(p.negative.entries, fits)
+	remove(p.heads.entries, fits)
 }

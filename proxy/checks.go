@@ -24,17 +24,26 @@ type checks struct {
 	running sync.WaitGroup
 
 	mu     sync.Mutex // guards flying, and waiting of each flight
-	flying map[string]*flight
+	flying map[questionKey]*flight
 }
 
-// question is what a check is about.
+// question is what a check asks.
 type question struct {
-	key    string        // the same for those who want the same answer
+	op     string // what is asked
+	about  cacheKey
 	holder bounds.Holder // of its place: the first client's
 	// abandoned ends the check when no one waits for it any more: it costs more than
 	// its answer is worth to the next one.
 	abandoned bool
 }
+
+// questionKey is the same for those who want the same answer.
+type questionKey struct {
+	op    string
+	about cacheKey
+}
+
+func (q question) key() questionKey { return questionKey{q.op, q.about} }
 
 // flight is a check under way.
 type flight struct {
@@ -51,7 +60,7 @@ var errAbandoned = errors.New("no client waits for it any more")
 func newChecks(ctx context.Context, memory *bounds.Memory, limit int, share float64) *checks {
 	return &checks{
 		ctx: ctx, memory: memory, places: bounds.NewBulkhead(cmp.Or(limit, DefaultChecks), share),
-		flying: map[string]*flight{},
+		flying: map[questionKey]*flight{},
 	}
 }
 
@@ -78,7 +87,7 @@ func once[T any](ctx context.Context, c *checks, q question, f func(context.Cont
 func (c *checks) board(ctx context.Context, q question, f func(context.Context) (any, error)) (*flight, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if fl := c.flying[q.key]; fl != nil {
+	if fl := c.flying[q.key()]; fl != nil {
 		fl.waiting++
 		return fl, nil
 	}
@@ -88,7 +97,7 @@ func (c *checks) board(ctx context.Context, q question, f func(context.Context) 
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	ctx, closed := c.memory.Account(ctx, q.holder)
 	fl := &flight{cancel: cancel, waiting: 1, landed: make(chan struct{})}
-	c.flying[q.key] = fl
+	c.flying[q.key()] = fl
 	c.running.Go(task.Guard("question to an upstream", func() {
 		defer c.land(q, fl)
 		defer closed()
@@ -105,8 +114,8 @@ func (c *checks) leave(q question, fl *flight) {
 	if fl.waiting--; fl.waiting > 0 || !q.abandoned {
 		return
 	}
-	if c.flying[q.key] == fl {
-		delete(c.flying, q.key) // who comes now starts another
+	if c.flying[q.key()] == fl {
+		delete(c.flying, q.key()) // who comes now starts another
 	}
 	fl.cancel(errAbandoned)
 }
@@ -114,8 +123,8 @@ func (c *checks) leave(q question, fl *flight) {
 // land ends a check.
 func (c *checks) land(q question, fl *flight) {
 	c.mu.Lock()
-	if c.flying[q.key] == fl {
-		delete(c.flying, q.key)
+	if c.flying[q.key()] == fl {
+		delete(c.flying, q.key())
 	}
 	c.mu.Unlock()
 	fl.cancel(nil)

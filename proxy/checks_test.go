@@ -24,7 +24,7 @@ func TestChecks_Bound(t *testing.T) {
 		ask := func(registry, client, key string) error {
 			ctx, cancel := context.WithCancel(t.Context())
 			cancel() // a client that hangs up at once
-			_, err := once(ctx, c, question{key: key, holder: bounds.Holder{Group: registry, Client: client}}, func(context.Context) (int, error) {
+			_, err := once(ctx, c, question{op: key, holder: bounds.Holder{Group: registry, Client: client}}, func(context.Context) (int, error) {
 				<-release
 				return 1, nil
 			})
@@ -81,7 +81,7 @@ func TestChecks_Abandoned(t *testing.T) {
 				var ctx context.Context
 				ctx, clients[i] = context.WithCancel(t.Context())
 				waiting.Go(func() {
-					_, _ = once(ctx, c, question{key: "x", holder: bounds.Holder{Group: "r"}, abandoned: abandoned}, func(ctx context.Context) (int, error) {
+					_, _ = once(ctx, c, question{op: "x", holder: bounds.Holder{Group: "r"}, abandoned: abandoned}, func(ctx context.Context) (int, error) {
 						select {
 						case <-release:
 						case <-ctx.Done():
@@ -177,7 +177,7 @@ func (p *Proxy) hold(t *testing.T) (release func()) {
 	gate, begun := make(chan struct{}), make(chan struct{})
 	var held sync.WaitGroup
 	held.Go(func() {
-		_, _ = once(t.Context(), p.checks, question{key: "held"}, func(context.Context) (int, error) {
+		_, _ = once(t.Context(), p.checks, question{op: "held"}, func(context.Context) (int, error) {
 			close(begun)
 			<-gate
 			return 0, nil

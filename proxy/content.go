@@ -31,7 +31,7 @@ func (p *Proxy) open(ctx context.Context, t target, d digest.Digest) (*storage.B
 		return nil, p.broke(ctx, t, d, err)
 	}
 	if err != nil {
-		return nil, p.note(digestName(t, d), err)
+		return nil, p.negative.add(contentKey(t, d), err)
 	}
 	return b, nil
 }
@@ -51,16 +51,12 @@ func (p *Proxy) get(ctx context.Context, sc storage.Scope, d digest.Digest, src 
 	return b, err
 }
 
-func digestName(t target, d digest.Digest) string {
-	return t.registry.Name() + "\x00" + t.repo + "\x00" + string(t.kind) + "\x00" + string(d)
-}
-
 // source fetches content by digest for the fill engine. What was refused a
 // moment ago is not asked for.
 func (p *Proxy) source(t target, d digest.Digest) storage.Source {
 	var tried atomic.Bool // anew, after a body whose end may have been none
 	return func(ctx context.Context, s storage.Span) (*storage.Part, error) {
-		if err := p.recall(digestName(t, d)); err != nil {
+		if err := p.negative.get(contentKey(t, d)); err != nil {
 			return nil, fmt.Errorf("%w: %w", storage.ErrRefused, err)
 		}
 		span := upstream.Span{Offset: s.Offset, Length: s.Length, Spare: s.Spare}
@@ -128,33 +124,22 @@ func (b openBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// sighting is what a HEAD said of a digest.
-type sighting struct {
-	desc ocispec.Descriptor
-	at   time.Time
-}
-
-// sight records a HEAD's answer.
-func (p *Proxy) sight(t target, d digest.Digest, desc ocispec.Descriptor) {
-	p.seen.Add(digestName(t, d), sighting{desc, time.Now()})
-}
-
 // confirm asks the upstream whether the target's repository has the digest, unless it
 // has said so since: one HEAD for all who ask at the same time.
 func (p *Proxy) confirm(ctx context.Context, t target, d digest.Digest, since time.Time) (ocispec.Descriptor, error) {
-	name := digestName(t, d)
-	if s, ok := p.seen.Get(name); ok && s.at.After(since) {
-		return s.desc, nil
+	key := contentKey(t, d)
+	if desc, ok := p.heads.get(key, since); ok {
+		return desc, nil
 	}
-	if err := p.recall(name); err != nil {
+	if err := p.negative.get(key); err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	return once(ctx, p.checks, t.asks("confirm\x00"+name), func(ctx context.Context) (ocispec.Descriptor, error) {
+	return once(ctx, p.checks, t.asks("confirm", key), func(ctx context.Context) (ocispec.Descriptor, error) {
 		desc, err := t.registry.Has(ctx, t.kind, t.repo, d)
 		if err != nil {
-			return desc, p.note(name, err)
+			return desc, p.negative.add(key, err)
 		}
-		p.sight(t, d, desc)
+		p.heads.add(key, desc)
 		return desc, nil
 	})
 }
@@ -178,7 +163,7 @@ func (p *Proxy) link(ctx context.Context, t target, d digest.Digest) error {
 	if believed {
 		desc, err = p.confirm(ctx, t, d, since)
 	} else {
-		desc, err = p.prove(ctx, t, d, length)
+		desc, err = p.verifyByDownload(ctx, t, d, length)
 	}
 	if err != nil {
 		return err
@@ -203,18 +188,18 @@ func (p *Proxy) believes(r *upstream.Registry, d digest.Digest) (bool, error) {
 	return own || !p.registries.isUnlisted(r) && (public || !known), err
 }
 
-// prove downloads content that is here already, and compares it, while a client waits.
-func (p *Proxy) prove(ctx context.Context, t target, d digest.Digest, length int64) (ocispec.Descriptor, error) {
-	name := digestName(t, d)
-	if err := p.recall(name); err != nil {
+// verifyByDownload downloads content that is here already, and compares it, while a client waits.
+func (p *Proxy) verifyByDownload(ctx context.Context, t target, d digest.Digest, length int64) (ocispec.Descriptor, error) {
+	key := contentKey(t, d)
+	if err := p.negative.get(key); err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	q := t.asks("prove\x00" + name)
+	q := t.asks("verify", key)
 	q.abandoned = true
 	return once(ctx, p.checks, q, func(ctx context.Context) (ocispec.Descriptor, error) {
 		c, err := t.registry.Open(ctx, t.kind, t.repo, d, upstream.Span{})
 		if err != nil {
-			return ocispec.Descriptor{}, p.note(name, err)
+			return ocispec.Descriptor{}, p.negative.add(key, err)
 		}
 		defer c.Body.Close()
 		verifier := d.Verifier()
@@ -352,14 +337,6 @@ func (p *Proxy) send(w *response, r *http.Request, t target, b *storage.Blob, lo
 	return p.broke(w.ctx, t, b.Digest, body.err)
 }
 
-// Content whose download has failed half-way, after all tries, is not fetched again for
-// brokenFor: clients ask for the rest at once, and find it elsewhere if they are told
-// at once. It is twice as long after each failure that follows, up to brokenLongest.
-const (
-	brokenFor     = time.Second
-	brokenLongest = 30 * time.Second
-)
-
 // broke remembers the error of a download that failed half-way, and returns it.
 // That of a client that has left is none, and another URL is asked at once.
 func (p *Proxy) broke(ctx context.Context, t target, d digest.Digest, err error) error {
@@ -367,19 +344,9 @@ func (p *Proxy) broke(ctx context.Context, t target, d digest.Digest, err error)
 	if wrong && t.registry.HasOther(d) {
 		return &wrongURL{err}
 	}
-	if err == nil || isRemembered(err) || ctx.Err() != nil || errors.Is(err, storage.ErrClosed) {
-		return err
+	if err != nil && !isNegative(err) && ctx.Err() == nil && !errors.Is(err, storage.ErrClosed) {
+		p.negative.addFailed(contentKey(t, d), err)
 	}
-	rest := brokenFor
-	if last, ok := p.refused.Peek(digestName(t, d)); ok {
-		switch over := time.Since(last.until); {
-		case over < 0: // another client of the same download was here first
-			return err
-		case over < brokenLongest:
-			rest = min(2*max(last.rest, brokenFor), brokenLongest)
-		}
-	}
-	p.refused.Add(digestName(t, d), remembered{err: err, until: time.Now().Add(rest), rest: rest})
 	return err
 }
 

@@ -84,7 +84,7 @@ func answerTo(err error, kind upstream.Kind) answer {
 	if a.result == resultError && a.retryAfter == 0 && asked != nil && errors.Is(err, upstream.ErrUnavailable) {
 		a.retryAfter = asked.RetryAfter
 	}
-	var negative *remembered
+	var negative *negative
 	if errors.As(err, &negative) && a.result == resultMiss {
 		a.result = resultNegative
 	}

@@ -71,12 +71,12 @@ func (p *Proxy) resolve(ctx context.Context, ptr pointer) (resolution, error) {
 // revalidate has the upstream asked, and does not wait for long while the tag may be
 // served unchecked.
 func (p *Proxy) revalidate(ctx context.Context, ptr pointer, tag storage.Tag, v verdict) (resolution, error) {
-	name := ptr.key.Upstream + "\x00" + ptr.key.Repository + "\x00" + ptr.key.Name
-	if err := p.recall(name); err != nil {
+	key := pointerKey(ptr.key)
+	if err := p.negative.get(key); err != nil {
 		return resolution{}, err
 	}
-	check := func(ctx context.Context) (resolution, error) { return p.check(ctx, ptr, name) }
-	q := question{key: name, holder: bounds.Holder{Group: ptr.key.Upstream, Repository: ptr.key.Repository, Client: ptr.client}}
+	check := func(ctx context.Context) (resolution, error) { return p.check(ctx, ptr, key) }
+	q := question{op: "check", about: key, holder: bounds.Holder{Group: ptr.key.Upstream, Repository: ptr.key.Repository, Client: ptr.client}}
 	if v == tooOld {
 		return once(ctx, p.checks, q, check)
 	}
@@ -111,7 +111,7 @@ func (ptr pointer) gone(err error) bool {
 
 // check asks the upstream and records what it says. It is the one place where a
 // name may be given up.
-func (p *Proxy) check(ctx context.Context, ptr pointer, name string) (resolution, error) {
+func (p *Proxy) check(ctx context.Context, ptr pointer, key cacheKey) (resolution, error) {
 	// Another check may have ended between this caller's look and its turn.
 	tag, known := p.store.Tag(ptr.key)
 	if p.cfg.judge(tag, known, ptr.freshFor, time.Now()) == fresh {
@@ -129,11 +129,11 @@ func (p *Proxy) check(ctx context.Context, ptr pointer, name string) (resolution
 			}
 			p.release(ptr.key, tag.Digest)
 		}
-		return resolution{}, p.note(name, err)
+		return resolution{}, p.negative.add(key, err)
 	default:
 		switch {
 		case !known:
-			return resolution{}, p.note(name, err)
+			return resolution{}, p.negative.add(key, err)
 		case errors.Is(err, upstream.ErrUnavailable):
 			p.failed(ptr.key)
 		}
@@ -173,40 +173,4 @@ func (p *Proxy) probe(k storage.TagKey, q question, check func(context.Context) 
 		// No one waits for its error: the name stays suspect.
 		_, _ = once(p.ctx, p.checks, q, check)
 	}))
-}
-
-// remembered is a refusal that need not be asked for again yet.
-type remembered struct {
-	err   error
-	until time.Time
-	rest  time.Duration // of a download that failed
-}
-
-func (e *remembered) Error() string { return e.err.Error() + " (remembered)" }
-func (e *remembered) Unwrap() error { return e.err }
-
-// Public is what a client is told.
-func (e *remembered) Public() string { return publicText(e.err) + " (remembered)" }
-
-// isRemembered reports whether err is no news: it is not to be remembered for longer.
-func isRemembered(err error) bool {
-	_, ok := errors.AsType[*remembered](err)
-	return ok
-}
-
-// recall returns the remembered refusal of name, if any.
-func (p *Proxy) recall(name string) error {
-	if r, ok := p.refused.Get(name); ok && time.Now().Before(r.until) {
-		return &r
-	}
-	return nil
-}
-
-// note remembers err if it is the upstream's no, or its refusal to say, and returns
-// it. It is not for what something is kept of.
-func (p *Proxy) note(name string, err error) error {
-	if !isRemembered(err) && (upstream.SaysNo(err) || errors.Is(err, upstream.ErrDenied)) {
-		p.refused.Add(name, remembered{err: err, until: time.Now().Add(p.cfg.NegativeFor)})
-	}
-	return err
 }

@@ -150,7 +150,7 @@ func list[T any](p *Proxy, w *response, t target, name string, fetch func(contex
 		if err != nil {
 			return none, err
 		}
-		l, err := readOnce(w.ctx, p, t, string(t.kind)+"\x00"+string(res.digest), func(ctx context.Context) (T, int, error) {
+		l, err := readOnce(w.ctx, p, t, listKey{string(t.kind), res.digest}, func(ctx context.Context) (T, int, error) {
 			body, err := p.readAll(ctx, sc, res.digest, again)
 			if err != nil {
 				return none, 0, err

@@ -43,7 +43,7 @@ func (p *Proxy) manifest(w *response, r *http.Request, t target) error {
 // servePlain serves a tag whose upstream names, or named, a digest that it does not give: a
 // client that asks it for the tag alone may get it. err is the failure to get the digest.
 func (p *Proxy) servePlain(w *response, r *http.Request, t target, looked result, err error) error {
-	d, plainErr := once(w.ctx, p.checks, t.asks(tagName(t)+"\x00plain"), func(ctx context.Context) (digest.Digest, error) {
+	d, plainErr := once(w.ctx, p.checks, t.asks("plain", pointerKey(p.tagPointer(t).key)), func(ctx context.Context) (digest.Digest, error) {
 		d, err := p.fetchTag(ctx, t)
 		if err == nil {
 			err = p.store.PutTag(p.tagPointer(t).key, storage.Tag{Digest: d, Checked: time.Now()}, keptTimes*p.cfg.MaxStale)
@@ -90,8 +90,6 @@ func (p *Proxy) tagPointer(t target) pointer {
 	}
 }
 
-func tagName(t target) string { return t.registry.Name() + "\x00" + t.repo + "\x00" + t.tag }
-
 // checkTag asks the upstream for the tag's digest. A tag that has moved away from
 // content kept here moves only when the new content is here too.
 func (p *Proxy) checkTag(ctx context.Context, t target, old storage.Tag, known bool) (digest.Digest, error) {
@@ -108,7 +106,7 @@ func (p *Proxy) checkTag(ctx context.Context, t target, old storage.Tag, known b
 	if res.MediaType == "" && (!known || res.Digest != old.Digest) {
 		return p.fetchTag(ctx, t) // what has named it may be no registry
 	}
-	p.sight(t, res.Digest, res.Descriptor)
+	p.heads.add(contentKey(t, res.Digest), res.Descriptor)
 	if !known || res.Digest == old.Digest || t.rules.noStore {
 		return res.Digest, nil
 	}

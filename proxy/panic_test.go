@@ -44,11 +44,11 @@ func TestPanic_Once(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
 	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
-	_, err := once(t.Context(), m.proxy.checks, question{key: "a question"}, func(context.Context) (int, error) { panic("a bug in what asks") })
+	_, err := once(t.Context(), m.proxy.checks, question{op: "a question"}, func(context.Context) (int, error) { panic("a bug in what asks") })
 	if _, ok := errors.AsType[*task.PanicError](err); !ok {
 		t.Errorf("got %v", err)
 	}
-	if n, err := once(t.Context(), m.proxy.checks, question{key: "a question"}, func(context.Context) (int, error) { return 1, nil }); n != 1 || err != nil {
+	if n, err := once(t.Context(), m.proxy.checks, question{op: "a question"}, func(context.Context) (int, error) { return 1, nil }); n != 1 || err != nil {
 		t.Errorf("the next one: %d, %v", n, err)
 	}
 }

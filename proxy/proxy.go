@@ -72,9 +72,9 @@ type Proxy struct {
 	running   sync.WaitGroup
 	checks    *checks
 	suspicion *suspicion
-	refused   *lru.Cache[string, remembered] // what upstreams do not have
-	seen      *lru.Cache[string, sighting]   // what upstreams have, by HEAD
-	sizes     *lru.Cache[content, int64]     // of long blobs, as a registry's manifests say; 0 for a manifest that was read
+	negative  *negativeCache
+	heads     headCache
+	sizes     *lru.Cache[content, int64] // of long blobs, as a registry's manifests say; 0 for a manifest that was read
 
 	pages     *tagPages
 	readLists *readLists
@@ -97,11 +97,11 @@ func New(cfg Config, store *storage.Store, upstreams []Upstream, m *Metrics, log
 			return nil, fmt.Errorf("rules[%d].%w", i, err)
 		}
 	}
-	refused, err := lru.New[string, remembered](remember)
+	negative, err := newNegativeCache(cfg.NegativeFor)
 	if err != nil {
 		return nil, err
 	}
-	seen, err := lru.New[string, sighting](remember)
+	heads, err := newHeadCache()
 	if err != nil {
 		return nil, err
 	}
@@ -125,7 +125,7 @@ func New(cfg Config, store *storage.Store, upstreams []Upstream, m *Metrics, log
 	p := &Proxy{
 		cfg: cfg, store: store, registries: known, metrics: m, log: log,
 		ctx: ctx, stop: stop, checks: newChecks(ctx, cfg.Memory, cfg.MaxChecks, cfg.Share),
-		refused: refused, seen: seen, sizes: sizes, pages: pages, readLists: lists,
+		negative: negative, heads: heads, sizes: sizes, pages: pages, readLists: lists,
 		suspicion: suspicion, reader: newManifestReader(),
 	}
 	p.routes = p.newRoutes()

@@ -230,7 +230,7 @@ func TestWrongContent(t *testing.T) {
 				up.Forget()
 				m.wantError(m.get(path), http.StatusBadGateway, "UNAVAILABLE") // so that the client looks elsewhere
 				counts(t, up, nil)
-				m.proxy.refused.Purge() // as time does
+				m.proxy.negative.entries.Purge() // as time does
 				m.want(m.get(path), c)
 			}
 			kept(t, m)

@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/cachalot-registry/cachalot/bounds"
 	"github.com/cachalot-registry/cachalot/storage"
@@ -18,8 +19,14 @@ const maxRead = 8 << 20
 // tags each cost one reading.
 type readLists struct {
 	mu    sync.Mutex // guards the fields below
-	lists *simplelru.LRU[string, readList]
+	lists *simplelru.LRU[listKey, readList]
 	bytes int
+}
+
+// listKey is what was read of content: a list by its kind, or the manifest for a platform.
+type listKey struct {
+	what   string
+	digest digest.Digest
 }
 
 type readList struct {
@@ -30,18 +37,18 @@ type readList struct {
 func newReadLists() (*readLists, error) {
 	l := &readLists{}
 	var err error
-	l.lists, err = simplelru.NewLRU(remember, func(_ string, gone readList) { l.bytes -= gone.size })
+	l.lists, err = simplelru.NewLRU(remember, func(_ listKey, gone readList) { l.bytes -= gone.size })
 	return l, err
 }
 
-func (l *readLists) get(key string) (list any, ok bool) {
+func (l *readLists) get(key listKey) (list any, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r, ok := l.lists.Get(key)
 	return r.list, ok
 }
 
-func (l *readLists) add(key string, r readList) {
+func (l *readLists) add(key listKey, r readList) {
 	if r.size > maxRead/2 {
 		return // it would push out all others
 	}
@@ -54,15 +61,15 @@ func (l *readLists) add(key string, r readList) {
 	}
 }
 
-// readOnce returns the list that a key names. read is called once for all who want it at
+// readOnce returns what was read of content, or reads it. read is called once for all who want it at
 // the same time; its number is the length of what it has read.
-func readOnce[T any](ctx context.Context, p *Proxy, t target, key string, read func(context.Context) (T, int, error)) (T, error) {
+func readOnce[T any](ctx context.Context, p *Proxy, t target, key listKey, read func(context.Context) (T, int, error)) (T, error) {
 	if known, ok := p.readLists.get(key); ok {
 		if l, ok := known.(T); ok {
 			return l, nil
 		}
 	}
-	return once(ctx, p.checks, t.asks("read\x00"+pageName(t, key)), func(ctx context.Context) (T, error) {
+	return once(ctx, p.checks, t.asks("read "+key.what, contentKey(t, key.digest)), func(ctx context.Context) (T, error) {
 		l, size, err := read(ctx)
 		if err == nil {
 			p.readLists.add(key, readList{l, size})

@@ -28,24 +28,26 @@ const wholeList = "tags/list"
 // tagPages are the pages of tag lists that other pages have led to. Only these are
 // kept, and the first ones: a client may ask for a list from anywhere, and each place
 // would be kept for itself.
-type tagPages struct{ led *lru.Cache[string, struct{}] }
+type tagPages struct {
+	led *lru.Cache[cacheKey, struct{}]
+}
 
 func newTagPages() (*tagPages, error) {
-	led, err := lru.New[string, struct{}](remember)
+	led, err := lru.New[cacheKey, struct{}](remember)
 	return &tagPages{led}, err
 }
 
 // lead records that a page leads to another.
-func (p *tagPages) lead(t target, next string) { p.led.Add(pageName(t, next), struct{}{}) }
+func (p *tagPages) lead(t target, next string) { p.led.Add(pageKey(t, next), struct{}{}) }
 
 // worth reports whether the page of a query is worth keeping.
 func (p *tagPages) worth(t target, query url.Values) bool {
-	return len(query) == 0 || len(query) == 1 && query.Has("n") || p.led.Contains(pageName(t, query.Encode()))
+	return len(query) == 0 || len(query) == 1 && query.Has("n") || p.led.Contains(pageKey(t, query.Encode()))
 }
 
-// pageName is a page of a list: of which repository, and the query.
-func pageName(t target, query string) string {
-	return t.registry.Name() + "\x00" + t.repo + "\x00" + query
+// pageKey is a page of a repository's list, by its query.
+func pageKey(t target, query string) cacheKey {
+	return cacheKey{t.registry.Name(), t.repo, upstream.KindTags, query}
 }
 
 // tags answers with a page of the repository's tags (OCI distribution-spec, "Listing
@@ -155,7 +157,7 @@ func (p *Proxy) tagPage(w *response, t target, query url.Values) (upstream.TagPa
 			return json.Marshal(page)
 		}, readPage)
 	}
-	page, err := once(w.ctx, p.checks, t.asks("page\x00"+pageName(t, raw)), fetch)
+	page, err := once(w.ctx, p.checks, t.asks("page", pageKey(t, raw)), fetch)
 	if err == nil {
 		w.result = resultMiss
 	}

@@ -86,8 +86,8 @@ func (t target) holder() bounds.Holder {
 }
 
 // asks is a question of the target's client to its registry.
-func (t target) asks(key string) question {
-	return question{key: key, holder: t.holder()}
+func (t target) asks(op string, about cacheKey) question {
+	return question{op: op, about: about, holder: t.holder()}
 }
 
 // bounded keeps a client's words short enough to repeat.
