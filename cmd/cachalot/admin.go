@@ -1,16 +1,11 @@
 package main
 
 import (
-	"errors"
-	"fmt"
 	"net"
-	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/cachalot-registry/cachalot/proxy"
-	"github.com/cachalot-registry/cachalot/upstream"
 )
 
 // adminConfig is for the listener at addr.
@@ -27,60 +22,9 @@ func (m *mirror) adminConfig(addr net.Addr, version string) proxy.AdminConfig {
 		Current:  m.current.use,
 		Loopback: ok && tcp.IP.IsLoopback(),
 		Hosts:    hosts,
-		Token:    admin.token,
+		Token:    admin.ReadToken,
 		Version:  version,
 		Started:  time.Now(),
 		Log:      m.log,
-	}
-}
-
-const (
-	// minToken is what no guess finds, and maxToken far above any.
-	minToken = 16
-	maxToken = 4 << 10
-)
-
-// token returns the configured one, and the key that has it.
-func (c adminConfig) token() (key, token string, err error) {
-	if c.TokenFile == "" {
-		return "admin.token", c.Token, nil
-	}
-	b, err := upstream.ReadSecret(c.TokenFile, maxToken)
-	if err != nil {
-		return "admin.token_file", "", err
-	}
-	token = strings.TrimSpace(string(b))
-	return "admin.token_file", token, checkToken(token)
-}
-
-// checkToken never repeats the token.
-func checkToken(token string) error {
-	switch {
-	case len(token) < minToken:
-		return fmt.Errorf("%d characters; a token has %d or more, as from openssl rand -hex 32", len(token), minToken)
-	case len(token) > maxToken || strings.ContainsAny(token, " \t\r\n"):
-		return errors.New("spaces in it, or no end to it; write the token alone, as from openssl rand -hex 32")
-	}
-	return nil
-}
-
-func (v *validator) admin(c adminConfig) {
-	if c.Token != "" && c.TokenFile != "" {
-		v.fail("given along with token; keep one of the two", "admin.token_file")
-		return
-	}
-	if c.Token != "" {
-		if err := checkToken(c.Token); err != nil {
-			v.fail(err.Error(), "admin.token")
-		}
-	}
-	if c.TokenFile != "" {
-		if _, _, err := c.token(); err != nil {
-			message := err.Error()
-			if _, unreadable := errors.AsType[*os.PathError](err); unreadable {
-				message += "; write the path of a file that cachalot can read"
-			}
-			v.fail(message, "admin.token_file")
-		}
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/cachalot-registry/cachalot/cmd/cachalot/config"
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
@@ -396,7 +397,7 @@ func TestProblemsHoldNoSecret(t *testing.T) {
 		"admin: {token: 'SECRET x'}",
 		"admin: {token: [SECRET]}",
 	} {
-		_, err := parseConfig("config.yml", []byte(strings.ReplaceAll(text, "SECRET", secret)), noVariables)
+		_, err := config.Parse("config.yml", []byte(strings.ReplaceAll(text, "SECRET", secret)), noVariables)
 		if err == nil {
 			t.Errorf("%s: accepted", text)
 			continue

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"github.com/cachalot-registry/cachalot/cmd/cachalot/config"
 	"github.com/cachalot-registry/cachalot/proxy/clients"
 	"github.com/spf13/cobra"
 )
@@ -99,7 +100,7 @@ func (o clientOptions) files(args []string) ([]clients.File, error) {
 }
 
 func (o clientOptions) settings() (clients.Settings, error) {
-	cfg, err := loadConfig(o.config, os.LookupEnv)
+	cfg, err := config.Load(o.config, os.LookupEnv)
 	if err != nil {
 		return clients.Settings{}, err
 	}

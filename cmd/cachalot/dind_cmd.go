@@ -5,6 +5,7 @@ import (
 	"os"
 	"slices"
 
+	"github.com/cachalot-registry/cachalot/cmd/cachalot/config"
 	"github.com/spf13/cobra"
 
 	"github.com/cachalot-registry/cachalot/cmd/cachalot/dind"
@@ -34,7 +35,7 @@ goes to standard error.`,
 		DisableFlagsInUseLine: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			// BuildKit must be told each registry.
-			cfg, err := loadConfig("", os.LookupEnv)
+			cfg, err := config.Load("", os.LookupEnv)
 			if err != nil {
 				return err
 			}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/cachalot-registry/cachalot/cmd/cachalot/config"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/cachalot-registry/cachalot/bounds"
@@ -34,11 +35,11 @@ type foundation struct {
 	memory          *bounds.Memory
 }
 
-func (f foundation) newGeneration(c config) (*generation, error) {
+func (f foundation) newGeneration(c config.Config) (*generation, error) {
 	g := &generation{}
 	var upstreams []proxy.Upstream
 	for _, name := range slices.Sorted(maps.Keys(c.Upstreams)) {
-		r, err := upstream.New(c.upstream(name), f.upstreamMetrics, f.log)
+		r, err := upstream.New(c.UpstreamConfig(name), f.upstreamMetrics, f.log)
 		if err != nil {
 			g.closeRegistries()
 			return nil, fmt.Errorf("set up upstream %s: %w", name, err)
@@ -46,11 +47,11 @@ func (f foundation) newGeneration(c config) (*generation, error) {
 		g.registries = append(g.registries, r)
 		upstreams = append(upstreams, proxy.Upstream{Registry: r, Aliases: c.Upstreams[name].Aliases, Hosts: c.Upstreams[name].Hosts})
 	}
-	settings := c.proxy()
+	settings := c.ProxyConfig()
 	settings.Tracer, settings.Memory = f.tracer, f.memory
 	if c.UnlistedUpstreams == "allow" {
 		settings.Unlisted = func(name string) (*upstream.Registry, error) {
-			return upstream.New(c.unlisted(name), f.upstreamMetrics, f.log)
+			return upstream.New(c.UnlistedConfig(name), f.upstreamMetrics, f.log)
 		}
 	}
 	var err error

@@ -24,6 +24,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/cachalot-registry/cachalot/cmd/cachalot/config"
 	"github.com/cachalot-registry/cachalot/cmd/cachalot/dind"
 	"github.com/cachalot-registry/cachalot/cmd/cachalot/ops"
 )
@@ -67,7 +68,7 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return exitOK
 	}
-	if invalid, ok := errors.AsType[*configError](err); ok {
+	if invalid, ok := errors.AsType[*config.Error](err); ok {
 		root.PrintErrln(invalid)
 		return exitUsage
 	}
@@ -114,13 +115,13 @@ fetches once from Docker Hub or another registry and keeps what it fetched.`,
 }
 
 func newConfig() *cobra.Command {
-	config := &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "config",
 		Short: "Work with configuration files",
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	config.AddCommand(newSchema(), &cobra.Command{
+	cmd.AddCommand(newSchema(), &cobra.Command{
 		Use:   "check FILE",
 		Short: "Check a configuration file",
 		Long: `check reads a configuration file as serve would, with this environment's
@@ -128,12 +129,12 @@ variables. It prints "FILE: ok", or every problem with its line and what to
 write instead, and then exits with 2. It contacts nobody and writes nothing.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if _, err := loadConfig(args[0], os.LookupEnv); err != nil {
+			if _, err := config.Load(args[0], os.LookupEnv); err != nil {
 				return err
 			}
 			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s: ok\n", args[0])
 			return err
 		},
 	})
-	return config
+	return cmd
 }

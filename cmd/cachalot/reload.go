@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/cachalot-registry/cachalot/cmd/cachalot/config"
 	"github.com/cachalot-registry/cachalot/task"
 )
 
@@ -21,7 +22,7 @@ func (m *mirror) reload() {
 	}
 	if err := m.tryReload(); err != nil {
 		m.metrics.reloaded.Set(0)
-		if invalid, ok := errors.AsType[*configError](err); ok {
+		if invalid, ok := errors.AsType[*config.Error](err); ok {
 			for line := range strings.SplitSeq(invalid.Error(), "\n") {
 				m.log.Error("configuration not reloaded; the old one stays in effect", "problem", line)
 			}
@@ -35,7 +36,7 @@ func (m *mirror) reload() {
 }
 
 func (m *mirror) tryReload() error {
-	next, err := loadConfig(m.file, os.LookupEnv)
+	next, err := config.Load(m.file, os.LookupEnv)
 	if err != nil {
 		return err
 	}
@@ -52,9 +53,9 @@ func (m *mirror) tryReload() error {
 		return err
 	}
 	m.stuck.limit.Store(int64(next.SendTimeout))
-	m.clients.trust(addressRanges(next.TrustedProxies))
-	m.store.SetPinned(next.proxy().Pinned())
-	m.store.SetListed(next.listed())
+	m.clients.trust(config.AddressRanges(next.TrustedProxies))
+	m.store.SetPinned(next.ProxyConfig().Pinned())
+	m.store.SetListed(next.Listed())
 	old := m.current.swap(g)
 	m.retiring.Go(task.Guard("close of the former configuration", old.close))
 	m.cfg = next
@@ -64,7 +65,7 @@ func (m *mirror) tryReload() error {
 // loses is an error where next lacks what a file that is empty, or was cut while it was
 // written, would lack: what is in effect is worth more than that. A restart takes
 // the file for what it is.
-func (m *mirror) loses(next config) error {
+func (m *mirror) loses(next config.Config) error {
 	data, err := os.ReadFile(m.file)
 	if err != nil {
 		return err
@@ -74,7 +75,7 @@ func (m *mirror) loses(next config) error {
 		line = strings.TrimSpace(line)
 		empty = empty && (line == "" || line == "---" || strings.HasPrefix(line, "#"))
 	}
-	builtIn := slices.Sorted(maps.Keys(wellKnown()))
+	builtIn := slices.Sorted(maps.Keys(config.WellKnown()))
 	switch {
 	case empty:
 		return fmt.Errorf("%s is empty: write the configuration to it, or restart to run without one", m.file)
@@ -86,7 +87,7 @@ func (m *mirror) loses(next config) error {
 
 // keepFixed names the keys of next that only a restart can put into effect, and
 // sets them back to what is in effect.
-func (m *mirror) keepFixed(next *config) {
+func (m *mirror) keepFixed(next *config.Config) {
 	var changed []string
 	if next.Listen != m.cfg.Listen {
 		changed = append(changed, "listen")

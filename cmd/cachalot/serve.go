@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/cachalot-registry/cachalot/cmd/cachalot/config"
 	"github.com/cachalot-registry/cachalot/proxy"
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/task"
@@ -67,8 +68,8 @@ says; a second one stops at once. SIGHUP reads the configuration again.`,
 type mirror struct {
 	foundation
 
-	file     string // of the configuration; may be empty
-	cfg      config // in effect; belongs to the goroutine of run
+	file     string        // of the configuration; may be empty
+	cfg      config.Config // in effect; belongs to the goroutine of run
 	level    *slog.LevelVar
 	metrics  *metrics
 	tracing  *tracing // nil: off
@@ -85,7 +86,7 @@ type mirror struct {
 // serve runs until ctx ends, a signal says so, or a listener fails. It returns
 // nil after an orderly end.
 func serve(ctx context.Context, file string, signals <-chan os.Signal, stderr io.Writer) error {
-	cfg, err := loadConfig(file, os.LookupEnv)
+	cfg, err := config.Load(file, os.LookupEnv)
 	if err != nil {
 		return err
 	}
@@ -112,14 +113,14 @@ func serve(ctx context.Context, file string, signals <-chan os.Signal, stderr io
 
 func (m *mirror) run(ctx context.Context, l, adminListener net.Listener, signals <-chan os.Signal) error {
 	var secure *certificate
-	if m.cfg.TLS.on() {
+	if m.cfg.TLS.On() {
 		var err error
 		if secure, err = newCertificate(m.cfg.TLS, m.log); err != nil {
 			return fmt.Errorf("tls.certificate: %w", err)
 		}
 	}
 	m.clients = newBoundedListener(l, m.cfg.MaxConnections, m.cfg.FairShare.Percent/100, m.warnOfFullListener())
-	m.clients.trust(addressRanges(m.cfg.TrustedProxies))
+	m.clients.trust(config.AddressRanges(m.cfg.TrustedProxies))
 	probes := newBoundedListener(adminListener, maxAdminConnections, m.cfg.FairShare.Percent/100, func() {})
 
 	b := currentBuild()
@@ -172,7 +173,7 @@ func (m *mirror) run(ctx context.Context, l, adminListener net.Listener, signals
 	go func() { failed <- task.Try("listen", func() error { return m.main.Serve(accepting) }) }()
 	go func() { failed <- task.Try("admin.listen", func() error { return m.admin.Serve(probes) }) }()
 
-	m.log.Info("serving; give this to dockerd", append(mirrorURLs(l.Addr(), m.cfg.scheme()),
+	m.log.Info("serving; give this to dockerd", append(mirrorURLs(l.Addr(), m.cfg.Scheme()),
 		"admin", "http://"+adminListener.Addr().String(), "storage", folder,
 		"default_upstream", m.cfg.DefaultUpstream, "upstreams", len(m.cfg.Upstreams), "version", b.version)...)
 
@@ -194,7 +195,7 @@ func (m *mirror) run(ctx context.Context, l, adminListener net.Listener, signals
 }
 
 func (m *mirror) openStore() (folder string, err error) {
-	cfg, err := m.cfg.storage()
+	cfg, err := m.cfg.StorageConfig()
 	if err != nil {
 		return "", err
 	}
@@ -205,7 +206,7 @@ func (m *mirror) openStore() (folder string, err error) {
 	case errors.Is(err, os.ErrPermission), errors.Is(err, syscall.EROFS):
 		wanted := m.cfg.Storage.Path
 		if wanted == "" {
-			wanted = systemStoragePath // what was tried is where it fell back to
+			wanted = config.SystemStoragePath // what was tried is where it fell back to
 		}
 		err = fmt.Errorf("open the cache: %w; give this user the folder %s, or set storage.path to another one", err, wanted)
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):

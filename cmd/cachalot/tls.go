@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -12,12 +11,14 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"github.com/cachalot-registry/cachalot/cmd/cachalot/config"
 )
 
 // certificate is the listener's, as its files have it. Whoever renews it need
 // not tell: the files are looked at now and then.
 type certificate struct {
-	cfg tlsConfig
+	cfg config.TLS
 	log *slog.Logger
 
 	mu     sync.Mutex // guards the fields below
@@ -36,11 +37,11 @@ type fileState struct {
 const lookAgain = 10 * time.Second
 
 // newCertificate reads the files.
-func newCertificate(cfg tlsConfig, log *slog.Logger) (*certificate, error) {
+func newCertificate(cfg config.TLS, log *slog.Logger) (*certificate, error) {
 	c := &certificate{cfg: cfg, log: log}
 	files, err := c.state()
 	if err != nil {
-		return nil, fmt.Errorf("%w; write the path of a file that cachalot can read", err)
+		return nil, err
 	}
 	if err := c.load(files); err != nil {
 		return nil, err
@@ -61,9 +62,9 @@ func (c *certificate) state() (files [2]fileState, err error) {
 
 // load reads the pair from the files as they were.
 func (c *certificate) load(files [2]fileState) error {
-	pair, err := tls.LoadX509KeyPair(c.cfg.Certificate, c.cfg.Key)
+	pair, err := c.cfg.Pair()
 	if err != nil {
-		return fmt.Errorf("%w; write a PEM file with the certificate, then those of its issuers, and in tls.key one with its key", err)
+		return err
 	}
 	c.pair, c.files, c.looked = &pair, files, time.Now()
 	return nil

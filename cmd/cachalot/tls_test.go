@@ -23,10 +23,12 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/cachalot-registry/cachalot/cmd/cachalot/config"
 )
 
 // writePair makes a certificate for 127.0.0.1 that signs itself, and its key.
-func writePair(t *testing.T, cfg tlsConfig, serial int64) *x509.CertPool {
+func writePair(t *testing.T, cfg config.TLS, serial int64) *x509.CertPool {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -58,10 +60,10 @@ func writePair(t *testing.T, cfg tlsConfig, serial int64) *x509.CertPool {
 	return pool
 }
 
-func pairFiles(t *testing.T) tlsConfig {
+func pairFiles(t *testing.T) config.TLS {
 	t.Helper()
 	dir := t.TempDir()
-	return tlsConfig{Certificate: filepath.Join(dir, "tls.crt"), Key: filepath.Join(dir, "tls.key")}
+	return config.TLS{Certificate: filepath.Join(dir, "tls.crt"), Key: filepath.Join(dir, "tls.key")}
 }
 
 func TestServeTLS(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cachalot-registry/cachalot/cmd/cachalot/config"
 	"github.com/go-logr/logr"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
@@ -27,7 +28,7 @@ type tracing struct {
 // newTracing returns nil where neither the configuration nor the environment
 // names a collector. Of OpenTelemetry's variables the SDK reads the rest: headers,
 // certificates, resource attributes, sampler.
-func newTracing(ctx context.Context, cfg tracingConfig, b build, lookup func(string) (string, bool), log *slog.Logger) (*tracing, error) {
+func newTracing(ctx context.Context, cfg config.Tracing, b build, lookup func(string) (string, bool), log *slog.Logger) (*tracing, error) {
 	env := func(name string) string {
 		v, _ := lookup(name)
 		return v

@@ -22,6 +22,7 @@ import (
 	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/cachalot-registry/cachalot/cmd/cachalot/config"
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
@@ -291,7 +292,7 @@ func TestTracingWithoutCollector(t *testing.T) {
 //nolint:paralleltest // it measures the heap, which other tests would fill
 func TestTracingMemory(t *testing.T) {
 	hole := newReceiver(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
-	on, err := newTracing(t.Context(), tracingConfig{Endpoint: hole.url, SampleRatio: 1}, build{}, noVariables, slog.New(slog.DiscardHandler))
+	on, err := newTracing(t.Context(), config.Tracing{Endpoint: hole.url, SampleRatio: 1}, build{}, noVariables, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -343,8 +344,10 @@ func TestTracingFromEnvironment(t *testing.T) {
 			}
 			return os.LookupEnv(n)
 		}
-		if on, err := newTracing(t.Context(), tracingConfig{}, build{}, lookup, slog.New(slog.DiscardHandler)); on != nil || err != nil {
+		if on, err := newTracing(t.Context(), config.Tracing{}, build{}, lookup, slog.New(slog.DiscardHandler)); on != nil || err != nil {
 			t.Errorf("%s=%s: on, %v", name, value, err)
 		}
 	}
 }
+
+func noVariables(string) (string, bool) { return "", false }

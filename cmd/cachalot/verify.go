@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 
+	"github.com/cachalot-registry/cachalot/cmd/cachalot/config"
 	"github.com/dustin/go-humanize"
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
@@ -59,11 +60,11 @@ It exits with 0 when all blobs are right, with 1 when some are damaged, and with
 			if running.URL != "" {
 				return verifyRunning(cmd, &running, dryRun, output)
 			}
-			cfg, err := loadConfig(file, os.LookupEnv)
+			cfg, err := config.Load(file, os.LookupEnv)
 			if err != nil {
 				return err
 			}
-			s, err := cfg.storage()
+			s, err := cfg.StorageConfig()
 			if err != nil {
 				return &unverifiedError{err}
 			}

@@ -1,6 +1,10 @@
-package main
+// Package config reads a configuration file: defaults, then strict decoding, which says what is
+// wrong and at which line, then checks. What comes out are the configurations of storage,
+// upstream and proxy.
+package config
 
 import (
+	"crypto/tls"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -19,7 +23,7 @@ import (
 
 // config is the configuration file. config.yml at the root of the repository
 // shows every key with its default.
-type config struct {
+type Config struct {
 	// Listen is where clients reach the mirror: "host:port" or ":port".
 	Listen string `yaml:"listen"`
 	// MaxConnections bounds the clients' open connections. Idle ones are closed for
@@ -48,42 +52,57 @@ type config struct {
 	// Upstreams: "deny" or "allow".
 	UnlistedUpstreams string `yaml:"unlisted_upstreams"`
 
-	TLS      tlsConfig      `yaml:"tls"`
-	Admin    adminConfig    `yaml:"admin"`
-	Log      logConfig      `yaml:"log"`
-	Storage  storageConfig  `yaml:"storage"`
-	Tracing  tracingConfig  `yaml:"tracing"`
-	Tags     tagsConfig     `yaml:"tags"`
-	Timeouts timeoutsConfig `yaml:"timeouts"`
+	TLS      TLS      `yaml:"tls"`
+	Admin    Admin    `yaml:"admin"`
+	Log      Log      `yaml:"log"`
+	Storage  Storage  `yaml:"storage"`
+	Tracing  Tracing  `yaml:"tracing"`
+	Tags     Tags     `yaml:"tags"`
+	Timeouts Timeouts `yaml:"timeouts"`
 
 	// Upstreams are the registries to mirror, by the name clients use. Absent:
 	// the well-known public ones.
-	Upstreams map[string]upstreamConfig `yaml:"upstreams"`
+	Upstreams map[string]Upstream `yaml:"upstreams"`
 
 	// Rules treat some images apart. Of each setting, the first rule that fits
 	// and has it decides.
-	Rules []ruleConfig `yaml:"rules"`
+	Rules []Rule `yaml:"rules"`
 }
 
-// tlsConfig is of the clients' listener. Without it they speak plain HTTP.
-type tlsConfig struct {
+// TLS is of the clients' listener. Without it they speak plain HTTP.
+type TLS struct {
 	// Certificate is a PEM file with the certificate, then those of its issuers.
 	Certificate string `yaml:"certificate"`
 	// Key is a PEM file with its key. Both files are read again when they change.
 	Key string `yaml:"key"`
 }
 
-func (c tlsConfig) on() bool { return c != tlsConfig{} }
+// On reports whether clients are to speak TLS.
+func (c TLS) On() bool { return c != TLS{} }
 
-// scheme is that of the mirror's URLs.
-func (c config) scheme() string {
-	if c.TLS.on() {
+// Pair reads the certificate and its key. Its errors say what to write.
+func (c TLS) Pair() (tls.Certificate, error) {
+	for _, name := range []string{c.Certificate, c.Key} {
+		if _, err := os.Stat(name); err != nil {
+			return tls.Certificate{}, fmt.Errorf("%w; write the path of a file that cachalot can read", err)
+		}
+	}
+	pair, err := tls.LoadX509KeyPair(c.Certificate, c.Key)
+	if err != nil {
+		return pair, fmt.Errorf("%w; write a PEM file with the certificate, then those of its issuers, and in tls.key one with its key", err)
+	}
+	return pair, nil
+}
+
+// Scheme is that of the mirror's URLs.
+func (c Config) Scheme() string {
+	if c.TLS.On() {
 		return "https"
 	}
 	return "http"
 }
 
-type adminConfig struct {
+type Admin struct {
 	// Listen is where metrics, health checks, profiles and the admin API are.
 	Listen string `yaml:"listen"`
 	// Hosts are names that it is asked for by, besides addresses and those that only a
@@ -97,12 +116,12 @@ type adminConfig struct {
 	TokenFile string `yaml:"token_file"`
 }
 
-type logConfig struct {
+type Log struct {
 	Level  string `yaml:"level"`  // debug, info, warn or error
 	Format string `yaml:"format"` // text or json
 }
 
-type tracingConfig struct {
+type Tracing struct {
 	// Endpoint is a collector's URL for OTLP over HTTP. Empty: what the environment
 	// names, or none.
 	Endpoint string `yaml:"endpoint"`
@@ -111,7 +130,7 @@ type tracingConfig struct {
 	SampleRatio float64 `yaml:"sample_ratio"`
 }
 
-type storageConfig struct {
+type Storage struct {
 	// Path is the cache's folder. Empty: see defaultStoragePath.
 	Path string `yaml:"path"`
 	// MaxSize bounds the blobs on disk; 0: only MinFree does.
@@ -130,7 +149,7 @@ type storageConfig struct {
 	ScrubEvery time.Duration `yaml:"scrub_every"`
 }
 
-type tagsConfig struct {
+type Tags struct {
 	// FreshFor is how long a tag is served without asking its registry.
 	FreshFor time.Duration `yaml:"fresh_for"`
 	// MaxStale is how long a tag is served while its registry fails.
@@ -141,7 +160,7 @@ type tagsConfig struct {
 	NegativeFor time.Duration `yaml:"negative_for"`
 }
 
-type timeoutsConfig struct {
+type Timeouts struct {
 	Dial           time.Duration `yaml:"dial"`
 	TLSHandshake   time.Duration `yaml:"tls_handshake"`
 	ResponseHeader time.Duration `yaml:"response_header"`
@@ -149,7 +168,7 @@ type timeoutsConfig struct {
 	Progress time.Duration `yaml:"progress"`
 }
 
-type upstreamConfig struct {
+type Upstream struct {
 	// URL is the registry's base URL. Absent for a well-known name: its public one.
 	URL string `yaml:"url"`
 	// URLs are tried in order, in place of URL.
@@ -165,7 +184,7 @@ type upstreamConfig struct {
 	DockerConfig string `yaml:"docker_config"`
 	Keychain     string `yaml:"keychain"`
 	// Accounts are several, in place of the five keys before.
-	Accounts []accountConfig `yaml:"accounts"`
+	Accounts []Account `yaml:"accounts"`
 	// CAFile holds PEM certificates trusted besides the system's.
 	CAFile string `yaml:"ca_file"`
 	// TokenRealms are the hosts besides the registry's own that may get the credential.
@@ -184,12 +203,12 @@ type upstreamConfig struct {
 }
 
 // newUpstream has the defaults of an upstream's keys.
-func newUpstream() upstreamConfig {
-	return upstreamConfig{RaceAfter: time.Second, MaxConnections: 64}
+func newUpstream() Upstream {
+	return Upstream{RaceAfter: time.Second, MaxConnections: 64}
 }
 
-func defaults() config {
-	return config{
+func Defaults() Config {
+	return Config{
 		Listen:            ":5000",
 		MaxConnections:    10_000,
 		MaxChecks:         proxy.DefaultChecks,
@@ -199,10 +218,10 @@ func defaults() config {
 		DefaultUpstream:   "docker.io",
 		ForwardedHeader:   "X-Forwarded-For",
 		UnlistedUpstreams: "deny",
-		Admin:             adminConfig{Listen: "127.0.0.1:5001"},
-		Log:               logConfig{Level: "info", Format: "text"},
-		Tracing:           tracingConfig{SampleRatio: 1},
-		Storage: storageConfig{
+		Admin:             Admin{Listen: "127.0.0.1:5001"},
+		Log:               Log{Level: "info", Format: "text"},
+		Tracing:           Tracing{SampleRatio: 1},
+		Storage: Storage{
 			MaxSize:    storage.Size{Bytes: 50 << 30},
 			MinFree:    storage.Size{Percent: 5},
 			MaxIndex:   storage.Size{Bytes: 256 << 20},
@@ -211,25 +230,25 @@ func defaults() config {
 			MaxFills:   256,
 			ScrubEvery: 7 * 24 * time.Hour,
 		},
-		Tags: tagsConfig{
+		Tags: Tags{
 			FreshFor:          time.Minute,
 			MaxStale:          30 * 24 * time.Hour,
 			RevalidateTimeout: 2 * time.Second,
 			NegativeFor:       10 * time.Second,
 		},
-		Timeouts: timeoutsConfig{
+		Timeouts: Timeouts{
 			Dial:           5 * time.Second,
 			TLSHandshake:   10 * time.Second,
 			ResponseHeader: 20 * time.Second,
 			Progress:       30 * time.Second,
 		},
-		Upstreams: wellKnown(),
+		Upstreams: WellKnown(),
 	}
 }
 
-// wellKnown returns the public registries that need no configuration.
-func wellKnown() map[string]upstreamConfig {
-	known := map[string]upstreamConfig{}
+// WellKnown returns the public registries that need no configuration.
+func WellKnown() map[string]Upstream {
+	known := map[string]Upstream{}
 	for _, w := range upstream.WellKnown() {
 		u := newUpstream()
 		u.Aliases, u.TokenRealms = aliases(w.Name), w.TokenRealms
@@ -254,7 +273,7 @@ func aliases(name string) []string {
 // completed returns u with what its well-known namesake k says where u does
 // not. The realms belong to the public address: another one gets them only by
 // configuration, for they may be sent the password.
-func (u upstreamConfig) completed(k upstreamConfig) upstreamConfig {
+func (u Upstream) completed(k Upstream) Upstream {
 	if len(u.addresses()) == 0 {
 		u.URL, u.URLs = k.URL, k.URLs
 	}
@@ -267,14 +286,14 @@ func (u upstreamConfig) completed(k upstreamConfig) upstreamConfig {
 	return u
 }
 
-func (u upstreamConfig) addresses() []string {
+func (u Upstream) addresses() []string {
 	if u.URL != "" {
 		return []string{u.URL}
 	}
 	return u.URLs
 }
 
-func (c config) upstream(name string) upstream.Config {
+func (c Config) UpstreamConfig(name string) upstream.Config {
 	u := c.Upstreams[name]
 	return upstream.Config{
 		Name:           name,
@@ -282,18 +301,18 @@ func (c config) upstream(name string) upstream.Config {
 		Accounts:       u.accounts(),
 		CAFile:         u.CAFile,
 		TokenRealms:    u.TokenRealms,
-		AllowAddresses: addressRanges(u.AllowAddresses),
+		AllowAddresses: AddressRanges(u.AllowAddresses),
 
 		AllowHTTPRedirects: u.AllowHTTPRedirects,
 
-		Private:        !slices.Equal(u.addresses(), wellKnown()[name].addresses()),
+		Private:        !slices.Equal(u.addresses(), WellKnown()[name].addresses()),
 		RaceAfter:      u.RaceAfter,
 		MaxConnections: u.MaxConnections,
 		Timeouts:       upstream.Timeouts(c.Timeouts),
 	}
 }
 
-func addressRanges(list []string) []netip.Prefix {
+func AddressRanges(list []string) []netip.Prefix {
 	var ranges []netip.Prefix
 	for _, s := range list {
 		if p, err := addressRange(s); err == nil { // or else validate says so
@@ -305,7 +324,7 @@ func addressRanges(list []string) []netip.Prefix {
 
 // unlisted is a registry that only a client has named. It gets nothing of what
 // is configured for others, one of nearly the same name included.
-func (c config) unlisted(name string) upstream.Config {
+func (c Config) UnlistedConfig(name string) upstream.Config {
 	return upstream.Config{
 		Name:           name,
 		URLs:           []string{"https://" + name},
@@ -315,7 +334,7 @@ func (c config) unlisted(name string) upstream.Config {
 	}
 }
 
-func (c config) proxy() proxy.Config {
+func (c Config) ProxyConfig() proxy.Config {
 	var rules []proxy.Rule
 	for _, r := range c.Rules {
 		rules = append(rules, proxy.Rule(r))
@@ -326,7 +345,7 @@ func (c config) proxy() proxy.Config {
 		MaxStale:          c.Tags.MaxStale,
 		RevalidateTimeout: c.Tags.RevalidateTimeout,
 		NegativeFor:       c.Tags.NegativeFor,
-		TrustedProxies:    addressRanges(c.TrustedProxies),
+		TrustedProxies:    AddressRanges(c.TrustedProxies),
 		ForwardedHeader:   c.ForwardedHeader,
 		MaxChecks:         c.MaxChecks,
 		Share:             c.FairShare.Percent / 100,
@@ -336,23 +355,23 @@ func (c config) proxy() proxy.Config {
 }
 
 // listed returns what says which registries are of the configuration.
-func (c config) listed() func(name string) bool {
+func (c Config) Listed() func(name string) bool {
 	names := maps.Clone(c.Upstreams)
 	return func(name string) bool { _, ok := names[name]; return ok }
 }
 
-func (c config) storage() (storage.Config, error) {
+func (c Config) StorageConfig() (storage.Config, error) {
 	s := storage.Config{
 		Path:       c.Storage.Path,
 		MaxSize:    c.Storage.MaxSize,
 		MinFree:    c.Storage.MinFree,
 		MaxIndex:   c.Storage.MaxIndex.Bytes,
-		Listed:     c.listed(),
+		Listed:     c.Listed(),
 		HighMark:   c.Storage.HighMark.Percent,
 		LowMark:    c.Storage.LowMark.Percent,
 		MaxFills:   c.Storage.MaxFills,
 		Share:      c.FairShare.Percent / 100,
-		Pinned:     c.proxy().Pinned(),
+		Pinned:     c.ProxyConfig().Pinned(),
 		PinFits:    proxy.PinFits,
 		ScrubEvery: c.Storage.ScrubEvery,
 	}
@@ -364,17 +383,17 @@ func (c config) storage() (storage.Config, error) {
 	return s, err
 }
 
-const systemStoragePath = "/var/lib/cachalot"
+const SystemStoragePath = "/var/lib/cachalot"
 
 // defaultStoragePath is the system's folder for a service, and the user's own
 // cache for somebody who only tries cachalot.
 func defaultStoragePath() (string, error) {
-	if os.Geteuid() == 0 || unix.Access(systemStoragePath, unix.W_OK) == nil {
-		return systemStoragePath, nil
+	if os.Geteuid() == 0 || unix.Access(SystemStoragePath, unix.W_OK) == nil {
+		return SystemStoragePath, nil
 	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
-		return "", fmt.Errorf("no folder for the cache: %s is not writable and the user has no home; set storage.path", systemStoragePath)
+		return "", fmt.Errorf("no folder for the cache: %s is not writable and the user has no home; set storage.path", SystemStoragePath)
 	}
 	return filepath.Join(cache, "cachalot"), nil
 }

@@ -1,4 +1,4 @@
-package main
+package config
 
 // invalidConfigs is what is said of each testdata/invalid-NAME.yml, called F.
 //

@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"errors"
@@ -21,13 +21,13 @@ import (
 )
 
 // complete fills in what the file need not say about well-known registries.
-func (c *config) complete() {
+func (c *Config) complete() {
 	for _, list := range []*[]string{&c.Hosts, &c.Admin.Hosts, &c.TrustedProxies} {
 		if len(*list) == 0 {
 			*list = nil
 		}
 	}
-	known := wellKnown()
+	known := WellKnown()
 	for name, u := range c.Upstreams {
 		if k, ok := known[name]; ok {
 			u = u.completed(k)
@@ -43,7 +43,7 @@ func (c *config) complete() {
 
 // validate returns what is wrong with the values, but for keys that have a
 // problem already.
-func (c *config) validate(at positions, already []problem) []problem {
+func (c *Config) validate(at positions, already []Problem) []Problem {
 	v := validator{at: at, done: map[string]bool{}}
 	for _, p := range already {
 		v.done[p.key] = true
@@ -79,7 +79,7 @@ func (c *config) validate(at positions, already []problem) []problem {
 type validator struct {
 	at       positions
 	done     map[string]bool // keys with a problem; one a key is enough
-	problems []problem
+	problems []Problem
 }
 
 // fail reports a problem of the first key. The others are concerned too: the
@@ -90,7 +90,7 @@ func (v *validator) fail(message string, keys ...string) {
 	}
 	v.done[keys[0]] = true
 	line, column := v.at.of(keys...)
-	v.problems = append(v.problems, problem{line: line, column: column, key: keys[0], message: message})
+	v.problems = append(v.problems, Problem{line: line, column: column, key: keys[0], message: message})
 }
 
 // below reports whether key, or one below it, has a problem.
@@ -142,9 +142,9 @@ func (v *validator) oneOf(value, key string, allowed ...string) {
 // maxKey is far above any private key.
 const maxKey = 1 << 20
 
-func (v *validator) tls(c tlsConfig) {
+func (v *validator) tls(c TLS) {
 	switch {
-	case !c.on():
+	case !c.On():
 		return
 	case c.Certificate == "":
 		v.fail("missing beside tls.key; write the file with the certificate", "tls.certificate", "tls.key", "tls")
@@ -155,13 +155,13 @@ func (v *validator) tls(c tlsConfig) {
 	}
 	if _, err := upstream.ReadSecret(c.Key, maxKey); err != nil {
 		v.fail(err.Error()+"; write the path of a file that cachalot can read", "tls.key")
-	} else if _, err := newCertificate(c, slog.New(slog.DiscardHandler)); err != nil {
+	} else if _, err := c.Pair(); err != nil {
 		v.fail(err.Error(), "tls.certificate")
 	}
 }
 
 // tracing never repeats the address, as url does not.
-func (v *validator) tracing(c tracingConfig) {
+func (v *validator) tracing(c Tracing) {
 	if !(c.SampleRatio >= 0 && c.SampleRatio <= 1) { // nor NaN
 		v.fail("not a share of all; write a number from 0 to 1, such as 0.1", "tracing.sample_ratio")
 	}
@@ -180,7 +180,7 @@ func (v *validator) tracing(c tracingConfig) {
 // minIndex has the tags of some thousand repositories.
 const minIndex = 1 << 20
 
-func (v *validator) storage(s storageConfig) {
+func (v *validator) storage(s Storage) {
 	if s.MaxSize == (storage.Size{}) && s.MinFree == (storage.Size{}) {
 		v.fail("no limit, with min_free 0 as well; write a size such as 50GiB, or a share of the disk such as 80%", "storage.max_size", "storage.min_free")
 	}
@@ -202,7 +202,7 @@ func (v *validator) storage(s storageConfig) {
 	v.atLeastOne(s.MaxFills, "storage.max_fills")
 }
 
-func (v *validator) durations(c *config) {
+func (v *validator) durations(c *Config) {
 	for _, d := range []struct {
 		key   string
 		value time.Duration
@@ -233,7 +233,7 @@ func (v *validator) durations(c *config) {
 	}
 }
 
-func (v *validator) upstreams(c *config) {
+func (v *validator) upstreams(c *Config) {
 	names := slices.Sorted(maps.Keys(c.Upstreams))
 	if len(names) == 0 {
 		v.fail("no registry; name at least one, or remove the key for the well-known ones", "upstreams")
@@ -241,7 +241,7 @@ func (v *validator) upstreams(c *config) {
 	}
 	for _, name := range names {
 		v.upstream(name, c.Upstreams[name])
-		v.registry(c.upstream(name), len(c.Upstreams[name].Accounts))
+		v.registry(c.UpstreamConfig(name), len(c.Upstreams[name].Accounts))
 	}
 	v.names(c, names)
 	if _, ok := c.Upstreams[c.DefaultUpstream]; !ok {
@@ -250,7 +250,7 @@ func (v *validator) upstreams(c *config) {
 	}
 }
 
-func (v *validator) upstream(name string, u upstreamConfig) {
+func (v *validator) upstream(name string, u Upstream) {
 	key := join("upstreams", name)
 	if message := registryName(name); message != "" {
 		v.fail(message, key)
@@ -316,7 +316,7 @@ func addressRange(s string) (netip.Prefix, error) {
 
 // names checks what clients may call the registries: each name, alias and host
 // is one registry's.
-func (v *validator) names(c *config, names []string) {
+func (v *validator) names(c *Config, names []string) {
 	alias, host := map[string]string{}, map[string]string{}
 	for _, name := range names {
 		alias[name] = name

@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"reflect"
@@ -29,11 +29,11 @@ rules:
 		{Match: []string{"**"}, Access: "allow", FreshFor: &none, KeepFor: &none, NoStore: &no, Pin: &yes},
 		{Match: []string{"*/private/**"}, Access: "deny", KeepFor: &kept, NoStore: &yes},
 	}
-	if got := c.proxy().Rules; !reflect.DeepEqual(got, want) {
+	if got := c.ProxyConfig().Rules; !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
 	for _, text := range []string{"rules:\n", "rules: []\n", "rules:\n#- match: [x]\n"} {
-		if got := parse(t, text).proxy().Rules; got != nil {
+		if got := parse(t, text).ProxyConfig().Rules; got != nil {
 			t.Errorf("%q: %+v", text, got)
 		}
 	}
@@ -52,7 +52,7 @@ func TestPatterns(t *testing.T) {
 	}
 	for _, pattern := range []string{"quay.io/acme/**", "localhost:5000/app", "registry.example/app"} {
 		text := upstreams + "rules: [{match: ['" + pattern + "'], fresh_for: 1h}]\n"
-		if _, err := parseConfig("f", []byte(text), noVariables); err == nil {
+		if _, err := Parse("f", []byte(text), noVariables); err == nil {
 			t.Errorf("%s is accepted where unlisted registries are denied", pattern)
 		}
 		parse(t, "unlisted_upstreams: allow\n"+text)
@@ -62,7 +62,7 @@ func TestPatterns(t *testing.T) {
 // A list that is given takes the place of the one there by default.
 func TestItemsReplaceDefaults(t *testing.T) {
 	t.Parallel()
-	c := config{Rules: []ruleConfig{{Access: "deny"}, {Access: "deny"}}}
+	c := Config{Rules: []Rule{{Access: "deny"}, {Access: "deny"}}}
 	d := &decoder{at: positions{}}
 	d.document([]byte("rules: [{access: allow}]"), &c)
 	if len(d.problems) > 0 || len(c.Rules) != 1 || c.Rules[0].Access != "allow" {

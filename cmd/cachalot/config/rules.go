@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"fmt"
@@ -10,9 +10,9 @@ import (
 	"github.com/cachalot-registry/cachalot/proxy"
 )
 
-// ruleConfig treats the images that fit one of its patterns apart. What it does
+// Rule treats the images that fit one of its patterns apart. What it does
 // not set, a later rule may.
-type ruleConfig struct {
+type Rule struct {
 	// Match are patterns of UPSTREAM/REPOSITORY, optionally with :TAG.
 	Match []string `yaml:"match"`
 	// Access is "allow" or "deny".
@@ -29,7 +29,7 @@ type ruleConfig struct {
 	Pin *bool `yaml:"pin"`
 }
 
-func (v *validator) rules(c *config) {
+func (v *validator) rules(c *Config) {
 	for i, r := range c.Rules {
 		key := fmt.Sprintf("rules[%d]", i)
 		if !v.below(key) { // what is left of it would be judged wrongly
@@ -48,7 +48,7 @@ func (v *validator) rules(c *config) {
 
 // pattern says what is wrong with the images that a pattern is for, or nothing:
 // a rule that fits none would be a rule that nobody notices is not in force.
-func (c *config) pattern(pattern string) string {
+func (c *Config) pattern(pattern string) string {
 	name, repository, ok := strings.Cut(pattern, "/")
 	if !ok || strings.ContainsAny(name, `*?[]{}\`) {
 		return ""

@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"bytes"
@@ -24,20 +24,20 @@ import (
 // device) from being read to its end.
 const maxConfigSize = 1 << 20
 
-// loadConfig reads the file over the defaults, and checks the whole. No file
-// ("") is the defaults. What is wrong in the file is a [configError].
-func loadConfig(file string, lookup func(string) (string, bool)) (config, error) {
+// Load reads the file over the defaults, and checks the whole. No file
+// ("") is the Defaults. What is wrong in the file is a [Error].
+func Load(file string, lookup func(string) (string, bool)) (Config, error) {
 	if file == "" {
-		return defaults(), nil
+		return Defaults(), nil
 	}
-	data, err := readConfig(file)
+	data, err := readFile(file)
 	if err != nil {
-		return config{}, &configError{file: file, problems: []problem{{message: err.Error()}}}
+		return Config{}, &Error{file: file, problems: []Problem{{message: err.Error()}}}
 	}
-	return parseConfig(file, data, lookup)
+	return Parse(file, data, lookup)
 }
 
-func readConfig(file string) ([]byte, error) {
+func readFile(file string) ([]byte, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		if path, ok := errors.AsType[*os.PathError](err); ok {
@@ -56,16 +56,16 @@ func readConfig(file string) ([]byte, error) {
 	return data, nil
 }
 
-// parseConfig is [loadConfig] for the bytes of a file.
-func parseConfig(file string, data []byte, lookup func(string) (string, bool)) (config, error) {
-	d := &decoder{lookup: lookup, at: positions{}, all: keysOf(reflect.TypeFor[config](), "")}
-	c := defaults()
+// Parse is [Load] for the bytes of a file.
+func Parse(file string, data []byte, lookup func(string) (string, bool)) (Config, error) {
+	d := &decoder{lookup: lookup, at: positions{}, all: keysOf(reflect.TypeFor[Config](), "")}
+	c := Defaults()
 	if d.document(data, &c) {
 		c.complete()
 		d.problems = append(d.problems, c.validate(d.at, d.problems)...)
 	}
 	if len(d.problems) > 0 {
-		return config{}, (&configError{file: file, problems: d.problems}).sorted()
+		return Config{}, (&Error{file: file, problems: d.problems}).sorted()
 	}
 	return c, nil
 }
@@ -76,14 +76,14 @@ type decoder struct {
 	lookup   func(string) (string, bool)
 	at       positions
 	all      []string // every key there is
-	problems []problem
+	problems []Problem
 }
 
 // document reads the file into c, and reports whether it could be parsed.
-func (d *decoder) document(data []byte, c *config) bool {
+func (d *decoder) document(data []byte, c *Config) bool {
 	data = bytes.TrimPrefix(data, []byte("\uFEFF"))
 	if !utf8.Valid(data) {
-		d.problems = append(d.problems, problem{message: "not UTF-8 text; save the file as UTF-8"})
+		d.problems = append(d.problems, Problem{message: "not UTF-8 text; save the file as UTF-8"})
 		return false
 	}
 	// Duplicate keys are reported by mapping, with the others.
@@ -109,7 +109,7 @@ func (d *decoder) document(data []byte, c *config) bool {
 func (d *decoder) syntax(err error) {
 	y, ok := errors.AsType[yaml.Error](err)
 	if !ok {
-		d.problems = append(d.problems, problem{message: "not YAML"})
+		d.problems = append(d.problems, Problem{message: "not YAML"})
 		return
 	}
 	d.fail("", y.GetToken(), "not YAML: "+y.GetMessage()+hint(y.GetToken()))
@@ -130,7 +130,7 @@ func hint(at *token.Token) string {
 }
 
 func (d *decoder) fail(key string, at *token.Token, message string) {
-	p := problem{key: key, message: message}
+	p := Problem{key: key, message: message}
 	if at != nil && at.Position != nil {
 		p.line, p.column = at.Position.Line, at.Position.Column
 	}
@@ -191,7 +191,7 @@ func (d *decoder) value(key string, node ast.Node, v reflect.Value) {
 		}
 	case *[]string:
 		d.list(key, node, into)
-	case *map[string]upstreamConfig:
+	case *map[string]Upstream:
 		d.upstreams(key, node, into)
 	default:
 		switch v.Kind() {
@@ -275,11 +275,11 @@ func (d *decoder) items(key string, node ast.Node, v reflect.Value) {
 
 // upstreams replaces the registries there by default: who names some wants
 // those. With nothing below it the key is as good as absent.
-func (d *decoder) upstreams(key string, node ast.Node, into *map[string]upstreamConfig) {
+func (d *decoder) upstreams(key string, node ast.Node, into *map[string]Upstream) {
 	if isNull(node) {
 		return
 	}
-	given := map[string]upstreamConfig{}
+	given := map[string]Upstream{}
 	ok := d.mapping(key, node, func(name string, value *ast.MappingValueNode) {
 		u := newUpstream()
 		d.value(join(key, name), value.Value, reflect.ValueOf(&u).Elem())
@@ -341,7 +341,7 @@ func (d *decoder) mapping(key string, node ast.Node, each func(name string, valu
 
 func (d *decoder) failValue(key string, node ast.Node, message string) {
 	if p := d.at[key]; p != nil {
-		d.problems = append(d.problems, problem{line: p.Line, column: p.Column, key: key, message: message})
+		d.problems = append(d.problems, Problem{line: p.Line, column: p.Column, key: key, message: message})
 		return
 	}
 	d.fail(key, firstToken(node), message)
@@ -433,7 +433,7 @@ func keysOf(t reflect.Type, prefix string) []string {
 	for f := range t.Fields() {
 		key := join(prefix, f.Tag.Get("yaml"))
 		switch kind := f.Type.Kind(); {
-		case f.Type == reflect.TypeFor[map[string]upstreamConfig]():
+		case f.Type == reflect.TypeFor[map[string]Upstream]():
 			keys = append(keys, keysOf(f.Type.Elem(), key+".NAME")...)
 		case kind == reflect.Slice && f.Type.Elem().Kind() == reflect.Struct:
 			keys = append(keys, keysOf(f.Type.Elem(), key+"[N]")...)

@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"fmt"
@@ -9,9 +9,9 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// accountConfig is one of several accounts at a registry. It is given in one of
+// Account is one of several accounts at a registry. It is given in one of
 // three ways: username with a password, docker_config, or keychain.
-type accountConfig struct {
+type Account struct {
 	Username string `yaml:"username"`
 	Password string `yaml:"password"`
 	// PasswordFile is read again for each token, so that a secret can be rotated.
@@ -22,10 +22,10 @@ type accountConfig struct {
 	Keychain string `yaml:"keychain"`
 }
 
-func accountKeys() []string { return fieldNames(reflect.TypeFor[accountConfig]()) }
+func accountKeys() []string { return fieldNames(reflect.TypeFor[Account]()) }
 
 // given are the keys of a that have a value, in the order of the fields.
-func (a accountConfig) given() []string {
+func (a Account) given() []string {
 	var keys []string
 	for f, value := range reflect.ValueOf(a).Fields() {
 		if !value.IsZero() {
@@ -37,14 +37,14 @@ func (a accountConfig) given() []string {
 
 // beside is the account whose keys stand beside the registry's URL; zero if
 // there is none.
-func (u upstreamConfig) beside() accountConfig {
-	return accountConfig{u.Username, u.Password, u.PasswordFile, u.DockerConfig, u.Keychain}
+func (u Upstream) beside() Account {
+	return Account{u.Username, u.Password, u.PasswordFile, u.DockerConfig, u.Keychain}
 }
 
-func (u upstreamConfig) accounts() []upstream.Account {
+func (u Upstream) accounts() []upstream.Account {
 	configured := u.Accounts
-	if one := u.beside(); one != (accountConfig{}) {
-		configured = []accountConfig{one}
+	if one := u.beside(); one != (Account{}) {
+		configured = []Account{one}
 	}
 	var accounts []upstream.Account
 	for _, a := range configured {
@@ -54,20 +54,20 @@ func (u upstreamConfig) accounts() []upstream.Account {
 }
 
 // accounts checks what an upstream's accounts look like. key is the upstream's.
-func (v *validator) accounts(u upstreamConfig, key string) {
+func (v *validator) accounts(u Upstream, key string) {
 	beside := u.beside()
 	if len(u.Accounts) > 0 {
 		if keys := beside.given(); len(keys) > 0 {
 			v.fail("given along with accounts; make it one of them, or remove them", join(key, keys[0]))
 		}
-	} else if beside != (accountConfig{}) {
+	} else if beside != (Account{}) {
 		v.account(beside, key)
 	}
 	for i, a := range u.Accounts {
 		item := fmt.Sprintf("%s.accounts[%d]", key, i)
 		switch {
 		case v.below(item): // what is left of it would be judged wrongly
-		case a == accountConfig{}:
+		case a == Account{}:
 			v.fail("no account; write a username with password or password_file, or docker_config, or keychain", item)
 		default:
 			v.account(a, item)
@@ -76,7 +76,7 @@ func (v *validator) accounts(u upstreamConfig, key string) {
 }
 
 // account checks one. key is what its keys stand below.
-func (v *validator) account(a accountConfig, key string) {
+func (v *validator) account(a Account, key string) {
 	given := a.given()
 	for _, way := range []string{"docker_config", "keychain"} {
 		if i := slices.Index(given, way); i > 0 {

@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"fmt"
@@ -9,20 +9,20 @@ import (
 )
 
 // problem is one thing wrong in a configuration file.
-type problem struct {
+type Problem struct {
 	line, column int    // of the key, from 1; 0: of the file as a whole
 	key          string // dotted, as in "storage.max_size"; may be empty
 	message      string // what is wrong; what to write instead
 }
 
-// configError is all that is wrong in a configuration file.
-type configError struct {
+// Error is all that is wrong in a configuration file.
+type Error struct {
 	file     string
-	problems []problem
+	problems []Problem
 }
 
 // Error has a line FILE:LINE:COLUMN: KEY: MESSAGE for each problem.
-func (e *configError) Error() string {
+func (e *Error) Error() string {
 	var b strings.Builder
 	for i, p := range e.problems {
 		if i > 0 {
@@ -41,8 +41,8 @@ func (e *configError) Error() string {
 }
 
 // sorted orders the problems as the file is read.
-func (e *configError) sorted() *configError {
-	slices.SortStableFunc(e.problems, func(a, b problem) int {
+func (e *Error) sorted() *Error {
+	slices.SortStableFunc(e.problems, func(a, b Problem) int {
 		if a.line != b.line {
 			return a.line - b.line
 		}

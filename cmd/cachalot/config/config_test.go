@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"fmt"
@@ -14,9 +14,9 @@ import (
 func noVariables(string) (string, bool) { return "", false }
 
 // parse reads a text that is right, with the given variables: name, value, ...
-func parse(t *testing.T, text string, variables ...string) config {
+func parse(t *testing.T, text string, variables ...string) Config {
 	t.Helper()
-	c, err := parseConfig("config.yml", []byte(text), func(name string) (string, bool) {
+	c, err := Parse("config.yml", []byte(text), func(name string) (string, bool) {
 		i := slices.Index(variables, name)
 		if i < 0 {
 			return "", false
@@ -46,7 +46,7 @@ func TestInvalidConfig(t *testing.T) {
 			if !ok {
 				t.Fatalf("no message for %s in invalidConfigs", file)
 			}
-			_, err := loadConfig(file, noVariables)
+			_, err := Load(file, noVariables)
 			if err == nil {
 				t.Fatal("accepted")
 			}
@@ -74,7 +74,7 @@ func TestUnreadableConfig(t *testing.T) {
 		{dir, ": read the configuration: read " + dir + ": is a directory"},
 		{large, ": larger than 1 MiB; this is not a configuration of cachalot"},
 	} {
-		if _, err := loadConfig(test.file, noVariables); err == nil || err.Error() != test.file+test.want {
+		if _, err := Load(test.file, noVariables); err == nil || err.Error() != test.file+test.want {
 			t.Errorf("got %v, want %s", err, test.file+test.want)
 		}
 	}
@@ -82,12 +82,12 @@ func TestUnreadableConfig(t *testing.T) {
 
 func TestDefaultsAreValid(t *testing.T) {
 	t.Parallel()
-	c := defaults()
+	c := Defaults()
 	if problems := c.validate(positions{}, nil); len(problems) > 0 {
 		t.Errorf("%+v", problems)
 	}
 	for _, text := range []string{"", "\n", "# nothing but a comment\n", "---\n", "\uFEFF", "tags:\nupstreams:\n", "tags: {}\n"} {
-		if got := parse(t, text); !reflect.DeepEqual(got, defaults()) {
+		if got := parse(t, text); !reflect.DeepEqual(got, Defaults()) {
 			t.Errorf("%q: %+v", text, got)
 		}
 	}
@@ -119,7 +119,7 @@ upstreams:
 		c.Storage.ScrubEvery != 720*time.Hour || c.Tags.FreshFor != 0 || c.Tags.MaxStale != 24*time.Hour || c.Tags.NegativeFor != 10*time.Second {
 		t.Errorf("%+v", c)
 	}
-	want := map[string]upstreamConfig{
+	want := map[string]Upstream{
 		"docker.io": {
 			URL: "https://registry-1.docker.io", Username: "bob", Password: "0123",
 			Aliases:     []string{"dockerhub", "index.docker.io", "registry-1.docker.io"},
@@ -135,7 +135,7 @@ upstreams:
 	if !reflect.DeepEqual(c.Upstreams, want) {
 		t.Errorf("got  %+v\nwant %+v", c.Upstreams, want)
 	}
-	if got := fmt.Sprint(c.upstream("registry.example:5000").AllowAddresses); got != "[10.0.0.0/8 192.168.1.5/32 fd00::/8 ::1/128 0.0.0.0/0]" {
+	if got := fmt.Sprint(c.UpstreamConfig("registry.example:5000").AllowAddresses); got != "[10.0.0.0/8 192.168.1.5/32 fd00::/8 ::1/128 0.0.0.0/0]" {
 		t.Error(got)
 	}
 }
@@ -175,7 +175,7 @@ func TestVariables(t *testing.T) {
 		}[name]
 		return v, ok
 	}
-	c, err := parseConfig("config.yml", []byte(`
+	c, err := Parse("config.yml", []byte(`
 max_connections: ${N}
 storage: {path: "/srv/${HUB_USER}/${EMPTY}c"}
 timeouts: {dial: "${_x9}"}
@@ -245,7 +245,7 @@ func TestErrorsHoldNoSecret(t *testing.T) {
 		"upstreams:\n  docker.io:\n    accounts:\n    - username: u\n     password: hunter2canary",
 		"upstreams:\n  docker.io:\n    accounts: []\n    - username: u\n      password: hunter2canary",
 	} {
-		_, err := parseConfig("config.yml", []byte(text), lookup)
+		_, err := Parse("config.yml", []byte(text), lookup)
 		if err == nil {
 			t.Errorf("accepted: %s", text)
 		} else if strings.Contains(err.Error(), canary) {
@@ -267,7 +267,7 @@ func FuzzParseConfig(f *testing.F) {
 		f.Add(data)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		c, err := parseConfig("f", data, noVariables)
+		c, err := Parse("f", data, noVariables)
 		if err == nil {
 			if problems := c.validate(positions{}, nil); len(problems) > 0 {
 				t.Errorf("accepted with %+v", problems)

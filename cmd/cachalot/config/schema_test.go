@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"bytes"
@@ -14,14 +14,14 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 )
 
-// compiled is the schema as "config schema" prints it, as editors and Helm read it.
+// compiled is the schema as editors and Helm read it.
 func compiled(t *testing.T) *jsonschema.Schema {
 	t.Helper()
-	var out bytes.Buffer
-	if code := execute(t.Context(), []string{"config", "schema"}, &out, &out); code != exitOK {
-		t.Fatalf("%d: %s", code, &out)
+	text, err := json.Marshal(Schema())
+	if err != nil {
+		t.Fatal(err)
 	}
-	doc, err := jsonschema.UnmarshalJSON(&out)
+	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(text))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,14 +62,14 @@ func TestSchemaTakesValid(t *testing.T) {
 		"upstreams:\n  docker.io:\n  quay.io: {password: 0123, username: true}\n", "upstreams:\nrules:\ntags:\n", "rules: [{match: [docker.io/**], no_store: false, keep_for: 24h}]",
 		"tracing: {sample_ratio: 0.1}", "tracing: {sample_ratio: '1e-3'}",
 	} {
-		if _, err := parseConfig("", []byte(text), func(string) (string, bool) { return "1", true }); err != nil {
+		if _, err := Parse("", []byte(text), func(string) (string, bool) { return "1", true }); err != nil {
 			t.Errorf("%q: cachalot says %v", text, err)
 		}
 		if err := s.Validate(asJSON(t, []byte(text))); err != nil && text != "" {
 			t.Errorf("%q: %v", text, err)
 		}
 	}
-	file, err := os.ReadFile("../../config.yml")
+	file, err := os.ReadFile("../../../config.yml")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,11 +114,11 @@ func TestSchemaRefuses(t *testing.T) {
 // TestSchemaKeys: every key is in it.
 func TestSchemaKeys(t *testing.T) {
 	t.Parallel()
-	text, err := json.Marshal(schemaOf(reflect.TypeFor[config]()))
+	text, err := json.Marshal(schemaOf(reflect.TypeFor[Config]()))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, key := range keysOf(reflect.TypeFor[config](), "") {
+	for _, key := range keysOf(reflect.TypeFor[Config](), "") {
 		last := key[strings.LastIndexByte(key, '.')+1:]
 		if !bytes.Contains(text, []byte(`"`+last+`":{`)) {
 			t.Errorf("no %s", key)

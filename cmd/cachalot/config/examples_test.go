@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"os"
@@ -14,7 +14,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-const shippedConfig = "../../config.yml"
+const shippedConfig = "../../../config.yml"
 
 func read(t *testing.T, file string) string {
 	t.Helper()
@@ -47,7 +47,7 @@ func uncommented(text string) string {
 
 // accept reads a text of examples, whose variables are set, and whose files
 // exist, in a folder of their own.
-func accept(t *testing.T, text string) config {
+func accept(t *testing.T, text string) Config {
 	t.Helper()
 	content := map[string]string{
 		".json": `{"auths": {"https://index.docker.io/v1/": {"auth": "dXNlcjpwYXNzd29yZA=="}}}`,
@@ -62,7 +62,7 @@ func accept(t *testing.T, text string) config {
 		}
 		return file
 	})
-	c, err := parseConfig("f", []byte(text), func(string) (string, bool) { return "value", true })
+	c, err := Parse("f", []byte(text), func(string) (string, bool) { return "value", true })
 	if err != nil {
 		t.Errorf("%v in\n%s", err, text)
 	}
@@ -71,11 +71,11 @@ func accept(t *testing.T, text string) config {
 
 func TestShippedConfigIsTheDefaults(t *testing.T) {
 	t.Parallel()
-	got, err := loadConfig(shippedConfig, noVariables)
+	got, err := Load(shippedConfig, noVariables)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := defaults(); !reflect.DeepEqual(got, want) {
+	if want := Defaults(); !reflect.DeepEqual(got, want) {
 		t.Errorf("config.yml gives\n%+v\nand the defaults are\n%+v", got, want)
 	}
 }
@@ -93,7 +93,7 @@ func TestShippedExamples(t *testing.T) {
 // The configurations on the page for operators are right.
 func TestUpstreamsPage(t *testing.T) {
 	t.Parallel()
-	blocks := regexp.MustCompile("(?ms)^```yaml\n(.*?)^```$").FindAllStringSubmatch(read(t, "../../docs/upstreams.md"), -1)
+	blocks := regexp.MustCompile("(?ms)^```yaml\n(.*?)^```$").FindAllStringSubmatch(read(t, "../../../docs/upstreams.md"), -1)
 	if len(blocks) < 5 {
 		t.Fatalf("%d blocks of YAML", len(blocks))
 	}
@@ -125,7 +125,7 @@ func TestShippedConfigHasEveryKey(t *testing.T) {
 		shown[strings.Replace(prefix, "upstreams.docker.io", "upstreams.NAME", 1)] = true
 	}
 	walk("", file.Docs[0].Body)
-	for _, key := range keysOf(reflect.TypeFor[config](), "") {
+	for _, key := range keysOf(reflect.TypeFor[Config](), "") {
 		// An account's keys are said to be those that stand above the list.
 		if !shown[strings.Replace(key, ".accounts[N]", "", 1)] {
 			t.Errorf("config.yml does not show %s", key)
