@@ -52,6 +52,8 @@ func never() map[string][]string {
 		// They have a command line's arguments and no configuration.
 		module + "/cmd/cachalot/dind": {"github.com/spf13/cobra", "github.com/goccy/go-yaml"},
 		module + "/cmd/cachalot/node": {"github.com/spf13/cobra", "github.com/goccy/go-yaml"},
+		// It is of the mirror alone.
+		module + "/cmd/cachalot/config": {"github.com/spf13/", "net/http"},
 		// It is text.
 		module + "/proxy/clients": {module, "net/http"},
 	}
