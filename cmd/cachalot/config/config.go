@@ -21,7 +21,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// config is the configuration file. config.yml at the root of the repository
+// Config is the configuration file. config.yml at the root of the repository
 // shows every key with its default.
 type Config struct {
 	// Listen is where clients reach the mirror: "host:port" or ":port".
@@ -293,6 +293,7 @@ func (u Upstream) addresses() []string {
 	return u.URLs
 }
 
+// UpstreamConfig is of a registry of the configuration.
 func (c Config) UpstreamConfig(name string) upstream.Config {
 	u := c.Upstreams[name]
 	return upstream.Config{
@@ -312,6 +313,7 @@ func (c Config) UpstreamConfig(name string) upstream.Config {
 	}
 }
 
+// AddressRanges reads addresses and ranges of them, which were checked.
 func AddressRanges(list []string) []netip.Prefix {
 	var ranges []netip.Prefix
 	for _, s := range list {
@@ -322,7 +324,7 @@ func AddressRanges(list []string) []netip.Prefix {
 	return ranges
 }
 
-// unlisted is a registry that only a client has named. It gets nothing of what
+// UnlistedConfig is of a registry that only a client has named. It gets nothing of what
 // is configured for others, one of nearly the same name included.
 func (c Config) UnlistedConfig(name string) upstream.Config {
 	return upstream.Config{
@@ -334,6 +336,7 @@ func (c Config) UnlistedConfig(name string) upstream.Config {
 	}
 }
 
+// ProxyConfig is what the data plane gets, but for what the process makes.
 func (c Config) ProxyConfig() proxy.Config {
 	var rules []proxy.Rule
 	for _, r := range c.Rules {
@@ -354,12 +357,14 @@ func (c Config) ProxyConfig() proxy.Config {
 	}
 }
 
-// listed returns what says which registries are of the configuration.
+// Listed returns what says which registries are of the configuration.
 func (c Config) Listed() func(name string) bool {
 	names := maps.Clone(c.Upstreams)
 	return func(name string) bool { _, ok := names[name]; return ok }
 }
 
+// StorageConfig is what the store gets. Its error is that of finding a folder where none is
+// configured.
 func (c Config) StorageConfig() (storage.Config, error) {
 	s := storage.Config{
 		Path:       c.Storage.Path,
@@ -383,6 +388,8 @@ func (c Config) StorageConfig() (storage.Config, error) {
 	return s, err
 }
 
+// SystemStoragePath is where the cache is, if it is not configured and this user may
+// write there.
 const SystemStoragePath = "/var/lib/cachalot"
 
 // defaultStoragePath is the system's folder for a service, and the user's own

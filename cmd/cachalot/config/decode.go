@@ -25,7 +25,7 @@ import (
 const maxConfigSize = 1 << 20
 
 // Load reads the file over the defaults, and checks the whole. No file
-// ("") is the Defaults. What is wrong in the file is a [Error].
+// ("") is the defaults. What is wrong in the file is an [Error].
 func Load(file string, lookup func(string) (string, bool)) (Config, error) {
 	if file == "" {
 		return Defaults(), nil
@@ -70,7 +70,7 @@ func Parse(file string, data []byte, lookup func(string) (string, bool)) (Config
 	return c, nil
 }
 
-// decoder fills a config from YAML. It walks the syntax tree itself: so every
+// decoder fills a Config from YAML. It walks the syntax tree itself: so every
 // problem is found in one go, has its line, and says what to write instead.
 type decoder struct {
 	lookup   func(string) (string, bool)

@@ -8,7 +8,7 @@ import (
 	"github.com/goccy/go-yaml/token"
 )
 
-// problem is one thing wrong in a configuration file.
+// Problem is one thing wrong in a configuration file.
 type Problem struct {
 	line, column int    // of the key, from 1; 0: of the file as a whole
 	key          string // dotted, as in "storage.max_size"; may be empty
