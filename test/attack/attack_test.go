@@ -16,8 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/cachalot-registry/cachalot/test/cachalotd"
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
@@ -130,10 +128,7 @@ var errStatus = errors.New("refused")
 // is kept is served. It prints how quickly, and what that took.
 func (s *siege) during(attack func()) {
 	s.t.Helper()
-	found := s.honestly(1, func() {
-		defer behind(s.t)()
-		attack()
-	})
+	found := s.honestly(1, attack)
 	select {
 	case <-s.Ended():
 		s.t.Fatalf("cachalot has died: %s", s.Log)
@@ -145,33 +140,6 @@ func (s *siege) during(attack func()) {
 	}
 	s.t.Logf("peak of the cgroup %d of %d MiB, %.0f goroutines afterwards; %d probes, p99 %s, the longest %s; honest pulls p99 %s, quiet %s",
 		peak>>20, limit>>20, s.Metrics(s.t)["go_goroutines"], len(found.Probes), percentile(found.Probes, 99), percentile(found.Probes, 100), percentile(found.Pulls, 99), s.quiet)
-}
-
-// behind has this process' threads, the attackers and registries, take only the processors
-// that the mirror and its honest client leave, until back: they would be on other machines.
-// It takes root to come back.
-func behind(t *testing.T) (back func()) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		return func() {}
-	}
-	all := func(nice int) {
-		threads, err := os.ReadDir("/proc/self/task")
-		if err != nil {
-			t.Error(err)
-		}
-		for _, thread := range threads { // others inherit it
-			tid, err := strconv.Atoi(thread.Name())
-			if err == nil {
-				err = unix.Setpriority(unix.PRIO_PROCESS, tid, nice)
-			}
-			if err != nil && !errors.Is(err, unix.ESRCH) { // it has ended
-				t.Error(err)
-			}
-		}
-	}
-	all(19)
-	return func() { all(0) }
 }
 
 // attempts is how often an attack is made: as often as the variable says, or few times.
