@@ -63,8 +63,8 @@ func TestBulkhead_ClientsOfGroup(t *testing.T) {
 	}
 }
 
-// TestBulkhead_Repositories: one repository, whoever asks for it, leaves places of its
-// registry to the others.
+// TestBulkhead_Repositories: one repository leaves places of its registry to the others,
+// also where many clients ask for it.
 func TestBulkhead_Repositories(t *testing.T) {
 	t.Parallel()
 	for _, group := range []string{"", "docker.io"} {

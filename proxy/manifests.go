@@ -43,10 +43,11 @@ func (p *Proxy) manifest(w *response, r *http.Request, t target) error {
 // servePlain serves a tag whose upstream names, or named, a digest that it does not give: a
 // client that asks it for the tag alone may get it. err is the failure to get the digest.
 func (p *Proxy) servePlain(w *response, r *http.Request, t target, looked result, err error) error {
-	d, plainErr := once(w.ctx, p.checks, t.asks("plain", pointerKey(p.tagPointer(t).key)), func(ctx context.Context) (digest.Digest, error) {
+	key := p.tagPointer(t).key
+	d, plainErr := once(w.ctx, p.checks, t.asks("plain", pointerKey(key)), func(ctx context.Context) (digest.Digest, error) {
 		d, err := p.fetchTag(ctx, t)
 		if err == nil {
-			err = p.store.PutTag(p.tagPointer(t).key, storage.Tag{Digest: d, Checked: time.Now()}, keptTimes*p.cfg.MaxStale)
+			err = p.store.PutTag(key, storage.Tag{Digest: d, Checked: time.Now()}, keptTimes*p.cfg.MaxStale)
 		}
 		return d, err
 	})

@@ -28,7 +28,7 @@ func pointerKey(k storage.TagKey) cacheKey {
 }
 
 // negativeCache has what registries do not have, or refuse, and downloads that failed
-// (RFC 9111 section 4.2.4 calls such answers negative): they are not asked for again yet.
+// (negative results, RFC 9111 section 2): they are not asked for again yet.
 type negativeCache struct {
 	entries *lru.Cache[cacheKey, negative]
 	ttl     time.Duration // of a registry's no

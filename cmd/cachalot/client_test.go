@@ -6,8 +6,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cachalot-registry/cachalot/proxy/clients"
 	"github.com/goccy/go-yaml"
+
+	"github.com/cachalot-registry/cachalot/proxy/clients"
 )
 
 // What is YAML parses, strictly, and what is inside it is as it was put there.

@@ -62,6 +62,7 @@ func (s *stuckClients) run(ctx context.Context) {
 func (s *stuckClients) look(now time.Time) {
 	limit := time.Duration(s.limit.Load())
 	if limit == 0 {
+		s.seen = nil // what is seen once there is a limit counts from then
 		return
 	}
 	seen := map[*net.TCPConn]taken{}

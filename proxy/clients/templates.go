@@ -13,7 +13,7 @@ import (
 type templates struct{ *template.Template }
 
 //go:embed templates/*.tmpl
-var files embed.FS
+var templateFiles embed.FS
 
 func newTemplates() templates {
 	t := templates{template.New("")}
@@ -24,7 +24,7 @@ func newTemplates() templates {
 		"indent":  indent,
 		"include": t.render,
 	})
-	template.Must(t.ParseFS(files, "templates/*.tmpl"))
+	template.Must(t.ParseFS(templateFiles, "templates/*.tmpl"))
 	return t
 }
 

@@ -115,8 +115,8 @@ func TestWork_BrokenRepository(t *testing.T) {
 	}
 }
 
-// TestWork_HangingRepository: a repository whose every blob and tag hangs, whoever asks for
-// them, leaves downloads, questions and connections to the registry's others.
+// TestWork_HangingRepository: a repository whose blobs and tags all hang leaves downloads,
+// questions and connections to the others of its registry, also where many clients ask for it.
 func TestWork_HangingRepository(t *testing.T) {
 	s := lay(t, "")
 	release := make(chan struct{})
