@@ -117,12 +117,21 @@ func openStream(ctx context.Context, src Source, at int64, r *room, resumed func
 	s := &stream{
 		ctx: ctx, src: src, resumed: resumed,
 		body: part.Body, from: part.Offset, pos: part.Offset, end: part.end(asked, part.Size), size: part.Size, mediaType: part.MediaType, wrong: part.Wrong,
-		breaks: backoff.NewExponentialBackOff(),
+		breaks: newBreaks(),
 	}
 	if s.end < s.size {
 		s.ahead = newAhead(ctx, src, s, r, time.Since(began))
 	}
 	return s, nil
+}
+
+// newBreaks are the waits between tries. What breaks off is asked for some eight times
+// in the patience, soon at first: each try may be four requests, a part and the whole and
+// where they lead, and a registry that has been asked so often will not give it.
+func newBreaks() *backoff.ExponentialBackOff {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval, b.Multiplier, b.MaxInterval = 100*time.Millisecond, 3, 5*time.Second
+	return b
 }
 
 // Read gives the next bytes. io.EOF means that the blob is complete as far as
@@ -196,8 +205,6 @@ func (s *stream) resume(cause error) error {
 	var wait time.Duration // none after a first break
 	if s.since.IsZero() || s.pos-s.sinceAt >= progress {
 		s.since, s.sinceAt = time.Now(), s.pos
-		s.breaks.InitialInterval = 50 * time.Millisecond
-		s.breaks.MaxInterval = 5 * time.Second
 		s.breaks.Reset()
 	} else {
 		wait = s.breaks.NextBackOff()

@@ -52,6 +52,37 @@ type errReader struct{ err error }
 
 func (r errReader) Read([]byte) (int, error) { return 0, r.err }
 
+// TestBreaksOff: what breaks off each time, a few bytes on or not at all, is asked for
+// few times in the patience: a registry pays for each.
+func TestBreaksOff(t *testing.T) {
+	t.Parallel()
+	for name, brings := range map[string]int64{"a byte": 1, "fifty": 50, "the same again": 0} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				const size = 1 << 20
+				asked := 0
+				src := func(_ context.Context, sp Span) (*Part, error) {
+					asked++
+					n := brings
+					if sp.Offset == 0 {
+						n = 50
+					}
+					return &Part{Body: io.NopCloser(io.MultiReader(strings.NewReader(strings.Repeat("x", int(n))), errReader{io.ErrUnexpectedEOF})), Offset: sp.Offset, Size: size}, nil
+				}
+				st, err := openStream(t.Context(), src, 0, nil, func(int64, error) {})
+				if err != nil {
+					t.Fatal(err)
+				}
+				got, err := io.ReadAll(st)
+				if int64(len(got)) != 50+int64(asked-1)*brings || !errors.Is(err, io.ErrUnexpectedEOF) || asked > 12 {
+					t.Errorf("read %d bytes, %v, after %d questions", len(got), err, asked)
+				}
+			})
+		})
+	}
+}
+
 // TestShorterThanBefore: a Source without lengths that twice brings all of it, and less
 // than before a break, is not asked until the patience ends.
 func TestShorterThanBefore(t *testing.T) {
