@@ -4,19 +4,27 @@ import (
 	"context"
 	"errors"
 	"io"
+	"runtime"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/semaphore"
 )
 
 // Memory is a budget for what is read whole into memory: manifests, lists, and what is
-// made of them. What does not fit is refused, and may be asked for again.
-type Memory struct{ places *Bulkhead } // a place is a KiB
+// made of them. What does not fit is refused, and may be asked for again. Of the work on
+// it, see Work.
+type Memory struct {
+	places *Bulkhead // a place is a KiB
+	work   *semaphore.Weighted
+}
 
 const (
 	kib = 1 << 10
 	// firstRead is what ReadAll begins with where no length is announced, in bytes.
 	firstRead = 4 << 10
-	// copies is how often a body is in memory: what is parsed of it takes as much again.
+	// copies is how often a body is in memory: what is made of it takes as much again. Of
+	// many small values see Unmarshal.
 	copies = 2
 	// patience is how long work waits for memory, and lookEvery how often it looks.
 	patience  = 3 * time.Second
@@ -32,7 +40,7 @@ var ErrNoMemory = errors.New("no memory is left for this; ask again later, or gi
 // NewMemory is a budget of so many bytes, of which a registry, or a client that others
 // would lack them for, has no more than a share.
 func NewMemory(bytes int64, share float64) *Memory {
-	return &Memory{NewBulkhead(max(1, int(bytes/kib)), share)}
+	return &Memory{NewBulkhead(max(1, int(bytes/kib)), share), semaphore.NewWeighted(int64(max(1, runtime.GOMAXPROCS(0)/2)))}
 }
 
 // Limit is the budget, in bytes.
@@ -86,8 +94,11 @@ func (a *account) charge(n int) bool {
 func Charge(ctx context.Context, bytes int) error {
 	a, _ := ctx.Value(accountKey{}).(*account)
 	n := (bytes + kib - 1) / kib
-	if a == nil || a.charge(n) {
+	switch {
+	case a == nil || a.charge(n):
 		return nil
+	case n > a.memory.places.GroupLimit(): // however long it waits
+		return ErrNoMemory
 	}
 	late := time.NewTimer(patience)
 	defer late.Stop()

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"testing/iotest"
 	"testing/synctest"
+	"time"
 )
 
 func TestReadAll(t *testing.T) {
@@ -82,8 +83,12 @@ func TestMemory_Bound(t *testing.T) {
 		ended()
 		gone, leave := context.WithCancel(ctx)
 		leave()
-		if err := Charge(gone, int(m.Limit())); !errors.Is(err, context.Canceled) {
+		if err := Charge(gone, int(m.Limit()/4)); !errors.Is(err, context.Canceled) {
 			t.Errorf("who leaves: %v", err)
+		}
+		begun := time.Now()
+		if err := Charge(ctx, int(m.Limit()/4)+1); !errors.Is(err, ErrNoMemory) || time.Since(begun) > 0 {
+			t.Errorf("more than a registry may have at all: %v, after %s", err, time.Since(begun))
 		}
 		if m.Taken() != 0 {
 			t.Errorf("%d bytes at rest", m.Taken())

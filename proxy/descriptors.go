@@ -11,8 +11,8 @@ import (
 	"strings"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sync/semaphore"
 
+	"github.com/cachalot-registry/cachalot/bounds"
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/upstream"
 )
@@ -20,9 +20,6 @@ import (
 const (
 	// maxDescriptors of one manifest are read. Images have up to 127 layers, artifacts more.
 	maxDescriptors = 10_000
-	// maxDecoding manifests are decoded at once: one may be a single word of 4 MiB,
-	// which the decoder holds three times.
-	maxDecoding = 4
 	// maxMediaType is the longest one (RFC 6838 section 4.2), with its slash.
 	maxMediaType = 255
 	// maxPlatformPart bounds each part of a platform's name.
@@ -139,13 +136,10 @@ func (p *platform) fits(wanted []string) bool {
 	})
 }
 
-// manifestReader is the one way to read manifests, and configs of images. It decodes
-// a few at a time, and keeps of each what is asked for.
-type manifestReader struct{ decoding *semaphore.Weighted }
-
-func newManifestReader() manifestReader {
-	return manifestReader{semaphore.NewWeighted(maxDecoding)}
-}
+// manifestReader is the one way to read manifests, and configs of images. It decodes a
+// few at a time, for one may be a single word of 4 MiB, which the decoder holds three
+// times, and keeps of each what is asked for.
+type manifestReader struct{ memory *bounds.Memory }
 
 // manifest returns what a manifest names, up to so many descriptors, and how many
 // bytes it has read for that. It waits for its turn as long as ctx. The content is
@@ -163,13 +157,12 @@ func (r manifestReader) platform(ctx context.Context, content io.Reader) (p *pla
 }
 
 func (r manifestReader) decode(ctx context.Context, content io.Reader, decode func(*json.Decoder) error) (read int64, err error) {
-	if err := r.decoding.Acquire(ctx, 1); err != nil {
+	limited := &io.LimitedReader{R: content, N: upstream.MaxManifestSize}
+	var invalid error
+	if err := r.memory.Work(ctx, func() { invalid = decode(json.NewDecoder(bufio.NewReader(limited))) }); err != nil {
 		return 0, err
 	}
-	defer r.decoding.Release(1)
-	limited := &io.LimitedReader{R: content, N: upstream.MaxManifestSize}
-	err = decode(json.NewDecoder(bufio.NewReader(limited)))
-	return upstream.MaxManifestSize - limited.N, err
+	return upstream.MaxManifestSize - limited.N, invalid
 }
 
 // decode reads a manifest as encoding/json does, but a descriptor at a time: a

@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -59,7 +58,7 @@ func TestManifest_Decode(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			m, _, err := newManifestReader().manifest(t.Context(), strings.NewReader(tt.json), maxDescriptors)
+			m, _, err := manifestReader{}.manifest(t.Context(), strings.NewReader(tt.json), maxDescriptors)
 			if (err == nil) != (tt.failure == "") || err != nil && !strings.Contains(err.Error(), tt.failure) {
 				t.Errorf("failure %v, want %q", err, tt.failure)
 			}
@@ -74,7 +73,7 @@ func TestManifest_Decode(t *testing.T) {
 func TestManifest_Bounds(t *testing.T) {
 	t.Parallel()
 	read := func(text string) (manifest, int64) {
-		m, n, err := newManifestReader().manifest(t.Context(), strings.NewReader(text), maxDescriptors)
+		m, n, err := manifestReader{}.manifest(t.Context(), strings.NewReader(text), maxDescriptors)
 		if err != nil {
 			t.Error(err)
 		}
@@ -101,35 +100,9 @@ func TestManifest_Bounds(t *testing.T) {
 	if len(m.manifests[0].Platform.String()) > 4*maxPlatformPart {
 		t.Error("it keeps a long platform")
 	}
-	_, n, err := newManifestReader().manifest(t.Context(), strings.NewReader(`{"x":"`+strings.Repeat("x", 2*upstream.MaxManifestSize)+`"}`), maxDescriptors)
+	_, n, err := manifestReader{}.manifest(t.Context(), strings.NewReader(`{"x":"`+strings.Repeat("x", 2*upstream.MaxManifestSize)+`"}`), maxDescriptors)
 	if err == nil || n != upstream.MaxManifestSize {
 		t.Errorf("read %d bytes, %v", n, err)
-	}
-}
-
-// TestManifestReader_AtOnce: so many are decoded at once, and who waits ends with its
-// context.
-func TestManifestReader_AtOnce(t *testing.T) {
-	t.Parallel()
-	r := newManifestReader()
-	for range maxDecoding {
-		if !r.decoding.TryAcquire(1) {
-			t.Fatal("no turn")
-		}
-	}
-	ctx, leave := context.WithCancel(t.Context())
-	ended := make(chan string)
-	go func() {
-		_, n, err := r.manifest(ctx, strings.NewReader("{}"), maxDescriptors)
-		ended <- fmt.Sprint(n, " ", err)
-	}()
-	leave()
-	if got := <-ended; got != "0 context canceled" {
-		t.Error(got)
-	}
-	r.decoding.Release(1)
-	if _, _, err := r.manifest(t.Context(), strings.NewReader("{}"), maxDescriptors); err != nil {
-		t.Error(err)
 	}
 }
 
@@ -142,7 +115,7 @@ func FuzzManifest(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		m, _, err := newManifestReader().manifest(t.Context(), strings.NewReader(string(b)), maxDescriptors)
+		m, _, err := manifestReader{}.manifest(t.Context(), strings.NewReader(string(b)), maxDescriptors)
 		if n := len(m.manifests) + len(m.layers) + len(m.fsLayers); n > maxDescriptors || n > m.named {
 			t.Errorf("%d descriptors", n)
 		}

@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -73,7 +74,7 @@ func FuzzKeptList(f *testing.F) {
 		f.Add([]byte(s), "a/b")
 	}
 	f.Fuzz(func(t *testing.T, b []byte, artifactType string) {
-		if l, err := readReferrers(b); err == nil {
+		if l, err := readReferrers(t.Context(), b); err == nil {
 			var all bytes.Buffer
 			for part := range l.filtered(artifactType) {
 				all.Write(part)
@@ -85,19 +86,35 @@ func FuzzKeptList(f *testing.F) {
 				t.Errorf("%q of type %q has %d", b, artifactType, len(got.Manifests))
 			}
 		}
-		page, err := readPage(b)
-		if err != nil {
+		list, err := readTagList(t.Context(), b)
+		var want upstream.TagPage
+		if err != nil || json.Unmarshal(b, &want) != nil {
 			return
 		}
-		var all bytes.Buffer
-		for part := range tagList("a/b", page.Tags) {
-			all.Write(part)
+		for i := range len(want.Tags) + 1 {
+			sameTags(t, list.first(i), want.Tags[:i])
 		}
-		var got upstream.TagPage
-		if err := json.Unmarshal(all.Bytes(), &got); err != nil || len(got.Tags) != len(page.Tags) {
-			t.Errorf("%q: %q, %v", b, all.Bytes(), err)
+		sameTags(t, list, want.Tags)
+		for _, last := range want.Tags {
+			sameTags(t, list.after(last), want.Tags[slices.Index(want.Tags, last)+1:])
 		}
 	})
+}
+
+// sameTags compares a tag list as a client gets it.
+func sameTags(t *testing.T, list tagList, want []string) {
+	t.Helper()
+	var all bytes.Buffer
+	for part := range list.parts("a/b") {
+		all.Write(part)
+	}
+	var got struct {
+		Name string
+		Tags []string
+	}
+	if err := json.Unmarshal(all.Bytes(), &got); err != nil || got.Name != "a/b" || got.Tags == nil || !slices.Equal(got.Tags, want) {
+		t.Errorf("%q, %v; want %q", all.Bytes(), err, want)
+	}
 }
 
 // FuzzAdmin: whatever the admin listener is asked, its answer is as the API's document

@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/goleak"
 
+	"github.com/cachalot-registry/cachalot/bounds"
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/upstream"
 	"github.com/cachalot-registry/cachalot/upstream/distributiontest"
@@ -48,6 +49,7 @@ type mirror struct {
 
 func testConfig() Config {
 	return Config{
+		Memory:          bounds.NewMemory(256<<20, bounds.DefaultShare),
 		DefaultUpstream: "docker.io", FreshFor: time.Hour, MaxStale: 24 * time.Hour,
 		RevalidateTimeout: time.Minute, NegativeFor: time.Hour,
 	}

@@ -41,7 +41,7 @@ func (p *Proxy) referrers(w *response, r *http.Request, t target) error {
 	if err != nil {
 		return err
 	}
-	done, err := p.holds(w.ctx, t, len(list.body))
+	done, err := p.holds(w.ctx, t, list.size())
 	if err != nil {
 		return err
 	}
@@ -67,12 +67,18 @@ type referrer struct {
 	raw          json.RawMessage
 }
 
-func readReferrers(body []byte) (referrersList, error) {
+// size is what the list takes of memory, about.
+func (l referrersList) size() int {
+	const each = 64 // a referrer, and the beginning of its text
+	return 2*len(l.body) + each*len(l.manifests)
+}
+
+func readReferrers(ctx context.Context, body []byte) (referrersList, error) {
 	l := referrersList{body: body}
 	var manifests []json.RawMessage
-	err := json.Unmarshal(body, &l.fields)
+	err := bounds.Unmarshal(ctx, body, &l.fields)
 	if list := l.fields["manifests"]; err == nil && list != nil { // an older cachalot has kept null
-		err = json.Unmarshal(list, &manifests)
+		err = bounds.Unmarshal(ctx, list, &manifests)
 	}
 	if err != nil {
 		return l, fmt.Errorf("read kept referrers: %w", err)
@@ -122,7 +128,7 @@ func (l referrersList) filtered(artifactType string) iter.Seq[[]byte] {
 // list returns a list that is kept like a tag: under name, checked by fetching
 // all of it. No tag can have that name, for its slash. It is read once for all who want
 // it at about the same time, and not to be changed.
-func list[T any](p *Proxy, w *response, t target, name string, fetch func(context.Context) ([]byte, error), read func([]byte) (T, error)) (T, error) {
+func list[T interface{ size() int }](p *Proxy, w *response, t target, name string, fetch func(context.Context) ([]byte, error), read func(context.Context, []byte) (T, error)) (T, error) {
 	var none T
 	sc := t.scope()
 	sc.Keep.NoStore = false // it is no content of an image, and read twice
@@ -155,8 +161,8 @@ func list[T any](p *Proxy, w *response, t target, name string, fetch func(contex
 			if err != nil {
 				return none, 0, err
 			}
-			l, err := read(body)
-			return l, len(body), err
+			l, err := read(ctx, body)
+			return l, l.size(), err
 		})
 		switch {
 		case err == nil:

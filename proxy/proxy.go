@@ -126,7 +126,7 @@ func New(cfg Config, store *storage.Store, upstreams []Upstream, m *Metrics, log
 		cfg: cfg, store: store, registries: known, metrics: m, log: log,
 		ctx: ctx, stop: stop, checks: newChecks(ctx, cfg.Memory, cfg.MaxChecks, cfg.Share),
 		negative: negative, heads: heads, sizes: sizes, pages: pages, readLists: lists,
-		suspicion: suspicion, reader: newManifestReader(),
+		suspicion: suspicion, reader: manifestReader{cfg.Memory},
 	}
 	p.routes = p.newRoutes()
 	if len(cfg.Hosts) > 0 {

@@ -12,7 +12,7 @@ import (
 	"github.com/cachalot-registry/cachalot/storage"
 )
 
-// maxRead bounds what is remembered of lists that were read, in bytes of their bodies.
+// maxRead bounds what is remembered of lists that were read, in bytes of memory.
 const maxRead = 8 << 20
 
 // readLists are lists that were read a moment ago: hundreds of clients that want some
@@ -62,7 +62,7 @@ func (l *readLists) add(key listKey, r readList) {
 }
 
 // readOnce returns what was read of content, or reads it. read is called once for all who want it at
-// the same time; its number is the length of what it has read.
+// the same time; its number is what that takes of memory.
 func readOnce[T any](ctx context.Context, p *Proxy, t target, key listKey, read func(context.Context) (T, int, error)) (T, error) {
 	if known, ok := p.readLists.get(key); ok {
 		if l, ok := known.(T); ok {

@@ -3,11 +3,8 @@ package proxy
 import (
 	"context"
 	"encoding/json"
-	"fmt"
-	"iter"
 	"net/http"
 	"net/url"
-	"slices"
 	"strconv"
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
@@ -68,47 +65,16 @@ func (p *Proxy) tags(w *response, r *http.Request, t target) error {
 	if err != nil {
 		return err
 	}
-	if page.Next != "" {
-		w.Header().Set("Link", nextLink(r, page.Next))
+	if page.next != "" {
+		w.Header().Set("Link", nextLink(r, page.next))
 	}
-	done, err := p.holds(w.ctx, t, sizeOf(page.Tags))
+	done, err := p.holds(w.ctx, t, page.size())
 	if err != nil {
 		return err
 	}
 	defer done()
 	w.Header().Set("Content-Type", "application/json")
-	return writeParts(w, r, tagList(t.name, page.Tags))
-}
-
-// sizeOf is what tags take of memory, about.
-func sizeOf(tags []string) (bytes int) {
-	const header = 16 // of each string
-	for _, tag := range tags {
-		bytes += header + len(tag)
-	}
-	return bytes
-}
-
-// tagList is a tag list (OCI distribution-spec, "Listing tags"), in parts.
-func tagList(name string, tags []string) iter.Seq[[]byte] {
-	return func(yield func([]byte) bool) {
-		text := func(s string) []byte {
-			b, err := json.Marshal(s)
-			if err != nil {
-				return []byte(`""`) // strings always marshal
-			}
-			return b
-		}
-		if !yield([]byte(`{"name":`)) || !yield(text(name)) || !yield([]byte(`,"tags":[`)) {
-			return
-		}
-		for i, tag := range tags {
-			if i > 0 && !yield([]byte(",")) || !yield(text(tag)) {
-				return
-			}
-		}
-		yield([]byte("]}"))
-	}
+	return writeParts(w, r, page.parts(t.name))
 }
 
 // nextLink is the Link to the next page (RFC 8288). It is relative, so that it holds
@@ -127,7 +93,7 @@ func nextLink(r *http.Request, next string) string {
 }
 
 // tagPage returns the page that a query asks for.
-func (p *Proxy) tagPage(w *response, t target, query url.Values) (upstream.TagPage, error) {
+func (p *Proxy) tagPage(w *response, t target, query url.Values) (tagList, error) {
 	if page, ok := p.cutPage(w, t, query); ok {
 		return page, nil
 	}
@@ -155,9 +121,12 @@ func (p *Proxy) tagPage(w *response, t target, query url.Values) (upstream.TagPa
 				return nil, err
 			}
 			return json.Marshal(page)
-		}, readPage)
+		}, readTagList)
 	}
-	page, err := once(w.ctx, p.checks, t.asks("page", pageKey(t, raw)), fetch)
+	page, err := once(w.ctx, p.checks, t.asks("page", pageKey(t, raw)), func(ctx context.Context) (tagList, error) {
+		page, err := fetch(ctx)
+		return newTagList(page), err
+	})
 	if err == nil {
 		w.result = resultMiss
 	}
@@ -175,44 +144,27 @@ func withoutLength(next string) string {
 	return query.Encode()
 }
 
-func readPage(body []byte) (upstream.TagPage, error) {
-	var page upstream.TagPage
-	if err := json.Unmarshal(body, &page); err != nil {
-		return page, fmt.Errorf("read kept tag list: %w", err)
-	}
-	return page, nil
-}
-
 // cutPage cuts a page from the whole list, where that is kept and has only one page:
 // no request is needed for it, and the upstream may be gone.
-func (p *Proxy) cutPage(w *response, t target, query url.Values) (upstream.TagPage, bool) {
+func (p *Proxy) cutPage(w *response, t target, query url.Values) (tagList, bool) {
 	for name := range query {
 		if name != "n" && name != "last" {
-			return upstream.TagPage{}, false
+			return tagList{}, false
 		}
 	}
 	_, kept := p.store.Tag(storage.TagKey{Upstream: t.registry.Name(), Repository: t.repo, Name: wholeList})
 	if len(query) == 0 || !kept {
-		return upstream.TagPage{}, false
+		return tagList{}, false
 	}
 	page, err := p.tagPage(w, t, nil)
-	if err != nil || page.Next != "" {
-		return upstream.TagPage{}, false
+	if err != nil || page.next != "" {
+		return tagList{}, false
 	}
 	if last := query.Get("last"); last != "" {
-		i := slices.Index(page.Tags, last) + 1
-		if i == 0 {
-			if i = slices.IndexFunc(page.Tags, func(tag string) bool { return tag > last }); i < 0 {
-				i = len(page.Tags)
-			}
-		}
-		page.Tags = page.Tags[i:]
+		page = page.after(last)
 	}
-	if n, err := strconv.Atoi(query.Get("n")); err == nil && n < len(page.Tags) {
-		page.Tags = slices.Clone(page.Tags[:n]) // all of them would stay in memory
-		if n > 0 {
-			page.Next = url.Values{"n": {strconv.Itoa(n)}, "last": {page.Tags[n-1]}}.Encode()
-		}
+	if n, err := strconv.Atoi(query.Get("n")); err == nil {
+		page = page.first(n)
 	}
 	return page, true
 }

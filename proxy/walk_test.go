@@ -15,6 +15,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/cachalot-registry/cachalot/bounds"
 	"github.com/cachalot-registry/cachalot/storage"
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
@@ -306,14 +308,13 @@ func TestWalk_Leave(t *testing.T) {
 					running, stop := context.WithCancel(t.Context())
 					asking, leave := context.WithCancel(t.Context())
 					a, server := bareAPI(t, m, running, begun, ended)
-					turns, most := r.turns(a), r.most
 					if at == "in the walk" {
-						turns, most = m.proxy.reader.decoding, maxDecoding
-					}
-					if err := turns.Acquire(t.Context(), most); err != nil {
+						defer work(t, m.proxy.reader.memory)()
+					} else if err := r.turns(a).Acquire(t.Context(), r.most); err != nil {
 						t.Fatal(err)
+					} else {
+						defer r.turns(a).Release(r.most)
 					}
-					defer turns.Release(most)
 					answered := make(chan int, 1)
 					go func() { answered <- r.send(asking, server) }()
 					<-begun
@@ -332,6 +333,22 @@ func TestWalk_Leave(t *testing.T) {
 	}
 }
 
+// work keeps half of the processors busy, until end is called.
+func work(t *testing.T, memory *bounds.Memory) (end func()) {
+	t.Helper()
+	release, begun := make(chan struct{}), make(chan struct{})
+	var working sync.WaitGroup
+	for range max(1, runtime.GOMAXPROCS(0)/2) {
+		working.Go(func() {
+			if err := memory.Work(t.Context(), func() { begun <- struct{}{}; <-release }); err != nil {
+				t.Error(err)
+			}
+		})
+		<-begun
+	}
+	return func() { close(release); working.Wait() }
+}
+
 // TestWalk_Turns: so many walks go on at once, and others after them.
 func TestWalk_Turns(t *testing.T) {
 	t.Parallel()
@@ -344,9 +361,7 @@ func TestWalk_Turns(t *testing.T) {
 			const more = 3
 			begun, ended := make(chan struct{}, 100), make(chan struct{}, 100)
 			a, server := bareAPI(t, m, t.Context(), begun, ended)
-			if err := m.proxy.reader.decoding.Acquire(t.Context(), maxDecoding); err != nil {
-				t.Fatal(err)
-			}
+			rest := work(t, m.proxy.reader.memory)
 			answered := make(chan int, r.fill+more)
 			for range r.fill + more {
 				go func() { answered <- r.send(t.Context(), server) }()
@@ -361,7 +376,7 @@ func TestWalk_Turns(t *testing.T) {
 				}
 				runtime.Gosched()
 			}
-			m.proxy.reader.decoding.Release(maxDecoding)
+			rest()
 			for range r.fill + more {
 				if status := <-answered; status != http.StatusOK {
 					t.Errorf("status %d", status)

@@ -4,12 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/cachalot-registry/cachalot/bounds"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -39,8 +41,15 @@ func (r *Registry) TagPage(ctx context.Context, repo, query string) (TagPage, er
 	err := r.read(ctx, KindTags, q, func(resp *http.Response, b []byte) error {
 		var list map[string]json.RawMessage
 		page = TagPage{}
-		if json.Unmarshal(b, &list) != nil || list["tags"] == nil || json.Unmarshal(list["tags"], &page.Tags) != nil {
-			return r.fail(q.op, ErrInvalid, "not a tag list")
+		err := bounds.Unmarshal(ctx, b, &list)
+		if err == nil && list["tags"] == nil {
+			err = errNoList
+		}
+		if err == nil {
+			err = bounds.Unmarshal(ctx, list["tags"], &page.Tags)
+		}
+		if err != nil {
+			return r.failParse(q.op, ErrInvalid, "not a tag list", err)
 		}
 		link := parseNextLink(resp.Header.Values("Link"))
 		if link == "" {
@@ -63,6 +72,18 @@ func (r *Registry) TagPage(ctx context.Context, repo, query string) (TagPage, er
 	return page, err
 }
 
+// errNoList: there is no list where one should be, not even an empty one.
+var errNoList = errors.New("no list")
+
+// failParse is the error of what cannot be parsed: it is not what it should be, or there
+// is no memory for it.
+func (r *Registry) failParse(op string, kind error, what string, err error) error {
+	if errors.Is(err, bounds.ErrNoMemory) {
+		return err
+	}
+	return r.fail(op, kind, "%s", what)
+}
+
 func tagsQuery(repo, raw string) query {
 	return query{op: string(KindTags), method: http.MethodGet, repo: repo, path: repo + "/tags/list", rawQuery: raw}
 }
@@ -80,9 +101,9 @@ func (r *Registry) Referrers(ctx context.Context, repo string, d digest.Digest) 
 	var pages []index
 	var only []byte
 	err = r.pages(ctx, KindReferrers, q, func(page []byte, contentType string) error {
-		i, err := parseIndex(page, contentType)
+		i, err := parseIndex(ctx, page, contentType)
 		if err != nil {
-			return r.fail(q.op, errNoAPI, "%v", err)
+			return r.failParse(q.op, errNoAPI, err.Error(), err)
 		}
 		pages, only = append(pages, i), page
 		return nil
@@ -106,8 +127,8 @@ func (r *Registry) Referrers(ctx context.Context, repo string, d digest.Digest) 
 	if err != nil {
 		return nil, false, err
 	}
-	if _, err := parseIndex(m.Content, m.MediaType); err != nil {
-		return nil, false, r.fail(q.op, ErrInvalid, "the fallback tag: %v", err)
+	if _, err := parseIndex(ctx, m.Content, m.MediaType); err != nil {
+		return nil, false, r.failParse(q.op, ErrInvalid, "the fallback tag: "+err.Error(), err)
 	}
 	return m.Content, true, nil
 }
@@ -134,11 +155,11 @@ type index struct {
 	manifests []json.RawMessage
 }
 
-func parseIndex(b []byte, contentType string) (index, error) {
+func parseIndex(ctx context.Context, b []byte, contentType string) (index, error) {
 	var i index
 	var named string
-	if json.Unmarshal(b, &i.fields) != nil {
-		return i, errors.New("not a JSON object")
+	if err := bounds.Unmarshal(ctx, b, &i.fields); err != nil {
+		return i, fmt.Errorf("not a JSON object: %w", err)
 	}
 	if m, ok := i.fields["mediaType"]; ok && json.Unmarshal(m, &named) != nil {
 		return i, errors.New("mediaType is no string")
@@ -146,8 +167,12 @@ func parseIndex(b []byte, contentType string) (index, error) {
 	if contentType != ocispec.MediaTypeImageIndex && named != ocispec.MediaTypeImageIndex {
 		return i, errors.New("not an image index")
 	}
-	if m, ok := i.fields["manifests"]; !ok || json.Unmarshal(m, &i.manifests) != nil {
-		return i, errors.New("it has no list of manifests") // which is required (image-spec, image-index.md)
+	m, ok := i.fields["manifests"]
+	if !ok { // it is required (image-spec, image-index.md)
+		return i, errNoList
+	}
+	if err := bounds.Unmarshal(ctx, m, &i.manifests); err != nil {
+		return i, fmt.Errorf("it has no list of manifests: %w", err)
 	}
 	return i, nil
 }

@@ -4,14 +4,12 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"slices"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -31,21 +29,21 @@ func (r *Registry) read(ctx context.Context, kind Kind, q query, valid func(resp
 		}
 		from := resp.Body.(*body).from
 		body, err := r.readBody(q, kind, resp)
+		breaks := errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrTimeout)
+		if err == nil {
+			err = valid(resp, body)
+		}
 		switch {
 		case err == nil:
+			return nil
 		case ctx.Err() != nil, errors.Is(err, bounds.ErrNoMemory):
 			return err
-		case errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrTimeout) && !broke:
+		case breaks && !broke:
 			broke = true
 			continue
 		}
-		if err == nil {
-			if err = valid(resp, body); err == nil {
-				return nil
-			}
-			if _, ok := errors.AsType[*Error](err); !ok {
-				err = r.fail(q.op, ErrInvalid, "%v", err)
-			}
+		if _, ok := errors.AsType[*Error](err); !ok {
+			err = r.fail(q.op, ErrInvalid, "%v", err)
 		}
 		telling = moreTelling(telling, err)
 		q.skip = append(slices.Clip(q.skip), from)
@@ -150,31 +148,7 @@ func (r *Registry) readOdd(ctx context.Context, op string, c *Content, d digest.
 		}
 	}
 	size := int64(len(b))
-	return &Content{Body: io.NopCloser(bytes.NewReader(b)), End: size, Size: size, MediaType: manifestType(c.MediaType, b)}, nil
-}
-
-// errNamed: a registry names another digest than that of what it sent.
-var errNamed = errors.New("what it sent for a tag has not the digest that it names")
-
-// readManifest checks what a registry sent for a tag: a manifest, and the one whose
-// digest it names. If not, the error is errNamed, and the digest is that of the bytes.
-func readManifest(resp *http.Response, b []byte) (Resolved, error) {
-	if !isManifest(b) {
-		return Resolved{}, errors.New("what it sent for a tag is no manifest")
-	}
-	d := digest.FromBytes(b)
-	var err error
-	switch named := namedDigest(resp); {
-	case named == "" || !named.Algorithm().Available():
-		if !isSound(b) {
-			return Resolved{}, errors.New("what it sent for a tag is a damaged manifest")
-		}
-	case named.Algorithm().FromBytes(b) == named:
-		d = named
-	case !isSigned(b, named):
-		err = errNamed
-	}
-	return Resolved{Descriptor: ocispec.Descriptor{MediaType: manifestType(mediaType(KindManifest, resp), b), Digest: d, Size: int64(len(b))}, Content: b}, err
+	return &Content{Body: io.NopCloser(bytes.NewReader(b)), End: size, Size: size, MediaType: parseManifest(b).mediaType(c.MediaType)}, nil
 }
 
 // settle finds out which of the two is wrong, the name or the bytes. Where the registry
@@ -200,60 +174,4 @@ func (r *Registry) byDigest(ctx context.Context, repo string, d digest.Digest) (
 		err = errNamed
 	}
 	return Resolved{Descriptor: ocispec.Descriptor{MediaType: c.MediaType, Digest: d, Size: int64(len(b))}, Content: b}, err
-}
-
-// manifestBody is what tells manifests from other things, and from each other.
-type manifestBody struct {
-	SchemaVersion json.Number       `json:"schemaVersion"`
-	MediaType     string            `json:"mediaType"`
-	Manifests     []json.RawMessage `json:"manifests"`
-	Layers        []json.RawMessage `json:"layers"`
-	Errors        json.RawMessage   `json:"errors"`
-}
-
-// isManifest reports whether b may be a manifest: an object of JSON that has what all
-// kinds of manifests have one of, and a page, an error or the half of one have not.
-func isManifest(b []byte) bool {
-	var m manifestBody
-	if json.Unmarshal(b, &m) != nil || m.Errors != nil && m.SchemaVersion == "" {
-		return false
-	}
-	return m.SchemaVersion != "" || m.MediaType != "" || m.Manifests != nil || m.Layers != nil
-}
-
-// isSound reports whether a manifest shows no damage, where no digest tells: it is UTF-8
-// (RFC 8259 section 8.1), and the digests in it are some.
-func isSound(b []byte) bool {
-	type descriptor struct{ Digest digest.Digest }
-	var m struct {
-		Config            descriptor
-		Layers, Manifests []descriptor
-	}
-	if !utf8.Valid(b) || json.Unmarshal(b, &m) != nil {
-		return false
-	}
-	return !slices.ContainsFunc(slices.Concat(m.Layers, m.Manifests, []descriptor{m.Config}), func(c descriptor) bool {
-		err := c.Digest.Validate()
-		return c.Digest != "" && err != nil && !errors.Is(err, digest.ErrDigestUnsupported)
-	})
-}
-
-// manifestType is the media type of a manifest: what its answer said, or where that is
-// none that a manifest can have, what the manifest itself says, or looks like.
-func manifestType(said string, b []byte) string {
-	var m manifestBody
-	if said != "" || json.Unmarshal(b, &m) != nil {
-		return said
-	}
-	switch {
-	case isManifestType(m.MediaType):
-		return m.MediaType
-	case m.Manifests != nil:
-		return ocispec.MediaTypeImageIndex
-	case m.Layers != nil:
-		return ocispec.MediaTypeImageManifest
-	case m.SchemaVersion == "1":
-		return "application/vnd.docker.distribution.manifest.v1+json"
-	}
-	return ""
 }

@@ -439,7 +439,9 @@ func (r *Registry) Manifest(ctx context.Context, repo, reference string) (Resolv
 	q.accept = r.isContent(q.op) //nolint:bodyclose // it makes no answer
 	var m Resolved
 	err := r.read(ctx, KindManifest, q, func(resp *http.Response, body []byte) (err error) {
-		m, err = readManifest(resp, body)
+		if busy := bounds.Work(ctx, len(body), func() { m, err = readManifest(resp, body) }); busy != nil {
+			return busy
+		}
 		if !errors.Is(err, errNamed) {
 			return err
 		}

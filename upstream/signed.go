@@ -21,11 +21,11 @@ const mediaTypeSigned = "application/vnd.docker.distribution.manifest.v1+prettyj
 // tail, which each signature repeats. It is nil where there is none.
 func signedPayload(b []byte) []byte {
 	var m struct {
-		Signatures []struct {
+		Signatures [1]struct { // the others repeat it
 			Protected string `json:"protected"`
 		} `json:"signatures"`
 	}
-	if json.Unmarshal(b, &m) != nil || len(m.Signatures) == 0 {
+	if json.Unmarshal(b, &m) != nil {
 		return nil
 	}
 	header, err := base64.RawURLEncoding.DecodeString(m.Signatures[0].Protected)

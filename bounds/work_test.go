@@ -1,0 +1,71 @@
+package bounds
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+)
+
+// TestWork: half of the processors work on what is large, and what is small waits for none
+// of that. Who waits ends with its context.
+func TestWork(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := NewMemory(1<<20, DefaultShare)
+		ctx, closed := m.Account(t.Context(), Holder{Group: "hostile"})
+		defer closed()
+		release := make(chan struct{})
+		var working atomic.Int64
+		ended := make(chan error)
+		for range runtime.GOMAXPROCS(0) + 3 {
+			go func() {
+				ended <- Work(ctx, heavy, func() { working.Add(1); <-release })
+			}()
+			synctest.Wait()
+		}
+		if most := int64(max(1, runtime.GOMAXPROCS(0)/2)); working.Load() != most {
+			t.Errorf("%d work at once, want %d", working.Load(), most)
+		}
+		ran := false
+		if err := Work(ctx, heavy-1, func() { ran = true }); err != nil || !ran {
+			t.Errorf("what is small: %v", err)
+		}
+		gone, leave := context.WithCancel(ctx)
+		leave()
+		if err := m.Work(gone, func() { t.Error("it has left") }); !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		close(release)
+		for range runtime.GOMAXPROCS(0) + 3 {
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// TestUnmarshal: what takes more memory than there is once it is parsed is not parsed.
+func TestUnmarshal(t *testing.T) {
+	t.Parallel()
+	m := NewMemory(1<<20, DefaultShare)
+	ctx, closed := m.Account(t.Context(), Holder{Group: "hostile"})
+	var list []string
+	words := int(m.Limit())/4/perElement + 16
+	if err := Unmarshal(ctx, []byte(`["a"`+strings.Repeat(`,""`, words)+`]`), &list); !errors.Is(err, ErrNoMemory) || list != nil {
+		t.Errorf("a list of %d little words: %v, %d of them", words, err, len(list))
+	}
+	if err := Unmarshal(ctx, []byte(`["a","b"]`), &list); err != nil || len(list) != 2 {
+		t.Errorf("a short list: %v, %d of them", err, len(list))
+	}
+	if err := Unmarshal(ctx, []byte(`["a"`), &list); err == nil || errors.Is(err, ErrNoMemory) {
+		t.Errorf("half a list: %v", err)
+	}
+	closed()
+	if m.Taken() != 0 {
+		t.Errorf("%d bytes at rest", m.Taken())
+	}
+}
