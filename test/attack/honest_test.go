@@ -111,7 +111,11 @@ func (s *siege) honestly(pulls int, attack func()) seen {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	client := exec.CommandContext(s.t.Context(), os.Args[0])
+	command := []string{os.Args[0]}
+	if s.scheduled {
+		command = append([]string{"chrt", "--rr", "1"}, command...)
+	}
+	client := exec.CommandContext(s.t.Context(), command[0], command[1:]...)
 	client.Env = append(os.Environ(), honestEnv+"="+string(config))
 	client.Stderr = os.Stderr
 	in, err := client.StdinPipe()

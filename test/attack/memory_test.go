@@ -102,6 +102,50 @@ func TestMemory_Manifests(t *testing.T) {
 	t.Logf("%d of %d manifests of 4 MiB served, %d told to come back, of %d the registry was too slow", served.Load(), n, later.Load(), slow.Load())
 }
 
+// TestMemory_Parsed: what takes little on the wire, and many times that in memory where it is
+// parsed: lists and manifests of a million elements that say nothing.
+func TestMemory_Parsed(t *testing.T) {
+	s := lay(t, "")
+	const most = 4<<20 - 200
+	full := func(begin, element, end string) []byte {
+		return []byte(begin + strings.Repeat(element+",", (most-len(begin))/(len(element)+1)) + element + end)
+	}
+	const index = "application/vnd.oci.image.index.v1+json"
+	s.evil.Fault(ut.Match{Op: ut.Tags}, ut.Body("application/json", full(`{"name":"a/b","tags":[`, `""`, `]}`)))
+	s.evil.Fault(ut.Match{Op: ut.Referrers}, ut.Body(index, full(`{"schemaVersion":2,"mediaType":"`+index+`","manifests":[`, `0`, `]}`)))
+	s.evil.Fault(ut.Match{Op: ut.HeadManifest}, ut.Status(http.StatusMethodNotAllowed))
+	for i, manifest := range [][]byte{
+		full(`{"schemaVersion":2,"layers":[`, `0`, `]}`), full(`{"schemaVersion":2,"manifests":[`, `{}`, `]}`), full(`{"schemaVersion":1,"signatures":[`, `{}`, `]}`),
+	} {
+		s.evil.Fault(ut.Match{Op: ut.GetManifest, Reference: fmt.Sprint("t", i)}, ut.Body(index, manifest))
+	}
+	paths := []string{"manifests/t0", "manifests/t1", "manifests/t2", "tags/list", "tags/list?n=1", "referrers/" + s.secret.Digest.String(), "referrers/" + s.secret.Digest.String() + "?artifactType=a/b"}
+	n := attempts(t, 210)
+	statuses := map[int]int{}
+	var mu sync.Mutex // guards statuses
+	peak := s.during(func() {
+		flood(n, 70, asFast, func(i int) {
+			resp, err := http.Get(fmt.Sprintf("%s/v2/evil.test/a%d/b/%s", s.URL, i/len(paths), paths[i%len(paths)])) //nolint:noctx // loopback
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer resp.Body.Close()
+			_, err = io.Copy(io.Discard, resp.Body)
+			mu.Lock()
+			defer mu.Unlock()
+			statuses[resp.StatusCode]++
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	})
+	if peak > limit/2 {
+		t.Errorf("%d MiB of memory for bodies of 4 MiB, of which a registry may have a few", peak>>20)
+	}
+	t.Logf("answers to %d requests: %v", n, statuses)
+}
+
 // TestMemory_Headers: thousands of connections with headers as long as they may be, of as
 // many fields as fit, which are not complete.
 func TestMemory_Headers(t *testing.T) {

@@ -32,7 +32,7 @@ func TestOrigin(t *testing.T) {
 	}
 	const rounds = 7
 	took := map[string][]time.Duration{}
-	s.during(func() {
+	s.beside(func() {
 		seed := uint64(3000)
 		for range rounds {
 			for name, faults := range lies {
