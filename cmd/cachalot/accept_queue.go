@@ -21,7 +21,7 @@ type acceptQueue struct {
 // waiting are the connections of one client, at least one.
 type waiting struct {
 	client string
-	conns  []net.Conn
+	conns  []*net.TCPConn
 }
 
 func newAcceptQueue(places int) *acceptQueue {
@@ -29,7 +29,7 @@ func newAcceptQueue(places int) *acceptQueue {
 }
 
 // add reports whether there was room.
-func (q *acceptQueue) add(client string, c net.Conn) bool {
+func (q *acceptQueue) add(client string, c *net.TCPConn) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.len == cap(q.ready) {
@@ -49,7 +49,7 @@ func (q *acceptQueue) add(client string, c net.Conn) bool {
 
 // next is the first connection of the client whose turn it is; nil: none waits. It is
 // called for each value of ready.
-func (q *acceptQueue) next() net.Conn {
+func (q *acceptQueue) next() *net.TCPConn {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	e := q.turns.Front()
@@ -66,7 +66,7 @@ func (q *acceptQueue) next() net.Conn {
 
 // displace takes the last connection of the client with the most, if that has more than
 // another client would with one more; or else it returns nil.
-func (q *acceptQueue) displace(client string) net.Conn {
+func (q *acceptQueue) displace(client string) *net.TCPConn {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	most, mine := 1, 0

@@ -23,10 +23,9 @@ import (
 // queue's length they do so in the kernel's. The last share is for clients with less than
 // a share: others' connections are closed at once there, for each that they have idle.
 //
-// A server tells the listener by track what its connections do: a net.Conn that told so
-// itself would hide the *net.TCPConn from net/http, and with it sendfile.
+// A server tells the listener by track what its connections do.
 type boundedListener struct {
-	net.Listener
+	*net.TCPListener
 	places  *bounds.Bulkhead
 	waiting *acceptQueue
 	begin   sync.Once                      // starts receive
@@ -37,19 +36,20 @@ type boundedListener struct {
 	freed   chan struct{}                  // has a value when a connection has become idle, or ended
 	trusted atomic.Pointer[[]netip.Prefix] // load balancers, whose connections are many clients'
 
-	mu      sync.Mutex               // guards the fields below, and what open leads to
-	open    map[net.Conn]*connection // those with a place, by what they are below TLS
+	mu      sync.Mutex               // guards the fields below, and those of connections
+	open    map[*connection]struct{} // those with a place
 	resting int                      // how many of them nothing is done for
 	idle    *list.List               // connections between two requests, the longest so first
 	fresh   *list.List               // those without a request yet, in the order in which they came
 }
 
-// connection is an open one. It stays in its list while it is at work, until one that
-// rests is looked for there: a request costs a look and a move.
+// connection is an accepted one: net/http sends files by its sendfile. It stays in its list
+// while it is at work, until one that rests is looked for there: a request costs a move.
 type connection struct {
-	net.Conn // below TLS
+	*net.TCPConn
 
 	holder bounds.Holder
+	gone   bool          // it has no place any more
 	rests  bool          // nothing is done for it
 	in     *list.List    // nil: none
 	place  *list.Element // in there
@@ -68,11 +68,11 @@ const (
 	maxWaiting = 512
 )
 
-func newBoundedListener(l net.Listener, limit int, share float64, full func()) *boundedListener {
+func newBoundedListener(l *net.TCPListener, limit int, share float64, full func()) *boundedListener {
 	return &boundedListener{
-		Listener: l, places: bounds.NewBulkhead(limit, share), waiting: newAcceptQueue(maxWaiting),
+		TCPListener: l, places: bounds.NewBulkhead(limit, share), waiting: newAcceptQueue(maxWaiting),
 		failed: make(chan error), closed: make(chan struct{}), full: full, freed: make(chan struct{}, 1),
-		open: map[net.Conn]*connection{}, idle: list.New(), fresh: list.New(),
+		open: map[*connection]struct{}{}, idle: list.New(), fresh: list.New(),
 	}
 }
 
@@ -119,8 +119,11 @@ func (l *boundedListener) Accept() (net.Conn, error) {
 		c := l.waiting.next()
 		switch {
 		case c == nil: // the listener is closed
-		case open && l.enter(c):
-			return c, nil
+		case open:
+			if entered := l.enter(c); entered != nil {
+				return entered, nil
+			}
+			fallthrough
 		default:
 			l.full()
 			_ = c.Close() // nothing was read
@@ -132,7 +135,7 @@ func (l *boundedListener) Accept() (net.Conn, error) {
 // listener is closed.
 func (l *boundedListener) receive() error {
 	for {
-		c, err := l.Listener.Accept()
+		c, err := l.TCPListener.AcceptTCP()
 		switch {
 		case err == nil && l.queue(c):
 		case err == nil || errors.Is(err, net.ErrClosed):
@@ -156,7 +159,7 @@ func (l *boundedListener) fail(err error) {
 // While places are taken by clients that say nothing, the one with the most loses its
 // last for another one. Where all are at work, they wait in the kernel's queue: none of
 // them is wrong to be here.
-func (l *boundedListener) queue(c net.Conn) bool {
+func (l *boundedListener) queue(c *net.TCPConn) bool {
 	client := l.holder(c).Client
 	if client == "" { // one of many clients
 		client = c.RemoteAddr().String()
@@ -187,34 +190,35 @@ func (l *boundedListener) spares() bool {
 }
 
 // atWork are the connections for which something is done.
-func (l *boundedListener) atWork() []net.Conn {
+func (l *boundedListener) atWork() []*net.TCPConn {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	working := make([]net.Conn, 0, len(l.open)-l.resting)
-	for _, c := range l.open {
+	working := make([]*net.TCPConn, 0, len(l.open)-l.resting)
+	for c := range l.open {
 		if !c.rests {
-			working = append(working, c.Conn)
+			working = append(working, c.TCPConn)
 		}
 	}
 	return working
 }
 
-// enter gives a connection a place, if need be that of an idle one of the same client.
-func (l *boundedListener) enter(c net.Conn) bool {
+// enter gives a connection a place, if need be that of an idle one of the same client;
+// nil: there is none.
+func (l *boundedListener) enter(c *net.TCPConn) *connection {
 	holder := l.holder(c)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.places.Enter(holder) {
 		spare := l.first(l.idle, func(c *connection) bool { return c.holder == holder })
 		if spare == nil {
-			return false
+			return nil
 		}
-		l.leave(spare)
-		delete(l.open, spare.Conn)
-		hangUp(spare.Conn)
+		l.ends(spare) // and its place is the next one's
+		spare.hangUp()
 	}
-	l.open[c] = &connection{Conn: c, holder: holder}
-	return true
+	entered := &connection{TCPConn: c, holder: holder}
+	l.open[entered] = struct{}{}
+	return entered
 }
 
 // first is the first connection of a list that rests, can be closed, and is wanted, if
@@ -228,7 +232,7 @@ func (l *boundedListener) first(in *list.List, wanted func(*connection) bool) *c
 			l.leave(c)
 			continue
 		}
-		if wanted(c) && !unread(c.Conn) {
+		if wanted(c) && !unread(c.TCPConn) {
 			return c
 		}
 		looked++
@@ -238,12 +242,8 @@ func (l *boundedListener) first(in *list.List, wanted func(*connection) bool) *c
 
 // unread is whether something waits to be read from a connection: its request has come,
 // and the server has not had the time to look.
-func unread(c net.Conn) bool {
-	tcp := tcpOf(c)
-	if tcp == nil {
-		return false
-	}
-	raw, err := tcp.SyscallConn()
+func unread(c *net.TCPConn) bool {
+	raw, err := c.SyscallConn()
 	if err != nil {
 		return false
 	}
@@ -289,19 +289,25 @@ func (l *boundedListener) drop() {
 	}
 	l.mu.Unlock()
 	if c != nil {
-		hangUp(c.Conn)
+		c.hangUp()
 	}
 }
 
 // hangUp closes a connection without a goodbye, which TLS would wait for.
-func hangUp(c net.Conn) { _ = c.Close() } // its server closes it again
+func (c *connection) hangUp() { _ = c.Close() } // its server closes it again
 
-// below is what lies below TLS.
-func below(c net.Conn) net.Conn {
-	if tcp := tcpOf(c); tcp != nil {
-		return tcp
+// connectionOf is the accepted connection that a server has, TLS or not.
+func connectionOf(c net.Conn) *connection {
+	for {
+		switch below := c.(type) {
+		case *connection:
+			return below
+		case interface{ NetConn() net.Conn }:
+			c = below.NetConn()
+		default:
+			return nil // of another listener
+		}
 	}
-	return c
 }
 
 // leave takes a connection out of its list. l.mu is held.
@@ -311,6 +317,13 @@ func (l *boundedListener) leave(c *connection) {
 		c.in, c.place = nil, nil
 	}
 	l.work(c)
+}
+
+// ends forgets a connection. l.mu is held.
+func (l *boundedListener) ends(c *connection) {
+	l.leave(c)
+	delete(l.open, c)
+	c.gone = true
 }
 
 // work: something is done for a connection. l.mu is held.
@@ -337,8 +350,9 @@ func (l *boundedListener) rest(c *connection, in *list.List) {
 
 // track is the server's ConnState hook.
 func (l *boundedListener) track(conn net.Conn, state http.ConnState) {
+	c := connectionOf(conn)
 	l.mu.Lock()
-	if c := l.open[below(conn)]; c != nil { // or else another one has its place
+	if c != nil && !c.gone {
 		switch state {
 		case http.StateNew:
 			c.since = time.Now()
@@ -348,8 +362,7 @@ func (l *boundedListener) track(conn net.Conn, state http.ConnState) {
 		case http.StateIdle:
 			l.rest(c, l.idle)
 		case http.StateClosed, http.StateHijacked:
-			l.leave(c)
-			delete(l.open, c.Conn)
+			l.ends(c)
 			l.places.Leave(c.holder)
 		}
 	}
@@ -365,7 +378,7 @@ func (l *boundedListener) track(conn net.Conn, state http.ConnState) {
 
 func (l *boundedListener) Close() error {
 	l.once.Do(func() { close(l.closed) })
-	if err := l.Listener.Close(); !errors.Is(err, net.ErrClosed) { // its server may have been first
+	if err := l.TCPListener.Close(); !errors.Is(err, net.ErrClosed) { // its server may have been first
 		return err
 	}
 	return nil

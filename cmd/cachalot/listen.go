@@ -16,12 +16,12 @@ import (
 
 // listen opens a TCP listener for the address of key. It says what to do where
 // the address cannot be had.
-func listen(ctx context.Context, address, key string) (net.Listener, error) {
+func listen(ctx context.Context, address, key string) (*net.TCPListener, error) {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", address)
 	switch {
 	case err == nil:
-		return l, nil
+		return l.(*net.TCPListener), nil // as of tcp
 	case errors.Is(err, syscall.EADDRINUSE):
 		return nil, fmt.Errorf("%w; stop the process that has this address, or set %s to another one", err, key)
 	case errors.Is(err, syscall.EACCES):

@@ -211,7 +211,7 @@ func TestUnreadStay(t *testing.T) {
 	}
 	l := newBoundedListener(inner, 10, bounds.DefaultShare, func() {})
 	defer l.Close()
-	accept := func(sends string) net.Conn {
+	accept := func(sends string) *connection {
 		var d net.Dialer
 		client, err := d.DialContext(t.Context(), "tcp", inner.Addr().String())
 		if err != nil {
@@ -226,25 +226,26 @@ func TestUnreadStay(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { c.Close() })
-		for sends != "" && !unread(c) { // the kernel may take its time
+		accepted := connectionOf(c)
+		for sends != "" && !unread(accepted.TCPConn) { // the kernel may take its time
 			runtime.Gosched()
 		}
-		return c
+		return accepted
 	}
 	for name, state := range map[string]http.ConnState{"new": http.StateNew, "idle": http.StateIdle} {
 		asks, silent := accept("GET"), accept("")
-		for _, c := range []net.Conn{asks, silent} {
+		for _, c := range []*connection{asks, silent} {
 			l.track(c, state)
-			l.open[c].since = l.open[c].since.Add(-freshFor)
+			c.since = c.since.Add(-freshFor)
 		}
 		l.drop()
-		if l.open[silent].rests {
+		if silent.rests {
 			t.Errorf("%s: who says nothing stays", name)
 		}
 		for range 3 {
 			l.drop()
 		}
-		if !l.open[asks].rests {
+		if !asks.rests {
 			t.Errorf("%s: who has asked was closed", name)
 		}
 		l.track(asks, http.StateActive)
@@ -347,8 +348,9 @@ func TestConnectionLimitClose(t *testing.T) {
 	}
 }
 
-// What is accepted is what the kernel gave: only to that does net/http sendfile.
-func TestConnectionsAreNotWrapped(t *testing.T) {
+// TestAcceptedTakesFiles: net/http gives files to what is accepted, as it does to a
+// *net.TCPConn, and that to sendfile.
+func TestAcceptedTakesFiles(t *testing.T) {
 	t.Parallel()
 	inner, err := listen(t.Context(), "127.0.0.1:0", "listen")
 	if err != nil {
@@ -367,8 +369,11 @@ func TestConnectionsAreNotWrapped(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if _, ok := c.(*net.TCPConn); !ok {
+	if of := connectionOf(c); of == nil || of != c {
 		t.Errorf("accepted a %T", c)
+	}
+	if _, ok := c.(io.ReaderFrom); !ok {
+		t.Errorf("a %T takes no file", c)
 	}
 }
 

@@ -111,7 +111,7 @@ func serve(ctx context.Context, file string, signals <-chan os.Signal, stderr io
 	return m.run(ctx, l, adminListener, signals)
 }
 
-func (m *mirror) run(ctx context.Context, l, adminListener net.Listener, signals <-chan os.Signal) error {
+func (m *mirror) run(ctx context.Context, l, adminListener *net.TCPListener, signals <-chan os.Signal) error {
 	var secure *certificate
 	if m.cfg.TLS.On() {
 		var err error

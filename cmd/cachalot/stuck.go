@@ -19,7 +19,7 @@ import (
 // clients too: small windows that a client opens do not count for it.
 type stuckClients struct {
 	limit  atomic.Int64 // a time.Duration; 0: none is cut off
-	atWork func() []net.Conn
+	atWork func() []*net.TCPConn
 	log    *slog.Logger
 
 	seen map[*net.TCPConn]taken // at the last look; look's own
@@ -32,7 +32,7 @@ type taken struct {
 }
 
 // newStuckClients looks at the connections for which atWork says that something is done.
-func newStuckClients(limit time.Duration, atWork func() []net.Conn, log *slog.Logger) *stuckClients {
+func newStuckClients(limit time.Duration, atWork func() []*net.TCPConn, log *slog.Logger) *stuckClients {
 	s := &stuckClients{atWork: atWork, log: log}
 	s.limit.Store(int64(limit))
 	return s
@@ -66,11 +66,7 @@ func (s *stuckClients) look(now time.Time) {
 		return
 	}
 	seen := map[*net.TCPConn]taken{}
-	for _, c := range s.atWork() {
-		tcp := tcpOf(c)
-		if tcp == nil {
-			continue
-		}
+	for _, tcp := range s.atWork() {
 		bytes, waiting, err := acknowledged(tcp)
 		before := s.seen[tcp]
 		switch {
@@ -80,24 +76,12 @@ func (s *stuckClients) look(now time.Time) {
 		case now.Sub(before.since) < limit:
 			seen[tcp] = before
 		default:
-			s.log.Info("client cut off, for it takes nothing of its answer", "client", c.RemoteAddr().String(), "seconds", now.Sub(before.since).Seconds())
+			s.log.Info("client cut off, for it takes nothing of its answer", "client", tcp.RemoteAddr().String(), "seconds", now.Sub(before.since).Seconds())
 			_ = tcp.SetLinger(0) // nor shall the kernel keep what it does not take
 			_ = tcp.Close()      // the handler's write fails, and closes it again
 		}
 	}
 	s.seen = seen
-}
-
-// tcpOf is what lies below a connection, TLS or not; nil if that is not TCP.
-func tcpOf(c net.Conn) *net.TCPConn {
-	for {
-		t, ok := c.(interface{ NetConn() net.Conn })
-		if !ok {
-			tcp, _ := c.(*net.TCPConn)
-			return tcp
-		}
-		c = t.NetConn()
-	}
 }
 
 // acknowledged says how much a peer has got so far, and whether more waits.
