@@ -75,8 +75,8 @@
 // earliest limit is known, so that maintenance reads the index only when one can
 // have passed. When room is needed, blobs that nothing points to go first, then
 // those with a limit, then what was used only once, while that is more than a
-// quarter of all, then the least recently used; manifests and small ones last.
-// None goes that was used since it was picked, or has a link from a pinned
+// quarter of all, then the least recently used; manifests and small ones last, while
+// they are no more than an eighth of all. None goes that was used since it was picked, or has a link from a pinned
 // repository, whatever its limit.
 //
 //	reserve ──┬─ fits ──────────────► go on ─── above the high mark? ──► trim, in the background:

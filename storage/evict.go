@@ -24,6 +24,9 @@ const (
 	// smallBlob is a size below which eviction gains nothing: configs and the
 	// like, which every pull needs. They go last, with the manifests.
 	smallBlob = 64 << 10
+	// smallShare: while they are no more than this share of all bytes, of which they are
+	// some hundredths. Who asks for nothing but manifests of 4 MiB gets no others out.
+	smallShare = 8
 	// onceShare: blobs used only once go first while they are more than this
 	// share of all bytes. docs/eviction.md has what that is worth.
 	onceShare = 4
@@ -104,7 +107,13 @@ func (v victim) class() int {
 		return limited
 	case v.manifest || v.size < smallBlob:
 		return small
-	case v.again:
+	}
+	return v.byUse()
+}
+
+// byUse is the class of what is not small.
+func (v victim) byUse() int {
+	if v.again {
 		return usedAgain
 	}
 	return usedOnce
@@ -112,11 +121,16 @@ func (v victim) class() int {
 
 // victims picks the blobs to evict for so many bytes, those that go first before
 // others, and returns what they take of the disk. It looks at every record and
-// keeps no more than it picks, twice: what was used only once goes first, but
-// not when that is a small part of all, or else nothing new could stay.
+// keeps no more than it picks, by each rule: which one holds is known at the end.
 func (s *Store) victims(bytes int64) (picked []victim, sum int64) {
-	var once int64
-	first, merged := picker{bytes: bytes}, picker{bytes: bytes, merge: true}
+	var pickers []*picker
+	for _, r := range []rule{{}, {evenOnce: true}, {evenSmall: true}, {evenOnce: true, evenSmall: true}} {
+		pickers = append(pickers, &picker{rule: r, bytes: bytes})
+	}
+	var all shares
+	wanted := func(v victim) bool {
+		return slices.ContainsFunc(pickers, func(p *picker) bool { return p.wants(v) })
+	}
 	begun, seen := time.Now(), 0
 	err := s.index.records("", func(d []byte, r record) bool {
 		if seen++; seen >= step {
@@ -124,38 +138,79 @@ func (s *Store) victims(bytes int64) (picked []victim, sum int64) {
 			begun, seen = time.Now(), 0
 		}
 		v := victim{record: r}
-		if v.class() == usedOnce {
-			once += v.room()
-		}
-		if !first.wants(v) && !merged.wants(v) {
+		all.add(v)
+		if !wanted(v) {
 			return s.ctx.Err() == nil
 		}
 		v.digest = digest.Digest(d)
 		if s.pins.Load() != nil {
 			seen += pinStep
 		}
-		if (first.wants(v) || merged.wants(v)) && !s.busy(v.digest) && !s.isPinned(v.digest) {
-			first.offer(v)
-			merged.offer(v)
+		if wanted(v) && !s.busy(v.digest) && !s.isPinned(v.digest) {
+			for _, p := range pickers {
+				p.offer(v)
+			}
 		}
 		return s.ctx.Err() == nil
 	})
 	if err != nil {
 		s.log.Error("cannot read index for eviction", "error", err)
 	}
-	p := &merged
-	if once > s.ledger.total()/onceShare {
-		p = &first
-	}
+	holds := all.rule(s.ledger.total())
+	p := pickers[slices.IndexFunc(pickers, func(p *picker) bool { return p.rule == holds })]
 	slices.SortFunc(p.picked, p.compare)
 	return p.picked, p.sum
+}
+
+// rule says which victims are like others.
+type rule struct {
+	evenOnce  bool // what was used once is like what was used again, or else nothing new could stay
+	evenSmall bool // small ones and manifests are like large ones
+}
+
+// class is a victim's, by the rule.
+func (r rule) class(v victim) int {
+	c := v.class()
+	if c == small && r.evenSmall {
+		c = v.byUse()
+	}
+	if c == usedOnce && r.evenOnce {
+		return usedAgain
+	}
+	return c
+}
+
+// shares are what blobs of a kind take of the disk.
+type shares struct{ once, small, smallOnce int64 }
+
+func (s *shares) add(v victim) {
+	switch v.class() {
+	case usedOnce:
+		s.once += v.room()
+	case small:
+		s.small += v.room()
+		if v.byUse() == usedOnce {
+			s.smallOnce += v.room()
+		}
+	}
+}
+
+// rule is the one that holds where all blobs take so many bytes.
+func (s *shares) rule(total int64) rule {
+	r, once := rule{evenSmall: s.small > total/smallShare}, s.once
+	if r.evenSmall {
+		once += s.smallOnce
+	}
+	r.evenOnce = once <= total/onceShare
+	return r
 }
 
 // picker picks the least valuable victims that are so many bytes. They are a
 // heap, with the most valuable on top.
 type picker struct {
+	rule
+
 	bytes  int64
-	merge  bool // what was used once is like what was used again
 	picked []victim
 	sum    int64 // of the sizes of picked
 }
@@ -163,13 +218,7 @@ type picker struct {
 // compare orders victims by class; in it the sooner limit goes first, then the
 // less recently used.
 func (p *picker) compare(v, w victim) int {
-	class := func(v victim) int {
-		if c := v.class(); c != usedOnce || !p.merge {
-			return c
-		}
-		return usedAgain
-	}
-	return cmp.Or(cmp.Compare(class(v), class(w)), cmp.Compare(v.expires(), w.expires()),
+	return cmp.Or(cmp.Compare(p.class(v), p.class(w)), cmp.Compare(v.expires(), w.expires()),
 		cmp.Compare(v.accessed, w.accessed), cmp.Compare(v.digest, w.digest))
 }
 

@@ -124,6 +124,44 @@ func TestVictims(t *testing.T) {
 	}
 }
 
+// TestVictims_Manifests: however many manifests there are, and however large, they get no
+// more than a share of the room for themselves.
+func TestVictims_Manifests(t *testing.T) {
+	t.Parallel()
+	const layer, flood = 10 << 20, 4 << 20
+	for name, tc := range map[string]struct {
+		again bool // the manifests are asked for again
+		count int64
+		want  []int64
+	}{
+		"one":             {count: 1, want: []int64{1}},
+		"many, once":      {count: 10, want: []int64{10}},
+		"many, and again": {count: 10, again: true, want: []int64{1}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := indexOnly(t)
+			records := []record{{size: layer, accessed: 1, again: true}, {size: 3 * layer, accessed: 2, again: true}}
+			for i := range tc.count {
+				records = append(records, record{size: flood, accessed: 10 + i, manifest: true, again: tc.again})
+			}
+			for i, r := range records {
+				if err := s.ledger.add(digest.FromString(strconv.Itoa(i)), r); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var got []int64
+			victims, _ := s.victims(1)
+			for _, v := range victims {
+				got = append(got, v.accessed)
+			}
+			if !slices.Equal(got, tc.want) {
+				t.Errorf("picked those last used at %v, want %v", got, tc.want)
+			}
+		})
+	}
+}
+
 // TestLikeSimulator holds eviction, request by request, to the policy that
 // docs/eviction.md has figures of.
 func TestLikeSimulator(t *testing.T) {

@@ -266,11 +266,11 @@ func TestOrder(t *testing.T) {
 	}
 	merged := slices.Clone(order)
 	merged[6], merged[7], merged[8], merged[9] = order[8], order[6], order[9], order[7]
-	for merge, order := range map[bool][]record{false: order, true: merged} {
+	for rule, order := range map[rule][]record{{}: order, {evenOnce: true}: merged} {
 		for i, a := range order {
 			for j, b := range order {
-				if got := (&picker{merge: merge}).compare(victim{record: a}, victim{record: b}) < 0; got != (i < j) {
-					t.Errorf("%+v goes before %+v: %v, merged %v", a, b, got, merge)
+				if got := (&picker{rule: rule}).compare(victim{record: a}, victim{record: b}) < 0; got != (i < j) {
+					t.Errorf("%+v goes before %+v: %v, by %+v", a, b, got, rule)
 				}
 			}
 		}
