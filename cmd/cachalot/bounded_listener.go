@@ -135,7 +135,7 @@ func (l *boundedListener) Accept() (net.Conn, error) {
 // listener is closed.
 func (l *boundedListener) receive() error {
 	for {
-		c, err := l.TCPListener.AcceptTCP()
+		c, err := l.AcceptTCP()
 		switch {
 		case err == nil && l.queue(c):
 		case err == nil || errors.Is(err, net.ErrClosed):

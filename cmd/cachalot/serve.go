@@ -102,12 +102,12 @@ func serve(ctx context.Context, file string, signals <-chan os.Signal, stderr io
 	if err != nil {
 		return err
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }() // the server has
 	adminListener, err := listen(ctx, cfg.Admin.Listen, "admin.listen")
 	if err != nil {
 		return err
 	}
-	defer adminListener.Close()
+	defer func() { _ = adminListener.Close() }()
 	return m.run(ctx, l, adminListener, signals)
 }
 
