@@ -52,8 +52,9 @@ func never() map[string][]string {
 		// They have a command line's arguments and no configuration.
 		module + "/cmd/cachalot/dind": {"github.com/spf13/cobra", "github.com/goccy/go-yaml"},
 		module + "/cmd/cachalot/node": {"github.com/spf13/cobra", "github.com/goccy/go-yaml"},
-		// It is of the mirror alone.
+		// They are of the mirror alone.
 		module + "/cmd/cachalot/config": {"github.com/spf13/", "net/http"},
+		module + "/cmd/cachalot/server": {"github.com/spf13/", module + "/cmd/cachalot/ops", module + "/cmd/cachalot/dind", module + "/cmd/cachalot/node"},
 		// It is text.
 		module + "/proxy/clients": {module, "net/http"},
 	}

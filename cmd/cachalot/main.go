@@ -1,6 +1,6 @@
 // Command cachalot is a pull-through mirror of OCI registries.
 //
-//	main ── cobra ─┬─ serve ───────── config ─► storage, upstream, proxy ─► two http.Servers
+//	main ── cobra ─┬─ serve ───────── server.Run ─► config ─► storage, upstream, proxy ─► two http.Servers
 //	               ├─ client ──────── config ─► proxy/clients
 //	               ├─ dind ────────── environment ─► dind.Run ─► docker:dind's entrypoint
 //	               ├─ node ────────── node.Node ─► containerd's hosts.toml files

@@ -37,7 +37,7 @@ is not the mirror's, unless --registry names it.`,
 				return err
 			}
 			cfg.Mirror = cmp.Or(cfg.Mirror, os.Getenv("CACHALOT_MIRROR"))
-			n, err = node.New(cfg, newLogger(cmd.ErrOrStderr(), "text", &slog.LevelVar{}))
+			n, err = node.New(cfg, slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil)))
 			if wrong, ok := errors.AsType[*node.ConfigError](err); ok {
 				return fmt.Errorf("--%s: %s", wrong.Field, wrong.Reason)
 			}

@@ -22,14 +22,14 @@ type terminal struct {
 	seen strings.Builder
 }
 
-func onTerminal(t *testing.T, r *running, command string) *terminal {
+func onTerminal(t *testing.T, m mirror, command string) *terminal {
 	t.Helper()
 	script, err := exec.LookPath("script")
 	if err != nil {
 		t.Skip("no script (bsdutils) here")
 	}
 	term := &terminal{t: t, cmd: exec.CommandContext(t.Context(), script, "-qefc", command, os.DevNull)}
-	term.cmd.Env = append(os.Environ(), "CACHALOT_ADMIN="+r.admin, "SHELL=/bin/sh")
+	term.cmd.Env = append(os.Environ(), "CACHALOT_ADMIN="+m.admin, "SHELL=/bin/sh")
 	if term.keys, err = term.cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
 	}
@@ -88,16 +88,16 @@ func TestWarmInterrupted(t *testing.T) {
 	img := up.AddImage("library/app", "latest", upstreamtest.NewImage(1, 400_000))
 	release, arrived := make(chan struct{}), make(chan struct{}, 10)
 	up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob, Reference: img.Layers[0].Digest.String()}, upstreamtest.Arrived(arrived), upstreamtest.StallAfter(100_000, release))
-	r := start(t, upstreams(up.URL))
+	m := startMirror(t, up.URL)
 
-	quiet := exec.CommandContext(t.Context(), "cachalot", "warm", "app", "--platform", "linux/amd64", "--admin", r.admin)
+	quiet := exec.CommandContext(t.Context(), "cachalot", "warm", "app", "--platform", "linux/amd64", "--admin", m.admin)
 	var stdout, stderr bytes.Buffer
 	quiet.Stdout, quiet.Stderr = &stdout, &stderr
 	if err := quiet.Start(); err != nil {
 		t.Fatal(err)
 	}
 	<-arrived
-	term := onTerminal(t, r, "exec cachalot warm app --platform linux/amd64")
+	term := onTerminal(t, m, "exec cachalot warm app --platform linux/amd64")
 	term.until("0 of 1 image, ") // by then the other has been told the same
 	term.until("% |")
 	after, code := term.interrupt()
@@ -121,8 +121,8 @@ func TestWarmInterrupted(t *testing.T) {
 func TestTopOnTerminal(t *testing.T) {
 	t.Parallel()
 	up := upstreamtest.New(t, upstreamtest.Options{})
-	r := start(t, upstreams(up.URL))
-	term := onTerminal(t, r, "stty cols 60 rows 12; exec cachalot top --interval 500ms")
+	m := startMirror(t, up.URL)
+	term := onTerminal(t, m, "stty cols 60 rows 12; exec cachalot top --interval 500ms")
 	term.until("\x1b[?1049h\x1b[?25l\x1b[H")
 	term.until("- requests")
 	term.until("0/s requests") // the second look has rates

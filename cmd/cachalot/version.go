@@ -6,26 +6,23 @@ import (
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
+
+	"github.com/cachalot-registry/cachalot/cmd/cachalot/server"
 )
 
 // version is set by the linker where neither the module's version nor the
 // revision is in the build information, as in a container build.
 var version string
 
-// build says which cachalot this is.
-type build struct {
-	version  string // of the module, or "devel"
-	revision string // of the source, or "unknown"
-}
-
-func currentBuild() build {
-	b := build{version: version, revision: "unknown"}
+// currentBuild says which cachalot this is.
+func currentBuild() server.Build {
+	b := server.Build{Version: version, Revision: "unknown"}
 	info, ok := debug.ReadBuildInfo()
-	if ok && b.version == "" {
-		b.version = info.Main.Version
+	if ok && b.Version == "" {
+		b.Version = info.Main.Version
 	}
-	if b.version == "" || b.version == "(devel)" {
-		b.version = "devel"
+	if b.Version == "" || b.Version == "(devel)" {
+		b.Version = "devel"
 	}
 	if !ok {
 		return b
@@ -34,13 +31,13 @@ func currentBuild() build {
 	for _, s := range info.Settings {
 		switch s.Key {
 		case "vcs.revision":
-			b.revision = s.Value
+			b.Revision = s.Value
 		case "vcs.modified":
 			modified = s.Value == "true"
 		}
 	}
 	if modified {
-		b.revision += " (modified)"
+		b.Revision += " (modified)"
 	}
 	return b
 }
@@ -53,7 +50,7 @@ func newVersion() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			b := currentBuild()
 			_, err := fmt.Fprintf(cmd.OutOrStdout(), "cachalot %s\nrevision %s\n%s %s/%s\n",
-				b.version, b.revision, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+				b.Version, b.Revision, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return err
 		},
 	}

@@ -80,7 +80,7 @@ func checksum(t *testing.T, config map[string]any) string {
 // TestRestarts: pods are replaced for the keys that cachalot says want a restart,
 // and for no other.
 func TestRestarts(t *testing.T) {
-	source, err := os.ReadFile("../../cmd/cachalot/reload.go")
+	source, err := os.ReadFile("../../cmd/cachalot/server/reload.go")
 	if err != nil {
 		t.Fatal(err)
 	}

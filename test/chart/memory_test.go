@@ -57,7 +57,7 @@ func constants(t *testing.T, folder string) func(name string) int64 {
 // fixedMemory is what the process takes at most beside connections and downloads.
 func fixedMemory(t *testing.T) int64 {
 	t.Helper()
-	storage, command := constants(t, "storage"), constants(t, "cmd/cachalot")
+	storage, command := constants(t, "storage"), constants(t, "cmd/cachalot/server")
 	pieces := storage("maxPieces") * storage("pieceSize")
 	bulk := command("maxBulk") * (2*command("bulkSize") + command("bulkSize")/16)
 	return process + index + storage("maxContent") + pieces + bulk
@@ -127,7 +127,7 @@ func checkMemory(t *testing.T, r rendered) {
 // TestMemory: GOMEMLIMIT leaves a tenth of the limit to what is not Go's, and
 // max_connections is as many as it holds, unless values say less.
 func TestMemory(t *testing.T) {
-	if header := constants(t, "cmd/cachalot")("maxHeader"); header != measuredHeader {
+	if header := constants(t, "cmd/cachalot/server")("maxHeader"); header != measuredHeader {
 		t.Errorf("headers may have %d bytes, and %d had those of which the memory was measured: measure again", header, measuredHeader)
 	}
 	for values, want := range map[string]memory{

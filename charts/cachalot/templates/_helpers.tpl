@@ -155,7 +155,7 @@ quarter of GOMEMLIMIT is for manifests and lists, which are whole in memory.
 {{- toYaml $config }}
 {{- end }}
 
-{{/* The part that only a restart puts into effect: keepFixed in cmd/cachalot/reload.go names it. */}}
+{{/* The part that only a restart puts into effect: keepFixed in cmd/cachalot/server/reload.go names it. */}}
 {{- define "cachalot.fixedConfig" -}}
 {{- $config := include "cachalot.config" . | fromYaml }}
 {{- $fixed := pick $config "listen" "max_connections" "fair_share" "tls" "admin" "tracing" "storage" }}

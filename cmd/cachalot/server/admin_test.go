@@ -1,12 +1,10 @@
-package main
+package server
 
 import (
 	"bufio"
 	"io"
-	"iter"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -163,79 +161,5 @@ func TestWarmEndsWithTheProcess(t *testing.T) {
 	}
 	if !strings.HasPrefix(last, `{"event":"end"`) || !strings.Contains(last, `"error":"`) {
 		t.Errorf("the last line is %s", last)
-	}
-}
-
-// Each command of docs/admin-api.md works as it is written there.
-func TestAdminDocs(t *testing.T) {
-	t.Parallel()
-	curl, err := exec.LookPath("curl")
-	if err != nil {
-		t.Skip("the page's commands are curl's, which is not installed: ", err)
-	}
-	dir := t.TempDir()
-	runPage(t, "../../docs/admin-api.md", func(cmd *exec.Cmd, _ string) {
-		cmd.Dir = dir
-		cmd.Env = []string{"PATH=" + filepath.Dir(curl), "CACHALOT_ADMIN_TOKEN=x"}
-	})
-}
-
-// Each command of docs/command-line.md works as it is written there.
-func TestCommandLineDocs(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	for name, text := range map[string]string{
-		"compose.yaml": "services: {a: {image: alpine:3.22}}\n",
-		"kubectl":      "#!/bin/sh\n[ \"$*\" = 'get pods --all-namespaces --output json' ] && echo '{\"kind\": \"Pod\", \"spec\": {\"containers\": [{\"image\": \"alpine:3.22\"}]}}'\n",
-	} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o700); err != nil {
-			t.Fatal(err)
-		}
-	}
-	runPage(t, "../../docs/command-line.md", func(cmd *exec.Cmd, admin string) {
-		cmd.Dir = dir
-		cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "CACHALOT_ADMIN="+admin)
-	})
-}
-
-// runPage runs each command of a page against a mirror that has alpine:3.22. prepare
-// is told the URL of its admin listener.
-func runPage(t *testing.T, file string, prepare func(cmd *exec.Cmd, admin string)) {
-	t.Helper()
-	page, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	up := upstreamtest.New(t, upstreamtest.Options{})
-	up.AddImage("library/alpine", "3.22", upstreamtest.NewImage(1, 1000))
-	r := start(t, upstreams(up.URL))
-	if status, _ := r.read(t, r.url+"/v2/library/alpine/manifests/3.22"); status != http.StatusOK {
-		t.Fatal(status)
-	}
-	commands := 0
-	for line := range shellLines(string(page)) {
-		commands++
-		cmd := exec.CommandContext(t.Context(), "sh", "-c", strings.ReplaceAll(line, "http://127.0.0.1:5001", r.admin))
-		prepare(cmd, r.admin)
-		if out, err := cmd.CombinedOutput(); err != nil || strings.Contains(string(out), `"code"`) {
-			t.Errorf("%s%v\n%s", line, err, out)
-		}
-	}
-	if commands < 15 {
-		t.Errorf("%d commands, want more", commands)
-	}
-}
-
-// shellLines are the lines of a page's sh blocks.
-func shellLines(page string) iter.Seq[string] {
-	return func(yield func(string) bool) {
-		code := false
-		for line := range strings.Lines(page) {
-			if strings.HasPrefix(line, "```") {
-				code = strings.HasPrefix(line, "```sh")
-			} else if code && !yield(line) {
-				return
-			}
-		}
 	}
 }

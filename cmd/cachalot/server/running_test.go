@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"context"
@@ -105,7 +105,7 @@ func start(t *testing.T, cfg string) *running {
 	exited := make(chan struct{})
 	go func() {
 		defer close(exited)
-		err := serve(ctx, r.file, r.signals, r.log)
+		err := Run(ctx, r.file, Build{Version: "v0.0.0-test", Revision: "unknown"}, r.signals, r.log)
 		if err != nil {
 			_, _ = fmt.Fprintln(r.log, "serve:", err) // a logBook takes everything
 		}

@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"context"
@@ -292,7 +292,7 @@ func TestTracingWithoutCollector(t *testing.T) {
 //nolint:paralleltest // it measures the heap, which other tests would fill
 func TestTracingMemory(t *testing.T) {
 	hole := newReceiver(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
-	on, err := newTracing(t.Context(), config.Tracing{Endpoint: hole.url, SampleRatio: 1}, build{}, noVariables, slog.New(slog.DiscardHandler))
+	on, err := newTracing(t.Context(), config.Tracing{Endpoint: hole.url, SampleRatio: 1}, Build{}, noVariables, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -344,7 +344,7 @@ func TestTracingFromEnvironment(t *testing.T) {
 			}
 			return os.LookupEnv(n)
 		}
-		if on, err := newTracing(t.Context(), config.Tracing{}, build{}, lookup, slog.New(slog.DiscardHandler)); on != nil || err != nil {
+		if on, err := newTracing(t.Context(), config.Tracing{}, Build{}, lookup, slog.New(slog.DiscardHandler)); on != nil || err != nil {
 			t.Errorf("%s=%s: on, %v", name, value, err)
 		}
 	}

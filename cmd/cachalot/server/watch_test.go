@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"os"
@@ -39,7 +39,7 @@ func TestWatchFile(t *testing.T) {
 	}
 	synctest.Test(t, func(t *testing.T) {
 		signals := make(chan os.Signal, 4)
-		defer watchFile(t.Context(), file, signals)()
+		defer Watch(t.Context(), file, signals)()
 		after := func(what string, want int) {
 			t.Helper()
 			time.Sleep(3 * watchEvery)

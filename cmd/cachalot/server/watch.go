@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"bytes"
@@ -15,11 +15,11 @@ import (
 // bring a changed ConfigMap to a pod.
 const watchEvery = 10 * time.Second
 
-// watchFile sends a SIGHUP whenever the content of a file has changed since the
+// Watch sends a SIGHUP whenever the content of a file has changed since the
 // call, until ctx ends or stop is called. It reads the file rather than look at
 // its times: in a ConfigMap it is a link into a folder that is replaced.
-func watchFile(ctx context.Context, file string, signals chan<- os.Signal) (stop func()) {
-	before, _ := os.ReadFile(file) // serve says what is wrong with it
+func Watch(ctx context.Context, file string, signals chan<- os.Signal) (stop func()) {
+	before, _ := os.ReadFile(file) // Run says what is wrong with it
 	ctx, cancel := context.WithCancel(ctx)
 	var watching sync.WaitGroup
 	watching.Go(task.Keep(ctx, "watch of the configuration", func() {

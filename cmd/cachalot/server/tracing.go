@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"context"
@@ -28,7 +28,7 @@ type tracing struct {
 // newTracing returns nil where neither the configuration nor the environment
 // names a collector. Of OpenTelemetry's variables the SDK reads the rest: headers,
 // certificates, resource attributes, sampler.
-func newTracing(ctx context.Context, cfg config.Tracing, b build, lookup func(string) (string, bool), log *slog.Logger) (*tracing, error) {
+func newTracing(ctx context.Context, cfg config.Tracing, b Build, lookup func(string) (string, bool), log *slog.Logger) (*tracing, error) {
 	env := func(name string) string {
 		v, _ := lookup(name)
 		return v
@@ -54,7 +54,7 @@ func newTracing(ctx context.Context, cfg config.Tracing, b build, lookup func(st
 		return nil, fmt.Errorf("set up tracing: %w", err)
 	}
 	described, err := resource.New(ctx, resource.WithTelemetrySDK(), resource.WithHost(),
-		resource.WithAttributes(attribute.String("service.name", "cachalot"), attribute.String("service.version", b.version)), resource.WithFromEnv())
+		resource.WithAttributes(attribute.String("service.name", "cachalot"), attribute.String("service.version", b.Version)), resource.WithFromEnv())
 	if err != nil {
 		log.Warn("what OTEL_RESOURCE_ATTRIBUTES says of this process is not all told to the collector")
 	}

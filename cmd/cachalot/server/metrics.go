@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"fmt"
@@ -25,7 +25,7 @@ type metrics struct {
 
 // newMetrics registers all metrics; open counts the clients' connections, of which
 // there may be limit.
-func newMetrics(b build, memory *bounds.Memory, open func() float64, limit int) (*metrics, error) {
+func newMetrics(b Build, memory *bounds.Memory, open func() float64, limit int) (*metrics, error) {
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
 		storage:  storage.NewMetrics(),
@@ -44,7 +44,7 @@ func newMetrics(b build, memory *bounds.Memory, open func() float64, limit int) 
 	buildInfo := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name:        "build_info",
 		Help:        "Which cachalot this is; always 1.",
-		ConstLabels: prometheus.Labels{"version": b.version, "revision": b.revision, "go_version": runtime.Version()},
+		ConstLabels: prometheus.Labels{"version": b.Version, "revision": b.Revision, "go_version": runtime.Version()},
 	})
 	buildInfo.Set(1)
 	connectionsLimit := prometheus.NewGauge(prometheus.GaugeOpts{

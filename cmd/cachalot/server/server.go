@@ -1,0 +1,276 @@
+// Package server is a running mirror: its listeners, TLS, the configuration and its
+// reload, tracing, metrics, and the order in which all of it begins and ends.
+//
+//	file ─► config ─┬─► storage ─────────────────────────┐
+//	                └─► generation: upstream, proxy ─────┤
+//	SIGHUP, watch ─► reload ─► the next generation       │
+//	clients ─► boundedListener ─► TLS ─► http.Server ─► current generation
+//	operators ─► boundedListener ──────► http.Server ─► admin API
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cachalot-registry/cachalot/cmd/cachalot/config"
+	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/task"
+)
+
+// errStoppedAtOnce: a second signal came before running responses had ended.
+var errStoppedAtOnce = errors.New("stopped at once by a second signal")
+
+// maxAdminConnections is plenty for probes, a scraper or two and a profile.
+const maxAdminConnections = 64
+
+// mirror is a running cachalot.
+type mirror struct {
+	foundation
+
+	file     string        // of the configuration; may be empty
+	cfg      config.Config // in effect; belongs to the goroutine of run
+	level    *slog.LevelVar
+	metrics  *metrics
+	tracing  *tracing // nil: off
+	main     *http.Server
+	clients  *boundedListener
+	stuck    *stuckClients
+	admin    *http.Server
+	endLong  context.CancelFunc // ends what goes on in the admin API
+	current  current
+	draining atomic.Bool
+	retiring sync.WaitGroup // generations that were replaced
+}
+
+// Build says which cachalot this is.
+type Build struct {
+	Version  string // of the module, or "devel"
+	Revision string // of the source, or "unknown"
+}
+
+// Run runs the mirror that a configuration file says, or the built-in one where file is "".
+// It logs to stderr. It goes on until ctx ends, a signal says so, or a listener fails, and
+// returns nil after an orderly end. SIGHUP has it read the file again, any other signal ends
+// it, and a second one does so at once.
+func Run(ctx context.Context, file string, b Build, signals <-chan os.Signal, stderr io.Writer) error {
+	cfg, err := config.Load(file, os.LookupEnv)
+	if err != nil {
+		return err
+	}
+	m := &mirror{file: file, cfg: cfg, level: new(slog.LevelVar)}
+	if err := setLevel(m.level, cfg.Log.Level); err != nil {
+		return err
+	}
+	m.log = newLogger(stderr, cfg.Log.Format, m.level)
+	m.warnOfFewDescriptors()
+
+	// The addresses first: a second cachalot must not get as far as the cache.
+	l, err := listen(ctx, cfg.Listen, "listen")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = l.Close() }() // the server has
+	adminListener, err := listen(ctx, cfg.Admin.Listen, "admin.listen")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = adminListener.Close() }()
+	return m.run(ctx, b, l, adminListener, signals)
+}
+
+func (m *mirror) run(ctx context.Context, b Build, l, adminListener *net.TCPListener, signals <-chan os.Signal) error {
+	var secure *certificate
+	if m.cfg.TLS.On() {
+		var err error
+		if secure, err = newCertificate(m.cfg.TLS, m.log); err != nil {
+			return fmt.Errorf("tls.certificate: %w", err)
+		}
+	}
+	m.clients = newBoundedListener(l, m.cfg.MaxConnections, m.cfg.FairShare.Percent/100, m.warnOfFullListener())
+	m.clients.trust(config.AddressRanges(m.cfg.TrustedProxies))
+	probes := newBoundedListener(adminListener, maxAdminConnections, m.cfg.FairShare.Percent/100, func() {})
+
+	var err error
+	if m.memory, err = newMemory(m.cfg.FairShare.Percent/100, m.log); err != nil {
+		return err
+	}
+	m.metrics, err = newMetrics(b, m.memory, func() float64 { return float64(m.clients.places.Taken()) }, m.cfg.MaxConnections)
+	if err != nil {
+		return err
+	}
+	m.proxyMetrics, m.upstreamMetrics = m.metrics.proxy, m.metrics.upstream
+	task.OnPanic(func(p *task.PanicError) {
+		m.metrics.panics.Inc()
+		m.log.Error("panic; only what it happened in has ended: report this as a bug", "work", p.Work, "panic", fmt.Sprint(p.Value), "stack", string(p.Stack))
+	})
+
+	if m.tracing, err = newTracing(ctx, m.cfg.Tracing, b, os.LookupEnv, m.log); err != nil {
+		return err
+	}
+	m.tracer = m.tracing.tracer()
+	folder, err := m.openStore()
+	if err != nil {
+		return err
+	}
+	first, err := m.newGeneration(m.cfg)
+	if err != nil {
+		return errors.Join(err, m.store.Close())
+	}
+	m.current.swap(first)
+
+	m.main = newServer(&m.current, m.clients, m.log)
+	m.stuck = newStuckClients(m.cfg.SendTimeout, m.clients.atWork, m.log)
+	ctx, cancel := context.WithCancel(ctx)
+	var looking sync.WaitGroup
+	looking.Go(task.Keep(ctx, "look for stuck clients", func() { m.stuck.run(ctx) }))
+	defer looking.Wait()
+	defer cancel()
+	var accepting net.Listener = m.clients
+	if secure != nil {
+		accepting = newTLSListener(m.clients, secure)
+		overTLS(m.main)
+	}
+	m.admin = newServer(proxy.NewAdmin(m.adminConfig(adminListener.Addr(), b.Version)), probes, m.log)
+	long, endLong := context.WithCancel(context.Background())
+	defer endLong()
+	m.endLong = endLong
+	m.admin.BaseContext = func(net.Listener) context.Context { return long }
+	failed := make(chan error, 2)
+	go func() { failed <- task.Try("listen", func() error { return m.main.Serve(accepting) }) }()
+	go func() { failed <- task.Try("admin.listen", func() error { return m.admin.Serve(probes) }) }()
+
+	m.log.Info("serving; give this to dockerd", append(mirrorURLs(l.Addr(), m.cfg.Scheme()),
+		"admin", "http://"+adminListener.Addr().String(), "storage", folder,
+		"default_upstream", m.cfg.DefaultUpstream, "upstreams", len(m.cfg.Upstreams), "version", b.Version)...)
+
+	for {
+		select {
+		case err := <-failed:
+			return errors.Join(fmt.Errorf("serve: %w", err), m.stop(signals))
+		case <-ctx.Done():
+			return m.stop(signals)
+		case s := <-signals:
+			if s != syscall.SIGHUP {
+				m.draining.Store(true)
+				m.log.Info("stopping; running responses may end", "signal", s.String(), "shutdown_timeout", m.cfg.ShutdownTimeout)
+				return m.stop(signals)
+			}
+			m.reload()
+		}
+	}
+}
+
+func (m *mirror) openStore() (folder string, err error) {
+	cfg, err := m.cfg.StorageConfig()
+	if err != nil {
+		return "", err
+	}
+	m.store, err = storage.Open(cfg, m.metrics.storage, m.log)
+	switch {
+	case errors.Is(err, storage.ErrLocked):
+		err = fmt.Errorf("open the cache: %w; stop that process, or set storage.path to another folder", err)
+	case errors.Is(err, os.ErrPermission), errors.Is(err, syscall.EROFS):
+		wanted := m.cfg.Storage.Path
+		if wanted == "" {
+			wanted = config.SystemStoragePath // what was tried is where it fell back to
+		}
+		err = fmt.Errorf("open the cache: %w; give this user the folder %s, or set storage.path to another one", err, wanted)
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		err = fmt.Errorf("open the cache: %w; make room there, or set storage.path to a folder on another disk", err)
+	case err != nil:
+		err = fmt.Errorf("open the cache: %w; or set storage.path to another folder", err)
+	}
+	return cfg.Path, err
+}
+
+// ready is what /readyz asks.
+func (m *mirror) ready() error {
+	if m.draining.Load() {
+		return errors.New("shutting down")
+	}
+	return nil
+}
+
+// stop ends everything in order, unless a second signal comes.
+func (m *mirror) stop(signals <-chan os.Signal) error {
+	done := make(chan error, 1)
+	go func() { done <- task.Try("shutdown", m.drain) }()
+	for {
+		select {
+		case err := <-done:
+			return err
+		case s := <-signals:
+			if s != syscall.SIGHUP {
+				return errStoppedAtOnce // what is on disk is whole at any moment
+			}
+		}
+	}
+}
+
+func (m *mirror) drain() error {
+	m.draining.Store(true)
+	m.endLong()
+	ctx, cancel := context.WithTimeout(context.Background(), m.cfg.ShutdownTimeout)
+	defer cancel()
+	if err := m.main.Shutdown(ctx); err != nil {
+		m.log.Warn("responses still running after shutdown_timeout are cut off", "error", err)
+		_ = m.main.Close() // the listener is closed already, and a connection has nothing to say
+	}
+	m.current.swap(nil).close()
+	m.retiring.Wait()
+	err := m.store.Close()
+	m.tracing.close(ctx, m.log)
+	_ = m.admin.Close()
+	if err != nil {
+		return fmt.Errorf("close the cache: %w", err)
+	}
+	m.log.Info("stopped")
+	return nil
+}
+
+// warnOfFullListener returns a function that logs, at most once a minute, that
+// max_connections is reached.
+func (m *mirror) warnOfFullListener() func() {
+	var mu sync.Mutex // guards last
+	var last time.Time
+	limit := m.cfg.MaxConnections
+	return func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if time.Since(last) < time.Minute {
+			return
+		}
+		last = time.Now()
+		m.log.Warn("max_connections reached, or nearly, by few clients: idle connections are closed for further ones; where there are none, clients wait, and those with many connections get no more",
+			"max_connections", limit)
+	}
+}
+
+// warnOfFewDescriptors compares the limit on open files, which the runtime has
+// raised as far as it may, with what the configuration allows.
+func (m *mirror) warnOfFewDescriptors() {
+	const others = 512 // the index, connections to upstreams, listeners
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return
+	}
+	// A client's connection and its blob; a download's file and connection.
+	wanted := uint64(2*m.cfg.MaxConnections + 2*m.cfg.Storage.MaxFills + others)
+	if limit.Cur < wanted {
+		m.log.Warn("the limit on open files is low for max_connections; raise it (ulimit -n), or lower max_connections",
+			"limit", limit.Cur, "wanted", wanted)
+	}
+}
