@@ -44,7 +44,7 @@ func unknown(kind upstream.Kind) errcode.ErrorCode {
 	}
 }
 
-// answerTo maps an error to the table in DESIGN: a client that can fall back
+// answerTo maps an error to the table in docs/architecture.md: a client that can fall back
 // must do so at once, and none may be asked for credentials.
 func answerTo(err error, kind upstream.Kind) answer {
 	var refused *refusal

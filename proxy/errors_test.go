@@ -105,7 +105,7 @@ func TestRawRequests(t *testing.T) {
 	counts(t, up, nil)
 }
 
-// TestErrorsToClients is DESIGN's table, with nothing kept.
+// TestErrorsToClients is the table of docs/architecture.md, with nothing kept.
 func TestErrorsToClients(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {

@@ -13,7 +13,7 @@ type metric struct {
 	// difference compares by ours - theirs, in place of ours / theirs.
 	difference bool
 	// goal is the largest ratio, or difference, to the rival named goalFor that
-	// DESIGN.md wants.
+	// docs/benchmarks.md says.
 	goal    float64
 	goalFor string
 }
