@@ -97,7 +97,7 @@ func Charge(ctx context.Context, bytes int) error {
 	switch {
 	case a == nil || a.charge(n):
 		return nil
-	case n > a.memory.places.GroupLimit(): // however long it waits
+	case a.holder.Group != "" && n > a.memory.places.GroupLimit(): // however long it waits
 		return ErrNoMemory
 	}
 	late := time.NewTimer(patience)

@@ -68,8 +68,11 @@ func (l tagList) tag(i int) []byte { return l.text[l.start(i):l.ends[i]] }
 
 // slice is the tags from one on and before another, and nothing of the others in memory.
 func (l tagList) slice(from, to int) tagList {
-	if from == to {
+	switch {
+	case from == to:
 		return tagList{}
+	case to-from == len(l.ends):
+		return l
 	}
 	begin := l.start(from)
 	part := tagList{text: bytes.Clone(l.text[begin:l.ends[to-1]]), ends: slices.Clone(l.ends[from:to])}
@@ -79,37 +82,42 @@ func (l tagList) slice(from, to int) tagList {
 	return part
 }
 
-// after is the tags after one; where there is no such tag, those that are larger, from the
-// first one of them on.
-func (l tagList) after(last string) tagList {
+// page is the first n tags after one, which lead to the others; n < 0: all of them, and
+// last "": from the first one on.
+func (l tagList) page(last string, n int) tagList {
+	from, to := 0, len(l.ends)
+	if last != "" {
+		from = l.after(last)
+	}
+	if n < 0 || n >= to-from {
+		return l.slice(from, to)
+	}
+	to = from + n
+	page := l.slice(from, to)
+	if n > 0 && json.Unmarshal(l.tag(to-1), &last) == nil { // it was written so
+		page.next = url.Values{"n": {strconv.Itoa(n)}, "last": {last}}.Encode()
+	}
+	return page
+}
+
+// after is where the tags after one begin; where there is no such tag, the first one that
+// is larger.
+func (l tagList) after(last string) int {
 	want, larger := quoted(last), len(l.ends)
 	for i := range l.ends {
 		switch tag := l.tag(i); {
 		case bytes.Equal(tag, want):
-			return l.slice(i+1, len(l.ends))
+			return i + 1
 		case larger == len(l.ends) && bytes.Compare(inner(tag), inner(want)) > 0:
 			larger = i
 		}
 	}
-	return l.slice(larger, len(l.ends))
+	return larger
 }
 
 // inner is a text in JSON without its quotes, which sort before some of a tag's letters
 // and after others.
 func inner(text []byte) []byte { return text[1 : len(text)-1] }
-
-// first is the first n tags, which lead to the others.
-func (l tagList) first(n int) tagList {
-	if n >= len(l.ends) {
-		return l
-	}
-	page := l.slice(0, n)
-	var last string
-	if n > 0 && json.Unmarshal(l.tag(n-1), &last) == nil { // it was written so
-		page.next = url.Values{"n": {strconv.Itoa(n)}, "last": {last}}.Encode()
-	}
-	return page
-}
 
 // parts are a tag list of the API (OCI distribution-spec, "Listing tags").
 func (l tagList) parts(name string) iter.Seq[[]byte] {

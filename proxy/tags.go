@@ -160,11 +160,9 @@ func (p *Proxy) cutPage(w *response, t target, query url.Values) (tagList, bool)
 	if err != nil || page.next != "" {
 		return tagList{}, false
 	}
-	if last := query.Get("last"); last != "" {
-		page = page.after(last)
+	n, err := strconv.Atoi(query.Get("n"))
+	if err != nil { // there is none: see tags
+		n = -1
 	}
-	if n, err := strconv.Atoi(query.Get("n")); err == nil {
-		page = page.first(n)
-	}
-	return page, true
+	return page.page(query.Get("last"), n), true
 }

@@ -24,8 +24,8 @@ const (
 	// smallBlob is a size below which eviction gains nothing: configs and the
 	// like, which every pull needs. They go last, with the manifests.
 	smallBlob = 64 << 10
-	// smallShare: while they are no more than this share of all bytes, of which they are
-	// some hundredths. Who asks for nothing but manifests of 4 MiB gets no others out.
+	// smallShare: they do so while they take no more than this share of all bytes; as a
+	// rule they take some hundredths. Else manifests of 4 MiB would have all layers go.
 	smallShare = 8
 	// onceShare: blobs used only once go first while they are more than this
 	// share of all bytes. docs/eviction.md has what that is worth.
