@@ -147,8 +147,8 @@ func kindOf(manifest bool) string {
 
 func (p *Proxy) blobAnswer(b storage.BlobInfo, links int) (BlobAnswer, error) {
 	a := BlobAnswer{
-		Digest: b.Digest, Kind: kindOf(b.Manifest), Size: b.Size, Bytes: b.Room, Stored: b.Stored.UTC(), LastUsed: b.Used.UTC(),
-		Uses: int64(b.Uses), UsedAgain: b.Again, Expires: b.Until.UTC(), Unwanted: b.Expendable,
+		Digest: b.Digest, Kind: kindOf(b.Manifest), Size: b.Size, Bytes: b.DiskBytes, Stored: b.Stored.UTC(), LastUsed: b.Used.UTC(),
+		Uses: int64(b.Uses), UsedAgain: b.Again, Expires: b.Until.UTC(), Unwanted: b.Orphaned,
 		PinnedBy: []string{}, Links: []LinkAnswer{}, Filling: p.store.Filling(b.Digest),
 	}
 	at, err := p.store.Links(b.Digest, links+1)

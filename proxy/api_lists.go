@@ -45,7 +45,7 @@ func (c *call) repositories() error {
 	switch order {
 	case "name":
 	case "bytes":
-		less = func(a, b storage.RepositoryInfo) int { return cmp.Compare(b.Room, a.Room) }
+		less = func(a, b storage.RepositoryInfo) int { return cmp.Compare(b.DiskBytes, a.DiskBytes) }
 	case "last_used":
 		less = func(a, b storage.RepositoryInfo) int { return a.Used.Compare(b.Used) }
 	case "uses":
@@ -81,7 +81,7 @@ func (c *call) repositories() error {
 		by := c.p.pinnedBy(r.Upstream, r.Repository)
 		answer.Repositories = append(answer.Repositories, RepositoryAnswer{
 			Name: r.Upstream + "/" + r.Repository, Upstream: r.Upstream, Repository: r.Repository,
-			Tags: r.Tags, Blobs: r.Blobs, Bytes: r.Room, Uses: r.Uses, LastUsed: r.Used.UTC(), Pinned: len(by) > 0, PinnedBy: by,
+			Tags: r.Tags, Blobs: r.Blobs, Bytes: r.DiskBytes, Uses: r.Uses, LastUsed: r.Used.UTC(), Pinned: len(by) > 0, PinnedBy: by,
 		})
 	}
 	return c.answer(answer)
@@ -162,7 +162,7 @@ func (p *Proxy) freshness(t storage.NamedTag) string {
 	switch p.cfg.judge(t.Tag, true, freshFor, time.Now()) {
 	case fresh:
 		return "fresh"
-	case toCheck:
+	case stale:
 		return "stale"
 	default:
 		return "expired"

@@ -49,7 +49,7 @@ type PurgedItem struct {
 }
 
 // count takes note of what became of a digest.
-func (a *PurgeAnswer) count(d digest.Digest, became storage.Purged, bytes int64) {
+func (a *PurgeAnswer) count(d digest.Digest, became storage.PurgeResult, bytes int64) {
 	item := PurgedItem{Digest: d, Bytes: bytes}
 	switch became {
 	case storage.Gone:
@@ -203,10 +203,10 @@ func (p *Proxy) purgeImage(ctx context.Context, i image, how storage.Purge, answ
 		return !k.IsList() && t.Digest == at && (i.digest != "" || k.Name == i.tag)
 	}
 	// What it holds is found before its tag is gone, for a failure in between.
-	loose, truncated, err := p.unheldSearch().run(ctx, []root{{i.upstream, i.repo, at}}, func(held func(root) bool) error {
+	unreferenced, truncated, err := p.unreferencedSearch().run(ctx, []imageRoot{{i.upstream, i.repo, at}}, func(held func(imageRoot) bool) error {
 		_, err := p.store.DropTags(i.upstream, i.repo, true, func(k storage.TagKey, t storage.Tag) bool {
 			if !k.IsList() && !goes(k, t) {
-				held(root{i.upstream, i.repo, t.Digest})
+				held(imageRoot{i.upstream, i.repo, t.Digest})
 			}
 			return false
 		})
@@ -223,7 +223,7 @@ func (p *Proxy) purgeImage(ctx context.Context, i image, how storage.Purge, answ
 		return err
 	}
 	how.Upstream, how.Repository = i.upstream, i.repo
-	for d := range loose {
+	for d := range unreferenced {
 		became, bytes, err := p.store.Purge(d, how)
 		if err != nil {
 			return err
@@ -232,7 +232,7 @@ func (p *Proxy) purgeImage(ctx context.Context, i image, how storage.Purge, answ
 	}
 	if !how.DryRun {
 		p.forget(func(k cacheKey) bool { return k.upstream == i.upstream && k.repository == i.repo })
-		p.store.SumAnew()
+		p.store.InvalidateSummary()
 	}
 	if answer.empty() {
 		return notKept(i)
@@ -253,7 +253,7 @@ func (p *Proxy) purgeAll(ctx context.Context, how storage.Purge, answer *PurgeAn
 		})
 	}
 	if err == nil {
-		err = p.store.Sweep(ctx, how, answer.count)
+		err = p.store.PurgeAll(ctx, how, answer.count)
 	}
 	if !how.DryRun {
 		p.forget(func(k cacheKey) bool {

@@ -77,7 +77,7 @@ func (c *call) stats() error {
 		Version: c.Version, Started: c.Started.UTC(), Now: time.Now().UTC(),
 		Storage: StorageStats{
 			Counted: st.Counted, Blobs: st.Blobs, Bytes: st.Bytes, PartialBytes: st.Partial, ReservedBytes: st.Reserved,
-			QuarantineBytes: st.Quarantine, UnlinkedBlobs: sum.Unlinked.Blobs, UnlinkedBytes: sum.Unlinked.Room,
+			QuarantineBytes: st.Quarantine, UnlinkedBlobs: sum.Unlinked.Blobs, UnlinkedBytes: sum.Unlinked.DiskBytes,
 			LimitBytes: st.MaxSize, LowMarkBytes: st.LowMark, MinFreeBytes: st.MinFree, DiskBytes: st.Total, DiskFreeBytes: st.Free,
 			MemoryBytes: st.MemoryBytes, OpenBlobs: st.Open, IndexWaiting: st.WaitingForIndex,
 		},
@@ -99,7 +99,7 @@ func (c *call) stats() error {
 	}
 	for _, u := range sum.Upstreams {
 		s := of(u.Upstream)
-		s.Repositories, s.Tags, s.Blobs, s.Bytes = u.Repositories, u.Tags, u.Blobs, u.Room
+		s.Repositories, s.Tags, s.Blobs, s.Bytes = u.Repositories, u.Tags, u.Blobs, u.DiskBytes
 	}
 	answer.Traffic.Results = map[string]int64{}
 	for name, t := range traffic {

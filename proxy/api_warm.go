@@ -160,7 +160,7 @@ func (c *call) warm() error {
 		}
 		return images.Wait() // what fails is in the events
 	}, func() { out.send(all.now("progress")) })
-	c.p.store.SumAnew()
+	c.p.store.InvalidateSummary()
 	end := all.now("end")
 	if err = cmp.Or(context.Cause(c.r.Context()), err); err != nil {
 		end.Error = err.Error()

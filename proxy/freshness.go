@@ -17,8 +17,8 @@ import (
 type verdict int
 
 const (
-	tooOld  verdict = iota // or unknown: only the upstream's answer may be served
-	toCheck                // ask the upstream; serve it if that fails
+	expired verdict = iota // or unknown: only the upstream's answer may be served
+	stale                  // ask the upstream; serve it if that fails
 	fresh                  // serve it
 )
 
@@ -31,11 +31,11 @@ func (c Config) judge(tag storage.Tag, known bool, freshFor time.Duration, now t
 	age := now.Sub(tag.Checked)
 	switch {
 	case !known || age >= c.MaxStale:
-		return tooOld
+		return expired
 	case age >= 0 && age < freshFor:
 		return fresh
 	default:
-		return toCheck
+		return stale
 	}
 }
 
@@ -77,14 +77,14 @@ func (p *Proxy) revalidate(ctx context.Context, ptr pointer, tag storage.Tag, v 
 	}
 	check := func(ctx context.Context) (resolution, error) { return p.check(ctx, ptr, key) }
 	q := question{op: "check", about: key, holder: bounds.Holder{Group: ptr.key.Upstream, Repository: ptr.key.Repository, Client: ptr.client}}
-	if v == tooOld {
+	if v == expired {
 		return once(ctx, p.checks, q, check)
 	}
 
-	stale := resolution{tag.Digest, resultStale}
+	kept := resolution{tag.Digest, resultStale}
 	if p.suspicion.doubts(ptr.key) {
 		p.probe(ptr.key, q, check)
-		return stale, nil
+		return kept, nil
 	}
 	wait, cancel := context.WithTimeoutCause(ctx, p.cfg.RevalidateTimeout, errSlow)
 	defer cancel()
@@ -97,7 +97,7 @@ func (p *Proxy) revalidate(ctx context.Context, ptr pointer, tag storage.Tag, v 
 	}
 	p.log.DebugContext(ctx, "served without a check", "upstream", ptr.key.Upstream, "repository", ptr.key.Repository,
 		"name", ptr.key.Name, "checked", tag.Checked, "error", err)
-	return stale, nil
+	return kept, nil
 }
 
 // errSlow: the check takes longer than a client should wait.

@@ -22,14 +22,14 @@ func TestJudge(t *testing.T) {
 		known   bool
 		want    verdict
 	}{
-		"unknown":           {time.Time{}, false, tooOld},
+		"unknown":           {time.Time{}, false, expired},
 		"just now":          {now, true, fresh},
-		"at fresh_for":      {now.Add(-time.Minute), true, toCheck},
+		"at fresh_for":      {now.Add(-time.Minute), true, stale},
 		"before fresh_for":  {now.Add(-time.Minute + 1), true, fresh},
-		"before max_stale":  {now.Add(-time.Hour + 1), true, toCheck},
-		"at max_stale":      {now.Add(-time.Hour), true, tooOld},
-		"clock set back":    {now.Add(365 * 24 * time.Hour), true, toCheck},
-		"clock set forward": {now.Add(-365 * 24 * time.Hour), true, tooOld},
+		"before max_stale":  {now.Add(-time.Hour + 1), true, stale},
+		"at max_stale":      {now.Add(-time.Hour), true, expired},
+		"clock set back":    {now.Add(365 * 24 * time.Hour), true, stale},
+		"clock set forward": {now.Add(-365 * 24 * time.Hour), true, expired},
 	} {
 		if got := c.judge(storage.Tag{Checked: tc.checked}, tc.known, c.FreshFor, now); got != tc.want {
 			t.Errorf("%s: %d, want %d", name, got, tc.want)

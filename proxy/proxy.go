@@ -80,9 +80,9 @@ type Proxy struct {
 	readLists *readLists
 	reader    manifestReader
 
-	mu        sync.Mutex // guards the fields below
-	released  []root     // what deleted tags held, not yet looked at
-	releasing bool       // letGo is running
+	mu        sync.Mutex  // guards the fields below
+	released  []imageRoot // what deleted tags held, not yet looked at
+	releasing bool        // markOrphans is running
 }
 
 // New returns a Proxy over store for the given upstreams. No two may have the

@@ -17,9 +17,9 @@ import (
 // its time.
 const maxReleased = 10_000
 
-// unheldSearch looks for what hangs on some images and on no other. Its bounds are
+// unreferencedSearch looks for what hangs on some images and on no other. Its bounds are
 // besides those of each image's walk.
-type unheldSearch struct {
+type unreferencedSearch struct {
 	p             *Proxy
 	maxBlobs      int // of the images, manifests too; more are left out
 	maxManifests  int // of the others; with more, the search fails
@@ -27,17 +27,17 @@ type unheldSearch struct {
 	maxRemembered int // of the others, for several tags have one image
 }
 
-// unheldSearch returns one with bounds that some 200,000 tags of 20 platforms each
+// unreferencedSearch returns one with bounds that some 200,000 tags of 20 platforms each
 // are within.
-func (p *Proxy) unheldSearch() unheldSearch {
-	return unheldSearch{p: p, maxBlobs: 200_000, maxManifests: 5_000_000, maxBytes: 8 << 30, maxRemembered: 16 << 10}
+func (p *Proxy) unreferencedSearch() unreferencedSearch {
+	return unreferencedSearch{p: p, maxBlobs: 200_000, maxManifests: 5_000_000, maxBytes: 8 << 30, maxRemembered: 16 << 10}
 }
 
 // errManyManifests: what hangs on no other image is not known.
 var errManyManifests = errors.New("other tags hold too many manifests to look at")
 
-// root is what a tag points, or pointed, to.
-type root struct {
+// imageRoot is what a tag points, or pointed, to.
+type imageRoot struct {
 	upstream, repository string
 	digest               digest.Digest
 }
@@ -50,18 +50,18 @@ func (p *Proxy) release(k storage.TagKey, d digest.Digest) {
 	}
 	p.mu.Lock()
 	if len(p.released) < maxReleased {
-		p.released = append(p.released, root{k.Upstream, k.Repository, d})
+		p.released = append(p.released, imageRoot{k.Upstream, k.Repository, d})
 	}
 	busy := p.releasing
 	p.releasing = true
 	p.mu.Unlock()
 	if !busy {
-		p.running.Go(task.Guard("release", p.markUnheld))
+		p.running.Go(task.Guard("release", p.markOrphans))
 	}
 }
 
-// markUnheld works off what was released, many tags in one look at all the others.
-func (p *Proxy) markUnheld() {
+// markOrphans works off what was released, many tags in one look at all the others.
+func (p *Proxy) markOrphans() {
 	for {
 		p.mu.Lock()
 		roots := p.released
@@ -74,15 +74,15 @@ func (p *Proxy) markUnheld() {
 		}
 		var blobs map[digest.Digest]struct{}
 		err := task.Try("release", func() (err error) {
-			blobs, _, err = p.unheldSearch().run(p.ctx, roots, func(held func(root) bool) error {
+			blobs, _, err = p.unreferencedSearch().run(p.ctx, roots, func(held func(imageRoot) bool) error {
 				return p.store.Tags(func(k storage.TagKey, t storage.Tag) bool {
-					return k.IsList() || held(root{k.Upstream, k.Repository, t.Digest})
+					return k.IsList() || held(imageRoot{k.Upstream, k.Repository, t.Digest})
 				})
 			})
 			if err != nil {
 				return err
 			}
-			return p.store.Expendable(slices.Collect(maps.Keys(blobs)))
+			return p.store.MarkOrphaned(slices.Collect(maps.Keys(blobs)))
 		})
 		switch {
 		case err == nil:
@@ -95,7 +95,7 @@ func (p *Proxy) markUnheld() {
 
 // run returns what hangs on the roots and on none of the others, each of which others
 // calls held with until it returns false. Truncated: there is more than was looked for.
-func (s unheldSearch) run(ctx context.Context, roots []root, others func(held func(root) bool) error) (blobs map[digest.Digest]struct{}, truncated bool, err error) {
+func (s unreferencedSearch) run(ctx context.Context, roots []imageRoot, others func(held func(imageRoot) bool) error) (blobs map[digest.Digest]struct{}, truncated bool, err error) {
 	blobs = map[digest.Digest]struct{}{}
 	for _, r := range roots {
 		w := s.p.keptWalk(r.upstream, r.repository)
@@ -111,13 +111,13 @@ func (s unheldSearch) run(ctx context.Context, roots []root, others func(held fu
 			return nil, false, err
 		}
 	}
-	seen, err := lru.New[root, struct{}](s.maxRemembered)
+	seen, err := lru.New[imageRoot, struct{}](s.maxRemembered)
 	if err != nil {
 		return nil, false, err
 	}
 	manifests, bytes := 0, int64(0)
 	var failed error
-	err = others(func(r root) bool {
+	err = others(func(r imageRoot) bool {
 		if failed != nil || len(blobs) == 0 {
 			return false
 		}

@@ -66,7 +66,7 @@ func TestUnheldSearch_Bounds(t *testing.T) {
 	up := ut.New(t, ut.Options{})
 	large := manifestOf(1, layers(0, 100)...)
 	add(up, "library/app", "large", large)
-	var held []root
+	var held []imageRoot
 	var bytes int64
 	all := []ut.Content{large}
 	for n := range 10 {
@@ -74,28 +74,28 @@ func TestUnheldSearch_Bounds(t *testing.T) {
 		add(up, "library/app", fmt.Sprint(n), one)
 		all = append(all, one)
 		bytes += one.Size
-		held = append(held, root{"docker.io", "library/app", one.Digest})
+		held = append(held, imageRoot{"docker.io", "library/app", one.Digest})
 	}
 	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
 	m.keep("library/app", all...)
 	for name, tt := range map[string]struct {
-		change    func(*unheldSearch)
+		change    func(*unreferencedSearch)
 		blobs     int
 		looks     int
 		truncated bool
 		err       error
 	}{
-		"in bounds":      {func(s *unheldSearch) { s.maxManifests, s.maxBytes, s.maxBlobs = 10, bytes, 102 }, 91, 20, false, nil}, // itself, and 90 layers
-		"many blobs":     {func(s *unheldSearch) { s.maxBlobs = 50 }, 39, 20, true, nil},
-		"many manifests": {func(s *unheldSearch) { s.maxManifests = 9 }, 0, 10, false, errManyManifests},
-		"many bytes":     {func(s *unheldSearch) { s.maxBytes = bytes - 1 }, 0, 10, false, errManyManifests},
+		"in bounds":      {func(s *unreferencedSearch) { s.maxManifests, s.maxBytes, s.maxBlobs = 10, bytes, 102 }, 91, 20, false, nil}, // itself, and 90 layers
+		"many blobs":     {func(s *unreferencedSearch) { s.maxBlobs = 50 }, 39, 20, true, nil},
+		"many manifests": {func(s *unreferencedSearch) { s.maxManifests = 9 }, 0, 10, false, errManyManifests},
+		"many bytes":     {func(s *unreferencedSearch) { s.maxBytes = bytes - 1 }, 0, 10, false, errManyManifests},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := m.proxy.unheldSearch()
+			s := m.proxy.unreferencedSearch()
 			tt.change(&s)
 			looks := 0
-			blobs, truncated, err := s.run(t.Context(), []root{{"docker.io", "library/app", large.Digest}}, func(look func(root) bool) error {
+			blobs, truncated, err := s.run(t.Context(), []imageRoot{{"docker.io", "library/app", large.Digest}}, func(look func(imageRoot) bool) error {
 				for _, r := range append(slices.Clone(held), held...) { // several tags have one image
 					if looks++; !look(r) {
 						break
@@ -121,8 +121,8 @@ func TestUnheldSearch_Deep(t *testing.T) {
 	add(up, "library/app", "1", all...)
 	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
 	m.keep("library/app", all...)
-	none := func(func(root) bool) error { return nil }
-	blobs, truncated, err := m.proxy.unheldSearch().run(t.Context(), []root{{"docker.io", "library/app", all[20].Digest}}, none)
+	none := func(func(imageRoot) bool) error { return nil }
+	blobs, truncated, err := m.proxy.unreferencedSearch().run(t.Context(), []imageRoot{{"docker.io", "library/app", all[20].Digest}}, none)
 	if len(blobs) != maxWalkDepth+1 || !truncated || err != nil {
 		t.Errorf("%d blobs, truncated %v, %v: %v", len(blobs), truncated, err, slices.Collect(maps.Keys(blobs)))
 	}

@@ -165,10 +165,10 @@ func syncDir(dir string) error {
 	return nil
 }
 
-// putAway moves a blob into quarantine/, over what an earlier file of it left
+// moveToQuarantine moves a blob into quarantine/, over what an earlier file of it left
 // there. A name that a power cut brings back is found damaged again, so that the
 // folders' sync may fail.
-func (k disk) putAway(d digest.Digest) error {
+func (k disk) moveToQuarantine(d digest.Digest) error {
 	if err := os.Rename(k.blob(d), k.quarantined(d)); err != nil {
 		return fmt.Errorf("put blob into quarantine: %w", err)
 	}

@@ -300,7 +300,7 @@ func TestEviction(t *testing.T) {
 			a, b := put(t, s, 1, mib, 300, true), put(t, s, 2, mib, 300, false)
 			c, d := put(t, s, 3, 3*mib, 100, false), put(t, s, 4, 4*mib, 50, false)
 			setRecord(t, s, b, func(r *record) { r.until = 5000 })
-			if err := s.Expendable([]digest.Digest{a}); err != nil {
+			if err := s.MarkOrphaned([]digest.Digest{a}); err != nil {
 				t.Fatal(err)
 			}
 			return []digest.Digest{c, d}, []digest.Digest{a, b}

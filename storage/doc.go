@@ -97,7 +97,7 @@
 //
 // Purge takes a digest out of places: their links go, and the file where no place is
 // left. A fill in progress goes on; one that has all its bytes is waited for. Readers
-// have the file open, and read on. Sweep does so for all digests
+// have the file open, and read on. PurgeAll does so for all digests
 // of some places, a batch at a time, so that nothing grows with their number.
 //
 // A look at the index for people (Blobs, TagsAfter) goes by keys in order from where
@@ -134,7 +134,7 @@
 //	hit: the file's length ≠ the link's ──────────────────┐
 //	walk at the start: empty, and has no record ──────────┤
 //	response cut short ─► Broken: read on from there ─────┤
-//	           │ that can be read                         ├─► putAway ─► quarantine/, record and links
+//	           │ that can be read                         ├─► quarantine ─► quarantine/, record and links
 //	           ▼                                          │              dropped: the next Get is a miss
 //	suspects ─► scrub: hash of each blob, once ───────────┤
 //	            in ScrubEvery, by digest, from the cursor │
@@ -145,10 +145,10 @@
 // of it. It waits for its rate and its turn with timers, so no clock matters; the
 // cursor is a digest, kept in the index.
 //
-// putAway asks once more what is wrong while nobody else can have the digest
+// quarantine asks once more what is wrong while nobody else can have the digest
 // (Store.going), for the file may be another by now. Readers that have the damaged
 // one open go on with it; nothing can be done for them. A file that can be neither
-// moved nor removed is in Store.spoilt: Get takes it for missing, and the next fill
+// moved nor removed is in Store.condemned: Get takes it for missing, and the next fill
 // that can be kept is renamed over it.
 //
 // Verify takes no lock. It renames what it has read, if that still has its name;
@@ -185,7 +185,7 @@
 //
 // # Locks
 //
-// Store.mu guards the tables of fills, of open, vanishing, suspect and spoilt blobs,
+// Store.mu guards the tables of fills, of open, vanishing, suspect and condemned blobs,
 // the hits not yet written, and small content in memory; fill.mu guards one fill's
 // progress. fill.mu may be taken
 // under Store.mu, never the other way round. No file or network I/O happens under

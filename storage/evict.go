@@ -30,9 +30,9 @@ const (
 	// onceShare: blobs used only once go first while they are more than this
 	// share of all bytes. docs/eviction.md has what that is worth.
 	onceShare = 4
-	// sameUse is how close uses are that count as one: the jobs of a pipeline
+	// correlationWindow is how close uses are that count as one: the jobs of a pipeline
 	// start at once, and many clients fetch a blob in parts.
-	sameUse = time.Minute
+	correlationWindow = time.Minute
 )
 
 // maintain brings the index up to date with the disk, then looks after both
@@ -51,7 +51,7 @@ func (s *Store) maintain() {
 		case <-tick.C:
 		}
 		s.tend()
-		s.retrySpoilt()
+		s.retryCondemned()
 		s.tendQuarantine()
 		s.flushTouched()
 		s.dropPartials(partialAge)
@@ -92,17 +92,17 @@ type victim struct {
 
 // Classes of victims, in the order in which they go.
 const (
-	unwanted = iota // nothing points to it
+	orphaned = iota // nothing points to it
 	limited
-	usedOnce
-	usedAgain
+	probation
+	protected
 	small // or a manifest
 )
 
 func (v victim) class() int {
 	switch {
-	case v.expendable:
-		return unwanted
+	case v.orphaned:
+		return orphaned
 	case v.until != 0:
 		return limited
 	case v.manifest || v.size < smallBlob:
@@ -114,9 +114,9 @@ func (v victim) class() int {
 // byUse is the class of what is not small.
 func (v victim) byUse() int {
 	if v.again {
-		return usedAgain
+		return protected
 	}
-	return usedOnce
+	return probation
 }
 
 // victims picks the blobs to evict for so many bytes, those that go first before
@@ -174,8 +174,8 @@ func (r rule) class(v victim) int {
 	if c == small && r.evenSmall {
 		c = v.byUse()
 	}
-	if c == usedOnce && r.evenOnce {
-		return usedAgain
+	if c == probation && r.evenOnce {
+		return protected
 	}
 	return c
 }
@@ -185,12 +185,12 @@ type shares struct{ once, small, smallOnce int64 }
 
 func (s *shares) add(v victim) {
 	switch v.class() {
-	case usedOnce:
-		s.once += v.room()
+	case probation:
+		s.once += v.diskBytes()
 	case small:
-		s.small += v.room()
-		if v.byUse() == usedOnce {
-			s.smallOnce += v.room()
+		s.small += v.diskBytes()
+		if v.byUse() == probation {
+			s.smallOnce += v.diskBytes()
 		}
 	}
 }
@@ -233,8 +233,8 @@ func (p *picker) offer(v victim) {
 		return
 	}
 	heap.Push(p, v)
-	for p.sum += v.room(); len(p.picked) > mostVictims || len(p.picked) > 1 && p.sum-p.picked[0].room() >= p.bytes; {
-		p.sum -= heap.Pop(p).(victim).room()
+	for p.sum += v.diskBytes(); len(p.picked) > mostVictims || len(p.picked) > 1 && p.sum-p.picked[0].diskBytes() >= p.bytes; {
+		p.sum -= heap.Pop(p).(victim).diskBytes()
 	}
 }
 
@@ -317,7 +317,7 @@ func (s *Store) evict(v victim) (evicted bool) {
 		if v.expires() < now {
 			reason = reasonAge
 		}
-		s.metrics.evictedBytes.WithLabelValues(reason).Add(float64(v.room()))
+		s.metrics.evictedBytes.WithLabelValues(reason).Add(float64(v.diskBytes()))
 		s.metrics.evictionAge.WithLabelValues(reason).Observe(float64(max(0, now-v.accessed)))
 		evicted = true
 	})

@@ -33,13 +33,13 @@ func TestAgain(t *testing.T) {
 		mustFetch(t, s, o, Miss)
 		settle(t, s)
 		for range 3 { // a pipeline
-			time.Sleep(sameUse - time.Second)
+			time.Sleep(correlationWindow - time.Second)
 			mustFetch(t, s, o, Hit)
 			if again() {
 				t.Error("used again within a minute")
 			}
 		}
-		time.Sleep(sameUse)
+		time.Sleep(correlationWindow)
 		mustFetch(t, s, o, Hit)
 		if !again() {
 			t.Error("not used again after a minute")

@@ -83,7 +83,7 @@ func (f *fill) publish(change func()) {
 	f.changed = make(chan struct{})
 }
 
-// retain adds a reader, who wants the blob kept so. Store.mu is held: see unwanted.
+// retain adds a reader, who wants the blob kept so. Store.mu is held: see noStore.
 func (f *fill) retain(keep Retention) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -157,7 +157,7 @@ func (f *fill) run(ctx context.Context) {
 				"digest", f.digest, "bytes", f.written, "error", err)
 		}
 		_, panicked := errors.AsType[*task.PanicError](err)
-		if wrong || panicked || f.written == 0 || f.unwanted() {
+		if wrong || panicked || f.written == 0 || f.noStore() {
 			f.discard()
 		}
 		if f.state().phase > opening || !errors.Is(err, ErrRefused) { // or else there was nothing to download
@@ -363,7 +363,7 @@ func (f *fill) sum() digest.Digest {
 // settle makes the verified file a blob, or removes it where no one wants it
 // kept. A disk that fails now costs the blob, not the readers.
 func (f *fill) settle(ctx context.Context) (kept bool) {
-	if f.unwanted() {
+	if f.noStore() {
 		f.discard()
 		return false
 	}
@@ -380,10 +380,10 @@ func (f *fill) settle(ctx context.Context) (kept bool) {
 	return true
 }
 
-// unwanted says that no one who joined wants the blob kept. That is final: the
+// noStore says that no one who joined wants the blob kept. That is final: the
 // fill is shut then. If it is wanted, nothing removes the digest from now on until the
 // fill has left.
-func (f *fill) unwanted() bool {
+func (f *fill) noStore() bool {
 	s := f.store
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -400,10 +400,10 @@ func (f *fill) unwanted() bool {
 // here reports whether another upstream's fill has made the blob already.
 func (f *fill) here() bool {
 	f.store.mu.Lock()
-	_, spoilt := f.store.spoilt[f.digest]
+	_, condemned := f.store.condemned[f.digest]
 	f.store.mu.Unlock()
 	_, recorded, err := f.store.index.record(f.digest)
-	return !spoilt && recorded && err == nil && f.store.exists(f.digest)
+	return !condemned && recorded && err == nil && f.store.exists(f.digest)
 }
 
 // link lets the places have the blob that were told so while it came.
@@ -427,7 +427,7 @@ func (f *fill) commit() error {
 	if err := s.disk.commit(f.file, f.partial()); err != nil {
 		return err
 	}
-	s.mended(f.digest)
+	s.clear(f.digest)
 	s.reserving.Lock() // it is counted once: in fills/, then as a blob
 	defer s.reserving.Unlock()
 	defer s.grow(-blocks(f.written))

@@ -110,36 +110,36 @@ func tagKey(k TagKey) []byte {
 
 func scrubKey() []byte { return []byte{'c'} }
 
-// Marks of a record.
+// Flags of a record.
 const (
-	markManifest = 1 << iota
-	markExpendable
-	markAgain
-	marksEnd
+	flagManifest = 1 << iota
+	flagOrphaned
+	flagAgain
+	flagsEnd
 )
 
-// encode has the marks, then size, accessed, until and uses as varints: mostly 11 bytes.
+// encode has the flags, then size, accessed, until and uses as varints: mostly 11 bytes.
 func (r record) encode() []byte {
-	var marks byte
+	var flags byte
 	if r.manifest {
-		marks |= markManifest
+		flags |= flagManifest
 	}
-	if r.expendable {
-		marks |= markExpendable
+	if r.orphaned {
+		flags |= flagOrphaned
 	}
 	if r.again {
-		marks |= markAgain
+		flags |= flagAgain
 	}
-	b := binary.AppendUvarint([]byte{marks}, uint64(r.size))
+	b := binary.AppendUvarint([]byte{flags}, uint64(r.size))
 	b = binary.AppendVarint(b, r.accessed) // a file may be older than 1970
 	return binary.AppendUvarint(binary.AppendUvarint(b, uint64(r.until)), uint64(r.uses))
 }
 
 func decodeRecord(b []byte) (record, error) {
-	if len(b) == 0 || b[0] >= marksEnd {
+	if len(b) == 0 || b[0] >= flagsEnd {
 		return record{}, fmt.Errorf("blob record of %d bytes is malformed", len(b))
 	}
-	marks, rest := b[0], b[1:]
+	flags, rest := b[0], b[1:]
 	size, n := binary.Uvarint(rest)
 	accessed, m := binary.Varint(rest[max(n, 0):])
 	until, k := binary.Uvarint(rest[max(n, 0)+max(m, 0):])
@@ -148,13 +148,13 @@ func decodeRecord(b []byte) (record, error) {
 		return record{}, fmt.Errorf("blob record of %d bytes is malformed", len(b))
 	}
 	return record{
-		size:       int64(size),
-		accessed:   accessed,
-		until:      int64(until),
-		manifest:   marks&markManifest != 0,
-		expendable: marks&markExpendable != 0,
-		again:      marks&markAgain != 0,
-		uses:       uint32(uses),
+		size:     int64(size),
+		accessed: accessed,
+		until:    int64(until),
+		manifest: flags&flagManifest != 0,
+		orphaned: flags&flagOrphaned != 0,
+		again:    flags&flagAgain != 0,
+		uses:     uint32(uses),
 	}, nil
 }
 

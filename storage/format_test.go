@@ -30,7 +30,7 @@ func TestFormat(t *testing.T) {
 		"c":                                             scrubKey(),
 
 		"\x01\xe8\x07\x80\xa8\xd6\xb9\x07\x00\x00":         record{size: 1000, accessed: 1_000_000_000, manifest: true}.encode(),
-		"\x06\x00\x02\x81\x94\xeb\xdc\x03\xac\x02":         record{accessed: 1, until: 1_000_000_001, expendable: true, again: true, uses: 300}.encode(),
+		"\x06\x00\x02\x81\x94\xeb\xdc\x03\xac\x02":         record{accessed: 1, until: 1_000_000_001, orphaned: true, again: true, uses: 300}.encode(),
 		"\x00\x00\x00\x01\x2a\x05\xf2\x07\x01" + raw(t, d): Tag{Digest: d, Checked: time.Unix(5, 7)}.encode(),
 		"\xe9\x07a/b": link{"a/b", 1000}.encode(),
 		"\x00a/b":     link{"a/b", -1}.encode(),
@@ -145,7 +145,7 @@ func TestKeysApart(t *testing.T) {
 
 func FuzzRecords(f *testing.F) {
 	f.Add(record{size: 5, accessed: 7, manifest: true}.encode())
-	f.Add(record{size: 1 << 40, accessed: -7, until: 8, expendable: true}.encode())
+	f.Add(record{size: 1 << 40, accessed: -7, until: 8, orphaned: true}.encode())
 	f.Add(record{size: 5, accessed: 7}.encode()[:3])
 	f.Add(record{size: 5, accessed: 7, again: true}.encode())
 	f.Add(tagKey(TagKey{"u", "r", "n"}))

@@ -50,13 +50,13 @@ type Tag struct {
 
 // record is what the index knows of a blob on disk.
 type record struct {
-	size       int64
-	accessed   int64 // Unix seconds
-	until      int64 // Unix seconds; 0: no limit
-	manifest   bool
-	expendable bool   // nothing points to it any more
-	again      bool   // used again, sameUse or more after another use
-	uses       uint32 // answers from the kept blob, as far as they were written
+	size     int64
+	accessed int64 // Unix seconds
+	until    int64 // Unix seconds; 0: no limit
+	manifest bool
+	orphaned bool   // nothing points to it any more
+	again    bool   // used again, correlationWindow or more after another use
+	uses     uint32 // answers from the kept blob, as far as they were written
 }
 
 // block is what a disk gives a file at a time: 4 KiB with nearly all file systems.
@@ -65,8 +65,8 @@ const block = 4 << 10
 // blocks is what a file of size bytes takes of the disk.
 func blocks(size int64) int64 { return (size + block - 1) / block * block }
 
-// room is what the blob takes of the disk.
-func (r record) room() int64 { return blocks(r.size) }
+// diskBytes is what the blob takes of the disk.
+func (r record) diskBytes() int64 { return blocks(r.size) }
 
 // expires is when the record's limit has passed, in Unix seconds.
 func (r record) expires() int64 {

@@ -43,7 +43,7 @@ func (l *ledger) load(ctx context.Context) error {
 	var bytes, count int64
 	soonest := int64(math.MaxInt64)
 	err := then.records(func(_ []byte, r record) bool {
-		bytes += r.room()
+		bytes += r.diskBytes()
 		count++
 		soonest = min(soonest, r.expires())
 		return ctx.Err() == nil
@@ -106,9 +106,9 @@ func (l *ledger) add(d digest.Digest, r record) error {
 	case err != nil:
 		return err
 	case known:
-		l.changed(r.room()-old.room(), 0)
+		l.changed(r.diskBytes()-old.diskBytes(), 0)
 	default:
-		l.changed(r.room(), 1)
+		l.changed(r.diskBytes(), 1)
 	}
 	return nil
 }
@@ -127,7 +127,7 @@ func (l *ledger) found(records map[digest.Digest]record, exists func(digest.Dige
 		}
 		if !known && exists(d) {
 			unknown[d] = r
-			bytes += r.room()
+			bytes += r.diskBytes()
 		}
 	}
 	if err := l.put(unknown); err != nil {
@@ -157,7 +157,7 @@ func (l *ledger) drop(d digest.Digest, gone func() bool) error {
 		return err
 	}
 	if known {
-		l.changed(-r.room(), -1)
+		l.changed(-r.diskBytes(), -1)
 	}
 	return nil
 }

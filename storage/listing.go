@@ -17,16 +17,16 @@ import (
 
 // BlobInfo is what is known of a blob on disk.
 type BlobInfo struct {
-	Digest     digest.Digest
-	Size       int64 // bytes
-	Room       int64 // that it takes of the disk, in whole blocks
-	Manifest   bool  // it came as one
-	Used       time.Time
-	Again      bool      // used again, a minute or more after another use
-	Uses       uint32    // answers from the kept blob; a kill loses the last minute's, a lost index all
-	Until      time.Time // it is dropped then, unless used before; zero: no limit
-	Expendable bool      // nothing points to it any more
-	Stored     time.Time // when it was downloaded; zero where that cannot be read
+	Digest    digest.Digest
+	Size      int64 // bytes
+	DiskBytes int64 // that it takes of the disk, in whole blocks
+	Manifest  bool  // it came as one
+	Used      time.Time
+	Again     bool      // used again, a minute or more after another use
+	Uses      uint32    // answers from the kept blob; a kill loses the last minute's, a lost index all
+	Until     time.Time // it is dropped then, unless used before; zero: no limit
+	Orphaned  bool      // nothing points to it any more
+	Stored    time.Time // when it was downloaded; zero where that cannot be read
 }
 
 // BlobQuery picks blobs. The zero query is all of them.
@@ -177,8 +177,8 @@ func (s *Store) current(d digest.Digest, r record) record {
 
 func (s *Store) info(d digest.Digest, r record) BlobInfo {
 	info := BlobInfo{
-		Digest: d, Size: r.size, Room: r.room(), Manifest: r.manifest,
-		Used: time.Unix(r.accessed, 0), Again: r.again, Uses: r.uses, Expendable: r.expendable,
+		Digest: d, Size: r.size, DiskBytes: r.diskBytes(), Manifest: r.manifest,
+		Used: time.Unix(r.accessed, 0), Again: r.again, Uses: r.uses, Orphaned: r.orphaned,
 	}
 	if r.until != 0 {
 		info.Until = time.Unix(r.until, 0)

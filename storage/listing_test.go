@@ -96,10 +96,10 @@ func TestSummary(t *testing.T) {
 	}
 	var got []string
 	for _, r := range sum.Repositories {
-		got = append(got, fmt.Sprintf("%s/%s: %d tags, %d blobs, %d bytes, used %d", r.Upstream, r.Repository, r.Tags, r.Blobs, r.Room, r.Used.Unix()))
+		got = append(got, fmt.Sprintf("%s/%s: %d tags, %d blobs, %d bytes, used %d", r.Upstream, r.Repository, r.Tags, r.Blobs, r.DiskBytes, r.Used.Unix()))
 	}
 	for _, u := range append(sum.Upstreams, sum.Unlinked) {
-		got = append(got, fmt.Sprintf("%s: %d repositories, %d tags, %d blobs, %d bytes", u.Upstream, u.Repositories, u.Tags, u.Blobs, u.Room))
+		got = append(got, fmt.Sprintf("%s: %d repositories, %d tags, %d blobs, %d bytes", u.Upstream, u.Repositories, u.Tags, u.Blobs, u.DiskBytes))
 	}
 	want := []string{
 		"u/other: 0 tags, 1 blobs, 12288 bytes, used 100", "u/r: 2 tags, 2 blobs, 20480 bytes, used 200", "v/r: 0 tags, 1 blobs, 12288 bytes, used 100",
@@ -113,11 +113,11 @@ func TestSummary(t *testing.T) {
 	if again, err := s.Summary(t.Context()); err != nil || !again.Taken.Equal(sum.Taken) {
 		t.Errorf("taken again: %v %v", again.Taken, err)
 	}
-	s.SumAnew()
+	s.InvalidateSummary()
 	if again, err := s.Summary(t.Context()); err != nil || again.Upstreams[0].Blobs != 3 {
 		t.Errorf("%+v %v", again.Upstreams, err)
 	}
-	s.SumAnew()
+	s.InvalidateSummary()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := s.Summary(ctx); err == nil {

@@ -81,7 +81,7 @@ func (s *Store) couldFit(need int64) bool {
 		if least <= 0 {
 			break
 		}
-		least -= v.room()
+		least -= v.diskBytes()
 	}
 	return least <= 0 || s.pick(need)
 }
@@ -224,7 +224,7 @@ func (s *Store) evictNext(need int64, e *eviction) bool {
 	e.tries++
 	if s.evict(v) {
 		e.blobs++
-		e.bytes += v.room()
+		e.bytes += v.diskBytes()
 		e.gone = true
 	}
 	return true
@@ -252,7 +252,7 @@ func (s *Store) pick(need int64) bool {
 	if bytes < most && len(picked) < mostVictims {
 		n, sum := 0, int64(0)
 		for bytes >= least && sum < least {
-			sum += picked[n].room()
+			sum += picked[n].diskBytes()
 			n++
 		}
 		picked = picked[:n]

@@ -103,7 +103,7 @@ func BenchmarkLookAtMillion(b *testing.B) {
 	}
 	b.Run("summary", func(b *testing.B) {
 		timed(b, func() {
-			s.SumAnew()
+			s.InvalidateSummary()
 			if sum, err := s.Summary(b.Context()); err != nil || len(sum.Repositories) != 1000 || sum.Upstreams[0].Blobs < n/2 { // the walk at the start drops some
 				b.Fatal(len(sum.Repositories), sum.Upstreams, err)
 			}

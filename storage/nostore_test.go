@@ -305,7 +305,7 @@ func TestJoinTooLate(t *testing.T) {
 			t.Fatal(err)
 		}
 		f.publish(func() { f.phase = verified })
-		if !f.unwanted() {
+		if !f.noStore() {
 			t.Fatal("somebody wants it kept")
 		}
 		got := make(chan *Blob, 1)
@@ -383,13 +383,13 @@ func TestNoStoreHit(t *testing.T) {
 	d := o.digest()
 	open(t, s, keeping(Retention{For: time.Hour}), d, o.source)
 	settle(t, s)
-	setRecord(t, s, d, func(r *record) { r.accessed, r.until, r.expendable = 5, 10, true })
+	setRecord(t, s, d, func(r *record) { r.accessed, r.until, r.orphaned = 5, 10, true })
 	b := open(t, s, noStore(), d, o.source)
 	if got, err := io.ReadAll(b.Content); err != nil || !bytes.Equal(got, o.content) || b.Outcome != Hit || !b.Stored {
 		t.Errorf("%d bytes, %v, outcome %d, stored %v", len(got), err, b.Outcome, b.Stored)
 	}
 	s.flushTouched()
-	want := record{size: 1000, accessed: 5, until: 10, expendable: true}
+	want := record{size: 1000, accessed: 5, until: 10, orphaned: true}
 	if r, ok, err := s.index.record(d); err != nil || !ok || r != want {
 		t.Errorf("record %+v %v %v, want %+v", r, ok, err, want)
 	}

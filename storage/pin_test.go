@@ -34,7 +34,7 @@ func TestPinned(t *testing.T) {
 	const size = 250 << 10
 	kept, gone := put(t, s, 1, size, 1, false), put(t, s, 2, size, 2, false)
 	pin(t, s, kept)
-	if err := s.Expendable([]digest.Digest{kept}); err != nil {
+	if err := s.MarkOrphaned([]digest.Digest{kept}); err != nil {
 		t.Fatal(err)
 	}
 	// Places that are nearly the pinned one.

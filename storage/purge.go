@@ -22,23 +22,23 @@ type Purge struct {
 	DryRun      bool // nothing goes; the same is counted
 }
 
-// Purged is what became of a digest.
-type Purged int
+// PurgeResult is what became of a digest.
+type PurgeResult int
 
 // What [Store.Purge] makes of a digest.
 const (
-	Absent   Purged = iota // it is not here, or not in these places
-	Gone                   // from the disk
-	Unlinked               // from these places; others have it
-	Pinned                 // it stays, for a pin
-	Busy                   // it is being downloaded, or removed by somebody else
-	InUse                  // it stays, for it was used since
+	Absent   PurgeResult = iota // it is not here, or not in these places
+	Gone                        // from the disk
+	Unlinked                    // from these places; others have it
+	Pinned                      // it stays, for a pin
+	Busy                        // it is being downloaded, or removed by somebody else
+	InUse                       // it stays, for it was used since
 )
 
 // Purge removes a digest from the places that p names, and from the disk where
 // there is no other. room is what that frees. Who is reading the blob reads on to
 // its end; what is being downloaded stays.
-func (s *Store) Purge(d digest.Digest, p Purge) (became Purged, room int64, err error) {
+func (s *Store) Purge(d digest.Digest, p Purge) (became PurgeResult, room int64, err error) {
 	if p.DryRun {
 		s.settled(d)
 		became, room, err = s.purge(d, p)
@@ -75,7 +75,7 @@ func (s *Store) Kept(d digest.Digest) bool {
 }
 
 // purge is Purge, while nobody else can have the digest.
-func (s *Store) purge(d digest.Digest, p Purge) (Purged, int64, error) {
+func (s *Store) purge(d digest.Digest, p Purge) (PurgeResult, int64, error) {
 	everywhere := p.Upstream == ""
 	var here [][]byte // links that go
 	elsewhere, pinned := false, false
@@ -117,19 +117,19 @@ func (s *Store) purge(d digest.Digest, p Purge) (Purged, int64, error) {
 		if err := os.Remove(s.disk.blob(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return Busy, 0, fmt.Errorf("remove blob: %w", err)
 		}
-		s.mended(d)
+		s.clear(d)
 		for _, partial := range s.idlePartialsOf(d) {
 			s.removePartial(partial)
 		}
 		s.forget(d)
 		if recorded {
-			s.metrics.evictedBytes.WithLabelValues(reasonPurge).Add(float64(r.room()))
+			s.metrics.evictedBytes.WithLabelValues(reasonPurge).Add(float64(r.diskBytes()))
 		}
 	}
 	if !recorded {
 		return Absent, 0, nil // a link of what was not here, or what a broken download left
 	}
-	return Gone, r.room(), nil
+	return Gone, r.diskBytes(), nil
 }
 
 // removeAll forgets keys.
@@ -144,9 +144,9 @@ func (x *index) removeAll(keys [][]byte) error {
 // sweepBatch is how many digests are looked for at a time: none is held while they go.
 const sweepBatch = 1000
 
-// Sweep purges all that p names, until ctx ends, and tells what became of each.
-func (s *Store) Sweep(ctx context.Context, p Purge, each func(digest.Digest, Purged, int64)) error {
-	defer s.SumAnew()
+// PurgeAll purges all that p names, until ctx ends, and tells what became of each.
+func (s *Store) PurgeAll(ctx context.Context, p Purge, each func(digest.Digest, PurgeResult, int64)) error {
+	defer s.InvalidateSummary()
 	q := BlobQuery{Upstream: p.Upstream, Repository: p.Repository, UnusedSince: p.UnusedSince}
 	for last := digest.Digest(""); ; {
 		batch := make([]digest.Digest, 0, sweepBatch)

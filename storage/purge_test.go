@@ -15,7 +15,7 @@ func TestPurgeIsCounted(t *testing.T) {
 	other := put(t, s, 2, 5000, 1, false)
 	for _, step := range []struct {
 		how  Purge
-		want Purged
+		want PurgeResult
 		gone float64
 	}{
 		{Purge{DryRun: true}, Gone, 0},

@@ -25,29 +25,29 @@ const (
 	maxSuspects = 1000
 )
 
-// putAway moves a damaged blob into quarantine and forgets it, so that it is
+// quarantine moves a damaged blob into quarantine and forgets it, so that it is
 // fetched anew. bad says what is wrong with it, while nobody can open, fill or
 // remove the digest; nil leaves it. Who has the file open keeps it.
-func (s *Store) putAway(d digest.Digest, bad func() error) {
-	s.alone(d, func() { s.tryPutAway(d, bad) })
+func (s *Store) quarantine(d digest.Digest, bad func() error) {
+	s.alone(d, func() { s.tryQuarantine(d, bad) })
 	s.tendQuarantine()
 }
 
-// putAwayFile is putAway of a file that was read, unless the digest has another by now.
-func (s *Store) putAwayFile(d digest.Digest, bad damage) {
-	s.putAway(d, func() error { return bad.still(s.disk.blob(d)) })
+// quarantineFile is quarantine of a file that was read, unless the digest has another by now.
+func (s *Store) quarantineFile(d digest.Digest, bad damage) {
+	s.quarantine(d, func() error { return bad.still(s.disk.blob(d)) })
 }
 
-// tryPutAway is putAway, while nobody else can have the digest. Where the file
-// can be neither moved nor removed it is spoilt: passed over from now on.
-func (s *Store) tryPutAway(d digest.Digest, bad func() error) {
+// tryQuarantine is quarantine, while nobody else can have the digest. Where the file
+// can be neither moved nor removed it is condemned: passed over from now on.
+func (s *Store) tryQuarantine(d digest.Digest, bad func() error) {
 	why := bad()
 	if why == nil {
-		s.mended(d)
+		s.clear(d)
 		return
 	}
 	into := s.disk.quarantined(d)
-	err := s.disk.putAway(d)
+	err := s.disk.moveToQuarantine(d)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.log.Warn("cannot quarantine damaged blob, so it is removed", "digest", d, "error", err)
 		into = ""
@@ -58,20 +58,20 @@ func (s *Store) tryPutAway(d digest.Digest, bad func() error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.log.Error("damaged blob can be neither moved nor removed: fetched at each request", "digest", d, "damage", why, "error", err)
 		s.mu.Lock()
-		s.spoilt[d] = bad
+		s.condemned[d] = bad
 		s.mu.Unlock()
 		return
 	}
 	s.log.Error("blob damaged on disk: fetched anew when it is asked for", "digest", d, "damage", why, "quarantine", into)
-	s.mended(d)
+	s.clear(d)
 	s.forget(d)
 }
 
-// mended says that the digest's file, if it has one, may be served.
-func (s *Store) mended(d digest.Digest) {
+// clear says that the digest's file, if it has one, may be served.
+func (s *Store) clear(d digest.Digest) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.spoilt, d)
+	delete(s.condemned, d)
 }
 
 // tendQuarantine forgets the blobs that somebody else put into quarantine (as
@@ -124,13 +124,13 @@ func movedAt(info fs.FileInfo) int64 {
 	return info.ModTime().UnixNano()
 }
 
-// retrySpoilt tries once more to move what could not be moved.
-func (s *Store) retrySpoilt() {
+// retryCondemned tries once more to move what could not be moved.
+func (s *Store) retryCondemned() {
 	s.mu.Lock()
-	spoilt := maps.Clone(s.spoilt)
+	condemned := maps.Clone(s.condemned)
 	s.mu.Unlock()
-	for d, bad := range spoilt {
-		s.putAway(d, bad)
+	for d, bad := range condemned {
+		s.quarantine(d, bad)
 	}
 }
 
@@ -146,7 +146,7 @@ func wrongSize(d digest.Digest, size, want int64) error {
 	return nil
 }
 
-// badSize is for putAway: the file's length is not what the record says, or what
+// badSize is for quarantine: the file's length is not what the record says, or what
 // its link does where it has no record.
 func (s *Store) badSize(d digest.Digest, linked int64) func() error {
 	return func() error {
@@ -201,7 +201,7 @@ func (s *Store) broken(f *os.File, d digest.Digest) {
 		s.suspect(d)
 		return
 	}
-	s.putAwayFile(d, bad)
+	s.quarantineFile(d, bad)
 }
 
 // unreadable says that an error is the disk's, not the process's or the file's
@@ -210,7 +210,7 @@ func unreadable(err error) bool {
 	return errors.Is(err, syscall.EIO) || errors.Is(err, syscall.EUCLEAN) || errors.Is(err, syscall.EBADMSG)
 }
 
-// unopenable is for putAway: the file cannot be opened for the disk's sake.
+// unopenable is for quarantine: the file cannot be opened for the disk's sake.
 func (s *Store) unopenable(d digest.Digest) func() error {
 	return func() error {
 		f, err := os.Open(s.disk.blob(d))

@@ -288,10 +288,10 @@ func TestSpoilt(t *testing.T) {
 	mustFetch(t, s, first, Miss)
 	settle(t, s)
 	mustFetch(t, s, first, Hit)
-	s.retrySpoilt()
+	s.retryCondemned()
 	checkDisk(t, s)
-	if len(s.spoilt) > 0 {
-		t.Errorf("still spoilt: %v", s.spoilt)
+	if len(s.condemned) > 0 {
+		t.Errorf("still condemned: %v", s.condemned)
 	}
 	mustFetch(t, s, second, Miss)
 	settle(t, s)

@@ -76,7 +76,7 @@ func (s *Store) reconcileShard(prefix string, blobs map[digest.Digest]fs.DirEntr
 		switch info, err := e.Info(); {
 		case err != nil: // it has gone
 		case wrongSize(d, info.Size(), -1) != nil:
-			s.putAway(d, s.badSize(d, -1))
+			s.quarantine(d, s.badSize(d, -1))
 		default:
 			records[d] = record{size: info.Size(), accessed: info.ModTime().Unix()}
 		}

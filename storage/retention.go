@@ -50,8 +50,8 @@ type use struct {
 }
 
 func (r *record) apply(u use) {
-	r.again = r.again || u.accessed-r.accessed >= int64(sameUse/time.Second)
-	r.accessed, r.until, r.expendable = u.accessed, longer(r.until, u.until), false
+	r.again = r.again || u.accessed-r.accessed >= int64(correlationWindow/time.Second)
+	r.accessed, r.until, r.orphaned = u.accessed, longer(r.until, u.until), false
 	r.uses += min(u.times, math.MaxUint32-r.uses)
 }
 
@@ -86,12 +86,12 @@ func (s *Store) flushTouched() {
 	}
 }
 
-// Expendable marks blobs that nothing points to any more: they are the first to
+// MarkOrphaned marks blobs that nothing points to any more: they are the first to
 // go when room is needed. A later hit takes the mark off. Digests that are not
 // on disk are passed over.
-func (s *Store) Expendable(digests []digest.Digest) error {
+func (s *Store) MarkOrphaned(digests []digest.Digest) error {
 	s.flushTouched() // hits until now are no later ones
-	return s.ledger.update(slices.Values(digests), func(_ digest.Digest, r *record) { r.expendable = true })
+	return s.ledger.update(slices.Values(digests), func(_ digest.Digest, r *record) { r.orphaned = true })
 }
 
 // pinnedExpiry is when a blob that outlives its limit for a pin is looked at
@@ -131,7 +131,7 @@ func (s *Store) expire() {
 			continue
 		}
 		blobs++
-		gone += v.room()
+		gone += v.diskBytes()
 	}
 	s.ledger.expect(soonest)
 	if blobs > 0 {

@@ -221,16 +221,16 @@ func TestExpiryMeetsHit(t *testing.T) {
 	checkNothing(t, s)
 }
 
-// TestExpendable: the mark is kept, and a later hit takes it off; one before
+// TestMarkOrphaned: the mark is kept, and a later hit takes it off; one before
 // does not.
-func TestExpendable(t *testing.T) {
+func TestMarkOrphaned(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	s := openStore(t, dir)
 	hit, not := put(t, s, 1, 1000, 1, false), put(t, s, 2, 1000, 2, false)
 	sc := Scope{Upstream: "u", Repository: "r"}
 	open(t, s, sc, not, nil).Close()
-	if err := s.Expendable([]digest.Digest{hit, not, digest.FromString("not here")}); err != nil {
+	if err := s.MarkOrphaned([]digest.Digest{hit, not, digest.FromString("not here")}); err != nil {
 		t.Fatal(err)
 	}
 	open(t, s, sc, hit, nil).Close()
@@ -239,8 +239,8 @@ func TestExpendable(t *testing.T) {
 	}
 	s = openStore(t, dir)
 	for d, want := range map[digest.Digest]bool{hit: false, not: true} {
-		if r, ok, err := s.index.record(d); err != nil || !ok || r.expendable != want {
-			t.Errorf("record %+v %v %v, want expendable %v", r, ok, err, want)
+		if r, ok, err := s.index.record(d); err != nil || !ok || r.orphaned != want {
+			t.Errorf("record %+v %v %v, want orphaned %v", r, ok, err, want)
 		}
 	}
 	checkDisk(t, s)
@@ -251,9 +251,9 @@ func TestOrder(t *testing.T) {
 	t.Parallel()
 	const big = smallBlob
 	order := []record{
-		{size: big, accessed: 1, expendable: true},
-		{size: 1, accessed: 2, expendable: true, manifest: true},
-		{size: big, accessed: 3, expendable: true, again: true},
+		{size: big, accessed: 1, orphaned: true},
+		{size: 1, accessed: 2, orphaned: true, manifest: true},
+		{size: big, accessed: 3, orphaned: true, again: true},
 		{size: 1, accessed: 9, until: 5, manifest: true},
 		{size: big, accessed: 1, until: 6, again: true},
 		{size: big, accessed: 2, until: 6},
@@ -311,7 +311,7 @@ func TestMixed(t *testing.T) {
 					case 0:
 						time.Sleep(time.Duration(random.IntN(40)) * time.Second)
 					case 1:
-						if err := s.Expendable([]digest.Digest{o.digest()}); err != nil {
+						if err := s.MarkOrphaned([]digest.Digest{o.digest()}); err != nil {
 							t.Error(err)
 						}
 					}

@@ -112,7 +112,7 @@ func (s *Store) recheck(d digest.Digest) (read int64) {
 	s.metrics.scrubbed.Add(float64(read))
 	switch {
 	case bad != nil:
-		s.putAwayFile(d, *bad)
+		s.quarantineFile(d, *bad)
 	case err != nil && s.ctx.Err() == nil && !errors.Is(err, fs.ErrNotExist):
 		s.log.Warn("cannot check blob", "digest", d, "error", err)
 	}

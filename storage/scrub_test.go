@@ -190,7 +190,7 @@ func TestScrubWhileRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	old := &damage{info, ErrDigest}
-	s.putAway(o.digest(), func() error { return old.still(s.disk.blob(o.digest())) })
+	s.quarantine(o.digest(), func() error { return old.still(s.disk.blob(o.digest())) })
 	mustFetch(t, s, o, Hit)
 	checkQuarantine(t, s, map[digest.Digest][]byte{o.digest(): damaged})
 }

@@ -104,8 +104,8 @@ type Store struct {
 	touched map[digest.Digest]use           // not yet in the index
 	memory  *memory                         // small blobs
 
-	suspects map[digest.Digest]struct{}     // to be read again
-	spoilt   map[digest.Digest]func() error // damaged, and cannot be moved: as good as not there
+	suspects  map[digest.Digest]struct{}     // to be read again
+	condemned map[digest.Digest]func() error // damaged, and cannot be moved: as good as not there
 }
 
 // Open opens or creates the folder in cfg.Path. It returns as soon as blobs can
@@ -152,7 +152,7 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 
 		scrubEvery: cfg.ScrubEvery, pace: rate.NewLimiter(scrubRate, checkSize),
 		suspected: make(chan struct{}, 1), suspects: map[digest.Digest]struct{}{},
-		spoilt: map[digest.Digest]func() error{},
+		condemned: map[digest.Digest]func() error{},
 	}
 	s.quarantineMax = cmp.Or(s.maxSize, total) / quarantineShare
 	m.limit.Set(float64(s.maxSize))
@@ -271,7 +271,7 @@ func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) 
 		return inMemory(d, l.mediaType, small), nil
 	}
 	f, mediaType, err := s.joinLocked(sc, d, linked)
-	_, spoilt := s.spoilt[d]
+	_, condemned := s.condemned[d]
 	if f == nil && err == nil {
 		s.open[d]++ // keeps an eviction away while the file is opened
 	}
@@ -284,7 +284,7 @@ func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) 
 	}
 
 	var file *os.File
-	if err = fs.ErrNotExist; !spoilt {
+	if err = fs.ErrNotExist; !condemned {
 		file, err = os.Open(s.disk.blob(d))
 	}
 	switch {
@@ -301,7 +301,7 @@ func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) 
 		return nil, ErrUnlinked
 	case unreadable(err):
 		s.leave(d)
-		s.putAway(d, s.unopenable(d))
+		s.quarantine(d, s.unopenable(d))
 		return nil, errAgain
 	case !errors.Is(err, fs.ErrNotExist):
 		s.leave(d)
@@ -325,7 +325,7 @@ func (s *Store) hit(file *os.File, sc Scope, d digest.Digest, l link) (*Blob, er
 	if !s.fits(sc, d, l, info.Size()) {
 		_ = file.Close() // not read
 		s.leave(d)
-		s.putAway(d, s.badSize(d, l.size))
+		s.quarantine(d, s.badSize(d, l.size))
 		return nil, errAgain
 	}
 	var small []byte
@@ -333,7 +333,7 @@ func (s *Store) hit(file *os.File, sc Scope, d digest.Digest, l link) (*Blob, er
 		if small, err = readSmall(file, d); err != nil {
 			_ = file.Close() // not served
 			s.leave(d)
-			s.putAwayFile(d, damage{info, err})
+			s.quarantineFile(d, damage{info, err})
 			return nil, errAgain
 		}
 	}
@@ -440,7 +440,7 @@ func (s *Store) leavingLocked(sc Scope, d digest.Digest) chan struct{} {
 func (s *Store) start(ctx context.Context, sc Scope, d digest.Digest, src Source, linked bool) (*Blob, error) {
 	s.mu.Lock()
 	f, mediaType, err := s.joinLocked(sc, d, linked)
-	if f == nil && err == nil && s.spoilt[d] == nil && s.exists(d) {
+	if f == nil && err == nil && s.condemned[d] == nil && s.exists(d) {
 		err = errAgain // it has come since it was looked for: a fill that ended
 	}
 	if f != nil || err != nil {

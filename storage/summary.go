@@ -18,7 +18,7 @@ type RepositoryInfo struct {
 	Upstream, Repository string
 	Tags                 int64
 	Blobs                int64 // manifests too
-	Room                 int64 // bytes of the disk
+	DiskBytes            int64 // bytes of the disk
 	Used                 time.Time
 	Uses                 int64
 }
@@ -27,7 +27,7 @@ type RepositoryInfo struct {
 type UpstreamInfo struct {
 	Upstream                  string
 	Repositories, Tags, Blobs int64
-	Room                      int64
+	DiskBytes                 int64
 }
 
 // Summary is what is kept, by repository and by upstream, in the order of names.
@@ -68,8 +68,8 @@ func (s *Store) Summary(ctx context.Context) (Summary, error) {
 	return sum, nil
 }
 
-// SumAnew has the next Summary look anew: what was asked for has changed it.
-func (s *Store) SumAnew() {
+// InvalidateSummary has the next Summary look anew: what was asked for has changed it.
+func (s *Store) InvalidateSummary() {
 	s.summing <- struct{}{}
 	s.summary = nil
 	<-s.summing
@@ -137,18 +137,18 @@ func (s *Store) sumUp(ctx context.Context) (Summary, error) {
 		}
 		if len(at) == 0 {
 			sum.Unlinked.Blobs++
-			sum.Unlinked.Room += r.room()
+			sum.Unlinked.DiskBytes += r.diskBytes()
 		}
 		for i, n := range at {
 			n.repository.Blobs++
-			n.repository.Room += r.room()
+			n.repository.DiskBytes += r.diskBytes()
 			n.repository.Uses += int64(r.uses)
 			if used := time.Unix(r.accessed, 0); used.After(n.repository.Used) {
 				n.repository.Used = used
 			}
 			if !slices.ContainsFunc(at[:i], func(o sums) bool { return o.upstream == n.upstream }) {
 				n.upstream.Blobs++
-				n.upstream.Room += r.room()
+				n.upstream.DiskBytes += r.diskBytes()
 			}
 		}
 	}

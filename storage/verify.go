@@ -112,7 +112,7 @@ func (k disk) setAside(d digest.Digest, bad *damage) (name string, err error) {
 	if err := os.MkdirAll(k.quarantine(), 0o700); err != nil {
 		return "", err
 	}
-	if err := k.putAway(d); err != nil {
+	if err := k.moveToQuarantine(d); err != nil {
 		return "", err
 	}
 	return k.quarantined(d), nil

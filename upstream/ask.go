@@ -98,7 +98,7 @@ func (p *restingPause) NextBackOff() time.Duration { return p.rest + p.BackOff.N
 // askOne puts q to one URL, with one account after the other as long as the
 // account could be what is wrong.
 func (r *Registry) askOne(ctx context.Context, e *endpoint, q query) (*http.Response, error) {
-	if err := e.meet(ctx); err != nil {
+	if err := e.discoverChallenge(ctx); err != nil {
 		return nil, err
 	}
 	var telling error
@@ -112,7 +112,7 @@ func (r *Registry) askOne(ctx context.Context, e *endpoint, q query) (*http.Resp
 		}
 		switch {
 		case err == nil:
-			e.took(q.repo, a)
+			e.stick(q.repo, a)
 			resp.Body.(*body).from = e
 			return resp, nil
 		case ctx.Err() != nil:
@@ -248,7 +248,7 @@ func (r *Registry) chase(ctx context.Context, a *account, q query, shown authori
 			a.budget.note(q.op, resp.StatusCode, resp.Header)
 			e.publish()
 		case resp.StatusCode == http.StatusTooManyRequests:
-			r.heed(ctx, p, u, resp)
+			r.honorRetryAfter(ctx, p, u, resp)
 		}
 		if !isRedirect(resp.StatusCode) {
 			return resp, away, nil

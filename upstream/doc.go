@@ -3,7 +3,7 @@
 //	Head, Open, Manifest, Tags, Referrers
 //	  ask          again after a pause, where all URLs failed      (ask.go)
 //	    askEach    the URLs in order; digests may be raced         (race.go)
-//	      meet     once: learn the challenge from GET /v2/         (endpoint.go)
+//	      discoverChallenge  once, from GET /v2/                   (endpoint.go)
 //	      askOne   the accounts in turn                            (ask.go, endpoint.go)
 //	        budget   what the rate limit leaves the account        (budget.go)
 //	        follow   authenticate: Basic, or a token by scope      (auth.go, token.go)

@@ -34,17 +34,17 @@ type endpoint struct {
 	slowAt atomic.Int64  // Unix nanoseconds of the last answer or body that came too slowly
 	outrun atomic.Int32  // races in a row that another URL has won
 
-	mu     sync.Mutex                 // guards the fields below
-	turns  *lru.Cache[string, *turn]  // by repository
-	next   int                        // the account whose turn comes next
-	learnt challenge                  // the last challenge; scheme "" before the first
-	fixed  string                     // the scope of every repository, for registries that name no repository in it
-	scopes *lru.Cache[string, string] // by repository, where it is not the path's
+	mu     sync.Mutex                         // guards the fields below
+	sticky *lru.Cache[string, *stickyAccount] // by repository
+	next   int                                // the account whose turn comes next
+	learnt challenge                          // the last challenge; scheme "" before the first
+	fixed  string                             // the scope of every repository, for registries that name no repository in it
+	scopes *lru.Cache[string, string]         // by repository, where it is not the path's
 }
 
-// turn is the account that a repository is asked for with. It lasts as long as
+// stickyAccount is the account that a repository is asked for with. It lasts as long as
 // a token does, so that one pull needs one token a repository.
-type turn struct {
+type stickyAccount struct {
 	account int
 	until   time.Time
 }
@@ -52,14 +52,14 @@ type turn struct {
 // maxRepositories bounds the repositories of which something is known.
 const maxRepositories = 8192
 
-// turnTime is the life of Docker Hub's and GitLab's tokens.
-const turnTime = 5 * time.Minute
+// stickyFor is the life of Docker Hub's and GitLab's tokens.
+const stickyFor = 5 * time.Minute
 
 // newBareEndpoint is one without accounts.
 func newBareEndpoint(r *Registry, base *url.URL) (*endpoint, error) {
-	turns, err := lru.New[string, *turn](maxRepositories)
+	sticky, err := lru.New[string, *stickyAccount](maxRepositories)
 	if err != nil {
-		return nil, fmt.Errorf("make cache of turns: %w", err)
+		return nil, fmt.Errorf("make cache of accounts: %w", err)
 	}
 	scopes, err := lru.New[string, string](maxRepositories)
 	if err != nil {
@@ -68,7 +68,7 @@ func newBareEndpoint(r *Registry, base *url.URL) (*endpoint, error) {
 	root, prefix := splitBase(base.Path)
 	return &endpoint{
 		registry: r, base: base, root: root, prefix: prefix, origin: origin(base),
-		turns: turns, scopes: scopes, met: make(chan struct{}),
+		sticky: sticky, scopes: scopes, met: make(chan struct{}),
 	}, nil
 }
 
@@ -135,23 +135,23 @@ func (e *endpoint) inTurn(repo string) []*account {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	t, ok := e.turns.Get(repo)
+	t, ok := e.sticky.Get(repo)
 	if !ok || time.Now().After(t.until) {
-		t = &turn{account: e.next, until: time.Now().Add(turnTime)}
+		t = &stickyAccount{account: e.next, until: time.Now().Add(stickyFor)}
 		e.next = (e.next + 1) % n
-		e.turns.Add(repo, t)
+		e.sticky.Add(repo, t)
 	}
 	return append(slices.Clone(e.accounts[t.account:]), e.accounts[:t.account]...)
 }
 
-// took makes the account that was answered the one for the repository.
-func (e *endpoint) took(repo string, a *account) {
+// stick makes the account that was answered the one for the repository.
+func (e *endpoint) stick(repo string, a *account) {
 	if len(e.accounts) == 1 {
 		return
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if t, ok := e.turns.Get(repo); ok {
+	if t, ok := e.sticky.Get(repo); ok {
 		t.account = slices.Index(e.accounts, a)
 	}
 }
@@ -163,12 +163,12 @@ const (
 	pingTime = 5 * time.Second
 )
 
-// meet asks the version endpoint for the registry's challenge, once, before
+// discoverChallenge asks the version endpoint for the registry's challenge, once, before
 // anything else: all that want something of a registry not yet known wait for
 // this one 401, rather than get one each. Whatever else comes of it, silence
 // too, is no matter: they go on, and learn from a 401 of their own. The only
 // error is the end of ctx.
-func (e *endpoint) meet(ctx context.Context) error {
+func (e *endpoint) discoverChallenge(ctx context.Context) error {
 	e.first.Do(func() {
 		go task.Guard("ping", func() {
 			defer close(e.met)

@@ -76,7 +76,7 @@ func served(t *testing.T, h http.HandlerFunc) *Registry {
 			return nil, net.ErrClosed
 		}
 	})
-	if err := r.endpoints[0].meet(t.Context()); err != nil {
+	if err := r.endpoints[0].discoverChallenge(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	return r

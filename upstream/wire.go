@@ -68,8 +68,8 @@ func (r *Registry) own(origin string) *endpoint {
 	return nil
 }
 
-// heed lets what an answer is of rest, if it says when to ask again.
-func (r *Registry) heed(ctx context.Context, p purpose, u *url.URL, resp *http.Response) {
+// honorRetryAfter lets what an answer is of rest, if it says when to ask again.
+func (r *Registry) honorRetryAfter(ctx context.Context, p purpose, u *url.URL, resp *http.Response) {
 	d, origin := parseRetryAfter(resp.Header, time.Now()), origin(u)
 	if d == 0 {
 		return
@@ -204,7 +204,7 @@ func (r *Registry) send(ctx context.Context, p purpose, req *http.Request, from,
 	if resp.StatusCode >= 500 && resp.StatusCode != http.StatusNotImplemented {
 		done(failedObject)
 		r.connections.doubt()
-		r.heed(ctx, p, req.URL, resp)
+		r.honorRetryAfter(ctx, p, req.URL, resp)
 	} else {
 		done(succeeded)
 		if resp.StatusCode != http.StatusTooManyRequests {
