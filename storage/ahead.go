@@ -51,7 +51,7 @@ type ahead struct {
 	cancel  context.CancelFunc
 	src     Source
 	size    int64
-	room    *room
+	buffers *pieceBuffers
 	latency time.Duration // of opening the first part
 	running sync.WaitGroup
 
@@ -75,8 +75,8 @@ type mark struct {
 }
 
 // newAhead follows the stream's first part, which took latency to open.
-func newAhead(ctx context.Context, src Source, s *stream, r *room, latency time.Duration) *ahead {
-	a := &ahead{src: src, size: s.size, next: s.end, room: r, latency: latency, connections: 1}
+func newAhead(ctx context.Context, src Source, s *stream, r *pieceBuffers, latency time.Duration) *ahead {
+	a := &ahead{src: src, size: s.size, next: s.end, buffers: r, latency: latency, connections: 1}
 	a.ctx, a.cancel = context.WithCancel(ctx)
 	return a
 }
@@ -111,7 +111,7 @@ func (a *ahead) steer(left int64) {
 		a.judge()
 	}
 	for n := a.active(); n < a.connections && a.next < a.size; n++ {
-		buf := a.room.take()
+		buf := a.buffers.take()
 		if buf == nil {
 			return
 		}
@@ -196,7 +196,7 @@ func (a *ahead) giveUp() {
 	}
 	for n := len(a.pieces); n > keep && a.pieces[n-1].empty(); n-- {
 		a.next = a.pieces[n-1].start
-		a.room.give(a.pieces[n-1].buf)
+		a.buffers.give(a.pieces[n-1].buf)
 		a.pieces = a.pieces[:n-1]
 	}
 }
@@ -205,7 +205,7 @@ func (a *ahead) giveUp() {
 // body, nobody has asked for it yet.
 func (a *ahead) take(pos int64) (io.ReadCloser, int64) {
 	for len(a.pieces) > 0 && (a.pieces[0].end <= pos || a.pieces[0].empty()) {
-		a.room.give(a.pieces[0].buf)
+		a.buffers.give(a.pieces[0].buf)
 		a.pieces = a.pieces[1:]
 	}
 	a.inPiece = len(a.pieces) > 0 && a.pieces[0].start == pos
@@ -231,7 +231,7 @@ func (a *ahead) close() {
 	a.cancel()
 	a.running.Wait()
 	for _, p := range a.pieces {
-		a.room.give(p.buf)
+		a.buffers.give(p.buf)
 	}
 	if a.tail != nil {
 		a.tail.drop()
@@ -367,16 +367,16 @@ func (t *tail) drop() {
 	}
 }
 
-// room is the memory for pieces.
-type room struct {
+// pieceBuffers are the memory for pieces.
+type pieceBuffers struct {
 	places chan struct{} // one is held by each piece
 	pool   sync.Pool
 }
 
-func newRoom() *room { return &room{places: make(chan struct{}, maxPieces)} }
+func newPieceBuffers() *pieceBuffers { return &pieceBuffers{places: make(chan struct{}, maxPieces)} }
 
 // take returns a piece's buffer, or nil where there is none to be had.
-func (r *room) take() []byte {
+func (r *pieceBuffers) take() []byte {
 	select {
 	case r.places <- struct{}{}:
 	default:
@@ -388,7 +388,7 @@ func (r *room) take() []byte {
 	return make([]byte, pieceSize)
 }
 
-func (r *room) give(buf []byte) {
+func (r *pieceBuffers) give(buf []byte) {
 	r.pool.Put((*[pieceSize]byte)(buf[:pieceSize]))
 	<-r.places
 }

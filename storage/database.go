@@ -49,20 +49,20 @@ const (
 	atRest   = 30 * time.Second
 )
 
-// openIndex opens the index in dir as far as that is possible now: see attach.
+// openIndex opens the index in dir as far as that is possible now: see open.
 func openIndex(dir string, log *slog.Logger) *index {
 	x := &index{dir: dir, log: log, waiting: map[string]entry{}, recent: newRecent()}
 	x.resting = time.AfterFunc(atRest, task.Guard("release of memory", debug.FreeOSMemory))
 	x.resting.Stop()
-	x.attach()
+	x.open()
 	return x
 }
 
 // reserve is the name of the file that keeps indexReserve from others.
 func (x *index) reserve() string { return filepath.Join(filepath.Dir(x.dir), "reserve") }
 
-// mark is a file that has a byte for every start that died while it opened badger.
-func (x *index) mark() string { return x.dir + ".opening" }
+// openingMarker is a file that has a byte for every start that died while it opened badger.
+func (x *index) openingMarker() string { return x.dir + ".opening" }
 
 // free returns the bytes that badger may still write: none on a disk that takes
 // no more files, or no writes at all (ext4 turns so when it meets an error), and
@@ -121,23 +121,23 @@ func (x *index) keepReserve(leave int64) {
 	}
 }
 
-// attach opens the database, which opened confirms. One that cannot be read is
+// open opens the database, which confirmOpened confirms. One that cannot be read is
 // thrown away, and so is one that two starts have died of. Where the disk has
 // no room for it, or it cannot be created, all entries wait, and maintenance
 // tries again.
-func (x *index) attach() bool {
+func (x *index) open() bool {
 	if !x.makeRoom() {
 		x.log.Warn("disk full: index waits in memory", "dir", x.dir, "free_bytes", x.free())
 		return false
 	}
-	if info, err := os.Stat(x.mark()); err == nil && info.Size() >= 2 {
+	if info, err := os.Stat(x.openingMarker()); err == nil && info.Size() >= 2 {
 		x.log.Error("index killed the last two starts: starting an empty one", "dir", x.dir)
 		if err := os.RemoveAll(x.dir); err != nil {
 			x.log.Error("cannot remove index: it waits in memory", "error", err)
 			return false
 		}
 	}
-	if err := appendByte(x.mark()); err != nil {
+	if err := appendByte(x.openingMarker()); err != nil {
 		x.log.Error("cannot mark index as being opened: it waits in memory", "error", err)
 		return false
 	}
@@ -150,7 +150,7 @@ func (x *index) attach() bool {
 	}
 	if err != nil {
 		x.log.Error("index cannot be created: it waits in memory", "dir", x.dir, "error", err)
-		x.opened()
+		x.confirmOpened()
 		return false
 	}
 	x.writing.Lock()
@@ -158,15 +158,15 @@ func (x *index) attach() bool {
 	x.wal = -1
 	x.allocate()
 	x.preferRecords(db)
-	x.survived = time.AfterFunc(survival, task.Guard("opening of the index", x.opened))
+	x.survived = time.AfterFunc(survival, task.Guard("opening of the index", x.confirmOpened))
 	x.db.Store(db)
 	return true
 }
 
-// opened says that the database has been opened, and nobody died of it: all of it
+// confirmOpened says that the database has been opened, and nobody died of it: all of it
 // was read, or the process has lived for long enough.
-func (x *index) opened() {
-	if err := os.Remove(x.mark()); err != nil {
+func (x *index) confirmOpened() {
+	if err := os.Remove(x.openingMarker()); err != nil {
 		x.log.Debug("no mark", "error", err)
 	}
 }
@@ -246,7 +246,7 @@ func (x *index) write(entries map[string]entry) error {
 	x.writing.Lock()
 	defer x.writing.Unlock()
 	if x.waits.Load() > maxWaiting {
-		x.settle()
+		x.flush()
 	}
 	if x.waits.Load() > maxWaiting {
 		return fmt.Errorf("write index: disk full, and %d changes wait already", maxWaiting)
@@ -256,14 +256,14 @@ func (x *index) write(entries map[string]entry) error {
 	x.waits.Store(int64(len(x.waiting)))
 	x.mu.Unlock()
 	x.recent.changed(entries)
-	x.settle()
+	x.flush()
 	x.worked(len(entries))
 	return nil
 }
 
-// settle writes what waits to the database as long as there is room; x.writing
+// flush writes what waits to the database as long as there is room; x.writing
 // is held. What cannot be written goes on waiting.
-func (x *index) settle() {
+func (x *index) flush() {
 	db := x.db.Load()
 	for db != nil && x.waits.Load() > 0 && x.free() >= indexFloor {
 		entries := x.some()
@@ -397,18 +397,18 @@ func (x *index) preferRecords(db *badger.DB) {
 	}
 }
 
-// tend writes what waits, and renews the reserve. It returns true where it
-// opened the database, which had no room until now: see attach.
-func (x *index) tend() (attached bool) {
+// maintain writes what waits, and renews the reserve. It returns true where it
+// opened the database, which had no room until now: see open.
+func (x *index) maintain() (opened bool) {
 	x.keepReserve(0)
-	attached = x.db.Load() == nil && x.free() >= indexFloor && x.attach()
+	opened = x.db.Load() == nil && x.free() >= indexFloor && x.open()
 	x.writing.Lock()
 	defer x.writing.Unlock()
-	x.settle()
+	x.flush()
 	if n := x.waits.Load(); n > 0 {
 		x.log.Warn("disk full: changes of the index wait in memory", "changes", n, "free_bytes", x.free())
 	}
-	return attached
+	return opened
 }
 
 // close writes what waits and closes the database. Where the disk has no room
@@ -426,6 +426,6 @@ func (x *index) close() error {
 		x.log.Warn("disk full: index left as it is", "waiting", x.waits.Load())
 		return nil
 	}
-	x.settle()
+	x.flush()
 	return db.Close()
 }

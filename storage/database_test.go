@@ -136,7 +136,7 @@ func TestIndexDiskFull(t *testing.T) {
 	}
 
 	empty()
-	s.tend()
+	s.maintainIndex()
 	if n := s.index.waits.Load(); n != 0 {
 		t.Errorf("%d changes wait though there is space", n)
 	}
@@ -195,7 +195,7 @@ func TestIndexReserve(t *testing.T) {
 		if _, ok := s.Tag(tagOf(1)); !ok {
 			t.Error("the tag that waited was not written")
 		}
-		s.tend()
+		s.maintainIndex()
 		if info, err := os.Stat(s.index.reserve()); err != nil || info.Size() < indexFloor {
 			t.Errorf("the reserve was not taken back: %v", err)
 		}
@@ -244,7 +244,7 @@ func TestIndexWithoutReserve(t *testing.T) {
 	checkDisk(t, s)
 
 	empty()
-	s.tend()
+	s.maintainIndex()
 	if s.index.db.Load() == nil || s.index.waits.Load() != 0 {
 		t.Fatalf("the index is not whole: %d wait", s.index.waits.Load())
 	}
@@ -326,10 +326,10 @@ func TestOpeningMark(t *testing.T) {
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if fileExists(s.index.mark()) {
+		if fileExists(s.index.openingMarker()) {
 			t.Error("still marked after it was opened and closed")
 		}
-		if err := os.WriteFile(s.index.mark(), make([]byte, deaths), 0o600); err != nil {
+		if err := os.WriteFile(s.index.openingMarker(), make([]byte, deaths), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		s = openStore(t, dir)
@@ -347,12 +347,12 @@ func TestOpeningMarkGoes(t *testing.T) {
 		x := openIndex(dir, slog.New(slog.DiscardHandler))
 		time.Sleep(survival - time.Nanosecond)
 		synctest.Wait()
-		if !fileExists(x.mark()) {
+		if !fileExists(x.openingMarker()) {
 			t.Error("no mark: nobody would know of what it dies")
 		}
 		time.Sleep(time.Nanosecond)
 		synctest.Wait()
-		if fileExists(x.mark()) {
+		if fileExists(x.openingMarker()) {
 			t.Error("still marked: two kills in a row would cost the index")
 		}
 		if err := x.close(); err != nil {

@@ -50,7 +50,7 @@ func (s *Store) maintain() {
 			return
 		case <-tick.C:
 		}
-		s.tend()
+		s.maintainIndex()
 		s.retryCondemned()
 		s.tendQuarantine()
 		s.flushTouched()
@@ -60,10 +60,10 @@ func (s *Store) maintain() {
 	}
 }
 
-// tend has the index write what waited for room on the disk. One that could not
+// maintainIndex has the index write what waited for room on the disk. One that could not
 // even be opened until now is read, and made to agree with the disk.
-func (s *Store) tend() {
-	if s.index.tend() {
+func (s *Store) maintainIndex() {
+	if s.index.maintain() {
 		s.readIndex()
 		s.reconcile()
 	}
@@ -78,7 +78,7 @@ func (s *Store) readIndex() {
 	if err := s.tags.recount(s.ctx); err != nil {
 		s.log.Error("cannot add up tags", "error", err)
 	}
-	s.index.opened()
+	s.index.confirmOpened()
 	if err := s.links.recount(s.ctx); err != nil {
 		s.log.Error("cannot add up links", "error", err)
 	}

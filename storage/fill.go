@@ -258,12 +258,12 @@ func (f *fill) openStream(ctx context.Context) (*stream, error) {
 		f.store.log.InfoContext(ctx, "download broke and goes on", "upstream", f.scope.Upstream, "repository", f.scope.Repository,
 			"digest", f.digest, "offset", offset, "error", cause)
 	}
-	st, err := openStream(ctx, f.src, f.written, f.store.room, resumed)
+	st, err := openStream(ctx, f.src, f.written, f.store.buffers, resumed)
 	if err == nil && st.pos > 0 && st.size >= 0 && st.size <= st.pos {
 		if err := st.Close(); err != nil {
 			return nil, err
 		}
-		st, err = openStream(ctx, f.src, 0, f.store.room, resumed)
+		st, err = openStream(ctx, f.src, 0, f.store.buffers, resumed)
 	}
 	switch {
 	case err != nil:

@@ -55,7 +55,7 @@ func TestMalformedRecords(t *testing.T) {
 	good := record{size: 1000, accessed: 7, until: 8, again: true}.encode()
 	huge := binary.AppendUvarint([]byte{0}, math.MaxUint64)
 	for name, b := range map[string][]byte{
-		"nothing": nil, "unknown mark": append([]byte{marksEnd}, good[1:]...), "longer": append(slices.Clone(good), 0),
+		"nothing": nil, "unknown mark": append([]byte{flagsEnd}, good[1:]...), "longer": append(slices.Clone(good), 0),
 		"only marks": good[:1], "only a size": good[:3], "no limit": good[:len(good)-1],
 		"half a size": {0, 0x80}, "huge": append(huge, 0, 0), "endless": append([]byte{0}, bytes.Repeat([]byte{0x80}, 20)...),
 	} {

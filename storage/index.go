@@ -83,7 +83,7 @@ type index struct {
 	log *slog.Logger
 	db  atomic.Pointer[badger.DB] // nil until the disk has room to open it; then it stays
 
-	survived *time.Timer  // calls opened; set by attach before db
+	survived *time.Timer  // calls confirmOpened; set by open before db
 	resting  *time.Timer  // gives memory back; set by worked
 	work     atomic.Int64 // what worked was told since it set resting
 

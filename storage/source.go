@@ -100,8 +100,8 @@ type stream struct {
 }
 
 // openStream asks src once, from offset at. The stream may begin at 0 instead:
-// see pos. Where r has room it may open more connections.
-func openStream(ctx context.Context, src Source, at int64, r *room, resumed func(int64, error)) (*stream, error) {
+// see pos. Where r has some left it may open more connections.
+func openStream(ctx context.Context, src Source, at int64, r *pieceBuffers, resumed func(int64, error)) (*stream, error) {
 	asked := Span{Offset: at}
 	if r != nil {
 		asked.Length, asked.IfLong = firstPart, true

@@ -65,7 +65,7 @@ type Store struct {
 	highMark  float64 // percent
 	lowMark   float64 // percent
 	slots     *slots
-	room      *room // for what fills fetch ahead
+	buffers   *pieceBuffers // for what fills fetch ahead
 	ctx       context.Context
 	stop      context.CancelCauseFunc
 	running   sync.WaitGroup                                         // fills, maintenance and scrub
@@ -140,7 +140,7 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 		ledger:  newLedger(idx, m),
 		maxSize: cfg.MaxSize.of(total), minFree: cfg.MinFree.of(total), highMark: cfg.HighMark, lowMark: cfg.LowMark,
 		trimming: make(chan struct{}, 1), evicting: make(chan struct{}, 1),
-		slots: newSlots(cfg.MaxFills, cfg.Share), room: newRoom(),
+		slots: newSlots(cfg.MaxFills, cfg.Share), buffers: newPieceBuffers(),
 		ctx: ctx, stop: stop,
 		fills:   fills{},
 		open:    map[digest.Digest]int{},

@@ -319,7 +319,7 @@ func TestTagLedger_OnDisk(t *testing.T) {
 	name := make([]byte, length/2)
 	run := func(n int) { // it ends with a table of badger's
 		x := openIndex(filepath.Join(dir, "index"), slog.New(slog.DiscardHandler))
-		x.opened()
+		x.confirmOpened()
 		l := newTagLedger(x, bound, func(string, string) bool { return false }, NewMetrics(), slog.New(slog.DiscardHandler))
 		l.rest = func(context.Context, time.Duration) {}
 		entries := map[string]entry{}
@@ -358,7 +358,7 @@ func TestTagLedger_OnDisk(t *testing.T) {
 func flattened(t *testing.T, dir string) (size int64) {
 	t.Helper()
 	x := openIndex(filepath.Join(dir, "index"), slog.New(slog.DiscardHandler))
-	x.opened()
+	x.confirmOpened()
 	db := x.db.Load()
 	if err := db.Flatten(1); err != nil {
 		t.Fatal(err)
