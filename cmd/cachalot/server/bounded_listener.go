@@ -48,6 +48,8 @@ type boundedListener struct {
 type connection struct {
 	*net.TCPConn
 
+	head   head // of the request that comes; whoever reads it
+	sealed bool // it carries TLS, and its bytes are no head; set before it is read
 	holder bounds.Holder
 	gone   bool          // it has no place any more
 	rests  bool          // nothing is done for it
@@ -293,6 +295,15 @@ func (l *boundedListener) drop() {
 	}
 }
 
+// Read refuses a request's head with too many lines.
+func (c *connection) Read(p []byte) (int, error) {
+	n, err := c.TCPConn.Read(p)
+	if !c.sealed && c.head.exceeds(p[:n]) {
+		return 0, refuseHead(c.TCPConn)
+	}
+	return n, err
+}
+
 // hangUp closes a connection without a goodbye, which TLS would wait for.
 func (c *connection) hangUp() { _ = c.Close() } // its server closes it again
 
@@ -360,6 +371,7 @@ func (l *boundedListener) track(conn net.Conn, state http.ConnState) {
 		case http.StateActive:
 			l.work(c)
 		case http.StateIdle:
+			c.head = head{} // nothing reads now
 			l.rest(c, l.idle)
 		case http.StateClosed, http.StateHijacked:
 			l.ends(c)

@@ -115,14 +115,19 @@ func (l *tlsListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	accepted := connectionOf(c)
+	if accepted != nil {
+		accepted.sealed = true
+	}
 	w := &wire{Conn: c}
-	return &tlsConn{Conn: tls.Server(w, l.config), wire: w, listener: l}, nil
+	return &tlsConn{Conn: tls.Server(w, l.config), accepted: accepted, wire: w, listener: l}, nil
 }
 
 // tlsConn is a TLS connection that sends content in bulk. It hides the *tls.Conn
 // from net/http, which would copy 32 KiB at a time and write each record by itself.
 type tlsConn struct {
 	*tls.Conn
+	accepted *connection // nil: of another listener
 	wire     *wire
 	listener *tlsListener
 	greeted  bool                // the handshake has been tried; belongs to whoever reads
@@ -141,7 +146,11 @@ func (c *tlsConn) Read(p []byte) (int, error) {
 		}
 		c.state = c.ConnectionState()
 	}
-	return c.Conn.Read(p)
+	n, err := c.Conn.Read(p)
+	if c.accepted != nil && c.accepted.head.exceeds(p[:n]) {
+		return 0, refuseHead(c.Conn)
+	}
+	return n, err
 }
 
 // explain tells why there is no TLS: to the log, and to who speaks HTTP.
