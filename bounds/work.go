@@ -16,11 +16,11 @@ const (
 	perElement = 64
 )
 
-// Work runs f, which keeps a processor busy, on half of the processors at most: who wants
-// something small has the others. It waits for its turn as long as ctx. A nil Memory has
-// no bound.
-func (m *Memory) Work(ctx context.Context, f func()) error {
-	if m != nil {
+// Work runs f on a body of so many bytes; -1: of any number. Where they are many it keeps
+// a processor busy: so it does on half of the processors at most, and waits for its turn as
+// long as ctx. Who wants something small has the others. A nil Memory has no bound.
+func (m *Memory) Work(ctx context.Context, bytes int64, f func()) error {
+	if m != nil && (bytes < 0 || bytes >= heavy) {
 		if err := m.work.Acquire(ctx, 1); err != nil {
 			return err
 		}
@@ -30,14 +30,13 @@ func (m *Memory) Work(ctx context.Context, f func()) error {
 	return nil
 }
 
-// Work runs f on a body of so many bytes, as [Memory.Work] of the account of ctx does
-// where they are many.
+// Work is [Memory.Work] of the account of ctx.
 func Work(ctx context.Context, bytes int, f func()) error {
-	if a, _ := ctx.Value(accountKey{}).(*account); a != nil && bytes >= heavy {
-		return a.memory.Work(ctx, f)
+	var m *Memory
+	if a, _ := ctx.Value(accountKey{}).(*account); a != nil {
+		m = a.memory
 	}
-	f()
-	return nil
+	return m.Work(ctx, int64(bytes), f)
 }
 
 // Unmarshal is [json.Unmarshal] within the account of ctx, or [ErrNoMemory]: a million

@@ -36,7 +36,7 @@ func TestWork(t *testing.T) {
 		}
 		gone, leave := context.WithCancel(ctx)
 		leave()
-		if err := m.Work(gone, func() { t.Error("it has left") }); !errors.Is(err, context.Canceled) {
+		if err := m.Work(gone, -1, func() { t.Error("it has left") }); !errors.Is(err, context.Canceled) {
 			t.Error(err)
 		}
 		close(release)

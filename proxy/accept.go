@@ -58,7 +58,7 @@ func (p *Proxy) withoutIndex(ctx context.Context, t target, d digest.Digest) (di
 
 // ofOlderPlatform is what an index has for [olderPlatform]; d itself, where it is none.
 func (p *Proxy) ofOlderPlatform(ctx context.Context, d digest.Digest, body []byte) (digest.Digest, error) {
-	m, _, err := p.reader.manifest(ctx, bytes.NewReader(body), maxDescriptors)
+	m, _, err := p.reader.manifest(ctx, bytes.NewReader(body), int64(len(body)), maxDescriptors)
 	if err != nil {
 		return "", fmt.Errorf("read manifest %s: %w", d, err)
 	}

@@ -252,7 +252,7 @@ func (s *imageSum) platform(ctx context.Context, config digest.Digest) *platform
 		return nil
 	}
 	defer b.Close()
-	found, read, err := s.p.reader.platform(ctx, b.Content)
+	found, read, err := s.p.reader.platform(ctx, b.Content, b.Size)
 	s.walk.bytes += read
 	if err != nil || found.OS == "" {
 		return nil

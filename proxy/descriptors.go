@@ -141,25 +141,26 @@ func (p *platform) fits(wanted []string) bool {
 // times, and keeps of each what is asked for.
 type manifestReader struct{ memory *bounds.Memory }
 
-// manifest returns what a manifest names, up to so many descriptors, and how many
-// bytes it has read for that. It waits for its turn as long as ctx. The content is
-// here: to wait for an upstream would be to keep others waiting.
-func (r manifestReader) manifest(ctx context.Context, content io.Reader, most int) (m manifest, read int64, err error) {
-	read, err = r.decode(ctx, content, func(d *json.Decoder) error { return m.decode(d, most) })
+// manifest returns what a manifest of so many bytes names, up to so many descriptors, and
+// how many bytes it has read for that; size is -1 where it is not known. It waits for its
+// turn as long as ctx. The content is here: to wait for an upstream would be to keep
+// others waiting.
+func (r manifestReader) manifest(ctx context.Context, content io.Reader, size int64, most int) (m manifest, read int64, err error) {
+	read, err = r.decode(ctx, content, size, func(d *json.Decoder) error { return m.decode(d, most) })
 	return m, read, err
 }
 
 // platform is manifest for the platform in a config.
-func (r manifestReader) platform(ctx context.Context, content io.Reader) (p *platform, read int64, err error) {
+func (r manifestReader) platform(ctx context.Context, content io.Reader, size int64) (p *platform, read int64, err error) {
 	var config platform
-	read, err = r.decode(ctx, content, func(d *json.Decoder) error { return d.Decode(&config) })
+	read, err = r.decode(ctx, content, size, func(d *json.Decoder) error { return d.Decode(&config) })
 	return config.bounded(), read, err
 }
 
-func (r manifestReader) decode(ctx context.Context, content io.Reader, decode func(*json.Decoder) error) (read int64, err error) {
+func (r manifestReader) decode(ctx context.Context, content io.Reader, size int64, decode func(*json.Decoder) error) (read int64, err error) {
 	limited := &io.LimitedReader{R: content, N: upstream.MaxManifestSize}
 	var invalid error
-	if err := r.memory.Work(ctx, func() { invalid = decode(json.NewDecoder(bufio.NewReader(limited))) }); err != nil {
+	if err := r.memory.Work(ctx, size, func() { invalid = decode(json.NewDecoder(bufio.NewReader(limited))) }); err != nil {
 		return 0, err
 	}
 	return upstream.MaxManifestSize - limited.N, invalid

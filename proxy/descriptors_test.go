@@ -58,7 +58,7 @@ func TestManifest_Decode(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			m, _, err := manifestReader{}.manifest(t.Context(), strings.NewReader(tt.json), maxDescriptors)
+			m, _, err := manifestReader{}.manifest(t.Context(), strings.NewReader(tt.json), -1, maxDescriptors)
 			if (err == nil) != (tt.failure == "") || err != nil && !strings.Contains(err.Error(), tt.failure) {
 				t.Errorf("failure %v, want %q", err, tt.failure)
 			}
@@ -73,7 +73,7 @@ func TestManifest_Decode(t *testing.T) {
 func TestManifest_Bounds(t *testing.T) {
 	t.Parallel()
 	read := func(text string) (manifest, int64) {
-		m, n, err := manifestReader{}.manifest(t.Context(), strings.NewReader(text), maxDescriptors)
+		m, n, err := manifestReader{}.manifest(t.Context(), strings.NewReader(text), -1, maxDescriptors)
 		if err != nil {
 			t.Error(err)
 		}
@@ -100,7 +100,7 @@ func TestManifest_Bounds(t *testing.T) {
 	if len(m.manifests[0].Platform.String()) > 4*maxPlatformPart {
 		t.Error("it keeps a long platform")
 	}
-	_, n, err := manifestReader{}.manifest(t.Context(), strings.NewReader(`{"x":"`+strings.Repeat("x", 2*upstream.MaxManifestSize)+`"}`), maxDescriptors)
+	_, n, err := manifestReader{}.manifest(t.Context(), strings.NewReader(`{"x":"`+strings.Repeat("x", 2*upstream.MaxManifestSize)+`"}`), -1, maxDescriptors)
 	if err == nil || n != upstream.MaxManifestSize {
 		t.Errorf("read %d bytes, %v", n, err)
 	}
@@ -115,7 +115,7 @@ func FuzzManifest(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		m, _, err := manifestReader{}.manifest(t.Context(), strings.NewReader(string(b)), maxDescriptors)
+		m, _, err := manifestReader{}.manifest(t.Context(), strings.NewReader(string(b)), -1, maxDescriptors)
 		if n := len(m.manifests) + len(m.layers) + len(m.fsLayers); n > maxDescriptors || n > m.named {
 			t.Errorf("%d descriptors", n)
 		}

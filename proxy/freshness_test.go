@@ -156,6 +156,7 @@ func TestBlackHole(t *testing.T) {
 	up.Forget()
 	release := make(chan struct{})
 	hole := up.Fault(ut.Match{Op: ut.HeadManifest}, ut.Pause(release))
+	begun := time.Now()
 	m.want(m.get(tagPath("1")), img.Index)
 	if !m.proxy.suspicion.doubtsUpstream("docker.io") {
 		t.Fatal("upstream not suspect after a check that took too long")
@@ -167,7 +168,9 @@ func TestBlackHole(t *testing.T) {
 			t.Errorf("Cache-Status %q", a.cache())
 		}
 	}
-	if n := up.Count(ut.HeadManifest); n > 1+maxChecks {
+	// A HEAD is given up after 5 s, and a slow machine has time for others in their places.
+	given := 1 + int(time.Since(begun)/(5*time.Second))
+	if n := up.Count(ut.HeadManifest); n > given*(1+maxChecks) {
 		t.Errorf("%d requests to a black hole, want the first and some probes", n)
 	}
 	hole.Remove()

@@ -30,7 +30,7 @@ func (p *Proxy) noteSizes(ctx context.Context, t target, b *storage.Blob) {
 		return
 	}
 	p.sizes.Add(manifest, 0)
-	m, _, err := p.reader.manifest(ctx, b.Content, maxDescriptors)
+	m, _, err := p.reader.manifest(ctx, b.Content, b.Size, maxDescriptors)
 	if ctx.Err() != nil {
 		p.sizes.Remove(manifest) // perhaps it was not read
 	}

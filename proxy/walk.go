@@ -143,7 +143,7 @@ func (w *walk) read(ctx context.Context, n *node) error {
 	}
 	var read int64
 	n.here, n.size = true, size
-	n.manifest, read, n.err = w.reader.manifest(ctx, b.Content, min(maxDescriptors, maxWalkDescriptors-w.descriptors))
+	n.manifest, read, n.err = w.reader.manifest(ctx, b.Content, size, min(maxDescriptors, maxWalkDescriptors-w.descriptors))
 	w.descriptors += n.named
 	w.bytes += read
 	if ctx.Err() != nil {

@@ -293,11 +293,19 @@ func (r walkRequest) send(ctx context.Context, server *httptest.Server) int {
 	return resp.StatusCode
 }
 
+// addHeavy adds an image whose index takes a processor's turn to read.
+func addHeavy(up *ut.Registry) ut.Image {
+	image := up.AddImage("library/app", "1", ut.NewImage(1, 20_000))
+	image.Index = ut.NewContent(image.Index.MediaType, append(bytes.Clone(image.Index.Bytes), bytes.Repeat([]byte(" "), 64<<10)...))
+	up.AddManifest("library/app", image.Index, "1")
+	return image
+}
+
 // TestWalk_Leave: a walk ends with its caller and with the server, wherever it is.
 func TestWalk_Leave(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
-	image := up.AddImage("library/app", "1", ut.NewImage(1, 20_000))
+	image := addHeavy(up)
 	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
 	m.pullAll("library/app", "1", image)
 	for name, r := range walkRequests() {
@@ -340,7 +348,7 @@ func work(t *testing.T, memory *bounds.Memory) (end func()) {
 	var working sync.WaitGroup
 	for range max(1, runtime.GOMAXPROCS(0)/2) {
 		working.Go(func() {
-			if err := memory.Work(t.Context(), func() { begun <- struct{}{}; <-release }); err != nil {
+			if err := memory.Work(t.Context(), -1, func() { begun <- struct{}{}; <-release }); err != nil {
 				t.Error(err)
 			}
 		})
@@ -353,7 +361,7 @@ func work(t *testing.T, memory *bounds.Memory) (end func()) {
 func TestWalk_Turns(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
-	image := up.AddImage("library/app", "1", ut.NewImage(1, 20_000))
+	image := addHeavy(up)
 	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
 	m.pullAll("library/app", "1", image)
 	for name, r := range walkRequests() {
