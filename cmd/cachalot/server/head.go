@@ -15,6 +15,7 @@ const maxHeadLines = 200
 type head struct {
 	lines int
 	text  bool // the line that has begun has something in it
+	begun bool // a line before it had
 	ended bool // what comes is no head
 }
 
@@ -26,11 +27,11 @@ func (h *head) exceeds(p []byte) bool {
 		if !whole {
 			return false
 		}
-		h.ended = !h.text && h.lines > 0
+		h.ended = !h.text && h.begun
 		if h.lines++; h.lines > maxHeadLines {
 			return true
 		}
-		h.text, p = false, rest
+		h.begun, h.text, p = h.begun || h.text, false, rest
 	}
 	return false
 }
