@@ -100,7 +100,8 @@ func TestMemory_Manifests(t *testing.T) {
 	if served.Load() == 0 || other.Load() > 0 {
 		t.Errorf("%d manifests served, %d told to come back, %d neither", served.Load(), later.Load(), other.Load())
 	}
-	if asked := s.hub.Count() - before; asked > 1 { // it may be time to look at the tag
+	// Within a second all of the small cache goes, and uses in one second are alike.
+	if asked := s.hub.Count() - before; asked > 20 {
 		t.Errorf("the honest registry was asked %d times for what is kept", asked)
 	}
 	t.Logf("%d of %d manifests of 4 MiB served, %d told to come back, of %d the registry was too slow", served.Load(), n, later.Load(), slow.Load())
