@@ -99,11 +99,7 @@ func (l referrersList) filtered(artifactType string) iter.Seq[[]byte] {
 	return func(yield func([]byte) bool) {
 		parts := [][]byte{[]byte("{")}
 		for _, name := range slices.Sorted(maps.Keys(l.fields)) {
-			quoted, err := json.Marshal(name)
-			if err != nil {
-				return // strings always marshal
-			}
-			parts = append(parts, quoted, []byte(":"), l.fields[name], []byte(","))
+			parts = append(parts, quoted(name), []byte(":"), l.fields[name], []byte(","))
 		}
 		parts = append(parts, []byte(`"manifests":[`))
 		for _, p := range parts {

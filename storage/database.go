@@ -163,7 +163,7 @@ func (x *index) open() bool {
 	return true
 }
 
-// confirmOpened says that the database has been opened, and nobody died of it: all of it
+// confirmOpened says that the database has been opened, and the process still runs: all of it
 // was read, or the process has lived for long enough.
 func (x *index) confirmOpened() {
 	if err := os.Remove(x.openingMarker()); err != nil {

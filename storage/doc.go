@@ -145,7 +145,7 @@
 // of it. It waits for its rate and its turn with timers, so no clock matters; the
 // cursor is a digest, kept in the index.
 //
-// quarantine asks once more what is wrong while nobody else can have the digest
+// quarantine asks once more what is wrong while no other caller can have the digest
 // (Store.going), for the file may be another by now. Readers that have the damaged
 // one open go on with it; nothing can be done for them. A file that can be neither
 // moved nor removed is in Store.condemned: Get takes it for missing, and the next fill

@@ -31,7 +31,7 @@ const (
 	Gone                        // from the disk
 	Unlinked                    // from these places; others have it
 	Pinned                      // it stays, for a pin
-	Busy                        // it is being downloaded, or removed by somebody else
+	Busy                        // it is being downloaded, or removed by another caller
 	InUse                       // it stays, for it was used since
 )
 

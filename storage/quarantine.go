@@ -38,7 +38,7 @@ func (s *Store) quarantineFile(d digest.Digest, bad damage) {
 	s.quarantine(d, func() error { return bad.still(s.disk.blob(d)) })
 }
 
-// tryQuarantine is quarantine, while nobody else can have the digest. Where the file
+// tryQuarantine is quarantine, while no other caller can have the digest. Where the file
 // can be neither moved nor removed it is condemned: passed over from now on.
 func (s *Store) tryQuarantine(d digest.Digest, bad func() error) {
 	why := bad()

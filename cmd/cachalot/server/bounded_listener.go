@@ -48,7 +48,7 @@ type boundedListener struct {
 type connection struct {
 	*net.TCPConn
 
-	head   head // of the request that comes; whoever reads it
+	head   head // of the request that comes; used by Read alone, and by track between requests
 	sealed bool // it carries TLS, and its bytes are no head; set before it is read
 	holder bounds.Holder
 	gone   bool          // it has no place any more
@@ -119,17 +119,16 @@ func (l *boundedListener) Accept() (net.Conn, error) {
 		}
 		open := l.wait()
 		c := l.waiting.next()
-		switch {
-		case c == nil: // the listener is closed
-		case open:
+		if c == nil { // the listener is closed
+			continue
+		}
+		if open {
 			if entered := l.enter(c); entered != nil {
 				return entered, nil
 			}
-			fallthrough
-		default:
-			l.full()
-			_ = c.Close() // nothing was read
 		}
+		l.full()
+		_ = c.Close() // nothing was read
 	}
 }
 
