@@ -49,6 +49,17 @@ func (t fills) ending(d digest.Digest) *fill {
 	return nil
 }
 
+// sentBy is the upstreams whose downloads of the digest have verified, and have no link
+// yet.
+func (t fills) sentBy(d digest.Digest) (upstreams []string) {
+	for upstream, f := range t[d] {
+		if f.state().phase == verified {
+			upstreams = append(upstreams, upstream)
+		}
+	}
+	return upstreams
+}
+
 // among reports whether the digest is being downloaded from an upstream; "": from any.
 func (t fills) among(d digest.Digest, upstream string) bool {
 	if upstream == "" {

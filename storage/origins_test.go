@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -19,6 +20,39 @@ func evil(repository string) Scope { return Scope{Upstream: "evil.example", Repo
 // liar is a source of other bytes than the digest's, as many as it has.
 func liar(o *origin) *origin {
 	return &origin{content: bytes.Repeat([]byte{'x'}, len(o.content)), hold: o.hold, cuts: o.cuts}
+}
+
+// TestOrigins_Settling: a blob that can be read and has no link yet has an origin.
+func TestOrigins_Settling(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, t.TempDir())
+	o := &origin{content: content(303, 1000)}
+	s.index.writing.Lock() // so that nothing is recorded
+	b := open(t, s, scope(), o.digest(), o.source)
+	defer b.Close()
+	if err := b.Wait(t.Context()); err != nil {
+		t.Error(err)
+	}
+	for !s.exists(o.digest()) {
+		runtime.Gosched()
+	}
+	if _, err := s.Get(t.Context(), evil("a"), o.digest(), nil); !errors.Is(err, ErrUnlinked) {
+		t.Errorf("another upstream's place: %v", err)
+	}
+	origins := func() (names []string) {
+		if err := s.Origins(o.digest(), func(name string) bool { names = append(names, name); return true }); err != nil {
+			t.Error(err)
+		}
+		return names
+	}
+	if got := origins(); !slices.Equal(got, []string{scope().Upstream}) {
+		t.Errorf("while it is recorded its origins are %q", got)
+	}
+	s.index.writing.Unlock()
+	settle(t, s)
+	if got := origins(); !slices.Equal(got, []string{scope().Upstream}) {
+		t.Errorf("its origins are %q", got)
+	}
 }
 
 // TestOrigins: what one registry sends, says or leaves behind of a digest is no other's.
