@@ -8,7 +8,11 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 )
+
+// RetryAfter is when a client may ask again for what there was no place for.
+const RetryAfter = 5 * time.Second
 
 // DefaultShare is the part of a bound that one group takes at most.
 const DefaultShare = 0.25

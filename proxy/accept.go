@@ -11,6 +11,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cachalot-registry/cachalot/bounds"
+	"github.com/cachalot-registry/cachalot/proxy/image"
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
@@ -58,15 +59,15 @@ func (p *Proxy) withoutIndex(ctx context.Context, t target, d digest.Digest) (di
 
 // ofOlderPlatform is what an index has for [olderPlatform]; d itself, where it is none.
 func (p *Proxy) ofOlderPlatform(ctx context.Context, d digest.Digest, body []byte) (digest.Digest, error) {
-	m, _, err := p.reader.manifest(ctx, bytes.NewReader(body), int64(len(body)), maxDescriptors)
+	m, _, err := p.reader.Manifest(ctx, bytes.NewReader(body), int64(len(body)), image.MaxDescriptors)
 	if err != nil {
 		return "", fmt.Errorf("read manifest %s: %w", d, err)
 	}
-	if m.mediaType != ocispec.MediaTypeImageIndex && m.mediaType != mediaTypeManifestList && len(m.manifests) == 0 {
+	if m.MediaType != ocispec.MediaTypeImageIndex && m.MediaType != mediaTypeManifestList && len(m.Manifests) == 0 {
 		return d, nil
 	}
-	for _, child := range m.manifests {
-		if child.check() == nil && child.Platform.fits([]string{olderPlatform}) {
+	for _, child := range m.Manifests {
+		if child.Check() == nil && child.Platform.Matches([]string{olderPlatform}) {
 			return child.Digest, nil
 		}
 	}

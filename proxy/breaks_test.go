@@ -129,11 +129,11 @@ func TestLongRest(t *testing.T) {
 					t.Errorf("Retry-After %q", a.header.Get("Retry-After"))
 				}
 			}
-			counts(t, up, map[ut.Op]int{ut.GetBlob: 2})
+			up.WantCounts(t, map[ut.Op]int{ut.GetBlob: 2})
 			// As with time. Only the rest is fetched then.
 			m.restart(nil, registry(t, "docker.io", up.URL))
 			m.want(m.get(path), layer)
-			counts(t, up, map[ut.Op]int{ut.GetBlob: 1})
+			up.WantCounts(t, map[ut.Op]int{ut.GetBlob: 1})
 		})
 	}
 }

@@ -2,13 +2,9 @@ package proxy
 
 import (
 	"errors"
-	"time"
 
 	"github.com/cachalot-registry/cachalot/bounds"
 )
-
-// retryBusy is when a client may ask again for what there was no place for.
-const retryBusy = 5 * time.Second
 
 // What clients ask too much of at once. It is no word on what they asked for.
 var (

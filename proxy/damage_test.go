@@ -51,7 +51,7 @@ func TestCutWhileServed(t *testing.T) {
 				cancel()
 				m.want(m.get(path), blob)
 				m.stop() // whatever the answer that was left still does is done
-				counts(t, up, map[upstreamtest.Op]int{})
+				up.WantCounts(t, map[upstreamtest.Op]int{})
 			} else {
 				file := filepath.Join(m.dir, "blobs", "sha256", blob.Digest.Encoded()[:2], blob.Digest.Encoded())
 				if err := os.Truncate(file, 16<<20); err != nil {
@@ -61,7 +61,7 @@ func TestCutWhileServed(t *testing.T) {
 					t.Errorf("the answer seems whole after %d bytes", n)
 				}
 				m.want(m.get(path), blob)
-				counts(t, up, map[upstreamtest.Op]int{upstreamtest.GetBlob: 1})
+				up.WantCounts(t, map[upstreamtest.Op]int{upstreamtest.GetBlob: 1})
 			}
 			put, err := os.ReadDir(filepath.Join(m.dir, "quarantine"))
 			if err != nil || (len(put) == 1) == tc.leave {

@@ -16,9 +16,9 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// statusClientGone is logged where the client left before its answer (nginx's
+// StatusClientGone is logged where the client left before its answer (nginx's
 // 499); nothing is sent.
-const statusClientGone = 499
+const StatusClientGone = 499
 
 // defaultRetryAfter is asked of clients where the upstream did not say.
 const defaultRetryAfter = time.Minute
@@ -69,7 +69,7 @@ func answerTo(err error, kind upstream.Kind) answer {
 			a.retryAfter = asked.RetryAfter
 		}
 	case isBusy:
-		a.status, a.code, a.retryAfter = http.StatusServiceUnavailable, errcode.ErrorCodeTooManyRequests, retryBusy
+		a.status, a.code, a.retryAfter = http.StatusServiceUnavailable, errcode.ErrorCodeTooManyRequests, bounds.RetryAfter
 	case errors.Is(err, upstream.ErrTimeout):
 		a.status = http.StatusGatewayTimeout
 	case errors.Is(err, upstream.ErrUnavailable), errors.Is(err, upstream.ErrInvalid),
@@ -77,7 +77,7 @@ func answerTo(err error, kind upstream.Kind) answer {
 	case errors.Is(err, storage.ErrClosed), errors.Is(err, storage.ErrUnlinked): // it came and went, or thousands join it
 		a.status = http.StatusServiceUnavailable
 	case errors.Is(err, context.Canceled):
-		a.status = statusClientGone
+		a.status = StatusClientGone
 	default:
 		a.status, a.code = http.StatusInternalServerError, errcode.ErrorCodeUnknown
 	}
@@ -138,15 +138,15 @@ func (p *Proxy) writeError(w *response, r *http.Request, err error) {
 		p.metrics.busy.WithLabelValues(what).Inc()
 	}
 	switch {
-	case a.status != statusClientGone:
+	case a.status != StatusClientGone:
 		w.result = a.result
 	case w.result == resultError: // nobody's: it had only not been answered yet
 		w.result = resultMiss
 	}
-	if w.wrote || a.status == statusClientGone {
+	if w.wrote || a.status == StatusClientGone {
 		// The body has begun, or nobody listens: all that is left is to break off.
 		if !w.wrote {
-			w.status = statusClientGone
+			w.status = StatusClientGone
 		}
 		panic(http.ErrAbortHandler)
 	}

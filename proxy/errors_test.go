@@ -10,6 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/cachalot-registry/cachalot/bounds"
 	"github.com/cachalot-registry/cachalot/upstream"
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
@@ -68,7 +69,7 @@ func TestHostileRequests(t *testing.T) {
 		{"PUT", "/v2/", 405, "UNSUPPORTED"},
 		{"BREW", "/v2/a/manifests/1", 405, "UNSUPPORTED"},
 	} {
-		t.Run(tc.method+" "+bounded(tc.path), func(t *testing.T) {
+		t.Run(tc.method+" "+bounds.Text(tc.path), func(t *testing.T) {
 			a := m.do(tc.method, tc.path)
 			m.wantError(a, tc.status, tc.code)
 			if len(a.body) > 4096 {
@@ -76,7 +77,7 @@ func TestHostileRequests(t *testing.T) {
 			}
 		})
 	}
-	counts(t, up, nil)
+	up.WantCounts(t, nil)
 }
 
 // TestRawRequests sends what a URL parser would mend.
@@ -102,7 +103,7 @@ func TestRawRequests(t *testing.T) {
 		}
 		_ = conn.Close()
 	}
-	counts(t, up, nil)
+	up.WantCounts(t, nil)
 }
 
 // TestErrorsToClients is the table of docs/architecture.md, with nothing kept.

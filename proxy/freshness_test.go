@@ -74,7 +74,7 @@ func TestOneCheckForAll(t *testing.T) {
 	waitFor(t, func() bool { return m.inside.Load() == clients })
 	close(release)
 	wg.Wait()
-	counts(t, up, map[ut.Op]int{ut.HeadManifest: 1})
+	up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 1})
 }
 
 // TestUpstreamFails: what is kept is served, whatever way the upstream fails,
@@ -133,7 +133,7 @@ func TestUpstreamFails(t *testing.T) {
 			if name == "when" {
 				want = map[ut.Op]int{ut.HeadManifest: 2, ut.GetManifest: 2}
 			}
-			counts(t, up, want)
+			up.WantCounts(t, want)
 		})
 	}
 }
@@ -216,7 +216,7 @@ func TestTagMoves(t *testing.T) {
 	if a.cache() != "cachalot; fwd=miss; stored" && a.cache() != "cachalot; fwd=miss" {
 		t.Errorf("Cache-Status %q", a.cache())
 	}
-	counts(t, up, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 1})
+	up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 1})
 }
 
 // TestUpstreamSaysNo: a tag deleted upstream goes at the next check, and the
@@ -276,7 +276,7 @@ func TestNoDigestHeader(t *testing.T) {
 			m := newMirror(t, nil, registry(t, "docker.io", up.URL))
 			m.want(m.get(tagPath("1")), img.Index)
 			m.want(m.get(tagPath("1")), img.Index)
-			counts(t, up, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 1})
+			up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 1})
 			layer := img.Layers[0]
 			up.AddBlob("library/other", layer)
 			m.want(m.get("/v2/library/app/blobs/"+layer.Digest.String()), layer)
@@ -305,7 +305,7 @@ func TestHeadWithout(t *testing.T) {
 			}
 			m := newMirror(t, nil, registry(t, "docker.io", up.URL))
 			m.pull("library/app", "1", img)
-			counts(t, up, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 2, ut.GetBlob: 2})
+			up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 2, ut.GetBlob: 2})
 		})
 	}
 }

@@ -90,7 +90,7 @@ func (m *mirror) start(change func(*Config), registries ...*upstream.Registry) {
 	}
 	var err error
 	m.store, err = storage.Open(storage.Config{
-		Path: m.dir, MaxFills: 64, MaxSize: storage.Size{Bytes: m.maxSize}, MaxIndex: m.maxIndex, Pinned: cfg.Pinned(), PinFits: PinFits,
+		Path: m.dir, MaxFills: 64, MaxSize: storage.Size{Bytes: m.maxSize}, MaxIndex: m.maxIndex, Pinned: cfg.Pinned(),
 	}, storage.NewMetrics(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		m.t.Fatal(err)
@@ -242,29 +242,6 @@ func (m *mirror) pull(repo, tag string, img upstreamtest.Image) {
 	}
 }
 
-// counts fails the test unless exactly these requests crossed the upstream's
-// wire since the last time, besides the one that each start of the mirror asks
-// for the registry's challenge.
-func counts(t *testing.T, up *upstreamtest.Registry, want map[upstreamtest.Op]int) {
-	t.Helper()
-	got := up.Counts()
-	if got[upstreamtest.Ping] > 1 {
-		t.Errorf("%d pings upstream", got[upstreamtest.Ping])
-	}
-	delete(got, upstreamtest.Ping)
-	for op, n := range got {
-		if want[op] != n {
-			t.Errorf("%d x %s upstream, want %d", n, op, want[op])
-		}
-	}
-	for op, n := range want {
-		if _, ok := got[op]; !ok && n > 0 {
-			t.Errorf("no %s upstream, want %d", op, n)
-		}
-	}
-	up.Forget()
-}
-
 func withPassword(username, password string) func(*upstream.Config) {
 	return func(c *upstream.Config) { c.Accounts = []upstream.Account{{Username: username, Password: password}} }
 }
@@ -301,4 +278,21 @@ func removeBlobs(t *testing.T, m *mirror) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// settle waits until no download is in progress.
+func (m *mirror) settle() {
+	m.t.Helper()
+	waitFor(m.t, func() bool { return len(m.store.Fills()) == 0 })
+}
+
+// keep pulls manifests by their digests, as a client does.
+func (m *mirror) keep(repo string, manifests ...upstreamtest.Content) {
+	m.t.Helper()
+	for _, one := range manifests {
+		if a := m.get("/v2/" + repo + "/manifests/" + one.Digest.String()); a.status != http.StatusOK {
+			m.t.Fatalf("%d %s", a.status, a.body)
+		}
+	}
+	m.settle()
 }

@@ -67,7 +67,7 @@ func TestLink_Proof(t *testing.T) {
 						m.wantError(a, http.StatusNotFound, "BLOB_UNKNOWN")
 					}
 				}
-				counts(t, other, []map[ut.Op]int{tc.first, tc.second}[i])
+				other.WantCounts(t, []map[ut.Op]int{tc.first, tc.second}[i])
 				other.Forget()
 			}
 		})
@@ -125,5 +125,5 @@ func TestManyPlaces(t *testing.T) {
 		up.AddBlob(fmt.Sprint("app/r", n), layer)
 		m.want(m.get(path(n)), layer)
 	}
-	counts(t, up, map[ut.Op]int{ut.GetBlob: 1, ut.HeadBlob: places - 1})
+	up.WantCounts(t, map[ut.Op]int{ut.GetBlob: 1, ut.HeadBlob: places - 1})
 }

@@ -29,7 +29,7 @@ func (p *Proxy) referrers(w *response, r *http.Request, t target) error {
 	if known && none {
 		// A signature follows its image within seconds: that there is none is worth as
 		// little as that there is no tag.
-		t.rules.freshFor = min(t.rules.freshFor, p.cfg.NegativeFor)
+		t.policy.freshFor = min(t.policy.freshFor, p.cfg.NegativeFor)
 	}
 	list, err := list(p, w, t, name, func(ctx context.Context) ([]byte, error) {
 		list, sure, err := t.registry.Referrers(ctx, t.repo, t.digest)
@@ -129,7 +129,7 @@ func list[T interface{ size() int }](p *Proxy, w *response, t target, name strin
 	sc := t.scope()
 	sc.Keep.NoStore = false // it is no content of an image, and read twice
 	key := storage.TagKey{Upstream: sc.Upstream, Repository: sc.Repository, Name: name}
-	ptr := pointer{key: key, client: t.client, freshFor: t.rules.freshFor, check: func(ctx context.Context, _ storage.Tag, _ bool) (digest.Digest, error) {
+	ptr := pointer{key: key, client: t.client, freshFor: t.policy.freshFor, check: func(ctx context.Context, _ storage.Tag, _ bool) (digest.Digest, error) {
 		body, err := fetch(ctx)
 		if err != nil {
 			return "", err

@@ -62,10 +62,10 @@ func TestTagPages(t *testing.T) {
 	for _, when := range []string{"cold", "warm", "upstream gone"} {
 		switch when {
 		case "warm":
-			counts(t, up, map[ut.Op]int{ut.Tags: 3 + 5 + 3})
+			up.WantCounts(t, map[ut.Op]int{ut.Tags: 3 + 5 + 3})
 			up.Forget()
 		case "upstream gone":
-			counts(t, up, nil)
+			up.WantCounts(t, nil)
 			up.Down()
 			m.restart(due, registry(t, "docker.io", up.URL))
 		}
@@ -97,7 +97,7 @@ func TestTagsFromAnywhere(t *testing.T) {
 			t.Errorf("%d %s", a.status, a.body)
 		}
 	}
-	counts(t, up, map[ut.Op]int{ut.Tags: 2})
+	up.WantCounts(t, map[ut.Op]int{ut.Tags: 2})
 	if a := m.get("/v2/library/app/tags/list?last=" + strings.Repeat("b", maxListQuery)); a.status != http.StatusBadRequest {
 		t.Errorf("a long query: %d %s", a.status, a.body)
 	}
@@ -162,7 +162,7 @@ func TestReferrersAreKept(t *testing.T) {
 			check("cold")
 			up.Forget()
 			check("warm")
-			counts(t, up, nil)
+			up.WantCounts(t, nil)
 			m.restart(due, registry(t, "docker.io", up.URL))
 			for _, status := range []int{200, 403, 404, 410, 500} {
 				page := []ut.Fault{ut.Body("text/html", []byte("<html>blocked</html>")), ut.StatusOf(status)}

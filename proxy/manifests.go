@@ -83,8 +83,8 @@ func (p *Proxy) tagPointer(t target) pointer {
 	return pointer{
 		key:          storage.TagKey{Upstream: t.registry.Name(), Repository: t.repo, Name: t.tag},
 		client:       t.client,
-		freshFor:     t.rules.freshFor,
-		followDenied: t.rules.followDenied,
+		freshFor:     t.policy.freshFor,
+		followDenied: t.policy.followDenied,
 		check: func(ctx context.Context, old storage.Tag, known bool) (digest.Digest, error) {
 			return p.checkTag(ctx, t, old, known)
 		},
@@ -108,7 +108,7 @@ func (p *Proxy) checkTag(ctx context.Context, t target, old storage.Tag, known b
 		return p.fetchTag(ctx, t) // what has named it may be no registry
 	}
 	p.heads.add(contentKey(t, res.Digest), res.Descriptor)
-	if !known || res.Digest == old.Digest || t.rules.noStore {
+	if !known || res.Digest == old.Digest || t.policy.noStore {
 		return res.Digest, nil
 	}
 	err = p.fetch(ctx, t, res.Digest)

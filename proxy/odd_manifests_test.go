@@ -61,7 +61,7 @@ func TestHeadIsNoPromise(t *testing.T) {
 			t.Fatalf("%d %v", a.status, a.header)
 		}
 	}
-	counts(t, up, map[ut.Op]int{ut.HeadManifest: 2})
+	up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 2})
 	up.Down()
 	head, get := m.do(http.MethodHead, "/v2/library/app/manifests/latest"), m.get("/v2/library/app/manifests/latest")
 	if head.status < 500 || get.status < 500 {

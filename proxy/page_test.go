@@ -56,7 +56,7 @@ func TestPage(t *testing.T) {
 		t.Errorf("HEAD: %d, %d bytes, %v", head.status, len(head.body), head.header)
 	}
 	m.wantError(m.do(http.MethodGet, "/favicon.ico"), http.StatusNotFound, "UNSUPPORTED")
-	counts(t, up, nil)
+	up.WantCounts(t, nil)
 }
 
 // Where a client has nothing to offer, the page says why.

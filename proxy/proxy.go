@@ -18,6 +18,8 @@ import (
 
 	"github.com/cachalot-registry/cachalot/bounds"
 	"github.com/cachalot-registry/cachalot/proxy/clients"
+	"github.com/cachalot-registry/cachalot/proxy/hosts"
+	"github.com/cachalot-registry/cachalot/proxy/image"
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/task"
 	"github.com/cachalot-registry/cachalot/upstream"
@@ -65,7 +67,7 @@ type Proxy struct {
 	metrics    *Metrics
 	log        *slog.Logger
 	routes     *mux.Router
-	hosts      *hosts
+	hosts      *hosts.List
 
 	ctx       context.Context // of what outlives the requests that need it
 	stop      context.CancelFunc
@@ -78,11 +80,11 @@ type Proxy struct {
 
 	pages     *tagPages
 	readLists *readLists
-	reader    manifestReader
+	reader    image.Reader
 
-	mu        sync.Mutex  // guards the fields below
-	released  []imageRoot // what deleted tags held, not yet looked at
-	releasing bool        // markOrphans is running
+	mu        sync.Mutex   // guards the fields below
+	released  []image.Root // what deleted tags held, not yet looked at
+	releasing bool         // markOrphans is running
 }
 
 // New returns a Proxy over store for the given upstreams. No two may have the
@@ -126,11 +128,11 @@ func New(cfg Config, store *storage.Store, upstreams []Upstream, m *Metrics, log
 		cfg: cfg, store: store, registries: known, metrics: m, log: log,
 		ctx: ctx, stop: stop, checks: newChecks(ctx, cfg.Memory, cfg.MaxChecks, cfg.Share),
 		negative: negative, heads: heads, sizes: sizes, pages: pages, readLists: lists,
-		suspicion: suspicion, reader: manifestReader{cfg.Memory},
+		suspicion: suspicion, reader: image.Reader{Memory: cfg.Memory},
 	}
 	p.routes = p.newRoutes()
 	if len(cfg.Hosts) > 0 {
-		p.hosts = newHosts(slices.AppendSeq(slices.Clone(cfg.Hosts), maps.Keys(known.byHost))...)
+		p.hosts = hosts.New(slices.AppendSeq(slices.Clone(cfg.Hosts), maps.Keys(known.byHost))...)
 	}
 	return p, nil
 }
@@ -153,9 +155,9 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer p.finish(rec, r) // also when the handler breaks the connection off
 	defer p.recovered(rec, r)
 	apiVersion(rec)
-	if !p.hosts.serves(r.Host) {
+	if !p.hosts.Serves(r.Host) {
 		p.writeError(rec, r, refuse(errcode.ErrorCodeUnsupported, http.StatusMisdirectedRequest,
-			"the mirror is not served as %q; ask for it by another of its names, or add this one to hosts in its configuration", bounded(hostname(r.Host))))
+			"the mirror is not served as %q; ask for it by another of its names, or add this one to hosts in its configuration", bounds.Text(hosts.Name(r.Host))))
 		return
 	}
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
@@ -186,7 +188,7 @@ func (p *Proxy) recovered(w *response, r *http.Request) {
 func (p *Proxy) serveContent(w *response, r *http.Request, path contentPath) {
 	t, err := p.parse(r, path)
 	if err == nil {
-		t.rules, err = p.cfg.rulesFor(t)
+		t.policy, err = p.cfg.policyFor(t)
 	}
 	w.target = t
 	w.target.kind = path.kind

@@ -28,15 +28,15 @@ func TestPull(t *testing.T) {
 	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
 
 	m.pull("library/app", "1", img)
-	counts(t, up, map[ut.Op]int{ut.Token: 1, ut.HeadManifest: 1, ut.GetManifest: 2, ut.GetBlob: 5})
+	up.WantCounts(t, map[ut.Op]int{ut.Token: 1, ut.HeadManifest: 1, ut.GetManifest: 2, ut.GetBlob: 5})
 	m.pull("library/app", "1", img)
 	m.pull("app", "1", img) // Docker Hub's short name
-	counts(t, up, nil)
+	up.WantCounts(t, nil)
 
 	due := func(c *Config) { c.FreshFor = 0 }
 	m.restart(due, registry(t, "docker.io", up.URL))
 	m.pull("library/app", "1", img)
-	counts(t, up, map[ut.Op]int{ut.Token: 1, ut.HeadManifest: 1})
+	up.WantCounts(t, map[ut.Op]int{ut.Token: 1, ut.HeadManifest: 1})
 
 	up.Down()
 	m.restart(due, registry(t, "docker.io", up.URL))
@@ -59,7 +59,7 @@ func TestPullByTag(t *testing.T) {
 			t.Errorf("%d: Cache-Status %q, type %q", i, a.cache(), a.header.Get("Content-Type"))
 		}
 	}
-	counts(t, up, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 1})
+	up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 1})
 }
 
 // TestStorm: 50 clients, one cold image, a third of them leaving half-way and
@@ -120,14 +120,14 @@ func TestSecondRepository(t *testing.T) {
 	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
 	path := func(repo string) string { return "/v2/" + repo + "/blobs/" + layer.Digest.String() }
 	m.want(m.get(path("library/a")), layer)
-	counts(t, up, map[ut.Op]int{ut.GetBlob: 1})
+	up.WantCounts(t, map[ut.Op]int{ut.GetBlob: 1})
 	m.want(m.get(path("library/b")), layer)
 	m.want(m.get(path("library/b")), layer)
-	counts(t, up, map[ut.Op]int{ut.HeadBlob: 1})
+	up.WantCounts(t, map[ut.Op]int{ut.HeadBlob: 1})
 	m.wantError(m.get(path("library/c")), http.StatusNotFound, "BLOB_UNKNOWN")
 	m.wantError(m.get(path("library/c")), http.StatusNotFound, "BLOB_UNKNOWN")
 	m.wantError(m.get("/v2/library/a/manifests/"+layer.Digest.String()), http.StatusNotFound, "MANIFEST_UNKNOWN")
-	counts(t, up, map[ut.Op]int{ut.HeadBlob: 1, ut.GetBlob: 1, ut.HeadManifest: 1, ut.GetManifest: 1})
+	up.WantCounts(t, map[ut.Op]int{ut.HeadBlob: 1, ut.GetBlob: 1, ut.HeadManifest: 1, ut.GetManifest: 1})
 }
 
 // TestOtherUpstream: ?ns= names the registry, and one registry's private blob
@@ -147,12 +147,12 @@ func TestOtherUpstream(t *testing.T) {
 	layer := img.Layers[0]
 	m.want(m.get("/v2/team/app/blobs/"+layer.Digest.String()+"?ns=quay.io"), layer)
 	m.wantError(m.get("/v2/team/app/blobs/"+layer.Digest.String()), http.StatusNotFound, "BLOB_UNKNOWN")
-	counts(t, hub, map[ut.Op]int{ut.GetBlob: 1})
+	hub.WantCounts(t, map[ut.Op]int{ut.GetBlob: 1})
 	quay.Forget()
 	m.wantError(m.get("/v2/team/app/manifests/1?ns=ghcr.io"), http.StatusNotFound, "NAME_UNKNOWN")
 	m.wantError(m.get("/v2/team/app/manifests/1?ns=169.254.169.254"), http.StatusNotFound, "NAME_UNKNOWN")
-	counts(t, hub, nil)
-	counts(t, quay, nil)
+	hub.WantCounts(t, nil)
+	quay.WantCounts(t, nil)
 }
 
 // TestHeadDownloadsNothing: HEAD of cold content is a HEAD upstream.
@@ -177,12 +177,12 @@ func TestHeadDownloadsNothing(t *testing.T) {
 	if up.SentAll() != 0 {
 		t.Errorf("%d bytes from upstream", up.SentAll())
 	}
-	counts(t, up, map[ut.Op]int{ut.HeadBlob: 3})
+	up.WantCounts(t, map[ut.Op]int{ut.HeadBlob: 3})
 	a := m.head("/v2/library/app/manifests/" + img.Index.Digest.String())
 	if a.status != http.StatusOK || a.header.Get("Content-Type") != img.Index.MediaType {
 		t.Errorf("%d %v", a.status, a.header)
 	}
-	counts(t, up, map[ut.Op]int{ut.HeadManifest: 1})
+	up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 1})
 }
 
 // TestWrongContent: whatever an upstream lies about, no client gets a complete
@@ -229,7 +229,7 @@ func TestWrongContent(t *testing.T) {
 				script.Remove()
 				up.Forget()
 				m.wantError(m.get(path), http.StatusBadGateway, "UNAVAILABLE") // so that the client looks elsewhere
-				counts(t, up, nil)
+				up.WantCounts(t, nil)
 				m.proxy.negative.entries.Purge() // as time does
 				m.want(m.get(path), c)
 			}
@@ -301,7 +301,7 @@ func TestIndexLostAndFound(t *testing.T) {
 	}
 	m.start(nil, registry(t, "docker.io", up.URL))
 	m.pull("library/app", "1", img)
-	counts(t, up, map[ut.Op]int{ut.HeadManifest: 2, ut.HeadBlob: 3})
+	up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 2, ut.HeadBlob: 3})
 }
 
 // TestClientLeaves: the only client of a cold blob leaves; the download ends
@@ -326,7 +326,7 @@ func TestClientLeaves(t *testing.T) {
 	_ = resp.Body.Close()
 	close(release)
 	m.want(m.get("/v2/library/app/blobs/"+layer.Digest.String()), layer)
-	counts(t, up, map[ut.Op]int{ut.GetBlob: 1})
+	up.WantCounts(t, map[ut.Op]int{ut.GetBlob: 1})
 	waitFor(t, func() bool { return m.inside.Load() == 0 })
 	if n := testutil.ToFloat64(m.metrics.requests.WithLabelValues("docker.io", "blob", "error")); n != 0 {
 		t.Errorf("%v errors counted, but nothing failed", n)
@@ -350,7 +350,7 @@ func TestSlowReader(t *testing.T) {
 	if _, err := io.CopyN(io.Discard, slow.Body, layer.Size); err != nil {
 		t.Error(err)
 	}
-	counts(t, up, map[ut.Op]int{ut.GetBlob: 1})
+	up.WantCounts(t, map[ut.Op]int{ut.GetBlob: 1})
 }
 
 // TestRealRegistry pulls through from distribution's own registry, with either

@@ -10,6 +10,7 @@ import (
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 
+	"github.com/cachalot-registry/cachalot/bounds"
 	"github.com/cachalot-registry/cachalot/storage"
 )
 
@@ -106,7 +107,7 @@ func limitRange(w *response, r *http.Request, b *storage.Blob) error {
 	ranges, err := parseRange(header, b.Size)
 	if err != nil {
 		w.Header().Set("Content-Range", fmt.Sprintf("bytes */%d", b.Size))
-		return refuse(errcode.ErrorCodeRangeInvalid, http.StatusRequestedRangeNotSatisfiable, "%v: %s", err, bounded(header))
+		return refuse(errcode.ErrorCodeRangeInvalid, http.StatusRequestedRangeNotSatisfiable, "%v: %s", err, bounds.Text(header))
 	}
 	// From here the standard library reads what was read here.
 	r.Header.Del("Range")

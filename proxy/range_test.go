@@ -178,5 +178,5 @@ func TestRangeInFlight(t *testing.T) {
 	if err != nil || !bytes.Equal(rest, layer.Bytes[390_000:400_000]) {
 		t.Errorf("after: %d bytes, %v", len(rest), err)
 	}
-	counts(t, up, map[ut.Op]int{ut.GetBlob: 1})
+	up.WantCounts(t, map[ut.Op]int{ut.GetBlob: 1})
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 	lru "github.com/hashicorp/golang-lru/v2"
 
+	"github.com/cachalot-registry/cachalot/bounds"
 	"github.com/cachalot-registry/cachalot/proxy/clients"
 	"github.com/cachalot-registry/cachalot/upstream"
 )
@@ -121,7 +122,7 @@ func (g *registries) find(client, name string) (*upstream.Registry, error) {
 	if r := g.configured(name); r != nil {
 		return r, nil
 	}
-	refused := refuse(errcode.ErrorCodeNameUnknown, http.StatusNotFound, "registry %q is not configured here; add it under upstreams", bounded(name))
+	refused := refuse(errcode.ErrorCodeNameUnknown, http.StatusNotFound, "registry %q is not configured here; add it under upstreams", bounds.Text(name))
 	canonical, ok := upstream.CanonicalName(name)
 	if g.make == nil || !ok {
 		return nil, refused

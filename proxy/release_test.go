@@ -1,11 +1,8 @@
 package proxy
 
 import (
-	"errors"
 	"fmt"
-	"maps"
 	"net/http"
-	"slices"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -30,13 +27,13 @@ func TestRelease_OtherRepository(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
 	shared := ut.NewContent("", ut.Random(1, 20_000))
-	kept, gone := manifestOf(1, shared.Descriptor), manifestOf(2, shared.Descriptor)
-	index := indexOf(kept.Descriptor)
+	kept, gone := ut.Manifest(1, shared.Descriptor), ut.Manifest(2, shared.Descriptor)
+	index := ut.Index(kept.Descriptor)
 	for _, repo := range []string{"library/app", "a/evil"} {
 		up.AddBlob(repo, shared)
-		add(up, repo, "1", kept, index)
+		up.AddManifests(repo, "1", kept, index)
 	}
-	add(up, "library/app", "gone", gone)
+	up.AddManifests("library/app", "gone", gone)
 	m := newMirror(t, due, registry(t, "docker.io", up.URL))
 	m.keep("library/app", kept, gone)
 	m.want(m.get("/v2/library/app/blobs/"+shared.Digest.String()), shared)
@@ -45,86 +42,14 @@ func TestRelease_OtherRepository(t *testing.T) {
 	m.want(m.get("/v2/a/evil/manifests/1"), index)
 	m.settle()
 	m.restart(due, registry(t, "docker.io", up.URL)) // a/evil comes first now
-	a := newAdmin(t, m, nil, nil)
 
 	up.Tag("library/app", "gone", "")
 	m.wantError(m.get(tagPath("gone")), http.StatusNotFound, "MANIFEST_UNKNOWN")
 	m.settleReleases()
-	for d, unwanted := range map[digest.Digest]bool{gone.Digest: true, shared.Digest: false, kept.Digest: false, index.Digest: false} {
-		var b BlobAnswer
-		a.get("blob?digest="+string(d), &b)
-		if b.Unwanted != unwanted {
-			t.Errorf("%s is unwanted: %v", d, b.Unwanted)
+	for d, orphaned := range map[digest.Digest]bool{gone.Digest: true, shared.Digest: false, kept.Digest: false, index.Digest: false} {
+		if b, err := m.store.Blob(d); err != nil || b.Orphaned != orphaned {
+			t.Errorf("%s is orphaned: %v, %v", d, b.Orphaned, err)
 		}
-	}
-}
-
-// TestUnheldSearch_Bounds: the search leaves out what is too much to look for, and fails
-// where there is too much to look at.
-func TestUnheldSearch_Bounds(t *testing.T) {
-	t.Parallel()
-	up := ut.New(t, ut.Options{})
-	large := manifestOf(1, layers(0, 100)...)
-	add(up, "library/app", "large", large)
-	var held []imageRoot
-	var bytes int64
-	all := []ut.Content{large}
-	for n := range 10 {
-		one := manifestOf(100+n, layers(0, 10)...)
-		add(up, "library/app", fmt.Sprint(n), one)
-		all = append(all, one)
-		bytes += one.Size
-		held = append(held, imageRoot{"docker.io", "library/app", one.Digest})
-	}
-	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
-	m.keep("library/app", all...)
-	for name, tt := range map[string]struct {
-		change    func(*unreferencedSearch)
-		blobs     int
-		looks     int
-		truncated bool
-		err       error
-	}{
-		"in bounds":      {func(s *unreferencedSearch) { s.maxManifests, s.maxBytes, s.maxBlobs = 10, bytes, 102 }, 91, 20, false, nil}, // itself, and 90 layers
-		"many blobs":     {func(s *unreferencedSearch) { s.maxBlobs = 50 }, 39, 20, true, nil},
-		"many manifests": {func(s *unreferencedSearch) { s.maxManifests = 9 }, 0, 10, false, errManyManifests},
-		"many bytes":     {func(s *unreferencedSearch) { s.maxBytes = bytes - 1 }, 0, 10, false, errManyManifests},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			s := m.proxy.unreferencedSearch()
-			tt.change(&s)
-			looks := 0
-			blobs, truncated, err := s.run(t.Context(), []imageRoot{{"docker.io", "library/app", large.Digest}}, func(look func(imageRoot) bool) error {
-				for _, r := range append(slices.Clone(held), held...) { // several tags have one image
-					if looks++; !look(r) {
-						break
-					}
-				}
-				return nil
-			})
-			if len(blobs) != tt.blobs || looks != tt.looks || truncated != tt.truncated || !errors.Is(err, tt.err) {
-				t.Errorf("%d blobs after %d looks, truncated %v, %v", len(blobs), looks, truncated, err)
-			}
-		})
-	}
-}
-
-// TestUnheldSearch_Deep: indexes in indexes, in any number, are no deep recursion.
-func TestUnheldSearch_Deep(t *testing.T) {
-	t.Parallel()
-	up := ut.New(t, ut.Options{})
-	all := []ut.Content{manifestOf(0)}
-	for range 20 {
-		all = append(all, indexOf(all[len(all)-1].Descriptor))
-	}
-	add(up, "library/app", "1", all...)
-	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
-	m.keep("library/app", all...)
-	none := func(func(imageRoot) bool) error { return nil }
-	blobs, truncated, err := m.proxy.unreferencedSearch().run(t.Context(), []imageRoot{{"docker.io", "library/app", all[20].Digest}}, none)
-	if len(blobs) != maxWalkDepth+1 || !truncated || err != nil {
-		t.Errorf("%d blobs, truncated %v, %v: %v", len(blobs), truncated, err, slices.Collect(maps.Keys(blobs)))
 	}
 }
 

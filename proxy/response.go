@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/cachalot-registry/cachalot/bounds"
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
@@ -167,7 +168,7 @@ func (p *Proxy) finish(w *response, r *http.Request) {
 	line := slog.NewRecord(w.started.Add(took), level, "request", 0) // whose source no handler writes, and slog would look for
 	var room [20]slog.Attr                                           // for all of them, so that they are copied once
 	attrs := append(room[:0],
-		slog.String("method", r.Method), slog.String("client", p.client(r)), slog.String("user_agent", boundedTo(r.UserAgent(), maxUserAgent)),
+		slog.String("method", r.Method), slog.String("client", p.client(r)), slog.String("user_agent", bounds.TextTo(r.UserAgent(), maxUserAgent)),
 		slog.String("request_id", w.id), slog.Int("status", w.status), slog.Int64("bytes", w.bytes),
 		slog.Float64("first_byte_seconds", w.firstByte.Seconds()), slog.Float64("seconds", took.Seconds()),
 	)
@@ -178,7 +179,7 @@ func (p *Proxy) finish(w *response, r *http.Request) {
 			attrs = append(attrs, slog.String("digest", string(w.digest)))
 		}
 	} else {
-		attrs = append(attrs, slog.String("path", bounded(r.URL.EscapedPath())))
+		attrs = append(attrs, slog.String("path", bounds.Text(r.URL.EscapedPath())))
 	}
 	if w.traced {
 		attrs = w.traceAttrs(attrs)

@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"strings"
 
+	"github.com/cachalot-registry/cachalot/proxy/hosts"
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
@@ -33,8 +34,8 @@ func (p *Proxy) route(r *http.Request, client, prefix, name string) (reg *upstre
 		reg = named
 	case ns != "":
 		reg, err = p.registries.find(client, ns)
-	case len(p.registries.byHost) > 0 && p.registries.byHost[hostname(r.Host)] != nil:
-		reg = p.registries.byHost[hostname(r.Host)]
+	case len(p.registries.byHost) > 0 && p.registries.byHost[hosts.Name(r.Host)] != nil:
+		reg = p.registries.byHost[hosts.Name(r.Host)]
 	default:
 		reg = p.registries.byDefault
 		// No account of Docker Hub has a dot or colon in it: that is a registry, if

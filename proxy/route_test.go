@@ -189,8 +189,8 @@ func TestNames(t *testing.T) {
 			t.Errorf("%s: tags: %d", form, a.status)
 		}
 	}
-	counts(t, quay, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 1, ut.GetBlob: 1, ut.Tags: 1})
-	counts(t, hub, nil)
+	quay.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 1, ut.GetBlob: 1, ut.Tags: 1})
+	hub.WantCounts(t, nil)
 	for path, status := range map[string]int{"/quay.io/v2/": 200, "/redhat/v2/": 200, "/quay.io/v2": 200, "/ghcr.io/v2/": 404, "/%2e%2e/v2/": 404} {
 		if a := m.get(path); a.status != status || a.header.Get("Docker-Distribution-Api-Version") == "" {
 			t.Errorf("%s: %d, want %d", path, a.status, status)
@@ -224,11 +224,11 @@ func TestUnlisted(t *testing.T) {
 		m.want(m.get(strings.Replace(form, "%s", "/manifests/1", 1)), img.Index)
 		m.want(m.get(strings.Replace(form, "%s", "/blobs/"+img.Layers[0].Digest.String(), 1)), img.Layers[0])
 	}
-	counts(t, other, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 1, ut.GetBlob: 1})
+	other.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 1, ut.GetBlob: 1})
 	for _, path := range []string{"/v2/a/b/manifests/1?ns=evil.example", "/v2/evil.example/a/manifests/1", "/v2/a/manifests/1?ns=word", "/v2/a/manifests/1?ns=" + strings.Repeat("a.", 200) + "b"} {
 		m.wantError(m.get(path), http.StatusNotFound, "NAME_UNKNOWN")
 	}
-	counts(t, hub, nil)
+	hub.WantCounts(t, nil)
 	mu.Lock()
 	defer mu.Unlock()
 	if got := strings.Join(asked, " "); got != "other.example evil.example evil.example" {
@@ -273,13 +273,13 @@ func TestOneSpelling(t *testing.T) {
 		}
 	}
 	for _, u := range []*ut.Registry{hub, corp, other} {
-		counts(t, u, nil)
+		u.WantCounts(t, nil)
 	}
 	for _, name := range []string{"open.example", "Open.example", "open.example:443", "open.example.:0443"} {
 		m.want(m.get("/v2/team/app/manifests/1?ns="+name), img.Index)
 		m.want(m.get("/v2/"+name+"/team/app/manifests/1"), img.Index)
 	}
-	counts(t, other, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 1})
+	other.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 1})
 	mu.Lock()
 	defer mu.Unlock()
 	if got := strings.Join(made, " "); got != "denied.example denied.example:8443 open.example" {

@@ -82,11 +82,11 @@ func (r Rule) Validate(maxStale time.Duration) error {
 		return fmt.Errorf("fresh_for: longer than tags.max_stale, %s; write a shorter one", maxStale)
 	case r.KeepFor != nil && *r.KeepFor < 0:
 		return errors.New("keep_for: negative; write a duration such as 24h, or 0 for no limit")
-	case r.pins() && r.KeepFor != nil && *r.KeepFor > 0:
+	case r.Pins() && r.KeepFor != nil && *r.KeepFor > 0:
 		return errors.New("pin: what is pinned is not dropped, and keep_for says when it is; write one of the two")
-	case r.pins() && r.NoStore != nil && *r.NoStore:
+	case r.Pins() && r.NoStore != nil && *r.NoStore:
 		return errors.New("pin: what is pinned is kept, and no_store says that it is not; write one of the two")
-	case r.pins() && r.Access == deny:
+	case r.Pins() && r.Access == deny:
 		return errors.New("pin: nothing comes through repositories that access denies; write one of the two")
 	case r.Access == "" && r.FreshFor == nil && r.KeepFor == nil && r.NoStore == nil && r.Pin == nil && r.OnDenied == "":
 		return errors.New("match: nothing is set for these images; add access, fresh_for, keep_for, no_store, on_denied or pin")
@@ -104,7 +104,8 @@ func registryOf(pattern string) (host, canonical string) {
 	return host, host
 }
 
-func (r Rule) pins() bool { return r.Pin != nil && *r.Pin }
+// Pins reports whether the rule pins what it matches.
+func (r Rule) Pins() bool { return r.Pin != nil && *r.Pin }
 
 // splitTag takes the tag off a pattern. The colon before a registry's port is
 // followed by a slash.
@@ -116,8 +117,8 @@ func splitTag(pattern string) (name, tag string) {
 	return pattern[:i], pattern[i+1:]
 }
 
-// treatment is what the rules say of one target.
-type treatment struct {
+// policy is what the rules say of one target.
+type policy struct {
 	freshFor time.Duration
 	keepFor  time.Duration
 	noStore  bool
@@ -125,52 +126,52 @@ type treatment struct {
 	followDenied bool
 }
 
-// rulesFor goes through the rules for a target. The error says which one denies it.
-func (c Config) rulesFor(t target) (treatment, error) {
-	says := treatment{freshFor: c.FreshFor}
+// policyFor goes through the rules for a target. The error says which one denies it.
+func (c Config) policyFor(t target) (policy, error) {
+	p := policy{freshFor: c.FreshFor}
 	pinned := false
 	var access, fresh, kept, store, denied, pin bool // decided
 	for i, r := range c.Rules {
-		if !r.fits(t.registry.Name()+"/"+t.repo, t.tag) {
+		if !r.Matches(t.registry.Name()+"/"+t.repo, t.tag) {
 			continue
 		}
 		if r.Access == deny && !access {
-			return treatment{}, &refusal{
+			return policy{}, &refusal{
 				code: errcode.ErrorCodeNameUnknown, status: http.StatusNotFound, result: resultDenied,
 				detail: fmt.Sprintf("this mirror does not serve %s/%s: rules[%d] of its configuration denies it", t.registry.Name(), t.repo, i),
 			}
 		}
 		access = access || r.Access != ""
 		if r.FreshFor != nil && !fresh {
-			fresh, says.freshFor = true, *r.FreshFor
+			fresh, p.freshFor = true, *r.FreshFor
 		}
 		if r.KeepFor != nil && !kept {
-			kept, says.keepFor = true, *r.KeepFor
+			kept, p.keepFor = true, *r.KeepFor
 		}
 		if r.NoStore != nil && !store {
-			store, says.noStore = true, *r.NoStore
+			store, p.noStore = true, *r.NoStore
 		}
 		if r.OnDenied != "" && !denied {
-			denied, says.followDenied = true, r.OnDenied == follow
+			denied, p.followDenied = true, r.OnDenied == follow
 		}
 		if r.Pin != nil && !pin {
 			pin, pinned = true, *r.Pin
 		}
 	}
 	if pinned {
-		says.keepFor, says.noStore = 0, false
+		p.keepFor, p.noStore = 0, false
 	}
-	return says, nil
+	return p, nil
 }
 
 // Pinned returns what says whether a repository is pinned; nil: none is.
 func (c Config) Pinned() func(upstream, repository string) bool {
-	if !slices.ContainsFunc(c.Rules, Rule.pins) {
+	if !slices.ContainsFunc(c.Rules, Rule.Pins) {
 		return nil
 	}
 	return func(upstream, repository string) bool {
 		for _, r := range c.Rules {
-			if r.Pin != nil && r.fits(upstream+"/"+repository, "") {
+			if r.Pin != nil && r.Matches(upstream+"/"+repository, "") {
 				return *r.Pin
 			}
 		}
@@ -178,7 +179,8 @@ func (c Config) Pinned() func(upstream, repository string) bool {
 	}
 }
 
-func (r Rule) fits(name, tag string) bool {
+// Matches reports whether the rule is for UPSTREAM/REPOSITORY and a tag; "": by digest.
+func (r Rule) Matches(name, tag string) bool {
 	for _, pattern := range r.Match {
 		n, t := splitTag(pattern)
 		// Validated before, so that they cannot fail; an error would not match.
@@ -190,4 +192,11 @@ func (r Rule) fits(name, tag string) bool {
 		}
 	}
 	return false
+}
+
+// PinMatches says whether a pattern, as in [Rule], is of a repository. It is for
+// [storage.Config].
+func PinMatches(pattern, upstream, repository string) bool {
+	ok, err := doublestar.Match(pattern, upstream+"/"+repository)
+	return err == nil && ok
 }

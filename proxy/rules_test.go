@@ -34,27 +34,27 @@ func TestRules(t *testing.T) {
 	}
 	for _, tc := range []struct {
 		upstream, repo, tag string
-		want                treatment
+		want                policy
 		denied              string
 	}{
-		{"docker.io", "acme/app", "latest", treatment{time.Second, time.Hour, true, false}, ""},
-		{"docker.io", "acme/app", "", treatment{time.Hour, time.Hour, true, false}, ""},
-		{"docker.io", "acme/app", "v1.2", treatment{24 * time.Hour, time.Hour, true, false}, ""},
-		{"docker.io", "acme/app", "1.2.3-alpine", treatment{24 * time.Hour, time.Hour, true, false}, ""},
-		{"docker.io", "acme/app", "1", treatment{time.Hour, time.Hour, true, false}, ""},
-		{"docker.io", "acme/base", "latest", treatment{time.Second, 0, false, false}, ""},
-		{"docker.io", "library/alpine", "latest", treatment{time.Second, 7 * time.Hour, false, false}, ""},
-		{"docker.io", "library/alpine", "edge", treatment{10 * time.Minute, 7 * time.Hour, false, false}, ""},
-		{"docker.io", "library/debian", "", treatment{10 * time.Minute, 0, false, false}, ""},
-		{"r.corp:5000", "ci/a/b/c", "latest", treatment{time.Second, 0, true, false}, ""},
-		{"r.corp:5000", "ci/tools", "", treatment{time.Hour, 0, false, false}, ""}, // pinned, so kept
-		{"r.corp:5000", "other/ci", "latest", treatment{time.Second, 0, false, false}, ""},
-		{"docker.io", "library/alpine2", "latest", treatment{}, "rules[6]"},
-		{"docker.io", "acme/deep/app", "latest", treatment{}, "rules[6]"}, // * is one part
+		{"docker.io", "acme/app", "latest", policy{time.Second, time.Hour, true, false}, ""},
+		{"docker.io", "acme/app", "", policy{time.Hour, time.Hour, true, false}, ""},
+		{"docker.io", "acme/app", "v1.2", policy{24 * time.Hour, time.Hour, true, false}, ""},
+		{"docker.io", "acme/app", "1.2.3-alpine", policy{24 * time.Hour, time.Hour, true, false}, ""},
+		{"docker.io", "acme/app", "1", policy{time.Hour, time.Hour, true, false}, ""},
+		{"docker.io", "acme/base", "latest", policy{time.Second, 0, false, false}, ""},
+		{"docker.io", "library/alpine", "latest", policy{time.Second, 7 * time.Hour, false, false}, ""},
+		{"docker.io", "library/alpine", "edge", policy{10 * time.Minute, 7 * time.Hour, false, false}, ""},
+		{"docker.io", "library/debian", "", policy{10 * time.Minute, 0, false, false}, ""},
+		{"r.corp:5000", "ci/a/b/c", "latest", policy{time.Second, 0, true, false}, ""},
+		{"r.corp:5000", "ci/tools", "", policy{time.Hour, 0, false, false}, ""}, // pinned, so kept
+		{"r.corp:5000", "other/ci", "latest", policy{time.Second, 0, false, false}, ""},
+		{"docker.io", "library/alpine2", "latest", policy{}, "rules[6]"},
+		{"docker.io", "acme/deep/app", "latest", policy{}, "rules[6]"}, // * is one part
 	} {
 		at := registries[tc.upstream]
 		at.repo, at.tag = tc.repo, tc.tag
-		got, err := cfg.rulesFor(at)
+		got, err := cfg.policyFor(at)
 		if got != tc.want || (err != nil) != (tc.denied != "") || err != nil && !strings.Contains(err.Error(), tc.denied) {
 			t.Errorf("%s/%s:%s: %+v, %v; want %+v, %q", tc.upstream, tc.repo, tc.tag, got, err, tc.want, tc.denied)
 		}
@@ -195,7 +195,7 @@ func TestFreshByRule(t *testing.T) {
 	for tag, heads := range map[string]int{"latest": 2, "v1": 0, "edge": 0} {
 		m.want(m.get(tagPath(tag)), img.Index)
 		m.want(m.get(tagPath(tag)), img.Index)
-		counts(t, up, map[ut.Op]int{ut.HeadManifest: heads})
+		up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: heads})
 	}
 }
 
@@ -242,16 +242,16 @@ func TestNoStore(t *testing.T) {
 	}
 	// HEAD of the base's layer once; all else is fetched each time, and so is HEAD of
 	// the tag, whose content is not here.
-	counts(t, up, map[ut.Op]int{ut.HeadManifest: 2, ut.HeadBlob: 1, ut.GetManifest: 4, ut.GetBlob: 4})
+	up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 2, ut.HeadBlob: 1, ut.GetManifest: 4, ut.GetBlob: 4})
 	wantFiles(t, m, len(base.Blobs())+2)
 	m.pull("library/base", "1", base)
-	counts(t, up, nil)
+	up.WantCounts(t, nil)
 
 	// A tag that has moved costs the one download that the client asks for.
 	m.restart(func(c *Config) { c.Rules, c.FreshFor = []Rule{{Match: []string{"**"}, NoStore: new(true)}}, 0 }, registry(t, "docker.io", up.URL))
 	moved := up.AddImage("ci/app", "1", ut.NewImage(2, 10))
 	m.want(m.get("/v2/ci/app/manifests/1"), moved.Index)
-	counts(t, up, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 1})
+	up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 1})
 }
 
 // wantFiles waits until so many blobs, and no downloads, are on disk.
@@ -346,7 +346,7 @@ func TestDeletedTag(t *testing.T) {
 		}
 		m.want(m.get("/v2/library/"+repo+"/blobs/"+layer.Digest.String()), layer)
 	}
-	counts(t, up, nil)
+	up.WantCounts(t, nil)
 	m.want(m.get("/v2/library/app/blobs/"+deleted.Layers[1].Digest.String()), deleted.Layers[1])
-	counts(t, up, map[ut.Op]int{ut.GetBlob: 1})
+	up.WantCounts(t, map[ut.Op]int{ut.GetBlob: 1})
 }

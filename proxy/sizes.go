@@ -6,6 +6,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/cachalot-registry/cachalot/proxy/image"
 	"github.com/cachalot-registry/cachalot/storage"
 )
 
@@ -30,7 +31,7 @@ func (p *Proxy) noteSizes(ctx context.Context, t target, b *storage.Blob) {
 		return
 	}
 	p.sizes.Add(manifest, 0)
-	m, _, err := p.reader.manifest(ctx, b.Content, b.Size, maxDescriptors)
+	m, _, err := p.reader.Manifest(ctx, b.Content, b.Size, image.MaxDescriptors)
 	if ctx.Err() != nil {
 		p.sizes.Remove(manifest) // perhaps it was not read
 	}
@@ -38,8 +39,8 @@ func (p *Proxy) noteSizes(ctx context.Context, t target, b *storage.Blob) {
 		return // no manifest; or who serves it will see
 	}
 	noted := 0
-	for _, layer := range m.layers {
-		if layer.Size >= longBlob && layer.check() == nil && noted < maxNoted {
+	for _, layer := range m.Layers {
+		if layer.Size >= longBlob && layer.Check() == nil && noted < maxNoted {
 			p.sizes.Add(content{manifest.registry, layer.Digest}, layer.Size)
 			noted++
 		}

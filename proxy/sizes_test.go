@@ -4,6 +4,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/cachalot-registry/cachalot/proxy/image"
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
@@ -76,20 +77,20 @@ func TestLongBlobKept(t *testing.T) {
 func TestLongBlob_Many(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
-	image := ut.NewImage(1, 1000)
-	list := layers(0, maxDescriptors-1)
+	img := ut.NewImage(1, 1000)
+	list := ut.Layers(0, image.MaxDescriptors-1)
 	for n := range list {
 		list[n].Size = longBlob
 	}
-	list[0].Digest, list[1].Digest = "sha256:short", image.Layers[0].Digest
-	many := manifestOf(0, list...)
-	add(up, "library/app", "1", image.Manifest, many)
+	list[0].Digest, list[1].Digest = "sha256:short", img.Layers[0].Digest
+	many := ut.Manifest(0, list...)
+	up.AddManifests("library/app", "1", img.Manifest, many)
 	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
-	m.keep("library/app", image.Manifest, many)
-	if n := m.proxy.sizes.Len(); n != maxNoted+2 || !m.proxy.sizes.Contains(content{"docker.io", image.Manifest.Digest}) || m.proxy.sizes.Contains(content{"docker.io", "sha256:short"}) {
+	m.keep("library/app", img.Manifest, many)
+	if n := m.proxy.sizes.Len(); n != maxNoted+2 || !m.proxy.sizes.Contains(content{"docker.io", img.Manifest.Digest}) || m.proxy.sizes.Contains(content{"docker.io", "sha256:short"}) {
 		t.Errorf("%d sizes are known, want %d of one manifest", n, maxNoted)
 	}
-	if size, _ := m.proxy.sizes.Peek(content{"docker.io", image.Layers[0].Digest}); size != longBlob {
+	if size, _ := m.proxy.sizes.Peek(content{"docker.io", img.Layers[0].Digest}); size != longBlob {
 		t.Errorf("a layer is %d bytes long", size)
 	}
 }

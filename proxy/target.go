@@ -24,7 +24,7 @@ type target struct {
 	tag    string        // manifests by tag
 	digest digest.Digest // manifests by digest, blobs and referrers
 
-	rules  treatment
+	policy policy
 	client string // who asks, for fair shares
 }
 
@@ -76,7 +76,7 @@ func (p *Proxy) parse(r *http.Request, path contentPath) (target, error) {
 func (t target) scope() storage.Scope {
 	return storage.Scope{
 		Upstream: t.registry.Name(), Repository: t.repo, Manifest: t.kind == upstream.KindManifest,
-		Keep: storage.Retention{NoStore: t.rules.noStore, For: t.rules.keepFor}, Client: t.client,
+		Keep: storage.Retention{NoStore: t.policy.noStore, For: t.policy.keepFor}, Client: t.client,
 	}
 }
 
@@ -88,16 +88,6 @@ func (t target) holder() bounds.Holder {
 // asks is a question of the target's client to its registry.
 func (t target) asks(op string, about cacheKey) question {
 	return question{op: op, about: about, holder: t.holder()}
-}
-
-// bounded keeps a client's words short enough to repeat.
-func bounded(s string) string { return boundedTo(s, 100) }
-
-func boundedTo(s string, limit int) string {
-	if len(s) > limit {
-		return s[:limit] + "..."
-	}
-	return s
 }
 
 // refusal is an answer that needs no upstream.

@@ -11,6 +11,7 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/cachalot-registry/cachalot/bounds"
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
@@ -49,7 +50,7 @@ func (p *Proxy) endSpan(w *response, r *http.Request, ended time.Time) {
 		w.span.SetAttributes(
 			attribute.String("http.request.method", r.Method), attribute.Int("http.response.status_code", w.status),
 			attribute.Int64("http.response.body.size", w.bytes), attribute.String("client.address", p.client(r)),
-			attribute.String("user_agent.original", boundedTo(r.UserAgent(), maxUserAgent)), attribute.String("url.path", bounded(r.URL.EscapedPath())),
+			attribute.String("user_agent.original", bounds.TextTo(r.UserAgent(), maxUserAgent)), attribute.String("url.path", bounds.Text(r.URL.EscapedPath())),
 			attribute.String("cachalot.request_id", w.id), attribute.String("cachalot.result", string(w.result)),
 			attribute.Float64("cachalot.first_byte_seconds", w.firstByte.Seconds()),
 		)

@@ -22,7 +22,7 @@ func onlyIn() map[string]string {
 		"github.com/goccy/go-yaml":   module + "/cmd/cachalot",
 		"go.yaml.in/":                module + "/cmd/cachalot",
 		module + "/proxy":            module + "/cmd/cachalot",
-		"net/http/pprof":             module + "/proxy",
+		"net/http/pprof":             module + "/proxy/admin",
 		"github.com/sony/gobreaker/": module + "/upstream",
 		// Credentials are upstream's business alone.
 		"github.com/google/go-containerregistry/": module + "/upstream",
@@ -46,7 +46,11 @@ func never() map[string][]string {
 	return map[string][]string{
 		module + "/storage":  {"net/http", module + "/proxy", module + "/upstream", module + "/cmd"},
 		module + "/upstream": {module + "/proxy", module + "/storage", module + "/cmd"},
-		module + "/proxy":    {module + "/cmd"},
+		module + "/proxy":    {module + "/cmd", module + "/proxy/admin"},
+		// What reads manifests, and names of hosts, asks no registry and gives no answers.
+		module + "/proxy/image": {"net/http", module + "/cmd", module + "/proxy"},
+		module + "/proxy/hosts": {module, "net/http"},
+		module + "/proxy/admin": {module + "/cmd"},
 		// It asks a running mirror, wherever that keeps its blobs.
 		module + "/cmd/cachalot/ops": {module + "/storage", module + "/upstream"},
 		// They have a command line's arguments and no configuration.

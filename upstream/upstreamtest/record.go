@@ -287,3 +287,30 @@ func (a *Answer) Write(p []byte) (int, error) {
 
 // Unwrap is for [http.ResponseController].
 func (a *Answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
+
+// WantCounts fails the test unless exactly these requests crossed the registry's wire
+// since the last time, besides the ping by which each start of a mirror asks for its
+// challenge.
+func (r *Registry) WantCounts(tb interface {
+	Helper()
+	Errorf(format string, args ...any)
+}, want map[Op]int,
+) {
+	tb.Helper()
+	got := r.Counts()
+	if got[Ping] > 1 {
+		tb.Errorf("%d pings upstream", got[Ping])
+	}
+	delete(got, Ping)
+	for op, n := range got {
+		if want[op] != n {
+			tb.Errorf("%d x %s upstream, want %d", n, op, want[op])
+		}
+	}
+	for op, n := range want {
+		if _, ok := got[op]; !ok && n > 0 {
+			tb.Errorf("no %s upstream, want %d", op, n)
+		}
+	}
+	r.Forget()
+}

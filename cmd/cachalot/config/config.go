@@ -106,7 +106,7 @@ type Admin struct {
 	// Listen is where metrics, health checks, profiles and the admin API are.
 	Listen string `yaml:"listen"`
 	// Hosts are names that it is asked for by, besides addresses and those that only a
-	// cluster has: see proxy.AdminConfig.
+	// cluster has: see admin.Config.
 	Hosts []string `yaml:"hosts"`
 	// Token is what requests to the admin API that change state must show, and those for
 	// profiles. None: they must come from the host itself, and Listen be a loopback address.
@@ -377,7 +377,7 @@ func (c Config) StorageConfig() (storage.Config, error) {
 		MaxFills:   c.Storage.MaxFills,
 		Share:      c.FairShare.Percent / 100,
 		Pinned:     c.ProxyConfig().Pinned(),
-		PinFits:    proxy.PinFits,
+		PinFits:    proxy.PinMatches,
 		ScrubEvery: c.Storage.ScrubEvery,
 	}
 	if s.Path != "" {

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/proxy/admin"
 	"github.com/spf13/cobra"
 )
 
@@ -85,7 +85,7 @@ func (a *asker) items(path string, q url.Values, each func(json.RawMessage)) {
 }
 
 func (a *asker) pins() (patterns []string) {
-	var answer proxy.PinsAnswer
+	var answer admin.PinsAnswer
 	if body, err := a.c.get(a.ctx, "pins", nil); err != nil || a.c.read(body, &answer) != nil {
 		return nil
 	}
@@ -117,7 +117,7 @@ func repositories(a *asker, written string) (names []string) {
 			break // all are there in full
 		}
 		a.items("repositories", url.Values{"prefix": {prefix + written}}, func(item json.RawMessage) {
-			var r proxy.RepositoryAnswer
+			var r admin.RepositoryAnswer
 			if json.Unmarshal(item, &r) == nil {
 				names = append(names, strings.TrimPrefix(r.Name, prefix))
 			}
@@ -134,7 +134,7 @@ func images(a *asker, written string) (names []string) {
 		return repositories(a, written)
 	}
 	a.items("tags", url.Values{"repository": {written[:colon]}}, func(item json.RawMessage) {
-		var t proxy.TagAnswer
+		var t admin.TagAnswer
 		if json.Unmarshal(item, &t) == nil {
 			names = append(names, written[:colon+1]+t.Tag)
 		}

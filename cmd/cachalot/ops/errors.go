@@ -7,7 +7,7 @@ import (
 	"net/http"
 	"strings"
 
-	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/proxy/admin"
 )
 
 // Exit codes of an [Error].
@@ -48,7 +48,7 @@ func inWords(detail string) string {
 }
 
 // refused is the mirror's answer to what it did not do.
-func refused(p *proxy.Problem) *Error {
+func refused(p *admin.Problem) *Error {
 	detail := inWords(p.Detail)
 	code := Failed
 	switch p.Status {

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/proxy/admin"
 	"github.com/dustin/go-humanize"
 )
 
@@ -66,9 +66,9 @@ func header(at string, now looked, before *looked, took time.Duration, trouble s
 	if trouble != "" {
 		first = "IT DOES NOT ANSWER: " + trouble
 	}
-	var grown proxy.TrafficStats
+	var grown admin.TrafficStats
 	if took > 0 {
-		grown = proxy.TrafficStats{Requests: t.Requests - was.Requests, Results: map[string]int64{"hit": hits(t) - hits(was)}}
+		grown = admin.TrafficStats{Requests: t.Requests - was.Requests, Results: map[string]int64{"hit": hits(t) - hits(was)}}
 	}
 	return []string{
 		safe(first),
@@ -92,18 +92,18 @@ func aligned(fill func(t *table), columns ...string) []string {
 
 // upstreamLines have those first that fail, and then those that are asked most.
 func upstreamLines(now looked, before *looked, took time.Duration) []string {
-	was := map[string]proxy.UpstreamStats{}
+	was := map[string]admin.UpstreamStats{}
 	for _, u := range before.stats.Upstreams {
 		was[u.Name] = u
 	}
 	all := slices.Clone(now.stats.Upstreams)
-	well := func(u proxy.UpstreamStats) int {
+	well := func(u admin.UpstreamStats) int {
 		if s := now.upstreams[u.Name].State; s != "" && s != "ok" {
 			return 0
 		}
 		return 1
 	}
-	slices.SortStableFunc(all, func(a, b proxy.UpstreamStats) int {
+	slices.SortStableFunc(all, func(a, b admin.UpstreamStats) int {
 		return cmp.Or(cmp.Compare(well(a), well(b)), cmp.Compare(b.Requests-was[b.Name].Requests, a.Requests-was[a.Name].Requests),
 			cmp.Compare(b.Requests, a.Requests), cmp.Compare(a.Name, b.Name))
 	})
@@ -121,7 +121,7 @@ func fillLines(now looked, before *looked, took time.Duration, meterWidth int) [
 	if len(now.fills) == 0 {
 		return []string{"No downloads."}
 	}
-	was := map[string]proxy.FillAnswer{}
+	was := map[string]admin.FillAnswer{}
 	for _, f := range before.fills {
 		was[string(f.Digest)] = f
 	}
@@ -136,14 +136,14 @@ func fillLines(now looked, before *looked, took time.Duration, meterWidth int) [
 	}, "DOWNLOAD OF", "STATE", "", "DONE", "RATE", "READERS", "DIGEST")
 }
 
-func done(f proxy.FillAnswer) string {
+func done(f admin.FillAnswer) string {
 	if f.Size == nil {
 		return size(f.Done)
 	}
 	return size(f.Done) + " of " + size(*f.Size)
 }
 
-func meter(f proxy.FillAnswer, width int) string {
+func meter(f admin.FillAnswer, width int) string {
 	if f.Size == nil || *f.Size <= 0 {
 		return "[" + strings.Repeat("?", width) + "]"
 	}

@@ -5,27 +5,27 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/proxy/admin"
 )
 
 // lookedAt is what a mirror says so long after its start.
 func lookedAt(after time.Duration, requests, done int64) looked {
 	started := time.Date(2026, 1, 2, 3, 0, 0, 0, time.UTC)
 	whole, limit, left := int64(100<<20), int64(100), int64(42)
-	hub := proxy.TrafficStats{Requests: requests, Results: map[string]int64{"hit": requests / 2}, ServedBytes: requests << 20, FetchedBytes: done, SavedBytes: requests<<20 - done}
+	hub := admin.TrafficStats{Requests: requests, Results: map[string]int64{"hit": requests / 2}, ServedBytes: requests << 20, FetchedBytes: done, SavedBytes: requests<<20 - done}
 	return looked{
-		stats: proxy.StatsAnswer{
+		stats: admin.StatsAnswer{
 			Version: "1.2", Started: started, Now: started.Add(after),
-			Storage: proxy.StorageStats{Counted: true, Blobs: 1234, Bytes: 10 << 30, LimitBytes: 50 << 30},
-			Fills:   proxy.FillStats{Running: 2, Limit: 256}, Traffic: hub,
-			Upstreams: []proxy.UpstreamStats{{Name: "a.example"}, {Name: "docker.io", TrafficStats: hub}, {Name: "z.example"}},
+			Storage: admin.StorageStats{Counted: true, Blobs: 1234, Bytes: 10 << 30, LimitBytes: 50 << 30},
+			Fills:   admin.FillStats{Running: 2, Limit: 256}, Traffic: hub,
+			Upstreams: []admin.UpstreamStats{{Name: "a.example"}, {Name: "docker.io", TrafficStats: hub}, {Name: "z.example"}},
 		},
-		upstreams: map[string]proxy.UpstreamAnswer{
+		upstreams: map[string]admin.UpstreamAnswer{
 			"a.example": {Name: "a.example", State: "ok"},
-			"docker.io": {Name: "docker.io", State: "ok", Downloads: 2, URLs: []proxy.URLAnswer{{Accounts: []proxy.AccountAnswer{{Name: "ci", Key: "username", Limit: &limit, Remaining: &left}}}}},
+			"docker.io": {Name: "docker.io", State: "ok", Downloads: 2, URLs: []admin.URLAnswer{{Accounts: []admin.AccountAnswer{{Name: "ci", Key: "username", Limit: &limit, Remaining: &left}}}}},
 			"z.example": {Name: "z.example", State: "failing"},
 		},
-		fills: []proxy.FillAnswer{
+		fills: []admin.FillAnswer{
 			{Digest: "sha256:0123456789abcdef0123", Name: "docker.io/acme/app", State: "downloading", Started: started, Done: done, Size: &whole, Readers: 3},
 			{Digest: "sha256:fedcba9876543210", Name: "docker.io/\x1b[2J", State: "waiting", Started: started},
 		},

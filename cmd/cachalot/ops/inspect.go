@@ -7,7 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/proxy/admin"
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 )
@@ -38,13 +38,13 @@ the layers of a manifest that is not kept are not known.`,
 				return showJSON(out, body)
 			}
 			if path == "blob" {
-				var b proxy.BlobAnswer
+				var b admin.BlobAnswer
 				if err := c.read(body, &b); err != nil {
 					return err
 				}
 				return showBlob(out, b, time.Now())
 			}
-			var i proxy.ImageAnswer
+			var i admin.ImageAnswer
 			if err := c.read(body, &i); err != nil {
 				return err
 			}
@@ -60,7 +60,7 @@ func pinnedBy(by []string) string {
 	return "by " + strings.Join(by, ", ")
 }
 
-func showBlob(w io.Writer, b proxy.BlobAnswer, now time.Time) error {
+func showBlob(w io.Writer, b admin.BlobAnswer, now time.Time) error {
 	t := newTable(w)
 	t.row("Digest", b.Digest)
 	t.row("Kind", b.Kind)
@@ -97,7 +97,7 @@ func showBlob(w io.Writer, b proxy.BlobAnswer, now time.Time) error {
 	return t.end()
 }
 
-func showImage(w io.Writer, i proxy.ImageAnswer, now time.Time) error {
+func showImage(w io.Writer, i admin.ImageAnswer, now time.Time) error {
 	t := newTable(w)
 	t.row("Image", i.Image)
 	t.row("Digest", i.Digest)
@@ -150,7 +150,7 @@ func showImage(w io.Writer, i proxy.ImageAnswer, now time.Time) error {
 }
 
 // platform is what a manifest is for; else what it is.
-func platform(m proxy.ManifestAnswer) string {
+func platform(m admin.ManifestAnswer) string {
 	switch {
 	case m.Platform != "":
 		return m.Platform
@@ -160,7 +160,7 @@ func platform(m proxy.ManifestAnswer) string {
 	return "-"
 }
 
-func showLayers(w io.Writer, manifests []proxy.ManifestAnswer) error {
+func showLayers(w io.Writer, manifests []admin.ManifestAnswer) error {
 	known := false
 	for _, m := range manifests {
 		known = known || m.Config != nil || len(m.Layers) > 0
@@ -175,7 +175,7 @@ func showLayers(w io.Writer, manifests []proxy.ManifestAnswer) error {
 	for _, m := range manifests {
 		layers := m.Layers
 		if m.Config != nil {
-			layers = append([]proxy.LayerAnswer{*m.Config}, layers...)
+			layers = append([]admin.LayerAnswer{*m.Config}, layers...)
 		}
 		for _, l := range layers {
 			t.row(platform(m), yes(l.Kept), humanize.IBytes(uint64(max(l.Size, 0))), l.Digest, l.MediaType)

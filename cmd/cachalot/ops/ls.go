@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/proxy/admin"
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 )
@@ -117,7 +117,7 @@ func (l *listing) show(cmd *cobra.Command, args []string, c *client) error {
 		q.Set("repository", args[0])
 	}
 	now := time.Now()
-	var sums proxy.RepositoriesAnswer // without its repositories
+	var sums admin.RepositoriesAnswer // without its repositories
 	var n int
 	var more bool
 	var err error
@@ -148,7 +148,7 @@ func (l *listing) show(cmd *cobra.Command, args []string, c *client) error {
 }
 
 // pages writes rows page by page, however many there are.
-func (k listed) pages(w io.Writer, now time.Time, sums *proxy.RepositoriesAnswer) func(map[string]json.RawMessage, []json.RawMessage) error {
+func (k listed) pages(w io.Writer, now time.Time, sums *admin.RepositoriesAnswer) func(map[string]json.RawMessage, []json.RawMessage) error {
 	first := true
 	return func(rest map[string]json.RawMessage, items []json.RawMessage) error {
 		for name, into := range map[string]any{"truncated": &sums.Truncated, "taken": &sums.Taken} {
@@ -176,28 +176,28 @@ func (k listed) pages(w io.Writer, now time.Time, sums *proxy.RepositoriesAnswer
 }
 
 func repositoryRow(t *table, item json.RawMessage, now time.Time) error {
-	var r proxy.RepositoryAnswer
+	var r admin.RepositoryAnswer
 	err := json.Unmarshal(item, &r)
 	t.row(r.Name, humanize.Comma(r.Tags), humanize.Comma(r.Blobs), size(r.Bytes), humanize.Comma(r.Uses), when(r.LastUsed, now), yes(r.Pinned))
 	return err
 }
 
 func tagRow(t *table, item json.RawMessage, now time.Time) error {
-	var a proxy.TagAnswer
+	var a admin.TagAnswer
 	err := json.Unmarshal(item, &a)
 	t.row(a.Tag, short(a.Digest), a.State, when(a.Checked, now), when(a.LastUsed, now), yes(a.Kept))
 	return err
 }
 
 func blobRow(t *table, item json.RawMessage, now time.Time) error {
-	var b proxy.BlobAnswer
+	var b admin.BlobAnswer
 	err := json.Unmarshal(item, &b)
 	t.row(b.Digest, b.Kind, size(b.Size), when(b.Stored, now), when(b.LastUsed, now), humanize.Comma(b.Uses), yes(b.Pinned), places(b))
 	return err
 }
 
 // places is where a blob was seen, the first by name.
-func places(b proxy.BlobAnswer) string {
+func places(b admin.BlobAnswer) string {
 	switch {
 	case len(b.Links) == 0:
 		return "-"

@@ -16,7 +16,7 @@ import (
 	"time"
 	"unicode"
 
-	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/proxy/admin"
 	"github.com/spf13/pflag"
 )
 
@@ -158,7 +158,7 @@ func (c *client) ask(ctx context.Context, method, path string, query url.Values,
 	}
 	defer resp.Body.Close()
 	if strings.HasPrefix(resp.Header.Get("Content-Type"), "application/problem+json") {
-		p := proxy.Problem{}
+		p := admin.Problem{}
 		if b, err := io.ReadAll(io.LimitReader(resp.Body, maxProblem)); err == nil && json.Unmarshal(b, &p) == nil && p.Detail != "" {
 			p.Status = resp.StatusCode
 			return nil, refused(&p)

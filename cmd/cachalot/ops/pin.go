@@ -5,7 +5,7 @@ import (
 	"net/url"
 	"time"
 
-	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/proxy/admin"
 	"github.com/spf13/cobra"
 )
 
@@ -32,14 +32,14 @@ all that came through those, and comes. It is kept until unpin, through restarts
 			if len(args) == 0 {
 				return a.pins(cmd, c)
 			}
-			body, err := c.send(cmd.Context(), http.MethodPost, "pins", nil, proxy.PinRequest{Match: args[0], Comment: comment})
+			body, err := c.send(cmd.Context(), http.MethodPost, "pins", nil, admin.PinRequest{Match: args[0], Comment: comment})
 			if err != nil {
 				return err
 			}
 			if a.output.json() {
 				return showJSON(cmd.OutOrStdout(), body)
 			}
-			var pin proxy.PinAnswer
+			var pin admin.PinAnswer
 			if err := c.read(body, &pin); err != nil {
 				return err
 			}
@@ -58,7 +58,7 @@ func (a *asking) pins(cmd *cobra.Command, c *client) error {
 	if a.output.json() {
 		return showJSON(cmd.OutOrStdout(), body)
 	}
-	var answer proxy.PinsAnswer
+	var answer admin.PinsAnswer
 	if err := c.read(body, &answer); err != nil {
 		return err
 	}

@@ -9,7 +9,7 @@ import (
 	"os"
 	"strings"
 
-	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/proxy/admin"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 )
@@ -18,7 +18,7 @@ import (
 type purging struct {
 	asking
 
-	wanted proxy.PurgeRequest
+	wanted admin.PurgeRequest
 	yes    bool
 }
 
@@ -130,7 +130,7 @@ func (p *purging) purge(cmd *cobra.Command, _ []string, c *client) error {
 	return say(cmd, "%s", summary(answer))
 }
 
-func (p *purging) send(ctx context.Context, c *client, wanted proxy.PurgeRequest) (body []byte, answer proxy.PurgeAnswer, err error) {
+func (p *purging) send(ctx context.Context, c *client, wanted admin.PurgeRequest) (body []byte, answer admin.PurgeAnswer, err error) {
 	if body, err = c.send(ctx, http.MethodPost, "purge", nil, wanted); err == nil {
 		err = c.read(body, &answer)
 	}
@@ -193,7 +193,7 @@ func became(result string) string {
 }
 
 // summary says what went, or would.
-func summary(a proxy.PurgeAnswer) string {
+func summary(a admin.PurgeAnswer) string {
 	text := "removed"
 	if a.DryRun {
 		text = "would remove"

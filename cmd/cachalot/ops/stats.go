@@ -7,7 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/proxy/admin"
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 )
@@ -33,7 +33,7 @@ A hit is a request that was answered without a download of its own.`,
 			if a.output.json() {
 				return showJSON(cmd.OutOrStdout(), body)
 			}
-			var st proxy.StatsAnswer
+			var st admin.StatsAnswer
 			if err := c.read(body, &st); err != nil {
 				return err
 			}
@@ -47,23 +47,23 @@ A hit is a request that was answered without a download of its own.`,
 }
 
 // upstreams are how the mirror's are, by name.
-func (c *client) upstreams(ctx context.Context) (map[string]proxy.UpstreamAnswer, error) {
+func (c *client) upstreams(ctx context.Context) (map[string]admin.UpstreamAnswer, error) {
 	body, err := c.get(ctx, "upstreams", nil)
 	if err != nil {
 		return nil, err
 	}
-	var answer proxy.UpstreamsAnswer
+	var answer admin.UpstreamsAnswer
 	if err := c.read(body, &answer); err != nil {
 		return nil, err
 	}
-	byName := map[string]proxy.UpstreamAnswer{}
+	byName := map[string]admin.UpstreamAnswer{}
 	for _, u := range answer.Upstreams {
 		byName[u.Name] = u
 	}
 	return byName, nil
 }
 
-func showStats(w io.Writer, at string, st proxy.StatsAnswer, health map[string]proxy.UpstreamAnswer) error {
+func showStats(w io.Writer, at string, st admin.StatsAnswer, health map[string]admin.UpstreamAnswer) error {
 	t := newTable(w)
 	t.row("Mirror", fmt.Sprintf("cachalot %s at %s, started %s", st.Version, at, when(st.Started, st.Now)))
 	t.row("Kept", kept(st.Storage))
@@ -89,7 +89,7 @@ func showStats(w io.Writer, at string, st proxy.StatsAnswer, health map[string]p
 	return t.end()
 }
 
-func kept(s proxy.StorageStats) string {
+func kept(s admin.StorageStats) string {
 	text := fmt.Sprintf("%s in %s", size(s.Bytes), things(s.Blobs, "blob"))
 	if s.LimitBytes > 0 {
 		text += fmt.Sprintf(", %s of the %s that it may take", percent(s.Bytes, s.LimitBytes), size(s.LimitBytes))
@@ -101,7 +101,7 @@ func kept(s proxy.StorageStats) string {
 }
 
 // saved is what no registry saw; none, while more was fetched than clients wanted.
-func saved(t proxy.TrafficStats) string {
+func saved(t admin.TrafficStats) string {
 	if t.SavedBytes <= 0 {
 		return "none saved yet"
 	}
@@ -109,13 +109,13 @@ func saved(t proxy.TrafficStats) string {
 }
 
 // hits are answers that needed no download of their own, as the dashboard counts.
-func hits(t proxy.TrafficStats) int64 {
+func hits(t admin.TrafficStats) int64 {
 	return t.Results["hit"] + t.Results["revalidated"] + t.Results["collapsed"] + t.Results["stale"]
 }
 
 // quota is what is left of an upstream's rate limit, by account. Accounts without a
 // limit say nothing.
-func quota(u proxy.UpstreamAnswer, now time.Time) string {
+func quota(u admin.UpstreamAnswer, now time.Time) string {
 	var left []string
 	for _, url := range u.URLs {
 		for _, a := range url.Accounts {

@@ -10,7 +10,7 @@ import (
 	"os"
 	"time"
 
-	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/proxy/admin"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 )
@@ -66,15 +66,15 @@ object of the API's stats, upstreams and fills.`,
 
 // looked is what the mirror says at one time.
 type looked struct {
-	stats     proxy.StatsAnswer
-	upstreams map[string]proxy.UpstreamAnswer
-	fills     []proxy.FillAnswer
+	stats     admin.StatsAnswer
+	upstreams map[string]admin.UpstreamAnswer
+	fills     []admin.FillAnswer
 	bodies    [3]json.RawMessage // of stats, upstreams and fills
 }
 
 func look(ctx context.Context, c *client) (l looked, err error) {
-	var health proxy.UpstreamsAnswer
-	var fills proxy.FillsAnswer
+	var health admin.UpstreamsAnswer
+	var fills admin.FillsAnswer
 	for i, ask := range []struct {
 		path string
 		into any
@@ -86,7 +86,7 @@ func look(ctx context.Context, c *client) (l looked, err error) {
 			return l, err
 		}
 	}
-	l.upstreams = map[string]proxy.UpstreamAnswer{}
+	l.upstreams = map[string]admin.UpstreamAnswer{}
 	for _, u := range health.Upstreams {
 		l.upstreams[u.Name] = u
 	}

@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 
-	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/proxy/admin"
 )
 
 // Verify makes the mirror read every blob that it keeps, and returns what it found,
 // also along with an error. progress is called each second.
-func (m *Mirror) Verify(ctx context.Context, dryRun bool, progress func(done, all int64)) (at string, found proxy.VerifyEvent, err error) {
+func (m *Mirror) Verify(ctx context.Context, dryRun bool, progress func(done, all int64)) (at string, found admin.VerifyEvent, err error) {
 	c, err := m.client()
 	if err != nil {
 		return "", found, err
@@ -17,7 +17,7 @@ func (m *Mirror) Verify(ctx context.Context, dryRun bool, progress func(done, al
 	defer c.close()
 	ctx, stop := interruptible(ctx)
 	defer stop()
-	err = c.stream(ctx, "verify", proxy.VerifyRequest{DryRun: dryRun}, func(line []byte) error {
+	err = c.stream(ctx, "verify", admin.VerifyRequest{DryRun: dryRun}, func(line []byte) error {
 		if err := c.read(line, &found); err != nil {
 			return err
 		}

@@ -10,7 +10,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/proxy/admin"
 	"github.com/spf13/cobra"
 )
 
@@ -27,8 +27,8 @@ type warming struct {
 	cmd  *cobra.Command
 	bar  *Bar
 	all  int             // images
-	past proxy.WarmEvent // of requests that have ended, and of images that were refused
-	now  proxy.WarmEvent // of the one that runs
+	past admin.WarmEvent // of requests that have ended, and of images that were refused
+	now  admin.WarmEvent // of the one that runs
 }
 
 func newWarm() *cobra.Command {
@@ -155,7 +155,7 @@ func (w *warming) warm(cmd *cobra.Command, args []string, c *client) error {
 // firstBatch is what goes into one request.
 func firstBatch(names []string) (batch, rest []string) {
 	n, bytes := 0, 0
-	for n < len(names) && n < proxy.MaxImages && (n == 0 || bytes+len(names[n]) < maxBatch) {
+	for n < len(names) && n < admin.MaxImages && (n == 0 || bytes+len(names[n]) < maxBatch) {
 		bytes += len(names[n]) + len(`"",`)
 		n++
 	}
@@ -164,7 +164,7 @@ func firstBatch(names []string) (batch, rest []string) {
 
 // refusedImage says which of a request's images the API takes no name of; -1: none.
 func refusedImage(err error, of int) (at int, _ error) {
-	p, ok := errors.AsType[*proxy.Problem](err)
+	p, ok := errors.AsType[*admin.Problem](err)
 	if !ok {
 		return -1, err
 	}
@@ -177,7 +177,7 @@ func refusedImage(err error, of int) (at int, _ error) {
 
 // refused takes note of an image that is not asked for.
 func (w *warming) refused(name string, why error) error {
-	e := proxy.WarmEvent{Event: "image", Image: name, Error: why.Error(), Images: 1, ImagesDone: 1, ImagesFailed: 1}
+	e := admin.WarmEvent{Event: "image", Image: name, Error: why.Error(), Images: 1, ImagesDone: 1, ImagesFailed: 1}
 	w.past.ImagesDone++
 	w.past.ImagesFailed++
 	if !w.output.json() {
@@ -198,8 +198,8 @@ func (w *warming) line(line []byte) error {
 // request warms one batch.
 func (w *warming) request(ctx context.Context, c *client, batch []string) error {
 	ended := false
-	err := c.stream(ctx, "warm", proxy.WarmRequest{Images: batch, Platforms: w.platforms}, func(line []byte) error {
-		var e proxy.WarmEvent
+	err := c.stream(ctx, "warm", admin.WarmRequest{Images: batch, Platforms: w.platforms}, func(line []byte) error {
+		var e admin.WarmEvent
 		if err := c.read(line, &e); err != nil {
 			return err
 		}
@@ -234,13 +234,13 @@ func (w *warming) request(ctx context.Context, c *client, batch []string) error 
 		err = errorf(Failed, "%s broke off before the end", c.base)
 	}
 	if err == nil {
-		w.past, w.now = w.sum(), proxy.WarmEvent{}
+		w.past, w.now = w.sum(), admin.WarmEvent{}
 	}
 	return err
 }
 
 // image says what became of one.
-func (w *warming) image(e proxy.WarmEvent) error {
+func (w *warming) image(e admin.WarmEvent) error {
 	w.bar.Clear()
 	if e.Error != "" {
 		return say(w.cmd, "%s: failed: %s", e.Image, e.Error)
@@ -253,14 +253,14 @@ func (w *warming) image(e proxy.WarmEvent) error {
 }
 
 // sum is of all requests so far.
-func (w *warming) sum() proxy.WarmEvent {
-	return proxy.WarmEvent{
+func (w *warming) sum() admin.WarmEvent {
+	return admin.WarmEvent{
 		ImagesDone: w.past.ImagesDone + w.now.ImagesDone, ImagesFailed: w.past.ImagesFailed + w.now.ImagesFailed,
 		Size: w.past.Size + w.now.Size, Done: w.past.Done + w.now.Done, Fetched: w.past.Fetched + w.now.Fetched,
 	}
 }
 
-func (w *warming) progress(sum proxy.WarmEvent) string {
+func (w *warming) progress(sum admin.WarmEvent) string {
 	text := fmt.Sprintf("%d of %s here", sum.ImagesDone-sum.ImagesFailed, things(w.all, "image"))
 	if sum.ImagesFailed > 0 {
 		text += fmt.Sprintf(", %d failed", sum.ImagesFailed)

@@ -25,7 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cachalot-registry/cachalot/cmd/cachalot/config"
-	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/proxy/admin"
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/task"
 )
@@ -143,7 +143,7 @@ func (m *mirror) run(ctx context.Context, b Build, l, adminListener *net.TCPList
 		accepting = newTLSListener(m.clients, secure)
 		overTLS(m.main)
 	}
-	m.admin = newServer(proxy.NewAdmin(m.adminConfig(adminListener.Addr(), b.Version)), probes, m.log)
+	m.admin = newServer(admin.New(m.adminConfig(adminListener.Addr(), b.Version)), probes, m.log)
 	long, endLong := context.WithCancel(context.Background())
 	defer endLong()
 	m.endLong = endLong

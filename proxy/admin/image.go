@@ -1,4 +1,4 @@
-package proxy
+package admin
 
 import (
 	"cmp"
@@ -12,18 +12,20 @@ import (
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/cachalot-registry/cachalot/bounds"
+	"github.com/cachalot-registry/cachalot/proxy/image"
 	"github.com/cachalot-registry/cachalot/storage"
 )
 
-// image is an image's name, as people write it, read.
-type image struct {
+// imageName is an image's name, as people write it, read.
+type imageName struct {
 	upstream, repo string
 	tag            string
 	digest         digest.Digest // it counts where there are both
 }
 
 // String is the name in full.
-func (i image) String() string {
+func (i imageName) String() string {
 	name := i.upstream + "/" + i.repo
 	if i.tag != "" {
 		name += ":" + i.tag
@@ -37,34 +39,32 @@ func (i image) String() string {
 // parseImage reads a name as docker does, by the names and aliases of upstreams
 // too: alpine is docker.io/library/alpine. It need not be of a configured one,
 // for what is kept may be of an earlier one.
-func (p *Proxy) parseImage(parameter, name string) (image, error) {
+func (c *call) parseImage(parameter, name string) (imageName, error) {
 	if name == "" {
-		return image{}, invalid(parameter, "missing; write an image such as docker.io/library/alpine:3.22")
+		return imageName{}, invalid(parameter, "missing; write an image such as docker.io/library/alpine:3.22")
 	}
-	if first, rest, more := strings.Cut(name, "/"); more && isRegistry(first, rest, "") {
-		name = p.registries.name(first) + "/" + rest
-	}
+	name = c.p.FullName(name)
 	named, err := reference.ParseNormalizedNamed(name)
-	if err != nil || len(name) > maxName+200 {
-		return image{}, invalid(parameter, "%q is not the name of an image; write one such as docker.io/library/alpine:3.22", bounded(name))
+	if err != nil || len(name) > maxImageName {
+		return imageName{}, invalid(parameter, "%q is not the name of an image; write one such as docker.io/library/alpine:3.22", bounds.Text(name))
 	}
-	i := image{upstream: strings.ToLower(reference.Domain(named)), repo: reference.Path(named)}
+	i := imageName{upstream: strings.ToLower(reference.Domain(named)), repo: reference.Path(named)}
 	if t, ok := named.(reference.Tagged); ok {
 		i.tag = t.Tag()
 	}
 	if d, ok := named.(reference.Digested); ok {
 		if i.digest, err = storage.ParseDigest(string(d.Digest())); err != nil {
-			return image{}, invalid(parameter, "%v; digests are sha256: or sha512: and lower-case hexadecimal", err)
+			return imageName{}, invalid(parameter, "%v; digests are sha256: or sha512: and lower-case hexadecimal", err)
 		}
 	}
 	return i, nil
 }
 
 // parseRepository is parseImage of a name without a tag.
-func (p *Proxy) parseRepository(parameter, name string) (image, error) {
-	i, err := p.parseImage(parameter, name)
+func (c *call) parseRepository(parameter, name string) (imageName, error) {
+	i, err := c.parseImage(parameter, name)
 	if err == nil && (i.tag != "" || i.digest != "") {
-		err = invalid(parameter, "%q has a tag or digest; write the repository alone: %s/%s", bounded(name), i.upstream, i.repo)
+		err = invalid(parameter, "%q has a tag or digest; write the repository alone: %s/%s", bounds.Text(name), i.upstream, i.repo)
 	}
 	return i, err
 }
@@ -109,12 +109,15 @@ type LayerAnswer struct {
 	Kept      bool          `json:"kept"`
 }
 
+// maxImageName is above the longest name, tag and digest.
+const maxImageName = 455
+
 // maxLooking callers at once are told of an image: each answer may take 30 MiB. Others
 // wait for their turn.
 const maxLooking = 4
 
 func (c *call) image() error {
-	i, err := c.p.parseImage("name", c.query.Get("name"))
+	i, err := c.parseImage("name", c.query.Get("name"))
 	if err != nil {
 		return err
 	}
@@ -122,32 +125,32 @@ func (c *call) image() error {
 	if i.digest == "" {
 		i.tag = cmp.Or(i.tag, "latest")
 		key := storage.TagKey{Upstream: i.upstream, Repository: i.repo, Name: i.tag}
-		t, ok := c.p.store.Tag(key)
+		t, ok := c.p.Store().Tag(key)
 		if !ok {
 			return notKept(i)
 		}
 		answer.Digest, answer.Tag, answer.Checked = t.Digest, i.tag, t.Checked.UTC()
-		answer.State = c.p.freshness(storage.NamedTag{TagKey: key, Tag: t})
+		answer.State = c.p.Freshness(storage.NamedTag{TagKey: key, Tag: t})
 	}
 	answer.Image = i.String()
-	answer.PinnedBy = c.p.pinnedBy(i.upstream, i.repo)
+	answer.PinnedBy = c.pinnedBy(i.upstream, i.repo)
 	answer.Pinned = len(answer.PinnedBy) > 0
 	ctx := c.r.Context()
 	if err := c.looking.Acquire(ctx, 1); err != nil {
 		return err
 	}
 	defer c.looking.Release(1) // once the client has the answer
-	w := c.p.keptWalk(i.upstream, i.repo)
-	w.exceeds = func(string) error { answer.Truncated = true; return nil }
-	sum := &imageSum{p: c.p, image: i, walk: w, answer: &answer, blobs: map[digest.Digest]imageBlob{}}
+	w := c.p.Kept().Walk(i.upstream, i.repo)
+	w.Exceeds = func(string) error { answer.Truncated = true; return nil }
+	sum := &imageSum{call: c, name: i, walk: w, answer: &answer, blobs: map[digest.Digest]imageBlob{}}
 	answer.Complete = true
-	err = w.run(ctx, descriptor{Digest: answer.Digest}, func(n *node) error {
-		if n.depth == 0 {
-			if !n.here && i.digest != "" {
+	err = w.Run(ctx, image.Descriptor{Digest: answer.Digest}, func(n *image.Node) error {
+		if n.Depth == 0 {
+			if !n.Here && i.digest != "" {
 				return notKept(i)
 			}
-			answer.MediaType = c.p.mediaType(i, n.Digest, n.mediaType)
-			n.MediaType = answer.MediaType
+			answer.MediaType = c.mediaType(i, n.Named.Digest, n.MediaType)
+			n.Named.MediaType = answer.MediaType
 		}
 		sum.add(ctx, n)
 		return nil
@@ -159,15 +162,16 @@ func (c *call) image() error {
 	return c.answer(answer)
 }
 
-func notKept(i image) error {
+func notKept(i imageName) error {
 	return problemf(http.StatusNotFound, "not_kept", "%s is not kept here, or under another name; GET %srepositories lists what is", i, apiRoot)
 }
 
 // imageSum makes the answer of what a walk finds.
 type imageSum struct {
-	p      *Proxy
-	image  image
-	walk   *walk
+	*call
+
+	name   imageName
+	walk   *image.Walk
 	answer *ImageAnswer
 	blobs  map[digest.Digest]imageBlob // that were counted
 }
@@ -180,80 +184,80 @@ type imageBlob struct {
 
 // add counts what a walk has found. A blob counts once in each manifest that has it,
 // and once in the image.
-func (s *imageSum) add(ctx context.Context, n *node) {
+func (s *imageSum) add(ctx context.Context, n *image.Node) {
 	a := s.answer
-	if n.check() != nil { // it names what cannot be
+	if n.Named.Check() != nil { // it names what cannot be
 		a.Complete = false
 		return
 	}
 	one := ManifestAnswer{
-		Digest: n.Digest, MediaType: cmp.Or(n.MediaType, n.mediaType), ArtifactType: cmp.Or(n.ArtifactType, n.artifactType),
-		Kept: n.here, Complete: n.here && !n.truncated, Size: n.size, Layers: []LayerAnswer{},
+		Digest: n.Named.Digest, MediaType: cmp.Or(n.Named.MediaType, n.MediaType), ArtifactType: cmp.Or(n.Named.ArtifactType, n.ArtifactType),
+		Kept: n.Here, Complete: n.Here && !n.Truncated, Size: n.Size, Layers: []LayerAnswer{},
 	}
-	if n.here {
-		one.KeptSize = n.size
+	if n.Here {
+		one.KeptSize = n.Size
 	}
-	a.Size, a.KeptSize = plus(a.Size, one.Size), plus(a.KeptSize, one.KeptSize)
-	if n.isIndex() {
+	a.Size, a.KeptSize = image.Plus(a.Size, one.Size), image.Plus(a.KeptSize, one.KeptSize)
+	if n.IsIndex() {
 		return // what it names comes by itself
 	}
-	for _, b := range n.blobs() {
-		if b.check() != nil {
+	platform := n.Named.Platform
+	for _, b := range n.Blobs() {
+		if b.Check() != nil {
 			one.Complete = false
 			continue
 		}
-		known := s.blob(b)
+		known := s.count(b)
 		if known.manifest <= len(a.Manifests) {
 			known.manifest = len(a.Manifests) + 1
 			s.blobs[b.Digest] = known
-			one.Size = plus(one.Size, known.size)
+			one.Size = image.Plus(one.Size, known.size)
 			if known.kept {
-				one.KeptSize = plus(one.KeptSize, known.size)
+				one.KeptSize = image.Plus(one.KeptSize, known.size)
 			}
 		}
 		l := LayerAnswer{Digest: b.Digest, MediaType: b.MediaType, Size: known.size, Kept: known.kept}
-		one.Complete = one.Complete && (l.Kept || b.foreign())
-		if b.Digest == n.config.Digest && one.Config == nil {
+		one.Complete = one.Complete && (l.Kept || b.Foreign())
+		if b.Digest == n.Config.Digest && one.Config == nil {
 			one.Config = &l
-			if l.Kept && n.Platform == nil && strings.HasSuffix(l.MediaType, "+json") {
-				n.Platform = s.platform(ctx, b.Digest)
+			if l.Kept && platform == nil && strings.HasSuffix(l.MediaType, "+json") {
+				platform = s.platform(ctx, b.Digest)
 			}
 			continue
 		}
 		one.Layers = append(one.Layers, l)
 	}
-	if n.Platform != nil {
-		one.Platform = n.Platform.String()
+	if platform != nil {
+		one.Platform = platform.String()
 	}
 	a.Complete = a.Complete && one.Complete
 	a.Manifests = append(a.Manifests, one)
 }
 
-// blob looks at a blob, and counts it in the image, the first time.
-func (s *imageSum) blob(b descriptor) imageBlob {
+// count looks at a blob, and counts it in the image, the first time.
+func (s *imageSum) count(b image.Descriptor) imageBlob {
 	known, ok := s.blobs[b.Digest]
 	if ok {
 		return known
 	}
 	known.size = b.Size
-	if info, err := s.p.store.Blob(b.Digest); err == nil {
+	if info, err := s.p.Store().Blob(b.Digest); err == nil {
 		known.size, known.kept = info.Size, true
-		s.answer.KeptSize = plus(s.answer.KeptSize, known.size)
+		s.answer.KeptSize = image.Plus(s.answer.KeptSize, known.size)
 	}
-	s.answer.Size = plus(s.answer.Size, known.size)
+	s.answer.Size = image.Plus(s.answer.Size, known.size)
 	s.blobs[b.Digest] = known
 	return known
 }
 
 // platform reads a kept config.
-func (s *imageSum) platform(ctx context.Context, config digest.Digest) *platform {
-	b, err := s.p.openKept(ctx, storage.Scope{Upstream: s.image.upstream, Repository: s.image.repo}, config)
+func (s *imageSum) platform(ctx context.Context, config digest.Digest) *image.Platform {
+	b, err := s.p.Kept().Open(ctx, storage.Scope{Upstream: s.name.upstream, Repository: s.name.repo}, config)
 	if err != nil || b == nil {
 		return nil
 	}
 	defer b.Close()
-	found, read, err := s.p.reader.platform(ctx, b.Content, b.Size)
-	s.walk.bytes += read
+	found, err := s.walk.Platform(ctx, b)
 	if err != nil || found.OS == "" {
 		return nil
 	}
@@ -261,8 +265,8 @@ func (s *imageSum) platform(ctx context.Context, config digest.Digest) *platform
 }
 
 // mediaType is that of a manifest: what came with it, or what it says.
-func (p *Proxy) mediaType(i image, d digest.Digest, said string) string {
-	links, err := p.store.Links(d, mostLinks)
+func (c *call) mediaType(i imageName, d digest.Digest, said string) string {
+	links, err := c.p.Store().Links(d, mostLinks)
 	if err == nil {
 		for _, l := range links {
 			if l.Upstream == i.upstream && l.Repository == i.repo && l.Manifest {
@@ -273,8 +277,6 @@ func (p *Proxy) mediaType(i image, d digest.Digest, said string) string {
 	return said
 }
 
-const allPlatforms = "all"
-
 // parsePlatforms checks what is wanted; none means that which the mirror runs on.
 func parsePlatforms(wanted []string, own string) ([]string, error) {
 	if len(wanted) == 0 {
@@ -282,8 +284,8 @@ func parsePlatforms(wanted []string, own string) ([]string, error) {
 	}
 	for n, w := range wanted {
 		parts := strings.Split(w, "/")
-		if w != allPlatforms && (len(parts) < 2 || len(parts) > 3 || slices.Contains(parts, "")) {
-			return nil, invalid(fmt.Sprintf("platforms[%d]", n), "%q is not a platform; write one such as linux/arm64, or all", bounded(w))
+		if w != image.AllPlatforms && (len(parts) < 2 || len(parts) > 3 || slices.Contains(parts, "")) {
+			return nil, invalid(fmt.Sprintf("platforms[%d]", n), "%q is not a platform; write one such as linux/arm64, or all", bounds.Text(w))
 		}
 	}
 	return wanted, nil

@@ -1,4 +1,4 @@
-package proxy
+package admin
 
 import (
 	"bufio"
@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
+	"github.com/cachalot-registry/cachalot/proxy"
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
@@ -149,7 +150,7 @@ type admin struct {
 }
 
 // newAdmin starts it; change may be nil. metrics are the upstreams'.
-func newAdmin(t *testing.T, m *mirror, metrics *upstream.Metrics, change func(*AdminConfig)) *admin {
+func newAdmin(t *testing.T, m *mirror, metrics *upstream.Metrics, change func(*Config)) *admin {
 	t.Helper()
 	reg := prometheus.NewRegistry()
 	prefixed := prometheus.WrapRegistererWithPrefix("cachalot_", reg)
@@ -161,16 +162,16 @@ func newAdmin(t *testing.T, m *mirror, metrics *upstream.Metrics, change func(*A
 		prefixed.MustRegister(c)
 	}
 	a := &admin{t: t, m: m, doc: newDocument(t), log: &bytes.Buffer{}}
-	cfg := AdminConfig{
+	cfg := Config{
 		Gatherer: reg, Ready: func() error { return nil }, Version: "v0", Started: time.Now(), Loopback: true,
-		Current: func() (*Proxy, func()) { return m.proxy, func() {} },
+		Current: func() (*proxy.Proxy, func()) { return m.proxy, func() {} },
 		Token:   func() (string, string, error) { return "admin.token", "", nil },
 		Log:     slog.New(slog.NewJSONHandler(a.log, nil)),
 	}
 	if change != nil {
 		change(&cfg)
 	}
-	a.server = httptest.NewServer(NewAdmin(cfg))
+	a.server = httptest.NewServer(New(cfg))
 	t.Cleanup(a.server.Close)
 	return a
 }

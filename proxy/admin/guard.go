@@ -1,4 +1,4 @@
-package proxy
+package admin
 
 import (
 	"crypto/sha256"
@@ -8,20 +8,24 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"github.com/cachalot-registry/cachalot/bounds"
+	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/proxy/hosts"
 )
 
 // guard says who is answered on the admin listener, for all that is there.
 type guard struct {
-	hosts    *hosts
+	hosts    *hosts.List
 	loopback bool // the listener's address is one of loopback
 	token    func() (name, token string, err error)
 	origins  *http.CrossOriginProtection
 	log      *slog.Logger
 }
 
-func newGuard(c AdminConfig) *guard {
-	h := newHosts(c.Hosts...)
-	h.private = !c.Loopback
+func newGuard(c Config) *guard {
+	h := hosts.New(c.Hosts...)
+	h.Private = !c.Loopback
 	return &guard{hosts: h, loopback: c.Loopback, token: c.Token, origins: http.NewCrossOriginProtection(), log: c.Log}
 }
 
@@ -42,9 +46,9 @@ func (g *guard) admit(w http.ResponseWriter, r *http.Request, privileged bool) (
 		return name, nil
 	}
 	switch {
-	case !g.hosts.serves(r.Host):
+	case !g.hosts.Serves(r.Host):
 		return noToken, problemf(http.StatusMisdirectedRequest, "wrong_host",
-			"%q is not among the names of this listener; ask for its address, show a token, or add the name to admin.hosts in cachalot's configuration", bounded(hostname(r.Host)))
+			"%q is not among the names of this listener; ask for its address, show a token, or add the name to admin.hosts in cachalot's configuration", bounds.Text(hosts.Name(r.Host)))
 	case privileged && token != "":
 		w.Header().Set("WWW-Authenticate", `Bearer realm="cachalot"`)
 		if ok {
@@ -54,7 +58,7 @@ func (g *guard) admit(w http.ResponseWriter, r *http.Request, privileged bool) (
 	case privileged && !g.loopback:
 		return noToken, problemf(http.StatusForbidden, "token_needed",
 			"admin.listen is not a loopback address, so that this needs a token; set admin.token or admin.token_file in cachalot's configuration")
-	case privileged && !isLoopback(r.RemoteAddr):
+	case privileged && !hosts.IsLoopback(r.RemoteAddr):
 		return noToken, problemf(http.StatusForbidden, "token_needed",
 			"without admin.token in cachalot's configuration, this is for clients on its own host")
 	}
@@ -102,16 +106,16 @@ type audit struct {
 func (a *api) record(c *call, rt route, err error) {
 	outcome := "done"
 	attrs := []slog.Attr{
-		slog.String("action", strings.ToLower(rt.method)+" "+rt.path), slog.String("target", bounded(c.audit.target)),
+		slog.String("action", strings.ToLower(rt.method)+" "+rt.path), slog.String("target", bounds.Text(c.audit.target)),
 		slog.String("remote", c.r.RemoteAddr), slog.String("token", c.audit.token),
 	}
 	if id := c.r.Header.Get("X-Request-Id"); id != "" {
-		attrs = append(attrs, slog.String("request_id", bounded(id)))
+		attrs = append(attrs, slog.String("request_id", bounds.Text(id)))
 	}
 	attrs = append(attrs, c.audit.attrs...)
 	if p, ok := errors.AsType[*Problem](err); ok {
 		outcome = "failed"
-		if p.Status < http.StatusInternalServerError && p.Status != statusClientGone {
+		if p.Status < http.StatusInternalServerError && p.Status != proxy.StatusClientGone {
 			outcome = "refused"
 		}
 		attrs = append(attrs, slog.Int("status", p.Status), slog.String("code", p.Code), slog.String("detail", p.Detail))

@@ -1,4 +1,4 @@
-package proxy
+package image
 
 import (
 	"bufio"
@@ -18,54 +18,57 @@ import (
 )
 
 const (
-	// maxDescriptors of one manifest are read. Images have up to 127 layers, artifacts more.
-	maxDescriptors = 10_000
-	// maxMediaType is the longest one (RFC 6838 section 4.2), with its slash.
-	maxMediaType = 255
+	// MaxDescriptors of one manifest are read. Images have up to 127 layers, artifacts more.
+	MaxDescriptors = 10_000
+	// MaxMediaType is the longest one (RFC 6838 section 4.2), with its slash.
+	MaxMediaType = 255
 	// maxPlatformPart bounds each part of a platform's name.
 	maxPlatformPart = 64
 )
 
-// manifest is what a manifest, of an image or an index, names.
-type manifest struct {
-	mediaType    string
-	artifactType string
-	manifests    []descriptor
-	config       descriptor // zero: none
-	layers       []descriptor
-	fsLayers     []descriptor // of Docker's schema 1
+// Manifest is what a manifest, of an image or an index, names.
+type Manifest struct {
+	MediaType    string
+	ArtifactType string
+	Manifests    []Descriptor
+	Config       Descriptor // zero: none
+	Layers       []Descriptor
+	FSLayers     []Descriptor // of Docker's schema 1
 
-	named     int  // descriptors read, those of a key that comes twice too
-	truncated bool // it names more
+	Read      int  // descriptors, those of a key that comes twice too
+	Truncated bool // it names more
 }
 
-// blobs are what a manifest names besides other manifests.
-func (m *manifest) blobs() []descriptor {
-	var config []descriptor
-	if m.config.Digest != "" {
-		config = []descriptor{m.config}
+// Blobs are what a manifest names besides other manifests.
+func (m *Manifest) Blobs() []Descriptor {
+	var config []Descriptor
+	if m.Config.Digest != "" {
+		config = []Descriptor{m.Config}
 	}
-	return slices.Concat(config, m.layers, m.fsLayers)
+	return slices.Concat(config, m.Layers, m.FSLayers)
 }
 
-// descriptor is what is read of a descriptor. All its strings are short.
-type descriptor struct {
+// IsIndex says whether a manifest names others.
+func (m *Manifest) IsIndex() bool { return len(m.Manifests) > 0 }
+
+// Descriptor is what is read of a descriptor. All its strings are short.
+type Descriptor struct {
 	Digest       digest.Digest
 	MediaType    string
 	ArtifactType string
 	Size         int64 // as claimed; never negative
-	Platform     *platform
+	Platform     *Platform
 }
 
-// check is an error where the digest is none: a manifest may say anything.
-func (d descriptor) check() error {
+// Check is an error where the digest is none: a manifest may say anything.
+func (d Descriptor) Check() error {
 	_, err := storage.ParseDigest(string(d.Digest))
 	return err
 }
 
-// foreign says that a layer is not in the registry, but elsewhere (image-spec,
+// Foreign says that a layer is not in the registry, but elsewhere (image-spec,
 // layer.md, "Non-Distributable Layers").
-func (d descriptor) foreign() bool {
+func (d Descriptor) Foreign() bool {
 	return strings.Contains(d.MediaType, "nondistributable") || strings.Contains(d.MediaType, ".foreign.")
 }
 
@@ -74,17 +77,17 @@ type said struct {
 	Digest, BlobSum         digest.Digest
 	MediaType, ArtifactType string
 	Size                    int64
-	Platform                *platform
+	Platform                *Platform
 }
 
 // descriptor is what may be kept of it.
-func (s said) descriptor() descriptor {
-	d := descriptor{
+func (s said) descriptor() Descriptor {
+	d := Descriptor{
 		Digest: cmp.Or(s.Digest, s.BlobSum), MediaType: mediaTypeOf(s.MediaType), ArtifactType: mediaTypeOf(s.ArtifactType),
 		Size: max(s.Size, 0), Platform: s.Platform.bounded(),
 	}
-	if d.check() != nil {
-		d.Digest = digest.Digest(bounded(string(d.Digest)))
+	if d.Check() != nil {
+		d.Digest = digest.Digest(bounds.Text(string(d.Digest)))
 	}
 	return d
 }
@@ -98,26 +101,29 @@ func mediaTypeOf(s string) string {
 		case c < ' ', c > '~', c == '"', c == '<', c == '>', c == '&', c == '\\':
 			length += len(`\u0000`) - 1
 		}
-		if length > maxMediaType {
+		if length > MaxMediaType {
 			return ""
 		}
 	}
 	return s
 }
 
-// platform is what an index says that a manifest is for, or a config that it is for.
-type platform struct{ OS, Architecture, Variant string }
+// Platform is what an index says that a manifest is for, or a config that it is for.
+type Platform struct{ OS, Architecture, Variant string }
+
+// AllPlatforms is wanted by those who want each manifest of an index.
+const AllPlatforms = "all"
 
 // bounded is a platform with a short name; nil: none.
-func (p *platform) bounded() *platform {
+func (p *Platform) bounded() *Platform {
 	if p == nil {
 		return nil
 	}
-	return &platform{boundedTo(p.OS, maxPlatformPart), boundedTo(p.Architecture, maxPlatformPart), boundedTo(p.Variant, maxPlatformPart)}
+	return &Platform{bounds.TextTo(p.OS, maxPlatformPart), bounds.TextTo(p.Architecture, maxPlatformPart), bounds.TextTo(p.Variant, maxPlatformPart)}
 }
 
 // String is linux/arm64/v8.
-func (p *platform) String() string {
+func (p *Platform) String() string {
 	name := p.OS + "/" + p.Architecture
 	if p.Variant != "" {
 		name += "/" + p.Variant
@@ -125,42 +131,42 @@ func (p *platform) String() string {
 	return name
 }
 
-// fits says whether a platform is wanted: all, or linux/arm64, which is of any
-// variant, or linux/arm/v7. A manifest without a platform fits all only.
-func (p *platform) fits(wanted []string) bool {
+// Matches says whether a platform is wanted: all, or linux/arm64, which is of any
+// variant, or linux/arm/v7. A manifest without a platform matches all only.
+func (p *Platform) Matches(wanted []string) bool {
 	return slices.ContainsFunc(wanted, func(w string) bool {
-		if w == allPlatforms || p == nil {
-			return w == allPlatforms
+		if w == AllPlatforms || p == nil {
+			return w == AllPlatforms
 		}
 		return w == p.String() || w == p.OS+"/"+p.Architecture
 	})
 }
 
-// manifestReader is the one way to read manifests, and configs of images. It decodes a
-// few at a time, for one may be a single word of 4 MiB, which the decoder holds three
-// times, and keeps of each what is asked for.
-type manifestReader struct{ memory *bounds.Memory }
+// Reader is the one way to read manifests, and configs of images. It decodes a few at a
+// time, for one may be a single word of 4 MiB, which the decoder holds three times, and
+// keeps of each what is asked for. The zero value has no budget of memory.
+type Reader struct{ Memory *bounds.Memory }
 
-// manifest returns what a manifest of so many bytes names, up to so many descriptors, and
+// Manifest returns what a manifest of so many bytes names, up to so many descriptors, and
 // how many bytes it has read for that; size is -1 where it is not known. It waits for its
 // turn as long as ctx. The content is here: to wait for an upstream would be to keep
 // others waiting.
-func (r manifestReader) manifest(ctx context.Context, content io.Reader, size int64, most int) (m manifest, read int64, err error) {
+func (r Reader) Manifest(ctx context.Context, content io.Reader, size int64, most int) (m Manifest, read int64, err error) {
 	read, err = r.decode(ctx, content, size, func(d *json.Decoder) error { return m.decode(d, most) })
 	return m, read, err
 }
 
-// platform is manifest for the platform in a config.
-func (r manifestReader) platform(ctx context.Context, content io.Reader, size int64) (p *platform, read int64, err error) {
-	var config platform
+// Platform is Manifest for the platform in a config.
+func (r Reader) Platform(ctx context.Context, content io.Reader, size int64) (p *Platform, read int64, err error) {
+	var config Platform
 	read, err = r.decode(ctx, content, size, func(d *json.Decoder) error { return d.Decode(&config) })
 	return config.bounded(), read, err
 }
 
-func (r manifestReader) decode(ctx context.Context, content io.Reader, size int64, decode func(*json.Decoder) error) (read int64, err error) {
+func (r Reader) decode(ctx context.Context, content io.Reader, size int64, decode func(*json.Decoder) error) (read int64, err error) {
 	limited := &io.LimitedReader{R: content, N: upstream.MaxManifestSize}
 	var invalid error
-	if err := r.memory.Work(ctx, size, func() { invalid = decode(json.NewDecoder(bufio.NewReader(limited))) }); err != nil {
+	if err := r.Memory.Work(ctx, size, func() { invalid = decode(json.NewDecoder(bufio.NewReader(limited))) }); err != nil {
 		return 0, err
 	}
 	return upstream.MaxManifestSize - limited.N, invalid
@@ -168,7 +174,7 @@ func (r manifestReader) decode(ctx context.Context, content io.Reader, size int6
 
 // decode reads a manifest as encoding/json does, but a descriptor at a time: a
 // manifest of 4 MiB may have a million empty ones.
-func (m *manifest) decode(d *json.Decoder, most int) error {
+func (m *Manifest) decode(d *json.Decoder, most int) error {
 	if err := begins(d, '{'); err != nil {
 		return err
 	}
@@ -181,22 +187,22 @@ func (m *manifest) decode(d *json.Decoder, most int) error {
 		is := func(known string) bool { return strings.EqualFold(name, known) }
 		switch {
 		case is("mediaType"):
-			err = decodeMediaType(d, &m.mediaType)
+			err = decodeMediaType(d, &m.MediaType)
 		case is("artifactType"):
-			err = decodeMediaType(d, &m.artifactType)
+			err = decodeMediaType(d, &m.ArtifactType)
 		case is("config"):
-			m.named++
-			m.config, err = decodeDescriptor(d)
+			m.Read++
+			m.Config, err = decodeDescriptor(d)
 		case is("manifests"):
-			err = m.decodeList(d, &m.manifests, most)
+			err = m.decodeList(d, &m.Manifests, most)
 		case is("layers"):
-			err = m.decodeList(d, &m.layers, most)
+			err = m.decodeList(d, &m.Layers, most)
 		case is("fsLayers"):
-			err = m.decodeList(d, &m.fsLayers, most)
+			err = m.decodeList(d, &m.FSLayers, most)
 		default:
 			err = d.Decode(&skipped{})
 		}
-		if err != nil || m.truncated {
+		if err != nil || m.Truncated {
 			return err
 		}
 	}
@@ -206,7 +212,7 @@ func (m *manifest) decode(d *json.Decoder, most int) error {
 
 // decodeList reads a list of descriptors. Where a key comes twice, the last one
 // counts, as for clients.
-func (m *manifest) decodeList(d *json.Decoder, list *[]descriptor, most int) error {
+func (m *Manifest) decodeList(d *json.Decoder, list *[]Descriptor, most int) error {
 	*list = nil
 	if err := begins(d, '['); errors.Is(err, errNull) {
 		return nil
@@ -214,11 +220,11 @@ func (m *manifest) decodeList(d *json.Decoder, list *[]descriptor, most int) err
 		return err
 	}
 	for d.More() {
-		if m.named >= most {
-			m.truncated = true
+		if m.Read >= most {
+			m.Truncated = true
 			return nil
 		}
-		m.named++
+		m.Read++
 		one, err := decodeDescriptor(d)
 		if err != nil {
 			return err
@@ -229,7 +235,7 @@ func (m *manifest) decodeList(d *json.Decoder, list *[]descriptor, most int) err
 	return err
 }
 
-func decodeDescriptor(d *json.Decoder) (descriptor, error) {
+func decodeDescriptor(d *json.Decoder) (Descriptor, error) {
 	var one said
 	err := d.Decode(&one)
 	return one.descriptor(), err

@@ -1,4 +1,4 @@
-package proxy
+package admin
 
 import (
 	"context"
@@ -10,6 +10,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/cachalot-registry/cachalot/bounds"
+	"github.com/cachalot-registry/cachalot/proxy/image"
 	"github.com/cachalot-registry/cachalot/storage"
 )
 
@@ -101,7 +103,7 @@ func (c *call) purge() error {
 	}
 	c.audit.attrs = append(c.audit.attrs, slog.Bool("dry_run", wanted.DryRun))
 	if wanted.UnusedFor != "" {
-		c.audit.attrs = append(c.audit.attrs, slog.String("unused_for", bounded(wanted.UnusedFor)))
+		c.audit.attrs = append(c.audit.attrs, slog.String("unused_for", bounds.Text(wanted.UnusedFor)))
 	}
 	answer := &PurgeAnswer{DryRun: wanted.DryRun, Items: []PurgedItem{}}
 	err := c.purgeWanted(wanted, answer)
@@ -130,9 +132,9 @@ func (c *call) purgeWanted(wanted PurgeRequest, answer *PurgeAnswer) error {
 		if err != nil {
 			return invalid("digest", "write sha256: or sha512: and lower-case hexadecimal")
 		}
-		return c.p.purgeDigest(d, p, answer)
+		return c.purgeDigest(d, p, answer)
 	case wanted.Image != "":
-		i, err := c.p.parseImage("image", wanted.Image)
+		i, err := c.parseImage("image", wanted.Image)
 		switch {
 		case err != nil:
 			return err
@@ -144,24 +146,24 @@ func (c *call) purgeWanted(wanted PurgeRequest, answer *PurgeAnswer) error {
 			return err
 		}
 		defer c.purging.Release(1)
-		return c.p.purgeImage(c.r.Context(), i, p, answer)
+		return c.purgeImage(c.r.Context(), i, p, answer)
 	case wanted.Repository != "":
-		i, err := c.p.parseRepository("repository", wanted.Repository)
+		i, err := c.parseRepository("repository", wanted.Repository)
 		if err != nil {
 			return err
 		}
 		p.Upstream, p.Repository = i.upstream, i.repo
 	case wanted.Upstream != "":
-		p.Upstream = c.p.registries.name(strings.ToLower(wanted.Upstream))
+		p.Upstream = c.p.UpstreamName(strings.ToLower(wanted.Upstream))
 	}
 	c.audit.target = strings.Trim(p.Upstream+"/"+p.Repository, "/")
-	return c.p.purgeAll(c.r.Context(), p, answer)
+	return c.purgeAll(c.r.Context(), p, answer)
 }
 
 // purgeDigest removes one blob everywhere. Tags go on pointing to it: who asks for
 // one gets it from upstream.
-func (p *Proxy) purgeDigest(d digest.Digest, how storage.Purge, answer *PurgeAnswer) error {
-	became, bytes, err := p.store.Purge(d, how)
+func (c *call) purgeDigest(d digest.Digest, how storage.Purge, answer *PurgeAnswer) error {
+	became, bytes, err := c.p.Store().Purge(d, how)
 	if err != nil {
 		return err
 	}
@@ -176,7 +178,7 @@ func (p *Proxy) purgeDigest(d digest.Digest, how storage.Purge, answer *PurgeAns
 		return problemf(http.StatusNotFound, "not_kept", "%s is not kept here", d)
 	}
 	if !how.DryRun {
-		p.forget(func(k cacheKey) bool { return k.reference == string(d) })
+		c.p.Forget("", "", string(d))
 	}
 	return nil
 }
@@ -187,13 +189,13 @@ func pinnedProblem(what string) error {
 
 // purgeImage forgets a tag, or a manifest and the tags that point to it, with what
 // no other tag of the repository holds. What other repositories have stays theirs.
-func (p *Proxy) purgeImage(ctx context.Context, i image, how storage.Purge, answer *PurgeAnswer) error {
-	if !how.Pinned && p.store.Pinned(i.upstream, i.repo) {
+func (c *call) purgeImage(ctx context.Context, i imageName, how storage.Purge, answer *PurgeAnswer) error {
+	if !how.Pinned && c.p.Store().Pinned(i.upstream, i.repo) {
 		return pinnedProblem(i.upstream + "/" + i.repo)
 	}
 	at := i.digest
 	if at == "" {
-		t, ok := p.store.Tag(storage.TagKey{Upstream: i.upstream, Repository: i.repo, Name: i.tag})
+		t, ok := c.p.Store().Tag(storage.TagKey{Upstream: i.upstream, Repository: i.repo, Name: i.tag})
 		if !ok {
 			return notKept(i)
 		}
@@ -203,36 +205,36 @@ func (p *Proxy) purgeImage(ctx context.Context, i image, how storage.Purge, answ
 		return !k.IsList() && t.Digest == at && (i.digest != "" || k.Name == i.tag)
 	}
 	// What it holds is found before its tag is gone, for a failure in between.
-	unreferenced, truncated, err := p.unreferencedSearch().run(ctx, []imageRoot{{i.upstream, i.repo, at}}, func(held func(imageRoot) bool) error {
-		_, err := p.store.DropTags(i.upstream, i.repo, true, func(k storage.TagKey, t storage.Tag) bool {
+	unreferenced, truncated, err := c.p.Kept().Unreferenced(ctx, []image.Root{{Upstream: i.upstream, Repository: i.repo, Digest: at}}, func(held func(image.Root) bool) error {
+		_, err := c.p.Store().DropTags(i.upstream, i.repo, true, func(k storage.TagKey, t storage.Tag) bool {
 			if !k.IsList() && !goes(k, t) {
-				held(imageRoot{i.upstream, i.repo, t.Digest})
+				held(image.Root{Upstream: i.upstream, Repository: i.repo, Digest: t.Digest})
 			}
 			return false
 		})
 		return err
 	})
-	if errors.Is(err, errManyManifests) {
+	if errors.Is(err, image.ErrManyManifests) {
 		return problemf(http.StatusConflict, "too_many", "%s/%s: %v; purge the repository, or digests of the image", i.upstream, i.repo, err)
 	}
 	answer.Truncated = truncated
 	if err == nil {
-		answer.Tags, err = p.store.DropTags(i.upstream, i.repo, how.DryRun, goes)
+		answer.Tags, err = c.p.Store().DropTags(i.upstream, i.repo, how.DryRun, goes)
 	}
 	if err != nil {
 		return err
 	}
 	how.Upstream, how.Repository = i.upstream, i.repo
 	for d := range unreferenced {
-		became, bytes, err := p.store.Purge(d, how)
+		became, bytes, err := c.p.Store().Purge(d, how)
 		if err != nil {
 			return err
 		}
 		answer.count(d, became, bytes)
 	}
 	if !how.DryRun {
-		p.forget(func(k cacheKey) bool { return k.upstream == i.upstream && k.repository == i.repo })
-		p.store.InvalidateSummary()
+		c.p.Forget(i.upstream, i.repo, "")
+		c.p.Store().InvalidateSummary()
 	}
 	if answer.empty() {
 		return notKept(i)
@@ -241,34 +243,26 @@ func (p *Proxy) purgeImage(ctx context.Context, i image, how storage.Purge, answ
 }
 
 // purgeAll sweeps a repository, an upstream, or all that was not used for a while.
-func (p *Proxy) purgeAll(ctx context.Context, how storage.Purge, answer *PurgeAnswer) error {
-	if how.Repository != "" && !how.Pinned && p.store.Pinned(how.Upstream, how.Repository) {
+func (c *call) purgeAll(ctx context.Context, how storage.Purge, answer *PurgeAnswer) error {
+	if how.Repository != "" && !how.Pinned && c.p.Store().Pinned(how.Upstream, how.Repository) {
 		return pinnedProblem(how.Upstream + "/" + how.Repository)
 	}
 	var err error
 	whole := how.UnusedSince.IsZero()
 	if whole { // or else tags point to what is fetched again when it is asked for
-		answer.Tags, err = p.store.DropTags(how.Upstream, how.Repository, how.DryRun, func(k storage.TagKey, _ storage.Tag) bool {
-			return how.Pinned || !p.store.Pinned(k.Upstream, k.Repository)
+		answer.Tags, err = c.p.Store().DropTags(how.Upstream, how.Repository, how.DryRun, func(k storage.TagKey, _ storage.Tag) bool {
+			return how.Pinned || !c.p.Store().Pinned(k.Upstream, k.Repository)
 		})
 	}
 	if err == nil {
-		err = p.store.PurgeAll(ctx, how, answer.count)
+		err = c.p.Store().PurgeAll(ctx, how, answer.count)
 	}
 	if !how.DryRun {
-		p.forget(func(k cacheKey) bool {
-			return how.Upstream == "" || k.upstream == how.Upstream && (how.Repository == "" || k.repository == how.Repository)
-		})
+		c.p.Forget(how.Upstream, how.Repository, "")
 	}
 	if err == nil && whole && answer.empty() {
 		what := strings.Trim(how.Upstream+"/"+how.Repository, "/")
 		return problemf(http.StatusNotFound, "not_kept", "nothing of %s is kept here; GET %srepositories lists what is", what, apiRoot)
 	}
 	return err
-}
-
-// forget has upstreams asked again for what they said a moment ago.
-func (p *Proxy) forget(fits func(cacheKey) bool) {
-	remove(p.negative.entries, fits)
-	remove(p.heads.entries, fits)
 }

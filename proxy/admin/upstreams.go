@@ -1,8 +1,7 @@
-package proxy
+package admin
 
 import (
 	"cmp"
-	"slices"
 	"time"
 
 	"github.com/cachalot-registry/cachalot/upstream"
@@ -47,35 +46,15 @@ type AccountAnswer struct {
 }
 
 func (c *call) upstreams() error {
-	p := c.p
-	all := map[*upstream.Registry]*UpstreamAnswer{}
-	add := func(r *upstream.Registry) *UpstreamAnswer {
-		if all[r] == nil {
-			all[r] = &UpstreamAnswer{Name: r.Name(), Aliases: []string{}, Hosts: []string{}, Default: p.registries.byDefault == r}
-		}
-		return all[r]
-	}
-	for name, r := range p.registries.byName {
-		if u := add(r); name != u.Name {
-			u.Aliases = append(u.Aliases, name)
-		}
-	}
-	for host, r := range p.registries.byHost {
-		u := add(r)
-		u.Hosts = append(u.Hosts, host)
-	}
-	for _, r := range p.registries.opened() {
-		add(r).Unlisted = true
-	}
 	answer := UpstreamsAnswer{Upstreams: []UpstreamAnswer{}}
-	for r, u := range all {
-		slices.Sort(u.Aliases)
-		slices.Sort(u.Hosts)
-		u.Unchecked = p.suspicion.doubtsUpstream(u.Name)
-		u.fill(r.Health())
-		answer.Upstreams = append(answer.Upstreams, *u)
+	for _, u := range c.p.Upstreams() {
+		one := UpstreamAnswer{
+			Name: u.Registry.Name(), Aliases: append([]string{}, u.Aliases...), Hosts: append([]string{}, u.Hosts...),
+			Default: u.Default, Unlisted: u.Unlisted, Unchecked: u.Unchecked,
+		}
+		one.fill(u.Registry.Health())
+		answer.Upstreams = append(answer.Upstreams, one)
 	}
-	slices.SortFunc(answer.Upstreams, func(a, b UpstreamAnswer) int { return cmp.Compare(a.Name, b.Name) })
 	return c.answer(answer)
 }
 

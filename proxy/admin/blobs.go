@@ -1,4 +1,4 @@
-package proxy
+package admin
 
 import (
 	"errors"
@@ -8,6 +8,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/cachalot-registry/cachalot/bounds"
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/upstream"
 )
@@ -61,7 +62,7 @@ func (c *call) blobs() error {
 		if q.Upstream != "" {
 			return invalid("upstream", "given along with repository, which names its upstream; keep one of the two")
 		}
-		i, err := c.p.parseRepository("repository", name)
+		i, err := c.parseRepository("repository", name)
 		if err != nil {
 			return err
 		}
@@ -70,7 +71,7 @@ func (c *call) blobs() error {
 	if text := c.query.Get("min_size"); text != "" {
 		size, err := storage.ParseSize(text)
 		if err != nil || size.Percent > 0 {
-			return invalid("min_size", "%q is not a size; write one such as 100MiB", bounded(text))
+			return invalid("min_size", "%q is not a size; write one such as 100MiB", bounds.Text(text))
 		}
 		q.MinSize = size.Bytes
 	}
@@ -86,7 +87,7 @@ func (c *call) blobs() error {
 	}[c.query.Get("sort")]
 	switch {
 	case !known:
-		return invalid("sort", "%q is not known; write digest, size, last_used or uses", bounded(c.query.Get("sort")))
+		return invalid("sort", "%q is not known; write digest, size, last_used or uses", bounds.Text(c.query.Get("sort")))
 	case order != storage.ByDigest && after != "":
 		return invalid("cursor", "only sort=digest goes on after a page")
 	}
@@ -100,17 +101,17 @@ func (c *call) blobs() error {
 	answer := BlobsAnswer{Blobs: []BlobAnswer{}}
 	if order == storage.ByDigest {
 		var next digest.Digest
-		if page, next, err = c.p.store.Blobs(c.r.Context(), q, last, n); next != "" {
+		if page, next, err = c.p.Store().Blobs(c.r.Context(), q, last, n); next != "" {
 			answer.Next = toCursor(string(next))
 		}
 	} else {
-		page, err = c.p.store.TopBlobs(c.r.Context(), q, order, n)
+		page, err = c.p.Store().TopBlobs(c.r.Context(), q, order, n)
 	}
 	if err != nil {
 		return err
 	}
 	for _, b := range page {
-		one, err := c.p.blobAnswer(b, pageLinks)
+		one, err := c.blobAnswer(b, pageLinks)
 		if err != nil {
 			return err
 		}
@@ -124,14 +125,14 @@ func (c *call) blob() error {
 	if err != nil {
 		return invalid("digest", "write sha256: or sha512: and lower-case hexadecimal")
 	}
-	b, err := c.p.store.Blob(d)
+	b, err := c.p.Store().Blob(d)
 	if errors.Is(err, storage.ErrNotFound) {
 		return problemf(http.StatusNotFound, "not_kept", "%s is not kept here", d)
 	}
 	if err != nil {
 		return err
 	}
-	answer, err := c.p.blobAnswer(b, mostLinks)
+	answer, err := c.blobAnswer(b, mostLinks)
 	if err != nil {
 		return err
 	}
@@ -145,13 +146,13 @@ func kindOf(manifest bool) string {
 	return string(upstream.KindBlob)
 }
 
-func (p *Proxy) blobAnswer(b storage.BlobInfo, links int) (BlobAnswer, error) {
+func (c *call) blobAnswer(b storage.BlobInfo, links int) (BlobAnswer, error) {
 	a := BlobAnswer{
 		Digest: b.Digest, Kind: kindOf(b.Manifest), Size: b.Size, Bytes: b.DiskBytes, Stored: b.Stored.UTC(), LastUsed: b.Used.UTC(),
 		Uses: int64(b.Uses), UsedAgain: b.Again, Expires: b.Until.UTC(), Unwanted: b.Orphaned,
-		PinnedBy: []string{}, Links: []LinkAnswer{}, Filling: p.store.Filling(b.Digest),
+		PinnedBy: []string{}, Links: []LinkAnswer{}, Filling: c.p.Store().Filling(b.Digest),
 	}
-	at, err := p.store.Links(b.Digest, links+1)
+	at, err := c.p.Store().Links(b.Digest, links+1)
 	if err != nil {
 		return a, err
 	}
@@ -160,7 +161,7 @@ func (p *Proxy) blobAnswer(b storage.BlobInfo, links int) (BlobAnswer, error) {
 	}
 	for _, l := range at {
 		a.Links = append(a.Links, LinkAnswer{l.Upstream + "/" + l.Repository, l.Upstream, l.Repository, kindOf(l.Manifest), l.MediaType})
-		a.PinnedBy = append(a.PinnedBy, p.pinnedBy(l.Upstream, l.Repository)...)
+		a.PinnedBy = append(a.PinnedBy, c.pinnedBy(l.Upstream, l.Repository)...)
 	}
 	slices.Sort(a.PinnedBy)
 	a.PinnedBy = slices.Compact(a.PinnedBy)
@@ -191,7 +192,7 @@ type FillAnswer struct {
 
 func (c *call) fills() error {
 	answer := FillsAnswer{Fills: []FillAnswer{}}
-	for i, f := range c.p.store.Fills() {
+	for i, f := range c.p.Store().Fills() {
 		if i == maxPage {
 			answer.Truncated = true
 			break

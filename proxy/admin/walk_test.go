@@ -1,10 +1,9 @@
-package proxy
+package admin
 
 import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -20,78 +19,14 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/cachalot-registry/cachalot/bounds"
-	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/proxy/image"
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
-
-// indexOf is an index of manifests.
-func indexOf(manifests ...ocispec.Descriptor) ut.Content {
-	b, err := json.Marshal(ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: manifests})
-	if err != nil {
-		panic(err)
-	}
-	return ut.NewContent(ocispec.MediaTypeImageIndex, b)
-}
-
-// manifestOf is a manifest of layers; what is unlike another's n is another manifest.
-func manifestOf(n int, layers ...ocispec.Descriptor) ut.Content {
-	b, err := json.Marshal(ocispec.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: ocispec.DescriptorEmptyJSON,
-		Layers: layers, Annotations: map[string]string{"n": fmt.Sprint(n)},
-	})
-	if err != nil {
-		panic(err)
-	}
-	return ut.NewContent(ocispec.MediaTypeImageManifest, b)
-}
-
-// padded is a manifest of size bytes that names nothing.
-func padded(n, size int) ut.Content {
-	begin := fmt.Sprintf(`{"mediaType":%q,"annotations":{"n":"%d","x":"`, ocispec.MediaTypeImageManifest, n)
-	return ut.NewContent(ocispec.MediaTypeImageManifest, []byte(begin+strings.Repeat("x", size-len(begin)-len(`"}}`))+`"}}`))
-}
-
-// layers are n blobs that are nowhere.
-func layers(from, n int) []ocispec.Descriptor {
-	list := make([]ocispec.Descriptor, n)
-	for i := range list {
-		list[i] = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromString(fmt.Sprint(from + i)), Size: 10}
-	}
-	return list
-}
-
-// empty is the config of manifestOf.
-func empty() ut.Content {
-	return ut.NewContent(ocispec.MediaTypeEmptyJSON, ocispec.DescriptorEmptyJSON.Data)
-}
-
-// add makes manifests readable, the last one by a tag.
-func add(up *ut.Registry, repo, tag string, manifests ...ut.Content) {
-	up.AddBlob(repo, empty())
-	for i, m := range manifests {
-		if i == len(manifests)-1 {
-			up.AddManifest(repo, m, tag)
-		} else {
-			up.AddManifest(repo, m)
-		}
-	}
-}
-
-// keep pulls manifests by their digests, as a client does.
-func (m *mirror) keep(repo string, manifests ...ut.Content) {
-	m.t.Helper()
-	for _, one := range manifests {
-		if a := m.get("/v2/" + repo + "/manifests/" + one.Digest.String()); a.status != http.StatusOK {
-			m.t.Fatalf("%d %s", a.status, a.body)
-		}
-	}
-	m.settle()
-}
 
 // warmOne warms one image, and returns what became of it and of all.
 func (a *admin) warmOne(name string, platforms ...string) (image, end WarmEvent) {
@@ -138,9 +73,9 @@ func TestWalk_EachOnce(t *testing.T) {
 			}
 			names = append(names, d)
 		}
-		all = append(all, indexOf(names...))
+		all = append(all, ut.Index(names...))
 	}
-	add(up, "library/app", "1", all...)
+	up.AddManifests("library/app", "1", all...)
 	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
 	a := newAdmin(t, m, nil, nil)
 	var want int64
@@ -152,7 +87,7 @@ func TestWalk_EachOnce(t *testing.T) {
 	if end.ImagesFailed != 0 || end.Blobs != 7 || end.BlobsFetched != 7 || end.Size != want || end.Fetched != want {
 		t.Errorf("%+v, want 7 blobs of %d bytes", end, want)
 	}
-	counts(t, up, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 5, ut.GetBlob: 2})
+	up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 5, ut.GetBlob: 2})
 
 	var answer ImageAnswer
 	a.get("image?name=app:1", &answer)
@@ -170,9 +105,9 @@ func TestWalk_EachOnce(t *testing.T) {
 func TestWalk_Bounds(t *testing.T) {
 	t.Parallel()
 	nested := func(deep int) []ut.Content {
-		all := []ut.Content{manifestOf(0)}
+		all := []ut.Content{ut.Manifest(0)}
 		for range deep {
-			all = append(all, indexOf(all[len(all)-1].Descriptor))
+			all = append(all, ut.Index(all[len(all)-1].Descriptor))
 		}
 		return all
 	}
@@ -181,7 +116,7 @@ func TestWalk_Bounds(t *testing.T) {
 		for _, m := range manifests {
 			names = append(names, m.Descriptor)
 		}
-		return append(manifests, indexOf(names...))
+		return append(manifests, ut.Index(names...))
 	}
 	many := func(n int, one func(n int) ut.Content) (all []ut.Content) {
 		for i := range n {
@@ -189,7 +124,7 @@ func TestWalk_Bounds(t *testing.T) {
 		}
 		return all
 	}
-	small := func(n int) ut.Content { return manifestOf(n) }
+	small := func(n int) ut.Content { return ut.Manifest(n) }
 	for name, tt := range map[string]struct {
 		image     []ut.Content // the last one is its index
 		keep      int          // the last so many of them are pulled; 0: all
@@ -199,16 +134,16 @@ func TestWalk_Bounds(t *testing.T) {
 	}{
 		"as deep as may be":  {image: nested(4), manifests: 1},
 		"deep":               {image: nested(5), bound: "indexes in indexes, more than 4 deep", gets: 5},
-		"as many as may be":  {image: under(many(maxWalkManifests-1, small)...), keep: 1, manifests: maxWalkManifests - 1, gets: -1},
-		"many manifests":     {image: under(many(maxWalkManifests, small)...), keep: 1, bound: "more than 1000 manifests", manifests: maxWalkManifests - 1, gets: 1000},
-		"wide":               {image: []ut.Content{indexOf(layers(0, 20_000)...)}, bound: "more than 10000 descriptors in a manifest", manifests: maxWalkManifests - 1, gets: 1},
-		"many layers in one": {image: []ut.Content{manifestOf(0, layers(0, maxDescriptors)...)}, bound: "more than 10000 descriptors in a manifest", manifests: 1, gets: 1},
-		"many layers":        {image: under(many(6, func(n int) ut.Content { return manifestOf(n, layers(n*9000, 6000)...) })...), bound: "more than 20000 descriptors", manifests: 4, gets: 5},
-		"large manifests":    {image: under(many(20, func(n int) ut.Content { return padded(n, 4<<20) })...), keep: 1, bound: "more than 64 MiB of manifests", manifests: 16, gets: 17},
+		"as many as may be":  {image: under(many(999, small)...), keep: 1, manifests: 1000 - 1, gets: -1},
+		"many manifests":     {image: under(many(1000, small)...), keep: 1, bound: "more than 1000 manifests", manifests: 1000 - 1, gets: 1000},
+		"wide":               {image: []ut.Content{ut.Index(ut.Layers(0, 20_000)...)}, bound: "more than 10000 descriptors in a manifest", manifests: 1000 - 1, gets: 1},
+		"many layers in one": {image: []ut.Content{ut.Manifest(0, ut.Layers(0, image.MaxDescriptors)...)}, bound: "more than 10000 descriptors in a manifest", manifests: 1, gets: 1},
+		"many layers":        {image: under(many(6, func(n int) ut.Content { return ut.Manifest(n, ut.Layers(n*9000, 6000)...) })...), bound: "more than 20000 descriptors", manifests: 4, gets: 5},
+		"large manifests":    {image: under(many(20, func(n int) ut.Content { return ut.Padded(n, 4<<20) })...), keep: 1, bound: "more than 64 MiB of manifests", manifests: 16, gets: 17},
 	} {
 		t.Run(name, func(t *testing.T) { // one after the other, for the memory they take
 			up := ut.New(t, ut.Options{})
-			add(up, "library/app", "1", tt.image...)
+			up.AddManifests("library/app", "1", tt.image...)
 			m := newMirror(t, nil, registry(t, "docker.io", up.URL))
 			a := newAdmin(t, m, nil, nil)
 			index := tt.image[len(tt.image)-1]
@@ -218,7 +153,7 @@ func TestWalk_Bounds(t *testing.T) {
 				if !strings.Contains(warmed.Error, tt.bound) || !strings.Contains(warmed.Error, "name fewer platforms") || end.ImagesFailed != 1 {
 					t.Errorf("warming failed with %q, want %q", warmed.Error, tt.bound)
 				}
-				counts(t, up, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: tt.gets})
+				up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: tt.gets})
 			} else if tt.gets >= 0 {
 				if warmed, end := a.warmOne("app:1", "all"); warmed.Error != "" || end.ImagesFailed != 0 {
 					t.Errorf("warming failed with %q", warmed.Error)
@@ -247,9 +182,9 @@ func TestWalk_Bounds(t *testing.T) {
 // of each request.
 func bareAPI(t *testing.T, m *mirror, running context.Context, begun, ended chan struct{}) (*api, *httptest.Server) {
 	t.Helper()
-	admin := AdminConfig{
+	admin := Config{
 		Loopback: true, Log: slog.New(slog.DiscardHandler), Token: func() (string, string, error) { return "admin.token", "", nil },
-		Current: func() (*Proxy, func()) { begun <- struct{}{}; return m.proxy, func() { ended <- struct{}{} } },
+		Current: func() (*proxy.Proxy, func()) { begun <- struct{}{}; return m.proxy, func() { ended <- struct{}{} } },
 	}
 	a := newAPI(admin, newGuard(admin))
 	server := httptest.NewUnstartedServer(a)
@@ -317,7 +252,7 @@ func TestWalk_Leave(t *testing.T) {
 					asking, leave := context.WithCancel(t.Context())
 					a, server := bareAPI(t, m, running, begun, ended)
 					if at == "in the walk" {
-						defer work(t, m.proxy.reader.memory)()
+						defer work(t, m.memory)()
 					} else if err := r.turns(a).Acquire(t.Context(), r.most); err != nil {
 						t.Fatal(err)
 					} else {
@@ -369,7 +304,7 @@ func TestWalk_Turns(t *testing.T) {
 			const more = 3
 			begun, ended := make(chan struct{}, 100), make(chan struct{}, 100)
 			a, server := bareAPI(t, m, t.Context(), begun, ended)
-			rest := work(t, m.proxy.reader.memory)
+			rest := work(t, m.memory)
 			answered := make(chan int, r.fill+more)
 			for range r.fill + more {
 				go func() { answered <- r.send(t.Context(), server) }()
@@ -397,30 +332,6 @@ func TestWalk_Turns(t *testing.T) {
 	}
 }
 
-// TestWalk_LeaveBetween: no manifest is opened for a caller who has left.
-func TestWalk_LeaveBetween(t *testing.T) {
-	t.Parallel()
-	up := ut.New(t, ut.Options{})
-	index := indexOf(layers(0, 100)...)
-	add(up, "library/app", "1", index)
-	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
-	m.keep("library/app", index)
-	ctx, leave := context.WithCancelCause(t.Context())
-	gone := errors.New("gone")
-	opened := 0
-	w := m.proxy.keptWalk("docker.io", "library/app")
-	open := w.open
-	w.open = func(ctx context.Context, d descriptor) (*storage.Blob, error) {
-		if opened++; opened == 5 {
-			leave(gone)
-		}
-		return open(ctx, d)
-	}
-	if err := w.run(ctx, descriptor{Digest: index.Digest}, func(*node) error { return nil }); !errors.Is(err, gone) || opened != 5 {
-		t.Errorf("%v after %d manifests", err, opened)
-	}
-}
-
 // TestImage_Sizes: a blob counts once in each manifest and once in the image. What is
 // claimed may be anything.
 func TestImage_Sizes(t *testing.T) {
@@ -431,15 +342,15 @@ func TestImage_Sizes(t *testing.T) {
 	claim := func(d digest.Digest, size int64) ocispec.Descriptor {
 		return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: d, Size: size}
 	}
-	one := manifestOf(1, shared.Descriptor, shared.Descriptor)
-	two := manifestOf(2, shared.Descriptor, claim(digest.FromString("absent"), 70))
-	odd := manifestOf(3, claim("sha256:short", 10))
-	vast := manifestOf(4, claim(digest.FromString("x"), math.MaxInt64), claim(digest.FromString("y"), math.MaxInt64), claim(digest.FromString("z"), -5))
-	index := indexOf(one.Descriptor, two.Descriptor)
-	all := indexOf(one.Descriptor, two.Descriptor, one.Descriptor, claim("sha256:none", 5), odd.Descriptor)
-	add(up, "library/app", "1", one, two, odd, index)
-	add(up, "library/app", "all", all)
-	add(up, "library/app", "vast", vast)
+	one := ut.Manifest(1, shared.Descriptor, shared.Descriptor)
+	two := ut.Manifest(2, shared.Descriptor, claim(digest.FromString("absent"), 70))
+	odd := ut.Manifest(3, claim("sha256:short", 10))
+	vast := ut.Manifest(4, claim(digest.FromString("x"), math.MaxInt64), claim(digest.FromString("y"), math.MaxInt64), claim(digest.FromString("z"), -5))
+	index := ut.Index(one.Descriptor, two.Descriptor)
+	all := ut.Index(one.Descriptor, two.Descriptor, one.Descriptor, claim("sha256:none", 5), odd.Descriptor)
+	up.AddManifests("library/app", "1", one, two, odd, index)
+	up.AddManifests("library/app", "all", all)
+	up.AddManifests("library/app", "vast", vast)
 	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
 	a := newAdmin(t, m, nil, nil)
 	m.keep("library/app", one, two, odd, index, all, vast)
@@ -449,7 +360,7 @@ func TestImage_Sizes(t *testing.T) {
 	}
 	m.settle()
 
-	config := empty().Size
+	config := ut.Empty().Size
 	var answer ImageAnswer
 	a.get("image?name=app:1", &answer)
 	if got := answer.Manifests; len(got) != 2 || got[0].Size != one.Size+shared.Size+config || got[1].Size != two.Size+shared.Size+config+70 || len(got[0].Layers) != 2 {
@@ -504,22 +415,22 @@ func TestImage_Downloading(t *testing.T) {
 func TestWarm_Platforms(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
-	arm := manifestOf(1)
+	arm := ut.Manifest(1)
 	of := func(d ocispec.Descriptor, variant string) ocispec.Descriptor {
 		d.Platform = &ocispec.Platform{OS: "linux", Architecture: "arm", Variant: variant}
 		return d
 	}
-	other := of(manifestOf(2).Descriptor, "v8")
-	inner := indexOf(other)
-	index := indexOf(of(arm.Descriptor, "v5"), of(arm.Descriptor, "v6"), of(arm.Descriptor, "v7"), inner.Descriptor)
-	add(up, "library/app", "1", arm, inner, index)
+	other := of(ut.Manifest(2).Descriptor, "v8")
+	inner := ut.Index(other)
+	index := ut.Index(of(arm.Descriptor, "v5"), of(arm.Descriptor, "v6"), of(arm.Descriptor, "v7"), inner.Descriptor)
+	up.AddManifests("library/app", "1", arm, inner, index)
 	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
 	a := newAdmin(t, m, nil, nil)
 	warmed, _ := a.warmOne("app:1", "linux/arm/v6", "linux/arm/v7")
 	if warmed.Error != "" || !slices.Equal(warmed.Platforms, []string{"linux/arm/v6", "linux/arm/v7"}) {
 		t.Errorf("%+v", warmed)
 	}
-	counts(t, up, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 3, ut.GetBlob: 1})
+	up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 3, ut.GetBlob: 1})
 	if warmed, _ = a.warmOne("app:1", "linux/s390x"); warmed.Error != "not for linux/s390x; there is linux/arm/v5, linux/arm/v6, linux/arm/v7, linux/arm/v8" {
 		t.Error(warmed.Error)
 	}

@@ -1,4 +1,4 @@
-package proxy
+package admin
 
 import (
 	"context"
@@ -116,7 +116,7 @@ func (c *call) verifyNow() error {
 	var found storage.Verification
 	out.send(now("progress"))
 	err = during(c.r.Context(), func() (err error) {
-		found, err = c.p.store.Verify(c.r.Context(), wanted.DryRun, func(n, total int64) {
+		found, err = c.p.Store().Verify(c.r.Context(), wanted.DryRun, func(n, total int64) {
 			mu.Lock()
 			defer mu.Unlock()
 			read, all = read+n, total

@@ -1,4 +1,4 @@
-package proxy
+package admin
 
 import (
 	"errors"
@@ -8,32 +8,25 @@ import (
 	"strings"
 	"time"
 
-	"github.com/bmatcuk/doublestar/v4"
-
+	"github.com/cachalot-registry/cachalot/bounds"
+	"github.com/cachalot-registry/cachalot/proxy"
 	"github.com/cachalot-registry/cachalot/storage"
 )
 
-// PinFits says whether a pattern, as in [Rule.Match], is of a repository. It is
-// for [storage.Config].
-func PinFits(pattern, upstream, repository string) bool {
-	ok, err := doublestar.Match(pattern, upstream+"/"+repository)
-	return err == nil && ok
-}
-
 // pinnedBy names what pins a repository: rules of the configuration, and patterns
 // of pins.
-func (p *Proxy) pinnedBy(upstream, repository string) []string {
+func (c *call) pinnedBy(upstream, repository string) []string {
 	by := []string{}
-	for i, r := range p.cfg.Rules {
-		if r.Pin != nil && r.fits(upstream+"/"+repository, "") {
+	for i, r := range c.p.Rules() {
+		if r.Pin != nil && r.Matches(upstream+"/"+repository, "") {
 			if *r.Pin {
 				by = append(by, fmt.Sprintf("rules[%d]", i))
 			}
 			break // the first that has it decides
 		}
 	}
-	for _, pin := range p.store.Pins() {
-		if PinFits(pin.Pattern, upstream, repository) {
+	for _, pin := range c.p.Store().Pins() {
+		if proxy.PinMatches(pin.Pattern, upstream, repository) {
 			by = append(by, pin.Pattern)
 		}
 	}
@@ -55,15 +48,15 @@ type PinAnswer struct {
 
 func (c *call) pins() error {
 	answer := PinsAnswer{Pins: []PinAnswer{}}
-	for i, r := range c.p.cfg.Rules {
-		if !r.pins() {
+	for i, r := range c.p.Rules() {
+		if !r.Pins() {
 			continue
 		}
 		for _, pattern := range r.Match {
 			answer.Pins = append(answer.Pins, PinAnswer{Match: pattern, Source: fmt.Sprintf("rules[%d]", i)})
 		}
 	}
-	for _, pin := range c.p.store.Pins() {
+	for _, pin := range c.p.Store().Pins() {
 		answer.Pins = append(answer.Pins, apiPin(pin))
 	}
 	return c.answer(answer)
@@ -73,7 +66,10 @@ func apiPin(p storage.Pin) PinAnswer {
 	return PinAnswer{Match: p.Pattern, Source: "api", Created: p.Created.UTC(), Comment: p.Comment}
 }
 
-const maxComment = 200
+const (
+	maxComment = 200
+	maxPattern = 255
+)
 
 // PinRequest is what POST pins takes.
 type PinRequest struct {
@@ -87,7 +83,7 @@ func (c *call) pin() error {
 		return err
 	}
 	c.audit.target = wanted.Match
-	pattern, err := c.p.pinPattern(wanted.Match)
+	pattern, err := c.pinPattern(wanted.Match)
 	if err != nil {
 		return err
 	}
@@ -96,7 +92,7 @@ func (c *call) pin() error {
 		return invalid("comment", "longer than %d characters", maxComment)
 	}
 	pin := storage.Pin{Pattern: pattern, Created: time.Now().UTC().Truncate(time.Second), Comment: wanted.Comment}
-	added, err := c.p.store.Pin(pin)
+	added, err := c.p.Store().Pin(pin)
 	switch {
 	case errors.Is(err, storage.ErrTooManyPins):
 		return problemf(http.StatusConflict, "too_many", "%v; use patterns such as docker.io/acme/**", err)
@@ -105,7 +101,7 @@ func (c *call) pin() error {
 	case added:
 		return c.answerAs(http.StatusCreated, apiPin(pin))
 	}
-	for _, there := range c.p.store.Pins() {
+	for _, there := range c.p.Store().Pins() {
 		if there.Pattern == pattern {
 			pin = there
 		}
@@ -116,22 +112,22 @@ func (c *call) pin() error {
 
 // pinPattern is what is pinned by a name or pattern. A name of a repository is
 // read as docker does; it is in full in a pattern.
-func (p *Proxy) pinPattern(match string) (string, error) {
+func (c *call) pinPattern(match string) (string, error) {
 	if match == "" {
 		return "", invalid("match", "missing; write a repository such as docker.io/library/alpine, or a pattern such as docker.io/acme/**")
 	}
 	if !strings.ContainsAny(match, "*?[{\\") {
-		i, err := p.parseImage("match", match)
+		i, err := c.parseImage("match", match)
 		if err != nil {
 			return "", err
 		}
 		if i.tag != "" || i.digest != "" {
-			return "", invalid("match", "%q has a tag or digest; repositories are pinned, with all that came through them: write %s/%s", bounded(match), i.upstream, i.repo)
+			return "", invalid("match", "%q has a tag or digest; repositories are pinned, with all that came through them: write %s/%s", bounds.Text(match), i.upstream, i.repo)
 		}
 		return i.upstream + "/" + i.repo, nil
 	}
 	yes := true
-	if err := (Rule{Match: []string{match}, Pin: &yes}).Validate(0); err != nil || len(match) > maxName {
+	if err := (proxy.Rule{Match: []string{match}, Pin: &yes}).Validate(0); err != nil || len(match) > maxPattern {
 		_, message, _ := strings.Cut(fmt.Sprint(err), ": ")
 		return "", invalid("match", "%s", message)
 	}
@@ -142,19 +138,19 @@ func (c *call) unpin() error {
 	match := c.query.Get("match")
 	c.audit.target = match
 	pattern := match
-	for _, pin := range c.p.store.Pins() { // as it is listed, if it is
+	for _, pin := range c.p.Store().Pins() { // as it is listed, if it is
 		if pin.Pattern == match {
 			match = ""
 		}
 	}
 	if match != "" {
 		var err error
-		if pattern, err = c.p.pinPattern(match); err != nil {
+		if pattern, err = c.pinPattern(match); err != nil {
 			return err
 		}
 	}
 	c.audit.target = pattern
-	removed, err := c.p.store.Unpin(pattern)
+	removed, err := c.p.Store().Unpin(pattern)
 	switch {
 	case err != nil:
 		return err
@@ -162,9 +158,9 @@ func (c *call) unpin() error {
 		c.w.WriteHeader(http.StatusNoContent)
 		return nil
 	}
-	for i, r := range c.p.cfg.Rules {
+	for i, r := range c.p.Rules() {
 		for _, configured := range r.Match {
-			if r.pins() && configured == pattern {
+			if r.Pins() && configured == pattern {
 				return problemf(http.StatusConflict, "configured", "rules[%d] of cachalot's configuration pins %s; take it out there, and reload", i, pattern)
 			}
 		}

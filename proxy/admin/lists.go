@@ -1,4 +1,4 @@
-package proxy
+package admin
 
 import (
 	"cmp"
@@ -9,8 +9,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/cachalot-registry/cachalot/bounds"
 	"github.com/cachalot-registry/cachalot/storage"
-	"github.com/cachalot-registry/cachalot/upstream"
 )
 
 // RepositoriesAnswer is a page of GET repositories.
@@ -51,12 +51,12 @@ func (c *call) repositories() error {
 	case "uses":
 		less = func(a, b storage.RepositoryInfo) int { return cmp.Compare(b.Uses, a.Uses) }
 	default:
-		return invalid("sort", "%q is not known; write name, bytes, last_used or uses", bounded(order))
+		return invalid("sort", "%q is not known; write name, bytes, last_used or uses", bounds.Text(order))
 	}
 	if after != "" && less != nil {
 		return invalid("cursor", "only sort=name goes on after a page")
 	}
-	sum, err := c.p.store.Summary(c.r.Context())
+	sum, err := c.p.Store().Summary(c.r.Context())
 	if err != nil {
 		return err
 	}
@@ -78,7 +78,7 @@ func (c *call) repositories() error {
 			}
 			break
 		}
-		by := c.p.pinnedBy(r.Upstream, r.Repository)
+		by := c.pinnedBy(r.Upstream, r.Repository)
 		answer.Repositories = append(answer.Repositories, RepositoryAnswer{
 			Name: r.Upstream + "/" + r.Repository, Upstream: r.Upstream, Repository: r.Repository,
 			Tags: r.Tags, Blobs: r.Blobs, Bytes: r.DiskBytes, Uses: r.Uses, LastUsed: r.Used.UTC(), Pinned: len(by) > 0, PinnedBy: by,
@@ -110,19 +110,19 @@ func (c *call) tags() error {
 	if err != nil {
 		return err
 	}
-	i, err := c.p.parseRepository("repository", c.query.Get("repository"))
+	i, err := c.parseRepository("repository", c.query.Get("repository"))
 	if err != nil {
 		return err
 	}
 	answer := TagsAnswer{Name: i.upstream + "/" + i.repo, Tags: []TagAnswer{}}
 	for len(answer.Tags) == 0 { // a page of lists alone says nothing
-		page, next, err := c.p.store.TagsAfter(i.upstream, i.repo, after, n)
+		page, next, err := c.p.Store().TagsAfter(i.upstream, i.repo, after, n)
 		if err != nil {
 			return err
 		}
 		for _, t := range page {
 			if !t.IsList() {
-				answer.Tags = append(answer.Tags, c.p.tagAnswer(t))
+				answer.Tags = append(answer.Tags, c.tagAnswer(t))
 			}
 		}
 		if after = next; next == "" {
@@ -139,32 +139,13 @@ func (c *call) tags() error {
 	return c.answer(answer)
 }
 
-func (p *Proxy) tagAnswer(t storage.NamedTag) TagAnswer {
+func (c *call) tagAnswer(t storage.NamedTag) TagAnswer {
 	a := TagAnswer{
 		Tag: t.Name, Image: t.Upstream + "/" + t.Repository + ":" + t.Name, Digest: t.Digest, Checked: t.Checked.UTC(),
-		State: p.freshness(t),
+		State: c.p.Freshness(t),
 	}
-	if b, err := p.store.Blob(t.Digest); err == nil {
+	if b, err := c.p.Store().Blob(t.Digest); err == nil {
 		a.Kept, a.LastUsed = true, b.Used.UTC()
 	}
 	return a
-}
-
-// freshness is what a client's pull would find: "fresh", "stale" where the upstream
-// would be asked, "expired" where nothing else would do.
-func (p *Proxy) freshness(t storage.NamedTag) string {
-	freshFor := p.cfg.FreshFor
-	if r := p.registries.configured(t.Upstream); r != nil {
-		if says, err := p.cfg.rulesFor(target{kind: upstream.KindManifest, registry: r, repo: t.Repository, tag: t.Name}); err == nil {
-			freshFor = says.freshFor
-		}
-	}
-	switch p.cfg.judge(t.Tag, true, freshFor, time.Now()) {
-	case fresh:
-		return "fresh"
-	case stale:
-		return "stale"
-	default:
-		return "expired"
-	}
 }

@@ -1,4 +1,5 @@
-package proxy
+// Package hosts says by which names a listener is asked for.
+package hosts
 
 import (
 	"net"
@@ -7,7 +8,7 @@ import (
 	"strings"
 )
 
-// hosts are the names that a listener is asked for by (RFC 9110 section 7.2); others are
+// List has the names that a listener is asked for by (RFC 9110 section 7.2); others are
 // answered 421. A page of another site can have the site's name resolve to the mirror's
 // address (DNS rebinding). The browser then takes the two for one origin, and lets the
 // page read what the mirror answers; but the Host of its requests is the site's name.
@@ -16,19 +17,19 @@ import (
 // are served always. So is a request without a Host, which no browser sends.
 //
 // The zero value serves no other host, and nil serves all.
-type hosts struct {
+type List struct {
 	names map[string]bool
 	// domains are those that all names below are served of, with a dot before each.
 	domains []string
-	// private: names are served as well that no public name server answers for.
-	private bool
+	// Private: names are served as well that no public name server answers for.
+	Private bool
 }
 
-// newHosts has names, without a port, of which one may be "*.example.com" for all below it.
-func newHosts(names ...string) *hosts {
-	h := &hosts{names: map[string]bool{}}
+// New has names, without a port, of which one may be "*.example.com" for all below it.
+func New(names ...string) *List {
+	h := &List{names: map[string]bool{}}
 	for _, name := range names {
-		name = hostname(name)
+		name = Name(name)
 		if domain, ok := strings.CutPrefix(name, "*"); ok {
 			h.domains = append(h.domains, domain)
 		} else {
@@ -38,13 +39,13 @@ func newHosts(names ...string) *hosts {
 	return h
 }
 
-// serves reports whether a request with this Host is to be answered.
-func (h *hosts) serves(host string) bool {
+// Serves reports whether a request with this Host is to be answered.
+func (h *List) Serves(host string) bool {
 	if h == nil {
 		return true
 	}
-	host = hostname(host)
-	if host == "" || host == "localhost" || h.names[host] || h.private && isPrivateName(host) {
+	host = Name(host)
+	if host == "" || host == "localhost" || h.names[host] || h.Private && isPrivateName(host) {
 		return true
 	}
 	if _, err := netip.ParseAddr(host); err == nil {
@@ -62,8 +63,8 @@ func isPrivateName(host string) bool {
 	return !strings.Contains(host, ".") || strings.HasSuffix(host, ".svc") || strings.HasSuffix(host, ".svc.cluster.local")
 }
 
-// hostname is the host of a Host, with or without a port, in one spelling.
-func hostname(host string) string {
+// Name is the host of a Host, with or without a port, in one spelling.
+func Name(host string) string {
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		host = h
 	} else {
@@ -72,10 +73,10 @@ func hostname(host string) string {
 	return strings.TrimSuffix(strings.ToLower(host), ".")
 }
 
-// isLoopback says whether a host, with or without a port, is this one by its
+// IsLoopback says whether a host, with or without a port, is this one by its
 // address or the one name that no resolver can turn elsewhere.
-func isLoopback(host string) bool {
-	host = hostname(host)
+func IsLoopback(host string) bool {
+	host = Name(host)
 	ip, err := netip.ParseAddr(host)
 	return err == nil && ip.Unmap().IsLoopback() || host == "localhost"
 }

@@ -1,4 +1,4 @@
-package proxy
+package admin
 
 import (
 	"fmt"
@@ -68,11 +68,11 @@ type UpstreamStats struct {
 }
 
 func (c *call) stats() error {
-	sum, err := c.p.store.Summary(c.r.Context())
+	sum, err := c.p.Store().Summary(c.r.Context())
 	if err != nil {
 		return err
 	}
-	st := c.p.store.Stats()
+	st := c.p.Store().Stats()
 	answer := StatsAnswer{
 		Version: c.Version, Started: c.Started.UTC(), Now: time.Now().UTC(),
 		Storage: StorageStats{
@@ -94,8 +94,10 @@ func (c *call) stats() error {
 		}
 		return byName[name]
 	}
-	for _, r := range c.p.registries.byName {
-		of(r.Name())
+	for _, u := range c.p.Upstreams() {
+		if !u.Unlisted {
+			of(u.Registry.Name())
+		}
 	}
 	for _, u := range sum.Upstreams {
 		s := of(u.Upstream)

@@ -1,9 +1,8 @@
-package proxy
+package admin
 
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"runtime"
@@ -14,6 +13,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/proxy/image"
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/task"
 	"github.com/cachalot-registry/cachalot/upstream"
@@ -121,9 +122,9 @@ func (c *call) warm() error {
 	if err != nil {
 		return err
 	}
-	targets := make([]target, len(wanted.Images))
+	pulls := make([]*proxy.Pull, len(wanted.Images))
 	for n, name := range wanted.Images {
-		if targets[n], err = c.p.warmTarget(fmt.Sprintf("images[%d]", n), name); err != nil {
+		if pulls[n], err = c.pull(fmt.Sprintf("images[%d]", n), name); err != nil {
 			return err
 		}
 	}
@@ -132,17 +133,17 @@ func (c *call) warm() error {
 		return err
 	}
 	defer done()
-	all := &warmth{store: c.p.store, active: map[digest.Digest]int64{}, sum: WarmEvent{Images: len(targets)}}
+	all := &warmth{store: c.p.Store(), active: map[digest.Digest]int64{}, sum: WarmEvent{Images: len(pulls)}}
 	out.send(all.now("progress"))
 	err = during(c.r.Context(), func() error {
 		var images errgroup.Group
 		images.SetLimit(maxWarming)
-		for n, t := range targets {
+		for n, pull := range pulls {
 			images.Go(func() error {
-				one := &warmth{parent: all, store: c.p.store, active: map[digest.Digest]int64{}, sum: WarmEvent{Images: 1}}
+				one := &warmth{parent: all, store: c.p.Store(), active: map[digest.Digest]int64{}, sum: WarmEvent{Images: 1}}
 				var d digest.Digest
 				var found []string
-				err := task.Try("warm", func() (err error) { d, found, err = c.warmImage(c.r.Context(), t, platforms, one); return err })
+				err := task.Try("warm", func() (err error) { d, found, err = c.warmImage(c.r.Context(), pull, platforms, one); return err })
 				one.add(func(e *WarmEvent) {
 					e.ImagesDone++
 					if err != nil {
@@ -160,7 +161,7 @@ func (c *call) warm() error {
 		}
 		return images.Wait() // what fails is in the events
 	}, func() { out.send(all.now("progress")) })
-	c.p.store.InvalidateSummary()
+	c.p.Store().InvalidateSummary()
 	end := all.now("end")
 	if err = cmp.Or(context.Cause(c.r.Context()), err); err != nil {
 		end.Error = err.Error()
@@ -174,52 +175,33 @@ func (c *call) warm() error {
 	return nil
 }
 
-// warmTarget is the request that a client would make for an image.
-func (p *Proxy) warmTarget(parameter, name string) (target, error) {
-	i, err := p.parseImage(parameter, name)
+// pull is what a client would do for an image.
+func (c *call) pull(parameter, name string) (*proxy.Pull, error) {
+	i, err := c.parseImage(parameter, name)
 	if err != nil {
-		return target{}, err
+		return nil, err
 	}
-	t := target{kind: upstream.KindManifest, name: i.repo, repo: i.repo, digest: i.digest}
-	if t.registry, err = p.registries.find("", i.upstream); err != nil {
-		return target{}, invalid(parameter, "%v", err)
+	pull, err := c.p.NewPull(i.upstream, i.repo, i.tag, i.digest)
+	if err != nil {
+		return nil, invalid(parameter, "%v", err)
 	}
-	if len(t.repo) > maxName || !isName(t.repo) {
-		return target{}, invalid(parameter, "%q is not the name of a repository", bounded(t.repo))
-	}
-	if t.digest == "" {
-		if t.tag = i.tag; t.tag == "" {
-			t.tag = "latest"
-		}
-	}
-	return t, nil
+	return pull, nil
 }
 
 // warmImage fetches what of an image is for the platforms, and returns which there were.
-func (c *call) warmImage(ctx context.Context, t target, platforms []string, w *warmth) (d digest.Digest, found []string, err error) {
+func (c *call) warmImage(ctx context.Context, pull *proxy.Pull, platforms []string, w *warmth) (d digest.Digest, found []string, err error) {
 	if err := c.images.Acquire(ctx, 1); err != nil {
 		return "", nil, context.Cause(ctx)
 	}
 	defer c.images.Release(1)
-	p := c.p
-	if t.rules, err = p.cfg.rulesFor(t); err != nil {
+	if d, err = pull.Resolve(ctx); err != nil {
 		return "", nil, err
 	}
-	if t.rules.noStore {
-		return "", nil, errors.New("a rule of the configuration says no_store for this repository")
-	}
-	if d = t.digest; d == "" {
-		res, err := p.resolve(ctx, p.tagPointer(t))
-		if err != nil {
-			return "", nil, err
-		}
-		d = res.digest
-	}
-	blobs, found, err := c.warmManifests(ctx, t, d, platforms, w)
+	blobs, found, err := c.warmManifests(ctx, pull, d, platforms, w)
 	if err != nil {
 		return d, found, err
 	}
-	return d, found, c.warmBlobs(ctx, t, blobs, w)
+	return d, found, c.warmBlobs(ctx, pull, blobs, w)
 }
 
 // warmBlob is a blob that is to be fetched.
@@ -236,12 +218,12 @@ type warmList struct {
 }
 
 // add takes what a manifest names.
-func (l *warmList) add(blobs []descriptor) {
+func (l *warmList) add(blobs []image.Descriptor) {
 	for _, b := range blobs {
-		if _, known := l.known[b.Digest]; known || b.foreign() {
+		if _, known := l.known[b.Digest]; known || b.Foreign() {
 			continue
 		}
-		if err := b.check(); err != nil {
+		if err := b.Check(); err != nil {
 			l.err = fmt.Errorf("the manifest names %q: %w", b.Digest, err)
 		}
 		if l.err != nil {
@@ -257,7 +239,7 @@ const mostPlatforms = 16
 
 // warmManifests fetches an image's manifest, and those of an index that are for the
 // platforms. It returns the blobs that they name, and which platforms there were.
-func (c *call) warmManifests(ctx context.Context, t target, d digest.Digest, platforms []string, w *warmth) (blobs *warmList, found []string, err error) {
+func (c *call) warmManifests(ctx context.Context, pull *proxy.Pull, d digest.Digest, platforms []string, w *warmth) (blobs *warmList, found []string, err error) {
 	blobs = &warmList{known: map[digest.Digest]struct{}{}}
 	names := map[digest.Digest][]string{} // what indexes say that a manifest is for
 	var there []string
@@ -268,38 +250,38 @@ func (c *call) warmManifests(ctx context.Context, t target, d digest.Digest, pla
 		}
 		return append(list, name)
 	}
-	manifests := &walk{
-		reader: c.p.reader,
-		open: func(ctx context.Context, d descriptor) (*storage.Blob, error) {
-			if err := d.check(); err != nil {
+	manifests := &image.Walk{
+		Reader: c.p.Kept().Reader,
+		Open: func(ctx context.Context, d image.Descriptor) (*storage.Blob, error) {
+			if err := d.Check(); err != nil {
 				return nil, fmt.Errorf("the index names %q: %w", d.Digest, err)
 			}
 			w.add(func(e *WarmEvent) { e.Blobs++ })
-			return c.fetch(ctx, t, d.Digest, -1, w)
+			return c.fetch(ctx, pull, upstream.KindManifest, d.Digest, -1, w)
 		},
-		follow: func(child descriptor) bool {
+		Follow: func(child image.Descriptor) bool {
 			if child.Platform == nil { // an index in an index has none
-				return strings.Contains(child.MediaType, "index") || child.Platform.fits(platforms)
+				return strings.Contains(child.MediaType, "index") || child.Platform.Matches(platforms)
 			}
 			name := child.Platform.String()
 			there = note(there, name)
-			if !child.Platform.fits(platforms) {
+			if !child.Platform.Matches(platforms) {
 				return false
 			}
 			names[child.Digest] = note(names[child.Digest], name)
 			return true
 		},
-		exceeds: func(bound string) error {
+		Exceeds: func(bound string) error {
 			return fmt.Errorf("the image has %s: name fewer platforms, or warm the manifests that are needed by their digests", bound)
 		},
 	}
-	err = manifests.run(ctx, descriptor{Digest: d}, func(n *node) error {
-		if n.err == nil && !n.isIndex() {
+	err = manifests.Run(ctx, image.Descriptor{Digest: d}, func(n *image.Node) error {
+		if n.Err == nil && !n.IsIndex() {
 			images++
-			found = append(found, names[n.Digest]...)
-			blobs.add(n.blobs())
+			found = append(found, names[n.Named.Digest]...)
+			blobs.add(n.Blobs())
 		}
-		return n.err
+		return n.Err
 	})
 	if err == nil && images == 0 {
 		err = fmt.Errorf("not for %s; there is %s", strings.Join(platforms, ", "), strings.Join(there, ", "))
@@ -311,12 +293,11 @@ func (c *call) warmManifests(ctx context.Context, t target, d digest.Digest, pla
 }
 
 // warmBlobs fetches blobs, a few at a time.
-func (c *call) warmBlobs(ctx context.Context, t target, list *warmList, w *warmth) error {
-	t.kind, t.tag = upstream.KindBlob, ""
+func (c *call) warmBlobs(ctx context.Context, pull *proxy.Pull, list *warmList, w *warmth) error {
 	w.add(func(e *WarmEvent) {
 		e.Blobs += int64(len(list.blobs))
 		for _, b := range list.blobs {
-			e.Size = plus(e.Size, b.size)
+			e.Size = image.Plus(e.Size, b.size)
 		}
 	})
 	work, working := errgroup.WithContext(ctx)
@@ -327,7 +308,7 @@ func (c *call) warmBlobs(ctx context.Context, t target, list *warmList, w *warmt
 		}
 		work.Go(func() error {
 			return task.Try("warm", func() error {
-				content, err := c.fetch(working, t, b.digest, b.size, w)
+				content, err := c.fetch(working, pull, upstream.KindBlob, b.digest, b.size, w)
 				if err == nil {
 					content.Close()
 				}
@@ -339,7 +320,7 @@ func (c *call) warmBlobs(ctx context.Context, t target, list *warmList, w *warmt
 }
 
 // fetch makes content be kept here, and opens it. size is -1 where it is not known.
-func (c *call) fetch(ctx context.Context, t target, d digest.Digest, size int64, w *warmth) (b *storage.Blob, err error) {
+func (c *call) fetch(ctx context.Context, pull *proxy.Pull, kind upstream.Kind, d digest.Digest, size int64, w *warmth) (*storage.Blob, error) {
 	select {
 	case c.warming <- struct{}{}:
 		defer func() { <-c.warming }()
@@ -350,40 +331,28 @@ func (c *call) fetch(ctx context.Context, t target, d digest.Digest, size int64,
 	}
 	done := w.fetching(d, max(size, 0))
 	defer done()
-	if b, err = c.p.open(ctx, t, d); err != nil {
+	b, err := pull.Fetch(ctx, kind, d)
+	if err != nil {
 		return nil, fmt.Errorf("%s: %w", d, err)
-	}
-	defer func() {
-		if err != nil {
-			b.Close()
-			b = nil
-		}
-	}()
-	fetched := b.Outcome == storage.Miss
-	switch err := b.Wait(ctx); {
-	case errors.Is(err, storage.ErrNotKept):
-		return b, fmt.Errorf("%s: there is no room to keep it", d)
-	case err != nil:
-		return b, fmt.Errorf("%s: %w", d, c.p.broke(ctx, t, d, err))
-	case !c.p.store.Kept(d):
-		return b, fmt.Errorf("%s: it could not be kept; cachalot's log says why", d)
 	}
 	known := size
 	if known < 0 {
-		if known, err = length(b); err != nil {
-			return b, fmt.Errorf("read manifest %s: %w", d, err)
+		if known, err = image.Length(b); err != nil {
+			b.Close()
+			return nil, fmt.Errorf("read manifest %s: %w", d, err)
 		}
 	}
+	fetched := b.Outcome == storage.Miss
 	done() // it counts below now
 	w.add(func(e *WarmEvent) {
 		if size < 0 {
-			e.Size = plus(e.Size, known)
+			e.Size = image.Plus(e.Size, known)
 		}
 		e.BlobsDone++
-		e.Done = plus(e.Done, known)
+		e.Done = image.Plus(e.Done, known)
 		if fetched {
 			e.BlobsFetched++
-			e.Fetched = plus(e.Fetched, known)
+			e.Fetched = image.Plus(e.Fetched, known)
 		}
 	})
 	return b, nil

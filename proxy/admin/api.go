@@ -1,4 +1,4 @@
-package proxy
+package admin
 
 import (
 	"context"
@@ -19,8 +19,11 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
+	"github.com/cachalot-registry/cachalot/bounds"
+	"github.com/cachalot-registry/cachalot/proxy"
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/task"
+	"github.com/gorilla/mux"
 )
 
 const (
@@ -40,10 +43,11 @@ var openAPI []byte
 
 // api serves /api/v1/.
 type api struct {
-	AdminConfig
+	Config
 
 	guard   *guard
 	routes  []route
+	router  *mux.Router
 	streams chan struct{}       // one for each warm and verify that runs
 	warming chan struct{}       // one for each download of a warm
 	images  *semaphore.Weighted // one for each image that is warmed
@@ -64,16 +68,16 @@ type route struct {
 type call struct {
 	*api
 
-	p     *Proxy
+	p     *proxy.Proxy
 	w     http.ResponseWriter
 	r     *http.Request
 	query url.Values
 	audit audit
 }
 
-func newAPI(c AdminConfig, g *guard) *api {
+func newAPI(c Config, g *guard) *api {
 	a := &api{
-		AdminConfig: c, guard: g,
+		Config: c, guard: g,
 		streams: make(chan struct{}, maxStreams), warming: make(chan struct{}, maxWarming), verify: make(chan struct{}, 1),
 		images: semaphore.NewWeighted(maxWarmImages), looking: semaphore.NewWeighted(maxLooking), purging: semaphore.NewWeighted(maxPurging),
 	}
@@ -94,29 +98,40 @@ func newAPI(c AdminConfig, g *guard) *api {
 		{http.MethodPost, "warm", true, nil, (*call).warm},
 		{http.MethodPost, "verify", true, nil, (*call).verifyNow},
 	}
+	a.router = a.newRouter()
 	return a
+}
+
+// newRouter has each route under its method, and HEAD under that of GET.
+func (a *api) newRouter() *mux.Router {
+	m := mux.NewRouter()
+	for _, rt := range a.routes {
+		methods := []string{rt.method}
+		if rt.method == http.MethodGet {
+			methods = append(methods, http.MethodHead)
+		}
+		m.Path(apiRoot + rt.path).Methods(methods...).HandlerFunc(func(w http.ResponseWriter, r *http.Request) { a.serve(w, r, rt) })
+	}
+	m.MethodNotAllowedHandler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var allowed []string
+		for _, rt := range a.routes {
+			if r.URL.Path == apiRoot+rt.path {
+				allowed = append(allowed, rt.method)
+			}
+		}
+		w.Header().Set("Allow", strings.Join(allowed, ", "))
+		_ = writeProblem(w, problemf(http.StatusMethodNotAllowed, "method_not_allowed", "use %s here", strings.Join(allowed, " or ")))
+	})
+	m.NotFoundHandler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_ = writeProblem(w, problemf(http.StatusNotFound, "no_such_endpoint", "%sopenapi.yaml says what there is", apiRoot))
+	})
+	return m
 }
 
 func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
-	var allowed []string
-	for _, rt := range a.routes {
-		if r.URL.Path != apiRoot+rt.path {
-			continue
-		}
-		if r.Method == rt.method || r.Method == http.MethodHead && rt.method == http.MethodGet {
-			a.serve(w, r, rt)
-			return
-		}
-		allowed = append(allowed, rt.method)
-	}
-	if len(allowed) > 0 {
-		w.Header().Set("Allow", strings.Join(allowed, ", "))
-		_ = writeProblem(w, problemf(http.StatusMethodNotAllowed, "method_not_allowed", "use %s here", strings.Join(allowed, " or ")))
-		return
-	}
-	_ = writeProblem(w, problemf(http.StatusNotFound, "no_such_endpoint", "%sopenapi.yaml says what there is", apiRoot))
+	a.router.ServeHTTP(w, r)
 }
 
 func (a *api) serve(w http.ResponseWriter, r *http.Request, rt route) {
@@ -156,7 +171,7 @@ func params(r *http.Request, known []string) (url.Values, error) {
 			if len(known) > 0 {
 				message = "the parameters here are " + strings.Join(known, ", ")
 			}
-			return nil, problemf(http.StatusBadRequest, "unknown_parameter", "%q is not known; %s", bounded(name), message)
+			return nil, problemf(http.StatusBadRequest, "unknown_parameter", "%q is not known; %s", bounds.Text(name), message)
 		case len(q[name]) > 1:
 			return nil, problemf(http.StatusBadRequest, "unknown_parameter", "%s is given twice; keep one", name)
 		}
@@ -195,7 +210,7 @@ func (c *call) page() (n int, after string, err error) {
 	n = defaultPage
 	if text := c.query.Get("limit"); text != "" {
 		if n, err = strconv.Atoi(text); err != nil || n < 1 || n > maxPage {
-			return 0, "", invalid("limit", "%q is not a number from 1 to %d", bounded(text), maxPage)
+			return 0, "", invalid("limit", "%q is not a number from 1 to %d", bounds.Text(text), maxPage)
 		}
 	}
 	cursor, err := base64.RawURLEncoding.DecodeString(c.query.Get("cursor"))
@@ -211,7 +226,7 @@ func toCursor(after string) string { return base64.RawURLEncoding.EncodeToString
 func age(name, text string) (time.Duration, error) {
 	d, err := time.ParseDuration(text)
 	if err != nil || d < 0 {
-		return 0, invalid(name, "%q is not a duration; write one such as 720h", bounded(text))
+		return 0, invalid(name, "%q is not a duration; write one such as 720h", bounds.Text(text))
 	}
 	return d, nil
 }
@@ -279,7 +294,7 @@ func writeProblem(w http.ResponseWriter, err error) error {
 	switch {
 	case ok:
 	case errors.Is(err, context.Canceled):
-		p = problemf(statusClientGone, "client_gone", "%v", err)
+		p = problemf(proxy.StatusClientGone, "client_gone", "%v", err)
 		p.Title = "Client Closed Request"
 	default:
 		p = problemf(http.StatusInternalServerError, "internal", "%v", err)

@@ -1,4 +1,4 @@
-package proxy
+package admin
 
 import (
 	"encoding/json"
@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cachalot-registry/cachalot/proxy"
 	"github.com/cachalot-registry/cachalot/storage"
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
@@ -32,34 +33,6 @@ func shared(up *ut.Registry, repo string) (one, two ut.Image) {
 	up.AddBlob(repo, two.Blobs()...)
 	up.AddManifest(repo, two.Manifest, "2")
 	return one, two
-}
-
-// pullAll asks for a tag, then everything by digest.
-func (m *mirror) pullAll(repo, tag string, i ut.Image) {
-	m.t.Helper()
-	m.want(m.get("/v2/"+repo+"/manifests/"+tag), i.Index)
-	m.want(m.get("/v2/"+repo+"/manifests/"+i.Manifest.Digest.String()), i.Manifest)
-	for _, b := range i.Blobs() {
-		m.want(m.get("/v2/"+repo+"/blobs/"+b.Digest.String()), b)
-	}
-	m.settle()
-}
-
-// settle waits until no download is in progress.
-func (m *mirror) settle() {
-	m.t.Helper()
-	waitFor(m.t, func() bool { return len(m.store.Fills()) == 0 })
-}
-
-// onDisk is how many blobs there are, which must be what their names say.
-func (m *mirror) onDisk() int {
-	m.t.Helper()
-	m.settle()
-	v, err := storage.Verify(m.t.Context(), m.dir, true, func(int64, int64) {})
-	if err != nil || len(v.Damaged) > 0 {
-		m.t.Errorf("%+v, %v", v, err)
-	}
-	return v.Blobs
 }
 
 // A purged tag takes with it what only it holds, in its repository, and the next
@@ -94,13 +67,13 @@ func TestPurgeImage(t *testing.T) {
 	if got := m.onDisk(); got != before-3 {
 		t.Errorf("%d blobs on disk, want %d", got, before-3)
 	}
-	counts(t, up, nil)
+	up.WantCounts(t, nil)
 	m.pullAll("library/app", "2", two) // nothing of it has gone
 	m.want(m.get("/v2/acme/copy/blobs/"+other.Layers[1].Digest.String()), other.Layers[1])
-	counts(t, up, nil)
+	up.WantCounts(t, nil)
 	m.pullAll("library/app", "1", one)
 	// Everything that went; and whether this repository has the second layer.
-	counts(t, up, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 2, ut.GetBlob: 1, ut.HeadBlob: 1})
+	up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 2, ut.GetBlob: 1, ut.HeadBlob: 1})
 	a.refused(http.MethodPost, "purge", `{"image": "app:none"}`, http.StatusNotFound, "not_kept")
 
 	// By digest, the tags that point to it go along.
@@ -131,7 +104,7 @@ func TestPurgeForgetsAnswers(t *testing.T) {
 	a.post("purge", `{"image": "docker.io/library/app:1"}`, http.StatusOK, nil)
 	m.want(m.get("/v2/library/app/manifests/2"), img.Index)
 	m.want(m.get("/v2/library/app/manifests/1"), moved.Index)
-	counts(t, up, map[ut.Op]int{ut.HeadManifest: 2, ut.GetManifest: 2})
+	up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 2, ut.GetManifest: 2})
 }
 
 // Who reads what is purged gets all of it, and what is being downloaded stays.
@@ -179,7 +152,7 @@ func TestPurgeUnderReaders(t *testing.T) {
 	up.Forget()
 	m.want(m.get("/v2/library/app/blobs/"+slow.Digest.String()), slow)
 	m.want(m.get("/v2/library/app/blobs/"+big.Digest.String()), big)
-	counts(t, up, map[ut.Op]int{ut.GetBlob: 1})
+	up.WantCounts(t, map[ut.Op]int{ut.GetBlob: 1})
 }
 
 func TestPurgeSweeps(t *testing.T) {
@@ -219,7 +192,7 @@ func TestPurgeSweeps(t *testing.T) {
 	}
 	up.Forget()
 	m.pullAll("library/app", "1", one)
-	counts(t, up, map[ut.Op]int{ut.GetBlob: 1})
+	up.WantCounts(t, map[ut.Op]int{ut.GetBlob: 1})
 }
 
 // What is pinned stays, unless the request says otherwise.
@@ -244,7 +217,7 @@ func TestPurgePinned(t *testing.T) {
 	}
 	up.Forget()
 	m.pullAll("library/web", "1", two)
-	counts(t, up, nil)
+	up.WantCounts(t, nil)
 	a.post("purge", `{"upstream": "docker.io", "pinned": true}`, http.StatusOK, &did)
 	if did.Tags != 1 || did.Blobs != 4 || m.onDisk() != 0 {
 		t.Errorf("%+v", did)
@@ -256,7 +229,7 @@ func TestPins(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
 	yes := true
-	rules := func(c *Config) { c.Rules = []Rule{{Match: []string{"docker.io/acme/**"}, Pin: &yes}} }
+	rules := func(c *proxy.Config) { c.Rules = []proxy.Rule{{Match: []string{"docker.io/acme/**"}, Pin: &yes}} }
 	reg := registry(t, "docker.io", up.URL)
 	m := newMirror(t, rules, reg)
 	a := newAdmin(t, m, nil, nil)

@@ -1,4 +1,4 @@
-package proxy
+package admin
 
 import (
 	"encoding/json"
@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/cachalot-registry/cachalot/proxy"
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
@@ -56,14 +57,14 @@ func TestWarm(t *testing.T) {
 	if end.Event != "end" || end.Images != 3 || end.ImagesFailed != 0 || end.Size != 3*want || end.Done != 3*want || end.Fetched != want || end.BlobsFetched != 9 || end.Error != "" {
 		t.Errorf("%+v, want %d bytes thrice", end, want)
 	}
-	counts(t, up, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 3, ut.GetBlob: 6})
+	up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 3, ut.GetBlob: 6})
 	m.want(m.get("/v2/library/app/manifests/1"), index)
 	arm := images["linux/arm64/v8"]
 	m.want(m.get("/v2/library/app/manifests/"+arm.Manifest.Digest.String()), arm.Manifest)
 	for _, b := range arm.Blobs() {
 		m.want(m.get("/v2/library/app/blobs/"+b.Digest.String()), b)
 	}
-	counts(t, up, nil)
+	up.WantCounts(t, nil)
 	if n := m.onDisk(); n != 9 {
 		t.Errorf("%d blobs, want an index, two manifests and six blobs", n)
 	}
@@ -89,7 +90,7 @@ func TestWarm(t *testing.T) {
 	if end.ImagesFailed != 1 {
 		t.Errorf("%+v", end)
 	}
-	counts(t, up, nil)
+	up.WantCounts(t, nil)
 	a.post("warm", `{"images": ["app:1"], "platforms": ["all"]}`, http.StatusOK, &end)
 	if end.ImagesFailed != 0 || end.BlobsFetched != 8 {
 		t.Errorf("%+v", end)
@@ -102,8 +103,8 @@ func TestWarmSharesAndObeys(t *testing.T) {
 	up := ut.New(t, ut.Options{})
 	img := up.AddImage("library/app", "1", ut.NewImage(1, 500_000))
 	yes := true
-	m := newMirror(t, func(c *Config) {
-		c.Rules = []Rule{
+	m := newMirror(t, func(c *proxy.Config) {
+		c.Rules = []proxy.Rule{
 			{Match: []string{"docker.io/secret/**"}, Access: "deny"},
 			{Match: []string{"docker.io/huge/**"}, NoStore: &yes},
 		}
@@ -121,17 +122,17 @@ func TestWarmSharesAndObeys(t *testing.T) {
 		}
 		close(release)
 		defer resp.Body.Close()
-		pulled <- reply{status: resp.StatusCode, header: resp.Header}
+		pulled <- reply{status: resp.StatusCode, cache: resp.Header.Get("Cache-Status")}
 	}()
 	var end WarmEvent
 	a.post("warm", `{"images": ["app:1", "secret/x:1", "huge/x:1"], "platforms": ["linux/amd64"]}`, http.StatusOK, &end)
-	if got := <-pulled; got.err != nil || got.status != http.StatusOK || got.cache() != "cachalot; fwd=miss; collapsed" {
+	if got := <-pulled; got.err != nil || got.status != http.StatusOK || got.cache != "cachalot; fwd=miss; collapsed" {
 		t.Errorf("%+v", got)
 	}
 	if end.ImagesFailed != 2 || end.ImagesDone != 3 {
 		t.Errorf("%+v", end)
 	}
-	counts(t, up, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 2, ut.GetBlob: 2})
+	up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 2, ut.GetBlob: 2})
 }
 
 // Who leaves ends the warming: nothing more is asked for, what has begun comes to its end.
@@ -142,8 +143,8 @@ func TestWarmLeft(t *testing.T) {
 	img := up.AddImage("library/app", "1", ut.NewImage(1, sizes...))
 	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
 	ended := make(chan struct{})
-	a := newAdmin(t, m, nil, func(c *AdminConfig) {
-		c.Current = func() (*Proxy, func()) { return m.proxy, func() { close(ended) } }
+	a := newAdmin(t, m, nil, func(c *Config) {
+		c.Current = func() (*proxy.Proxy, func()) { return m.proxy, func() { close(ended) } }
 	})
 	release, arrived := make(chan struct{}), make(chan struct{}, 100)
 	up.Fault(ut.Match{Op: ut.GetBlob}, ut.Arrived(arrived), ut.StallAfter(100, release))

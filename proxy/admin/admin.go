@@ -1,4 +1,4 @@
-package proxy
+package admin
 
 import (
 	"fmt"
@@ -7,18 +7,19 @@ import (
 	"net/http/pprof"
 	"time"
 
+	"github.com/cachalot-registry/cachalot/proxy"
 	"github.com/gorilla/mux"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// AdminConfig is what the admin listener needs.
-type AdminConfig struct {
+// Config is what the admin listener needs.
+type Config struct {
 	Gatherer prometheus.Gatherer
 	Ready    func() error // what /readyz says
 	// Current returns the Proxy that answers clients now, which stays open until
 	// done is called; nil while the process ends.
-	Current func() (p *Proxy, done func())
+	Current func() (p *proxy.Proxy, done func())
 	// Loopback: the listener is bound to a loopback address. Only there may state
 	// be changed without a token.
 	Loopback bool
@@ -33,10 +34,10 @@ type AdminConfig struct {
 	Log     *slog.Logger
 }
 
-// NewAdmin returns the handler of the admin listener: /metrics, /healthz (the
+// New returns the handler of the admin listener: /metrics, /healthz (the
 // process runs), /readyz (Ready returns nil), /debug/pprof/, for those who may change
 // something, and /api/v1/, which openapi.yaml describes.
-func NewAdmin(c AdminConfig) http.Handler {
+func New(c Config) http.Handler {
 	g := newGuard(c)
 	profiles := http.NewServeMux()
 	profiles.HandleFunc("/debug/pprof/", pprof.Index)

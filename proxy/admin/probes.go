@@ -1,10 +1,11 @@
-package proxy
+package admin
 
 import (
 	"net/http"
 	"strconv"
 
 	"github.com/cachalot-registry/cachalot/bounds"
+	"github.com/cachalot-registry/cachalot/proxy/hosts"
 )
 
 // maxAdminWork bounds what the admin listener does at once besides probes, which have
@@ -20,9 +21,9 @@ func besidesProbes(h http.Handler) http.Handler {
 			h.ServeHTTP(w, r)
 			return
 		}
-		holder := bounds.Holder{Client: bounds.Client(withoutPort(r.RemoteAddr))}
+		holder := bounds.Holder{Client: bounds.Client(hosts.Name(r.RemoteAddr))}
 		if !places.Enter(holder) {
-			w.Header().Set("Retry-After", strconv.Itoa(int(retryBusy.Seconds())))
+			w.Header().Set("Retry-After", strconv.Itoa(int(bounds.RetryAfter.Seconds())))
 			w.Header().Set("Connection", "close")
 			http.Error(w, "too many requests are being answered here; ask again later", http.StatusServiceUnavailable)
 			return

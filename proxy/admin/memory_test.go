@@ -1,4 +1,4 @@
-package proxy
+package admin
 
 import (
 	"net/http"
@@ -11,6 +11,7 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/cachalot-registry/cachalot/proxy/image"
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
@@ -52,16 +53,16 @@ func TestWalk_Memory(t *testing.T) {
 	up := ut.New(t, ut.Options{})
 	var names []ocispec.Descriptor
 	for i := range 8 {
-		list := layers(i*maxDescriptors, 9000)
+		list := ut.Layers(i*image.MaxDescriptors, 9000)
 		for n := range list {
 			list[n].Digest = list[0].Digest // or else the index is asked for each
-			list[n].MediaType = "application/" + strings.Repeat("x", maxMediaType-len("application/"))
+			list[n].MediaType = "application/" + strings.Repeat("x", image.MaxMediaType-len("application/"))
 		}
-		manifest := manifestOf(i, list...)
-		add(up, "library/app", "", manifest)
+		manifest := ut.Manifest(i, list...)
+		up.AddManifests("library/app", "", manifest)
 		names = append(names, manifest.Descriptor)
 	}
-	add(up, "library/app", "1", indexOf(names...))
+	up.AddManifests("library/app", "1", ut.Index(names...))
 	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
 	if a := m.get("/v2/library/app/manifests/1"); a.status != http.StatusOK {
 		t.Fatal(a.status)
@@ -98,14 +99,14 @@ func TestWalk_Memory(t *testing.T) {
 func TestWarm_Memory(t *testing.T) {
 	const limit = 100 << 20
 	up := ut.New(t, ut.Options{})
-	large := padded(0, 4<<20)
+	large := ut.Padded(0, 4<<20)
 	large.Platform = &ocispec.Platform{OS: "linux", Architecture: "amd64"}
 	names := make([]ocispec.Descriptor, 500)
 	for i := range names {
 		names[i] = large.Descriptor
 	}
-	index := indexOf(names...)
-	add(up, "library/app", "1", large, index)
+	index := ut.Index(names...)
+	up.AddManifests("library/app", "1", large, index)
 	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
 	a := newAdmin(t, m, nil, nil)
 	peak := heapPeak(t, func() {
@@ -113,7 +114,7 @@ func TestWarm_Memory(t *testing.T) {
 			t.Errorf("%+v %+v", image, end)
 		}
 	})
-	counts(t, up, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 2})
+	up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 2})
 	t.Logf("it took %d MiB", peak>>20)
 	if peak > limit {
 		t.Errorf("it took %d MiB, want no more than %d", peak>>20, limit>>20)
@@ -132,7 +133,7 @@ func TestWarm_Goroutines(t *testing.T) {
 		up.AddBlob("library/app", blob)
 		list = append(list, blob.Descriptor)
 	}
-	add(up, "library/app", "1", manifestOf(0, list...))
+	up.AddManifests("library/app", "1", ut.Manifest(0, list...))
 	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
 	a := newAdmin(t, m, nil, nil)
 	arrived := make(chan struct{})

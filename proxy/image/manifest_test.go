@@ -1,4 +1,4 @@
-package proxy
+package image
 
 import (
 	"bytes"
@@ -15,7 +15,7 @@ import (
 )
 
 // digestsOf has the digests of descriptors.
-func digestsOf(all []descriptor) []digest.Digest {
+func digestsOf(all []Descriptor) []digest.Digest {
 	var digests []digest.Digest
 	for _, d := range all {
 		digests = append(digests, d.Digest)
@@ -58,11 +58,11 @@ func TestManifest_Decode(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			m, _, err := manifestReader{}.manifest(t.Context(), strings.NewReader(tt.json), -1, maxDescriptors)
+			m, _, err := Reader{}.Manifest(t.Context(), strings.NewReader(tt.json), -1, MaxDescriptors)
 			if (err == nil) != (tt.failure == "") || err != nil && !strings.Contains(err.Error(), tt.failure) {
 				t.Errorf("failure %v, want %q", err, tt.failure)
 			}
-			if !slices.Equal(digestsOf(m.manifests), tt.manifests) || !slices.Equal(digestsOf(m.blobs()), tt.blobs) || m.mediaType != tt.mediaType || m.artifactType != "" || m.truncated {
+			if !slices.Equal(digestsOf(m.Manifests), tt.manifests) || !slices.Equal(digestsOf(m.Blobs()), tt.blobs) || m.MediaType != tt.mediaType || m.ArtifactType != "" || m.Truncated {
 				t.Errorf("%+v", m)
 			}
 		})
@@ -72,35 +72,35 @@ func TestManifest_Decode(t *testing.T) {
 // TestManifest_Bounds: what is taken of a manifest, and read for that, is bounded.
 func TestManifest_Bounds(t *testing.T) {
 	t.Parallel()
-	read := func(text string) (manifest, int64) {
-		m, n, err := manifestReader{}.manifest(t.Context(), strings.NewReader(text), -1, maxDescriptors)
+	read := func(text string) (Manifest, int64) {
+		m, n, err := Reader{}.Manifest(t.Context(), strings.NewReader(text), -1, MaxDescriptors)
 		if err != nil {
 			t.Error(err)
 		}
 		return m, n
 	}
 	m, n := read(`{"layers":[` + strings.Repeat(`{},`, 1_000_000) + `{}]}`)
-	if len(m.layers) != maxDescriptors || !m.truncated || n > 100_000 {
-		t.Errorf("%d descriptors of %d bytes, truncated %v", len(m.layers), n, m.truncated)
+	if len(m.Layers) != MaxDescriptors || !m.Truncated || n > 100_000 {
+		t.Errorf("%d descriptors of %d bytes, truncated %v", len(m.Layers), n, m.Truncated)
 	}
 	m, n = read(`{` + strings.Repeat(`"layers":[{},{},{},{},{}],`, 200_000) + `"x":0}`)
-	if m.named != maxDescriptors || !m.truncated || n > 200_000 {
-		t.Errorf("%d descriptors of %d bytes, truncated %v", m.named, n, m.truncated)
+	if m.Read != MaxDescriptors || !m.Truncated || n > 200_000 {
+		t.Errorf("%d descriptors of %d bytes, truncated %v", m.Read, n, m.Truncated)
 	}
-	most := `{"layers":[{}` + strings.Repeat(`,{}`, maxDescriptors-1) + `]}`
-	if m, _ = read(most); len(m.layers) != maxDescriptors || m.truncated {
-		t.Errorf("%d descriptors, truncated %v", len(m.layers), m.truncated)
+	most := `{"layers":[{}` + strings.Repeat(`,{}`, MaxDescriptors-1) + `]}`
+	if m, _ = read(most); len(m.Layers) != MaxDescriptors || m.Truncated {
+		t.Errorf("%d descriptors, truncated %v", len(m.Layers), m.Truncated)
 	}
 	word := strings.Repeat("x", 1<<19)
 	m, _ = read(fmt.Sprintf(`{"mediaType":%q,"artifactType":%[1]q,"layers":[{"digest":%[1]q,"mediaType":%[1]q,"artifactType":%[1]q,"size":-5}]}`, word))
-	if d := m.layers[0]; len(m.mediaType)+len(m.artifactType)+len(d.Digest)+len(d.MediaType)+len(d.ArtifactType) > 200 || d.Size != 0 {
+	if d := m.Layers[0]; len(m.MediaType)+len(m.ArtifactType)+len(d.Digest)+len(d.MediaType)+len(d.ArtifactType) > 200 || d.Size != 0 {
 		t.Error("it keeps long words, or a size below 0")
 	}
 	m, _ = read(fmt.Sprintf(`{"manifests":[{"platform":{"os":%q,"architecture":%[1]q,"variant":%[1]q,"os.version":%[1]q}}]}`, word))
-	if len(m.manifests[0].Platform.String()) > 4*maxPlatformPart {
+	if len(m.Manifests[0].Platform.String()) > 4*maxPlatformPart {
 		t.Error("it keeps a long platform")
 	}
-	_, n, err := manifestReader{}.manifest(t.Context(), strings.NewReader(`{"x":"`+strings.Repeat("x", 2*upstream.MaxManifestSize)+`"}`), -1, maxDescriptors)
+	_, n, err := Reader{}.Manifest(t.Context(), strings.NewReader(`{"x":"`+strings.Repeat("x", 2*upstream.MaxManifestSize)+`"}`), -1, MaxDescriptors)
 	if err == nil || n != upstream.MaxManifestSize {
 		t.Errorf("read %d bytes, %v", n, err)
 	}
@@ -115,12 +115,12 @@ func FuzzManifest(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		m, _, err := manifestReader{}.manifest(t.Context(), strings.NewReader(string(b)), -1, maxDescriptors)
-		if n := len(m.manifests) + len(m.layers) + len(m.fsLayers); n > maxDescriptors || n > m.named {
+		m, _, err := Reader{}.Manifest(t.Context(), strings.NewReader(string(b)), -1, MaxDescriptors)
+		if n := len(m.Manifests) + len(m.Layers) + len(m.FSLayers); n > MaxDescriptors || n > m.Read {
 			t.Errorf("%d descriptors", n)
 		}
-		for _, d := range slices.Concat(m.manifests, m.blobs()) {
-			if len(d.Digest) > 200 || len(d.MediaType) > maxMediaType || d.Size < 0 {
+		for _, d := range slices.Concat(m.Manifests, m.Blobs()) {
+			if len(d.Digest) > 200 || len(d.MediaType) > MaxMediaType || d.Size < 0 {
 				t.Errorf("%+v", d)
 			}
 		}
@@ -131,13 +131,13 @@ func FuzzManifest(f *testing.F) {
 			FSLayers                []struct{ BlobSum digest.Digest }
 		}
 		switch known := json.Unmarshal(b, &want); {
-		case known != nil || m.truncated || string(bytes.TrimSpace(b)) == "null":
+		case known != nil || m.Truncated || string(bytes.TrimSpace(b)) == "null":
 			return
 		case err != nil:
 			t.Errorf("encoding/json reads it, and here it is: %v", err)
 			return
 		}
-		if len(m.manifests) != len(want.Manifests) || len(m.layers) != len(want.Layers) || len(m.fsLayers) != len(want.FSLayers) {
+		if len(m.Manifests) != len(want.Manifests) || len(m.Layers) != len(want.Layers) || len(m.FSLayers) != len(want.FSLayers) {
 			t.Errorf("%+v, want %+v", m, want)
 		}
 	})

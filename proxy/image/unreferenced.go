@@ -1,0 +1,85 @@
+package image
+
+import (
+	"context"
+	"errors"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/opencontainers/go-digest"
+)
+
+// Root is what a tag points, or pointed, to.
+type Root struct {
+	Upstream, Repository string
+	Digest               digest.Digest
+}
+
+// ErrManyManifests: what hangs on no other image is not known.
+var ErrManyManifests = errors.New("other tags hold too many manifests to look at")
+
+// search looks for what hangs on some images and on no other. Its bounds are besides
+// those of each image's walk.
+type search struct {
+	kept          Kept
+	maxBlobs      int // of the images, manifests too; more are left out
+	maxManifests  int // of the others; with more, the search fails
+	maxBytes      int64
+	maxRemembered int // of the others, for several tags have one image
+}
+
+// newSearch returns one with bounds that some 200,000 tags of 20 platforms each are
+// within.
+func newSearch(k Kept) search {
+	return search{kept: k, maxBlobs: 200_000, maxManifests: 5_000_000, maxBytes: 8 << 30, maxRemembered: 16 << 10}
+}
+
+// Unreferenced returns what hangs on the roots and on none of the others, each of which
+// others calls held with until it returns false. Truncated: there is more than was
+// looked for. It fails with [ErrManyManifests] where the others are too many.
+func (k Kept) Unreferenced(ctx context.Context, roots []Root, others func(held func(Root) bool) error) (blobs map[digest.Digest]struct{}, truncated bool, err error) {
+	return newSearch(k).run(ctx, roots, others)
+}
+
+// run is Unreferenced.
+func (s search) run(ctx context.Context, roots []Root, others func(held func(Root) bool) error) (blobs map[digest.Digest]struct{}, truncated bool, err error) {
+	blobs = map[digest.Digest]struct{}{}
+	for _, r := range roots {
+		w := s.kept.Walk(r.Upstream, r.Repository)
+		w.Exceeds = func(string) error { truncated = true; return nil }
+		err := w.Each(ctx, r.Digest, func(d digest.Digest) {
+			if _, known := blobs[d]; !known && len(blobs) >= s.maxBlobs {
+				truncated = true
+				return
+			}
+			blobs[d] = struct{}{}
+		})
+		if err != nil {
+			return nil, false, err
+		}
+	}
+	seen, err := lru.New[Root, struct{}](s.maxRemembered)
+	if err != nil {
+		return nil, false, err
+	}
+	manifests, bytes := 0, int64(0)
+	var failed error
+	err = others(func(r Root) bool {
+		if failed != nil || len(blobs) == 0 {
+			return false
+		}
+		if seen.Contains(r) {
+			return true
+		}
+		seen.Add(r, struct{}{})
+		w := s.kept.Walk(r.Upstream, r.Repository)
+		failed = w.Each(ctx, r.Digest, func(d digest.Digest) { delete(blobs, d) })
+		if manifests, bytes = manifests+w.manifests, bytes+w.bytes; failed == nil && (manifests > s.maxManifests || bytes > s.maxBytes) {
+			failed = ErrManyManifests
+		}
+		return failed == nil
+	})
+	if err = errors.Join(err, failed); err != nil {
+		return nil, false, err
+	}
+	return blobs, truncated, nil
+}

@@ -1,0 +1,174 @@
+package proxy
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/bounds"
+	"github.com/cachalot-registry/cachalot/proxy/image"
+	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/upstream"
+)
+
+// What operators see and do, by the admin API, is here: it knows nothing else of a Proxy.
+
+// Store is where content is kept.
+func (p *Proxy) Store() *storage.Store { return p.store }
+
+// Kept reads what is kept of images.
+func (p *Proxy) Kept() image.Kept { return image.Kept{Store: p.store, Reader: p.reader} }
+
+// Rules are those of the configuration.
+func (p *Proxy) Rules() []Rule { return p.cfg.Rules }
+
+// UpstreamStatus is an upstream, and how clients come to it.
+type UpstreamStatus struct {
+	Upstream
+
+	Default   bool // it is asked where a request names none
+	Unlisted  bool // it is not of the configuration
+	Unchecked bool // it is suspect: tags are served unchecked
+}
+
+// Upstreams are all that are known, in the order of their names.
+func (p *Proxy) Upstreams() []UpstreamStatus {
+	known := map[*upstream.Registry]*UpstreamStatus{}
+	add := func(r *upstream.Registry) *UpstreamStatus {
+		if known[r] == nil {
+			known[r] = &UpstreamStatus{
+				Upstream: Upstream{Registry: r}, Default: p.registries.byDefault == r, Unchecked: p.suspicion.doubtsUpstream(r.Name()),
+			}
+		}
+		return known[r]
+	}
+	for name, r := range p.registries.byName {
+		if u := add(r); name != r.Name() {
+			u.Aliases = append(u.Aliases, name)
+		}
+	}
+	for host, r := range p.registries.byHost {
+		u := add(r)
+		u.Hosts = append(u.Hosts, host)
+	}
+	for _, r := range p.registries.opened() {
+		add(r).Unlisted = true
+	}
+	all := make([]UpstreamStatus, 0, len(known))
+	for _, u := range known {
+		slices.Sort(u.Aliases)
+		slices.Sort(u.Hosts)
+		all = append(all, *u)
+	}
+	slices.SortFunc(all, func(a, b UpstreamStatus) int { return cmp.Compare(a.Registry.Name(), b.Registry.Name()) })
+	return all
+}
+
+// UpstreamName is what the store has for an upstream that is called so, whether or not
+// there is one now: what is kept may be of an earlier configuration.
+func (p *Proxy) UpstreamName(called string) string { return p.registries.name(called) }
+
+// FullName is an image's name with that of its upstream in the place of an alias.
+func (p *Proxy) FullName(name string) string {
+	if first, rest, more := strings.Cut(name, "/"); more && isRegistry(first, rest, "") {
+		return p.registries.name(first) + "/" + rest
+	}
+	return name
+}
+
+// Freshness is what a client's pull of a tag would find: "fresh", "stale" where the
+// upstream would be asked, "expired" where nothing else would do.
+func (p *Proxy) Freshness(t storage.NamedTag) string {
+	freshFor := p.cfg.FreshFor
+	if r := p.registries.configured(t.Upstream); r != nil {
+		if policy, err := p.cfg.policyFor(target{kind: upstream.KindManifest, registry: r, repo: t.Repository, tag: t.Name}); err == nil {
+			freshFor = policy.freshFor
+		}
+	}
+	switch p.cfg.judge(t.Tag, true, freshFor, time.Now()) {
+	case fresh:
+		return "fresh"
+	case stale:
+		return "stale"
+	default:
+		return "expired"
+	}
+}
+
+// Forget has upstreams asked again for what they said a moment ago of an upstream's
+// repository and reference; "": of all.
+func (p *Proxy) Forget(upstream, repository, reference string) {
+	concerns := func(k cacheKey) bool {
+		return (upstream == "" || k.upstream == upstream) && (repository == "" || k.repository == repository) && (reference == "" || k.reference == reference)
+	}
+	remove(p.negative.entries, concerns)
+	remove(p.heads.entries, concerns)
+}
+
+// Pull fetches an image as a client's pull does: by the same rules and fills, so that
+// what is here, or on its way, is not fetched again.
+type Pull struct {
+	p *Proxy
+	t target
+}
+
+// NewPull returns a pull of a tag or, where it is not "", a digest.
+func (p *Proxy) NewPull(upstreamName, repository, tag string, d digest.Digest) (*Pull, error) {
+	r, err := p.registries.find("", upstreamName)
+	if err != nil {
+		return nil, err
+	}
+	if len(repository) > maxName || !isName(repository) {
+		return nil, fmt.Errorf("%q is not the name of a repository", bounds.Text(repository))
+	}
+	t := target{kind: upstream.KindManifest, registry: r, name: repository, repo: repository, digest: d}
+	if d == "" {
+		t.tag = cmp.Or(tag, "latest")
+	}
+	return &Pull{p, t}, nil
+}
+
+// Resolve returns the digest of the image, whose content can be fetched after that.
+func (u *Pull) Resolve(ctx context.Context) (d digest.Digest, err error) {
+	if u.t.policy, err = u.p.cfg.policyFor(u.t); err != nil {
+		return "", err
+	}
+	if u.t.policy.noStore {
+		return "", errors.New("a rule of the configuration says no_store for this repository")
+	}
+	if u.t.digest != "" {
+		return u.t.digest, nil
+	}
+	resolved, err := u.p.resolve(ctx, u.p.tagPointer(u.t))
+	return resolved.digest, err
+}
+
+// Fetch opens content that is whole and kept here by then.
+func (u *Pull) Fetch(ctx context.Context, kind upstream.Kind, d digest.Digest) (*storage.Blob, error) {
+	t := u.t
+	if t.kind = kind; kind == upstream.KindBlob {
+		t.tag = ""
+	}
+	b, err := u.p.open(ctx, t, d)
+	if err != nil {
+		return nil, err
+	}
+	switch err = b.Wait(ctx); {
+	case errors.Is(err, storage.ErrNotKept):
+		err = errors.New("there is no room to keep it")
+	case err != nil:
+		err = u.p.broke(ctx, t, d, err)
+	case !u.p.store.Kept(d):
+		err = errors.New("it could not be kept; cachalot's log says why")
+	default:
+		return b, nil
+	}
+	b.Close()
+	return nil, err
+}
