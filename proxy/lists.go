@@ -22,7 +22,7 @@ import (
 // referrers answers with the manifests that refer to a digest (OCI
 // distribution-spec, "Listing referrers"). The list is kept, like a tag;
 // the filter is ours.
-func (p *Proxy) referrers(w *response, r *http.Request, t target) error {
+func (p *Proxy) referrers(w *response, r *http.Request, req request, t target) error {
 	name := "referrers/" + string(t.digest)
 	kept, known := p.store.Tag(storage.TagKey{Upstream: t.registry.Name(), Repository: t.repo, Name: name})
 	none := kept.Digest == digest.FromBytes(upstream.NoReferrers())
@@ -47,7 +47,7 @@ func (p *Proxy) referrers(w *response, r *http.Request, t target) error {
 	}
 	defer done()
 	w.Header().Set("Content-Type", ocispec.MediaTypeImageIndex)
-	artifactType := r.URL.Query().Get("artifactType")
+	artifactType := req.query.Get("artifactType")
 	if artifactType == "" {
 		return writeBody(w, r, list.body)
 	}

@@ -165,8 +165,8 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		p.writeError(rec, r, refuse(errcode.ErrorCodeUnsupported, http.StatusMethodNotAllowed, "this is a read-only mirror; push to the registry itself"))
 		return
 	}
-	if path, ok := parsePath(r.URL.EscapedPath()); ok { // mux would copy the request twice
-		p.serveContent(rec, r, path)
+	if req, ok := parseRequest(r); ok { // mux would copy the request twice
+		p.serveContent(rec, r, req)
 		return
 	}
 	p.routes.ServeHTTP(rec, r)
@@ -185,26 +185,26 @@ func (p *Proxy) recovered(w *response, r *http.Request) {
 }
 
 // serveContent answers a request for content.
-func (p *Proxy) serveContent(w *response, r *http.Request, path contentPath) {
-	t, err := p.parse(r, path)
+func (p *Proxy) serveContent(w *response, r *http.Request, req request) {
+	t, err := p.target(req, bounds.Client(p.client(r)))
 	if err == nil {
 		t.policy, err = p.cfg.policyFor(t)
 	}
 	w.target = t
-	w.target.kind = path.kind
+	w.target.kind = req.kind
 	if err == nil {
-		if ns := namespace(r); ns != "" {
-			w.Header().Set("OCI-Namespace", ns)
+		if req.namespace != "" {
+			w.Header().Set("OCI-Namespace", req.namespace)
 		}
-		switch path.kind {
+		switch req.kind {
 		case upstream.KindManifest:
 			err = p.manifest(w, r, t)
 		case upstream.KindBlob:
 			err = p.blob(w, r, t)
 		case upstream.KindTags:
-			err = p.tags(w, r, t)
+			err = p.tags(w, r, req, t)
 		case upstream.KindReferrers:
-			err = p.referrers(w, r, t)
+			err = p.referrers(w, r, req, t)
 		}
 	}
 	if err != nil {

@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"net/http"
 	"regexp"
 	"strings"
 
@@ -18,15 +17,14 @@ import (
 //	Host: {virtual host}          whoever can be given a host only
 //	nothing                       default_upstream
 //
-// client is who asks, prefix what stands before /v2, name what follows it. Where a registry is
-// named twice, the second time is stripped.
-func (p *Proxy) route(r *http.Request, client, prefix, name string) (reg *upstream.Registry, repo string, err error) {
+// client is who asks. Where a registry is named twice, the second time is stripped.
+func (p *Proxy) route(req request, client string) (reg *upstream.Registry, repo string, err error) {
+	prefix, name, ns := req.registry, req.name, req.namespace
 	first, rest, more := strings.Cut(name, "/")
 	var named *upstream.Registry // nil unless the name begins with one of the configuration
 	if more {
 		named = p.registries.configured(first)
 	}
-	ns := namespace(r)
 	switch {
 	case prefix != "":
 		reg, err = p.registries.find(client, prefix)
@@ -34,8 +32,8 @@ func (p *Proxy) route(r *http.Request, client, prefix, name string) (reg *upstre
 		reg = named
 	case ns != "":
 		reg, err = p.registries.find(client, ns)
-	case len(p.registries.byHost) > 0 && p.registries.byHost[hosts.Name(r.Host)] != nil:
-		reg = p.registries.byHost[hosts.Name(r.Host)]
+	case len(p.registries.byHost) > 0 && p.registries.byHost[hosts.Name(req.host)] != nil:
+		reg = p.registries.byHost[hosts.Name(req.host)]
 	default:
 		reg = p.registries.byDefault
 		// No account of Docker Hub has a dot or colon in it: that is a registry, if
@@ -73,11 +71,3 @@ func looksLikeHost(s string) bool {
 var badHostRegexp = regexp.MustCompile(`^[a-zA-Z0-9_-]+[.][a-zA-Z0-9._-]+(:[0-9]+)?$`)
 
 var hostRegexp = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9.-]*[a-zA-Z0-9])?(:[0-9]+)?$`)
-
-// namespace is the registry a client names by ?ns=.
-func namespace(r *http.Request) string {
-	if r.URL.RawQuery == "" {
-		return ""
-	}
-	return r.URL.Query().Get("ns")
-}

@@ -112,7 +112,7 @@ func TestRoute(t *testing.T) {
 		{"docker.io", "quay.mirror.example", "/v2/my.group/app/manifests/1", "quay.io", "my.group/app"},
 		{"docker.io", "[::1]:5000", "/v2/alpine/manifests/1", "docker.io", "library/alpine"},
 	} {
-		got, err := parseRequest(t, router(t, tc.byDefault), tc.host, tc.path)
+		got, err := targetOf(t, router(t, tc.byDefault), tc.host, tc.path)
 		name := ""
 		if err == nil {
 			name = got.registry.Name()
@@ -123,8 +123,8 @@ func TestRoute(t *testing.T) {
 	}
 }
 
-// parseRequest parses a request as the Proxy does.
-func parseRequest(tb testing.TB, p *Proxy, host, path string) (got target, err error) {
+// targetOf finds what a request is for, as the Proxy does.
+func targetOf(tb testing.TB, p *Proxy, host, path string) (got target, err error) {
 	tb.Helper()
 	r := httptest.NewRequestWithContext(tb.Context(), http.MethodGet, "/", http.NoBody)
 	r.Host = host
@@ -132,11 +132,11 @@ func parseRequest(tb testing.TB, p *Proxy, host, path string) (got target, err e
 	if err != nil {
 		return got, err
 	}
-	parsed, ok := parsePath(r.URL.EscapedPath())
+	req, ok := parseRequest(r)
 	if !ok {
 		return got, http.ErrNoLocation
 	}
-	return p.parse(r, parsed)
+	return p.target(req, "")
 }
 
 // FuzzRoute holds that whatever a path, a host and ns are, a request that is
@@ -148,12 +148,8 @@ func FuzzRoute(f *testing.F) {
 	}
 	p := router(f, "docker.io")
 	f.Fuzz(func(t *testing.T, prefix, name, ns, host string) {
-		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", http.NoBody)
-		r.Host = host
-		q := r.URL.Query()
-		q.Set("ns", ns)
-		r.URL.RawQuery = q.Encode()
-		got, err := p.parse(r, contentPath{registry: prefix, name: name, kind: upstream.KindManifest, reference: "1"})
+		path := contentPath{registry: prefix, name: name, kind: upstream.KindManifest, reference: "1"}
+		got, err := p.target(request{contentPath: path, host: host, namespace: ns}, "")
 		if err != nil {
 			return
 		}

@@ -50,9 +50,8 @@ func pageKey(t target, query string) cacheKey {
 // tags answers with a page of the repository's tags (OCI distribution-spec, "Listing
 // tags"), as the upstream has it: n, last and what else is asked are the upstream's
 // to answer. A page is kept like a tag.
-func (p *Proxy) tags(w *response, r *http.Request, t target) error {
-	query := r.URL.Query()
-	query.Del("ns")
+func (p *Proxy) tags(w *response, r *http.Request, req request, t target) error {
+	query := req.query
 	if query.Has("n") {
 		if n, err := strconv.Atoi(query.Get("n")); err != nil || n < 0 {
 			return refuse(errcode.ErrorCodePaginationNumberInvalid, http.StatusBadRequest, "n is a number of tags, 0 or more")
@@ -66,7 +65,7 @@ func (p *Proxy) tags(w *response, r *http.Request, t target) error {
 		return err
 	}
 	if page.next != "" {
-		w.Header().Set("Link", nextLink(r, page.next))
+		w.Header().Set("Link", nextLink(req, page.next))
 	}
 	done, err := p.holds(w.ctx, t, page.size())
 	if err != nil {
@@ -81,13 +80,13 @@ func (p *Proxy) tags(w *response, r *http.Request, t target) error {
 // behind a front that rewrites paths. But containers/image takes all of it but the
 // path for the mirror's own: who asks for no length, as it does, gets the path, and
 // no length in it.
-func nextLink(r *http.Request, next string) string {
+func nextLink(req request, next string) string {
 	path := "list"
-	if !r.URL.Query().Has("n") {
-		path = r.URL.EscapedPath()
+	if !req.query.Has("n") {
+		path = req.escaped
 	}
-	if ns := namespace(r); ns != "" {
-		next += "&ns=" + url.QueryEscape(ns)
+	if req.namespace != "" {
+		next += "&ns=" + url.QueryEscape(req.namespace)
 	}
 	return "<" + path + "?" + next + `>; rel="next"`
 }

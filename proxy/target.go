@@ -14,7 +14,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// target is a request, parsed once. Nothing else reads the URL.
+// target is what a request is for.
 type target struct {
 	kind     upstream.Kind
 	registry *upstream.Registry
@@ -35,13 +35,13 @@ const maxName = 255
 // dockerHub's official images live below library/, which clients leave out.
 const dockerHub = "docker.io"
 
-// parse reads the request's registry, repository and reference. It never asks
-// an upstream.
-func (p *Proxy) parse(r *http.Request, path contentPath) (target, error) {
-	kind := path.kind
-	t := target{kind: kind, client: bounds.Client(p.client(r))}
+// target finds the registry, repository and reference of a client's request. It never
+// asks an upstream.
+func (p *Proxy) target(req request, client string) (target, error) {
+	kind := req.kind
+	t := target{kind: kind, client: client}
 	var err error
-	if t.registry, t.repo, err = p.route(r, t.client, path.registry, path.name); err != nil {
+	if t.registry, t.repo, err = p.route(req, client); err != nil {
 		return target{}, err
 	}
 	if len(t.repo) > maxName || !isName(t.repo) {
@@ -52,7 +52,7 @@ func (p *Proxy) parse(r *http.Request, path contentPath) (target, error) {
 		t.repo = "library/" + t.repo
 	}
 
-	reference, err := url.PathUnescape(path.reference)
+	reference, err := url.PathUnescape(req.reference)
 	switch {
 	case kind == upstream.KindTags:
 		return t, nil

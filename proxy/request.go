@@ -1,10 +1,42 @@
 package proxy
 
 import (
+	"net/http"
+	"net/url"
 	"strings"
 
 	"github.com/cachalot-registry/cachalot/upstream"
 )
+
+// request is a request for content as the client has made it, read once. Nothing else
+// reads the URL.
+type request struct {
+	contentPath
+
+	host      string     // the Host field, as it was sent
+	namespace string     // ?ns=; "": none
+	escaped   string     // the path, as it was sent
+	query     url.Values // less ns, of lists; nil: of content by tag or digest, whose query says nothing else
+}
+
+// parseRequest reads a request; false: it is not for content.
+func parseRequest(r *http.Request) (request, bool) {
+	escaped := r.URL.EscapedPath()
+	path, ok := parsePath(escaped)
+	if !ok {
+		return request{}, false
+	}
+	req := request{contentPath: path, host: r.Host, escaped: escaped}
+	if list := path.isList(); list || r.URL.RawQuery != "" {
+		query := r.URL.Query()
+		req.namespace = query.Get("ns")
+		if list {
+			query.Del("ns")
+			req.query = query
+		}
+	}
+	return req, true
+}
 
 // contentPath is a path of content (distribution-spec, "Endpoints"), in which the
 // registry may stand before /v2:
@@ -15,6 +47,11 @@ type contentPath struct {
 	registry, name string
 	kind           upstream.Kind
 	reference      string
+}
+
+// isList reports whether a list is asked for, of tags or of referrers.
+func (c contentPath) isList() bool {
+	return c.kind == upstream.KindTags || c.kind == upstream.KindReferrers
 }
 
 // parsePath reads a path as it was sent, for decoding it would let %2f make names.
