@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -52,44 +51,47 @@ const (
 	follow = "follow"
 )
 
-// Validate's errors begin with the key at fault.
+// Validate returns a [*upstream.KeyError], with a key of the rule, where it cannot be.
 func (r Rule) Validate(maxStale time.Duration) error {
+	wrong := func(key, format string, args ...any) error {
+		return &upstream.KeyError{Key: key, Err: fmt.Errorf(format, args...)}
+	}
 	if len(r.Match) == 0 {
-		return errors.New(`match: missing; write patterns such as ["docker.io/library/*"]`)
+		return wrong("match", `missing; write patterns such as ["docker.io/library/*"]`)
 	}
 	for i, pattern := range r.Match {
 		name, tag := splitTag(pattern)
 		host, canonical := registryOf(name)
 		switch {
 		case name == "" || !doublestar.ValidatePattern(name) || !doublestar.ValidatePattern(tag) || strings.HasSuffix(pattern, ":"):
-			return fmt.Errorf("match[%d]: %q is not a pattern; write one such as docker.io/library/* or ghcr.io/acme/**:v[0-9]*", i, pattern)
+			return wrong(fmt.Sprintf("match[%d]", i), "%q is not a pattern; write one such as docker.io/library/* or ghcr.io/acme/**:v[0-9]*", pattern)
 		case host != canonical:
-			return fmt.Errorf("match[%d]: %q fits no image: however clients spell %s, rules know it as %s; write that", i, pattern, host, canonical)
+			return wrong(fmt.Sprintf("match[%d]", i), "%q fits no image: however clients spell %s, rules know it as %s; write that", pattern, host, canonical)
 		case name != "**" && !strings.Contains(name, "/"):
-			return fmt.Errorf("match[%d]: %q fits no image; write UPSTREAM/REPOSITORY, such as %s/**", i, pattern, name)
+			return wrong(fmt.Sprintf("match[%d]", i), "%q fits no image; write UPSTREAM/REPOSITORY, such as %s/**", pattern, name)
 		case tag != "" && (r.Access != "" || r.KeepFor != nil || r.NoStore != nil || r.Pin != nil):
-			return fmt.Errorf("match[%d]: %q has a tag, beside which only fresh_for and on_denied can stand: the same content can be asked for by digest; write %s", i, pattern, name)
+			return wrong(fmt.Sprintf("match[%d]", i), "%q has a tag, beside which only fresh_for and on_denied can stand: the same content can be asked for by digest; write %s", pattern, name)
 		}
 	}
 	switch {
 	case r.Access != "" && r.Access != allow && r.Access != deny:
-		return fmt.Errorf("access: %q is not known; write allow or deny", r.Access)
+		return wrong("access", "%q is not known; write allow or deny", r.Access)
 	case r.OnDenied != "" && r.OnDenied != keep && r.OnDenied != follow:
-		return fmt.Errorf("on_denied: %q is not known; write keep or follow", r.OnDenied)
+		return wrong("on_denied", "%q is not known; write keep or follow", r.OnDenied)
 	case r.FreshFor != nil && *r.FreshFor < 0:
-		return errors.New("fresh_for: negative; write a duration such as 10m, or 0 to check each time")
+		return wrong("fresh_for", "negative; write a duration such as 10m, or 0 to check each time")
 	case r.FreshFor != nil && *r.FreshFor > maxStale:
-		return fmt.Errorf("fresh_for: longer than tags.max_stale, %s; write a shorter one", maxStale)
+		return wrong("fresh_for", "longer than tags.max_stale, %s; write a shorter one", maxStale)
 	case r.KeepFor != nil && *r.KeepFor < 0:
-		return errors.New("keep_for: negative; write a duration such as 24h, or 0 for no limit")
+		return wrong("keep_for", "negative; write a duration such as 24h, or 0 for no limit")
 	case r.Pins() && r.KeepFor != nil && *r.KeepFor > 0:
-		return errors.New("pin: what is pinned is not dropped, and keep_for says when it is; write one of the two")
+		return wrong("pin", "what is pinned is not dropped, and keep_for says when it is; write one of the two")
 	case r.Pins() && r.NoStore != nil && *r.NoStore:
-		return errors.New("pin: what is pinned is kept, and no_store says that it is not; write one of the two")
+		return wrong("pin", "what is pinned is kept, and no_store says that it is not; write one of the two")
 	case r.Pins() && r.Access == deny:
-		return errors.New("pin: nothing comes through repositories that access denies; write one of the two")
+		return wrong("pin", "nothing comes through repositories that access denies; write one of the two")
 	case r.Access == "" && r.FreshFor == nil && r.KeepFor == nil && r.NoStore == nil && r.Pin == nil && r.OnDenied == "":
-		return errors.New("match: nothing is set for these images; add access, fresh_for, keep_for, no_store, on_denied or pin")
+		return wrong("match", "nothing is set for these images; add access, fresh_for, keep_for, no_store, on_denied or pin")
 	}
 	return nil
 }

@@ -125,59 +125,82 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-func (c Config) validate() error {
-	if c.Name == "" || strings.ContainsAny(c.Name, "/?#@ \t\r\n") {
-		return fmt.Errorf("upstreams: %q is not a registry name such as docker.io or registry.example:5000", c.Name)
+// KeyError is what is wrong with the value of a key of the configuration.
+type KeyError struct {
+	Key string // in full, such as "upstreams.quay.io.url"
+	Err error  // what is wrong, and what to write instead
+}
+
+func (e *KeyError) Error() string { return e.Key + ": " + e.Err.Error() }
+
+func (e *KeyError) Unwrap() error { return e.Err }
+
+// Validate returns what is wrong with the values, as far as no file has to be read for
+// it, nor the registry asked. It never repeats what may be a secret.
+func (c Config) Validate() (wrong []*KeyError) {
+	fail := func(key, format string, args ...any) {
+		wrong = append(wrong, &KeyError{key, fmt.Errorf(format, args...)})
 	}
-	bad := func(key, format string, args ...any) error {
-		return fmt.Errorf("%s: %w", c.key(key), fmt.Errorf(format, args...))
+	if c.Name == "" || strings.ContainsAny(c.Name, "/?#@ \t\r\n") {
+		fail("upstreams", "%q is not a registry name such as docker.io or registry.example:5000", c.Name)
 	}
 	if len(c.URLs) == 0 {
-		return bad("url", "missing: write the registry's base URL, such as https://registry.example")
+		fail(c.key("url"), "missing; write the registry's base URL, such as https://registry.example")
 	}
 	for i, u := range c.URLs {
-		key := "url"
-		if len(c.URLs) > 1 {
-			key = fmt.Sprintf("urls[%d]", i)
-		}
 		if _, err := parseBase(u); err != nil {
-			return bad(key, "%w", err)
+			fail(c.urlKey(i), "%w", err)
 		}
 	}
 	for i, a := range c.Accounts {
 		if key, err := a.validate(); err != nil {
-			return fmt.Errorf("%s: %w", c.accountKey(i, key), err)
+			fail(c.accountKey(i, key), "%w", err)
 		}
 	}
 	for i, h := range c.TokenRealms {
-		if !validHost(h) {
-			return bad(fmt.Sprintf("token_realms[%d]", i), "%q is not a host or host:port, such as auth.example", h)
+		key := c.key(fmt.Sprintf("token_realms[%d]", i))
+		switch {
+		case strings.HasPrefix(h, "https://"), strings.HasPrefix(h, "http://"):
+			fail(key, "a URL; write the host alone, such as auth.docker.io")
+		case !validHost(h):
+			fail(key, "%q is not a host; write one such as auth.docker.io", h)
 		}
 	}
 	for i, p := range c.AllowAddresses {
 		if !p.IsValid() {
-			return bad(fmt.Sprintf("allow_addresses[%d]", i), "not a range of addresses, such as 10.0.0.0/8")
+			fail(c.key(fmt.Sprintf("allow_addresses[%d]", i)), "not a range of addresses, such as 10.0.0.0/8")
 		}
 	}
 	if c.MaxConnections < 0 {
-		return bad("max_connections", "%d is negative: write a number such as %d", c.MaxConnections, defaultMaxConnections)
+		fail(c.key("max_connections"), "%d is negative; write a number such as %d", c.MaxConnections, defaultMaxConnections)
 	}
 	if c.RaceAfter < 0 {
-		return bad("race_after", "%s is negative: write a duration such as 1s, or 0 for never", c.RaceAfter)
+		fail(c.key("race_after"), "%s is negative; write a duration such as 1s, or 0 for never", c.RaceAfter)
 	}
-	for key, d := range map[string]time.Duration{
-		"dial": c.Timeouts.Dial, "tls_handshake": c.Timeouts.TLSHandshake,
-		"response_header": c.Timeouts.ResponseHeader, "progress": c.Timeouts.Progress,
+	for _, d := range []struct {
+		key   string
+		value time.Duration
+	}{
+		{"dial", c.Timeouts.Dial}, {"tls_handshake", c.Timeouts.TLSHandshake},
+		{"response_header", c.Timeouts.ResponseHeader}, {"progress", c.Timeouts.Progress},
 	} {
-		if d < 0 {
-			return fmt.Errorf("timeouts.%s: %s is negative: write a duration such as 10s", key, d)
+		if d.value < 0 {
+			fail("timeouts."+d.key, "%s is negative; write a duration such as 10s", d.value)
 		}
 	}
-	return nil
+	return wrong
 }
 
 // key names one of this registry's configuration keys.
 func (c Config) key(name string) string { return "upstreams." + c.Name + "." + name }
+
+// urlKey names the key of a URL: the only one is not in a list.
+func (c Config) urlKey(i int) string {
+	if len(c.URLs) > 1 {
+		return c.key(fmt.Sprintf("urls[%d]", i))
+	}
+	return c.key("url")
+}
 
 // accountKey names a key of an account: the only one's stand beside the URL.
 func (c Config) accountKey(i int, name string) string {
@@ -196,41 +219,42 @@ func (c Config) roots() (*x509.CertPool, error) {
 	key := c.key("ca_file")
 	pem, err := os.ReadFile(c.CAFile)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", key, err)
+		return nil, &KeyError{key, err}
 	}
 	pool, err := x509.SystemCertPool()
 	if err != nil {
 		pool = x509.NewCertPool() // no system roots, as in a scratch image
 	}
 	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%s: %s holds no PEM certificate", key, c.CAFile)
+		return nil, &KeyError{key, fmt.Errorf("%s holds no PEM certificate", c.CAFile)}
 	}
 	return pool, nil
 }
 
-// parseBase parses a base URL. Its errors never repeat a password.
+// parseBase parses a base URL. Its errors never repeat it: somebody may have put a
+// password into it.
 func parseBase(raw string) (*url.URL, error) {
 	u, err := url.Parse(raw)
 	switch {
 	case err != nil:
-		return nil, errors.New("not a URL: write one such as https://registry.example")
+		return nil, errors.New("not a URL; write one such as https://registry-1.docker.io")
 	case u.User != nil:
-		return nil, errors.New("holds a user name: use the keys username and password")
+		return nil, errors.New("a credential in the URL; write it as username and password")
 	case u.Scheme != "http" && u.Scheme != "https":
-		return nil, fmt.Errorf("%q does not begin with http:// or https://", raw)
+		return nil, errors.New("not an http or https URL; write one such as https://registry-1.docker.io")
 	case !validHost(u.Host):
-		return nil, fmt.Errorf("%q has no valid host", raw)
+		return nil, errors.New("no host in the URL; write one such as https://registry-1.docker.io")
 	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
-		return nil, fmt.Errorf("%q must not have a query or fragment", raw)
+		return nil, fmt.Errorf("a URL with ? or #; write the address alone, such as https://%s", u.Host)
 	}
 	for s := range strings.SplitSeq(strings.Trim(u.Path, "/"), "/") {
 		if s == "." || s == ".." {
-			return nil, fmt.Errorf("%q must not have %q in its path", raw, s)
+			return nil, errors.New("a URL with . or .. in its path; write the path that it leads to")
 		}
 	}
 	u.Path = strings.TrimRight(u.Path, "/")
 	if _, prefix := splitBase(u.Path); strings.HasSuffix(u.Path, "/v2") || strings.Contains(prefix+"/", "/v2/") {
-		return nil, fmt.Errorf("%q must not end in /v2, which is appended: write https://registry.example, or https://registry.example/v2/prefix where each repository has that prefix", raw)
+		return nil, errors.New("/v2 at the end of the URL; write what stands before it, for /v2 is added")
 	}
 	u.RawPath = ""
 	return u, nil

@@ -43,24 +43,24 @@ func (a Account) validate() (key string, err error) {
 	}
 	switch {
 	case len(given) == 0:
-		return "username", errors.New("missing: set username and password, or docker_config, or keychain")
+		return "username", errors.New("no account; write a username with password or password_file, or docker_config, or keychain")
 	case len(given) > 1 && (a.DockerConfig != "" || a.Keychain != ""):
-		return given[len(given)-1], fmt.Errorf("%s is set as well: keep one of the two", given[0])
+		return given[len(given)-1], fmt.Errorf("given along with %s; keep one of the two", given[0])
 	case a.DockerConfig != "":
 		_, err := readDockerConfig(a.DockerConfig)
 		return "docker_config", err
 	case a.Keychain != "":
-		if keychain(a.Keychain) == nil {
-			return "keychain", errors.New("not known: write ecr, google or azure")
+		if keychain(a.Keychain) == nil { // perhaps a secret in the wrong place
+			return "keychain", errors.New("not known; write one of ecr, google, azure")
 		}
 	case a.Password != "" && a.PasswordFile != "":
-		return "password_file", errors.New("password is set as well: keep one of the two")
+		return "password_file", errors.New("given along with password; keep one of the two")
 	case a.Username == "":
-		return "username", errors.New("missing, but there is a password")
+		return "username", errors.New("missing beside the password; write the user it belongs to, or remove the password")
 	case a.Password == "" && a.PasswordFile == "":
-		return "password", errors.New("missing, but there is a username: set password or password_file")
+		return "username", errors.New("given without a password; add password or password_file, or remove it")
 	case strings.Contains(a.Username, ":"):
-		return "username", errors.New("must not contain a colon (RFC 7617)")
+		return "username", errors.New("a colon in it; write the user name alone (RFC 7617 allows no colon there)")
 	case a.PasswordFile != "":
 		_, err := readPassword(a.PasswordFile)
 		return "password_file", err

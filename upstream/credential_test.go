@@ -94,25 +94,25 @@ func TestCredentialValidate(t *testing.T) {
 		account   Account
 		key, want string // want "": no error
 	}{
-		{"nothing", Account{}, "username", "missing: set username and password, or docker_config, or keychain"},
+		{"nothing", Account{}, "username", "no account; write a username with password or password_file"},
 		{"password", Account{Username: "a", Password: canary}, "", ""},
 		{"password_file", Account{Username: "a", PasswordFile: secret}, "password_file", ""},
 		{"docker_config", Account{DockerConfig: docker}, "docker_config", ""},
 		{"ecr", Account{Keychain: "ecr"}, "", ""},
 		{"google", Account{Keychain: "google"}, "", ""},
 		{"azure", Account{Keychain: "azure"}, "", ""},
-		{"no password", Account{Username: "a"}, "password", "set password or password_file"},
-		{"no username", Account{Password: canary}, "username", "missing, but there is a password"},
-		{"no username, file", Account{PasswordFile: secret}, "username", "missing, but there is a password"},
+		{"no password", Account{Username: "a"}, "username", "given without a password"},
+		{"no username", Account{Password: canary}, "username", "missing beside the password"},
+		{"no username, file", Account{PasswordFile: secret}, "username", "missing beside the password"},
 		{"colon", Account{Username: "a:b", Password: canary}, "username", "RFC 7617"},
-		{"two passwords", Account{Username: "a", Password: canary, PasswordFile: secret}, "password_file", "password is set as well"},
+		{"two passwords", Account{Username: "a", Password: canary, PasswordFile: secret}, "password_file", "given along with password"},
 		{"no such password_file", Account{Username: "a", PasswordFile: "/no/such"}, "password_file", "cannot be read: no such file"},
-		{"username and docker_config", Account{Username: "a", DockerConfig: docker}, "docker_config", "username is set as well: keep one of the two"},
-		{"password and docker_config", Account{Password: canary, DockerConfig: docker}, "docker_config", "password is set as well"},
-		{"docker_config and keychain", Account{DockerConfig: docker, Keychain: "ecr"}, "keychain", "docker_config is set as well"},
+		{"username and docker_config", Account{Username: "a", DockerConfig: docker}, "docker_config", "given along with username; keep one of the two"},
+		{"password and docker_config", Account{Password: canary, DockerConfig: docker}, "docker_config", "given along with password"},
+		{"docker_config and keychain", Account{DockerConfig: docker, Keychain: "ecr"}, "keychain", "given along with docker_config"},
 		{"no such docker_config", Account{DockerConfig: "/no/such"}, "docker_config", "cannot be read: no such file"},
 		{"broken docker_config", Account{DockerConfig: broken}, "docker_config", "not the base64"},
-		{"keychain", Account{Keychain: "aws"}, "keychain", "not known: write ecr, google or azure"},
+		{"keychain", Account{Keychain: "aws"}, "keychain", "not known; write one of ecr, google, azure"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()

@@ -88,7 +88,7 @@ func newEndpoint(r *Registry, base *url.URL) (*endpoint, error) {
 		key := r.cfg.accountKey(i, configured.key())
 		source, err := newCredentials(configured, r.cfg.Name, base, wire{r}, r.credentialFailed(key))
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", key, err)
+			return nil, &KeyError{key, err}
 		}
 		a, err := newAccount(e, key, source)
 		if err != nil {

@@ -65,11 +65,11 @@ type Registry struct {
 // questions, if there are two.
 const downloadShare = 0.375
 
-// New makes a registry. It contacts nobody. Its errors name the configuration
-// key to change.
+// New makes a registry. It contacts nobody. Its error is a
+// [*KeyError] where a value of the configuration is wrong.
 func New(cfg Config, m *Metrics, log *slog.Logger) (*Registry, error) {
-	if err := cfg.validate(); err != nil {
-		return nil, err
+	if wrong := cfg.Validate(); len(wrong) > 0 {
+		return nil, wrong[0]
 	}
 	cfg = cfg.withDefaults()
 	policy := newEgress(cfg)

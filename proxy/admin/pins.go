@@ -11,6 +11,7 @@ import (
 	"github.com/cachalot-registry/cachalot/bounds"
 	"github.com/cachalot-registry/cachalot/proxy"
 	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/upstream"
 )
 
 // pinnedBy names what pins a repository: rules of the configuration, and patterns
@@ -127,9 +128,11 @@ func (c *call) pinPattern(match string) (string, error) {
 		return i.upstream + "/" + i.repo, nil
 	}
 	yes := true
-	if err := (proxy.Rule{Match: []string{match}, Pin: &yes}).Validate(0); err != nil || len(match) > maxPattern {
-		_, message, _ := strings.Cut(fmt.Sprint(err), ": ")
-		return "", invalid("match", "%s", message)
+	if len(match) > maxPattern {
+		return "", invalid("match", "longer than %d characters", maxPattern)
+	}
+	if at, ok := errors.AsType[*upstream.KeyError]((proxy.Rule{Match: []string{match}, Pin: &yes}).Validate(0)); ok {
+		return "", invalid("match", "%v", at.Err)
 	}
 	return match, nil
 }

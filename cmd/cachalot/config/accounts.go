@@ -1,7 +1,6 @@
 package config
 
 import (
-	"fmt"
 	"reflect"
 	"slices"
 	"strings"
@@ -53,53 +52,15 @@ func (u Upstream) accounts() []upstream.Account {
 	return accounts
 }
 
-// accounts checks what an upstream's accounts look like. key is the upstream's.
-func (v *validator) accounts(u Upstream, key string) {
-	beside := u.beside()
-	if len(u.Accounts) > 0 {
-		if keys := beside.given(); len(keys) > 0 {
-			v.fail("given along with accounts; make it one of them, or remove them", join(key, keys[0]))
-		}
-	} else if beside != (Account{}) {
-		v.account(beside, key)
+// keyOf is where the file has what an [upstream.KeyError] names: a single account, or
+// URL, may be the only item of a list.
+func (u Upstream) keyOf(name, key string) string {
+	at := join("upstreams", name)
+	switch last, ok := strings.CutPrefix(key, at+"."); {
+	case ok && len(u.Accounts) == 1 && slices.Contains(accountKeys(), last):
+		return at + ".accounts[0]." + last
+	case ok && last == "url" && len(u.URLs) == 1:
+		return at + ".urls[0]"
 	}
-	for i, a := range u.Accounts {
-		item := fmt.Sprintf("%s.accounts[%d]", key, i)
-		switch {
-		case v.below(item): // what is left of it would be judged wrongly
-		case a == Account{}:
-			v.fail("no account; write a username with password or password_file, or docker_config, or keychain", item)
-		default:
-			v.account(a, item)
-		}
-	}
-}
-
-// account checks one. key is what its keys stand below.
-func (v *validator) account(a Account, key string) {
-	given := a.given()
-	for _, way := range []string{"docker_config", "keychain"} {
-		if i := slices.Index(given, way); i > 0 {
-			v.fail(fmt.Sprintf("given along with %s; keep one of the two", given[0]), join(key, way))
-			return
-		}
-	}
-	if a.Keychain != "" {
-		if ways := []string{"ecr", "google", "azure"}; !slices.Contains(ways, a.Keychain) { // perhaps a secret in the wrong place
-			v.fail("not known; write one of "+strings.Join(ways, ", "), join(key, "keychain"))
-		}
-	}
-
-	username, password, file := join(key, "username"), join(key, "password"), join(key, "password_file")
-	switch secret := a.Password != "" || a.PasswordFile != ""; {
-	case a.Password != "" && a.PasswordFile != "":
-		v.fail("given along with password; keep one of the two", file)
-	case a.Username != "" && !secret && !v.done[password] && !v.done[file]:
-		v.fail("given without a password; add password or password_file, or remove it", username)
-	case a.Username == "" && secret:
-		v.fail("missing beside the password; write the user it belongs to, or remove the password", username, password, file)
-	}
-	if strings.Contains(a.Username, ":") {
-		v.fail("a colon in it; write the user name alone (RFC 7617 allows no colon there)", username)
-	}
+	return key
 }

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/upstream"
 )
 
 // Rule treats the images that fit one of its patterns apart. What it does
@@ -33,9 +35,8 @@ func (v *validator) rules(c *Config) {
 	for i, r := range c.Rules {
 		key := fmt.Sprintf("rules[%d]", i)
 		if !v.below(key) { // what is left of it would be judged wrongly
-			if err := proxy.Rule(r).Validate(c.Tags.MaxStale); err != nil {
-				at, message, _ := strings.Cut(err.Error(), ": ")
-				v.fail(message, join(key, at), key)
+			if at, ok := errors.AsType[*upstream.KeyError](proxy.Rule(r).Validate(c.Tags.MaxStale)); ok {
+				v.fail(at.Err.Error(), join(key, at.Key), key)
 			}
 		}
 		for j, pattern := range r.Match {

@@ -240,8 +240,9 @@ func (v *validator) upstreams(c *Config) {
 		return
 	}
 	for _, name := range names {
-		v.upstream(name, c.Upstreams[name])
-		v.registry(c.UpstreamConfig(name), len(c.Upstreams[name].Accounts))
+		if v.upstream(name, c.Upstreams[name]) {
+			v.registry(c.UpstreamConfig(name), c.Upstreams[name])
+		}
 	}
 	v.names(c, names)
 	if _, ok := c.Upstreams[c.DefaultUpstream]; !ok {
@@ -250,11 +251,13 @@ func (v *validator) upstreams(c *Config) {
 	}
 }
 
-func (v *validator) upstream(name string, u Upstream) {
+// upstream checks how an upstream is written; what its values are, the registry itself
+// knows. It reports whether there is a registry to speak of.
+func (v *validator) upstream(name string, u Upstream) bool {
 	key := join("upstreams", name)
 	if message := registryName(name); message != "" {
 		v.fail(message, key)
-		return
+		return false
 	}
 	switch {
 	case u.URL != "" && len(u.URLs) > 0:
@@ -262,26 +265,17 @@ func (v *validator) upstream(name string, u Upstream) {
 	case len(u.addresses()) == 0:
 		v.fail(fmt.Sprintf("missing, and %s is not a well-known registry; write its address, such as https://%s", name, name), key+".url", key)
 	}
-	if u.URL != "" {
-		v.url(u.URL, key+".url")
+	if beside := u.beside().given(); len(u.Accounts) > 0 && len(beside) > 0 {
+		v.fail("given along with accounts; make it one of them, or remove them", join(key, beside[0]))
 	}
-	for i, s := range u.URLs {
-		v.url(s, fmt.Sprintf("%s.urls[%d]", key, i))
-	}
-
-	v.accounts(u, key)
-	for i, realm := range u.TokenRealms {
-		if host := strings.TrimPrefix(strings.TrimPrefix(realm, "https://"), "http://"); host != realm {
-			v.fail("a URL; write the host alone, such as auth.docker.io", fmt.Sprintf("%s.token_realms[%d]", key, i))
-		} else if !isHost(realm) {
-			v.fail(fmt.Sprintf("%q is not a host; write one such as auth.docker.io", realm), fmt.Sprintf("%s.token_realms[%d]", key, i))
+	for i, a := range u.Accounts {
+		if item := fmt.Sprintf("%s.accounts[%d]", key, i); a == (Account{}) && !v.below(item) {
+			v.fail("no account; write a username with password or password_file, or docker_config, or keychain", item)
 		}
 	}
 	v.addressRanges(u.AllowAddresses, key+".allow_addresses")
-	if u.RaceAfter < 0 {
-		v.fail(brief(u.RaceAfter)+" is negative; write a duration such as 1s, or 0 for never", key+".race_after")
-	}
 	v.atLeastOne(u.MaxConnections, key+".max_connections")
+	return true
 }
 
 func (v *validator) addressRanges(list []string, key string) {
@@ -365,31 +359,48 @@ func isWord(s string) bool {
 	return s != "" && s != "v2" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == "" && !strings.HasPrefix(s, "-") && !strings.HasSuffix(s, "-")
 }
 
-// registry makes the registry, as serve will, for what only that finds out,
-// such as a file that cannot be read. Its errors begin with the key. listed is
-// how many of its accounts stand in a list.
-func (v *validator) registry(cfg upstream.Config, listed int) {
-	r, err := upstream.New(cfg, upstream.NewMetrics(), slog.New(slog.DiscardHandler))
-	if err == nil {
-		r.Close()
+// registry checks the values of an upstream, and makes the registry, as serve will, for
+// what only that finds out, such as a file that cannot be read.
+func (v *validator) registry(cfg upstream.Config, u Upstream) {
+	wrong := cfg.Validate()
+	if len(wrong) == 0 && !v.below(join("upstreams", cfg.Name)) {
+		r, err := upstream.New(cfg, upstream.NewMetrics(), slog.New(slog.DiscardHandler))
+		at, ok := errors.AsType[*upstream.KeyError](err)
+		switch {
+		case err == nil:
+			r.Close()
+		case ok:
+			wrong = append(wrong, at)
+		default:
+			wrong = append(wrong, &upstream.KeyError{Key: join("upstreams", cfg.Name), Err: err})
+		}
+	}
+	for _, w := range wrong {
+		v.wrong(u.keyOf(cfg.Name, w.Key), w.Err)
+	}
+}
+
+// wrong reports what is wrong with the value of an upstream's key, unless that has a
+// problem already, or another key of the same account: what is left of it would be judged
+// wrongly.
+func (v *validator) wrong(key string, err error) {
+	keys := []string{key}
+	if dot := strings.LastIndexByte(key, '.'); slices.Contains(accountKeys(), key[dot+1:]) {
+		for _, name := range accountKeys() {
+			keys = append(keys, key[:dot+1]+name)
+		}
+		if strings.HasSuffix(key[:dot], "]") && v.below(key[:dot]) {
+			return
+		}
+	}
+	if slices.ContainsFunc(keys, v.below) {
 		return
 	}
-	name := join("upstreams", cfg.Name)
-	if v.below(name) {
-		return // said better already
-	}
-	key, message, ok := strings.Cut(err.Error(), ": ")
-	if !ok || !strings.HasPrefix(key, name) {
-		key, message = name, err.Error()
-	}
-	// It takes a single account's keys to stand beside the URL.
-	if _, last, ok := strings.Cut(key, name+"."); ok && listed == 1 && slices.Contains(accountKeys(), last) {
-		key = name + ".accounts[0]." + last
-	}
+	message := err.Error()
 	if _, unreadable := errors.AsType[*os.PathError](err); unreadable {
 		message += "; write the path of a file that cachalot can read"
 	}
-	v.fail(message, key)
+	v.fail(message, keys...)
 }
 
 // registryName says what is wrong with the name of a registry, or nothing.
@@ -415,23 +426,4 @@ func isHost(s string) bool {
 	}
 	named, ok := ref.(reference.Named)
 	return ok && reference.Domain(named) == s
-}
-
-// url never repeats the address: somebody may have put a password into it.
-func (v *validator) url(address, key string) {
-	u, err := url.Parse(address)
-	switch {
-	case err != nil:
-		v.fail("not a URL; write one such as https://registry-1.docker.io", key)
-	case u.User != nil:
-		v.fail("a credential in the URL; write it as username and password", key)
-	case u.Scheme != "http" && u.Scheme != "https":
-		v.fail("not an http or https URL; write one such as https://registry-1.docker.io", key)
-	case u.Hostname() == "":
-		v.fail("no host in the URL; write one such as https://registry-1.docker.io", key)
-	case strings.HasSuffix(strings.TrimRight(u.Path, "/"), "/v2"), strings.Count(u.Path+"/", "/v2/") > 1:
-		v.fail("/v2 at the end of the URL; write what stands before it, for /v2 is added", key)
-	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
-		v.fail("a URL with ? or #; write the address alone, such as https://"+u.Host, key)
-	}
 }
