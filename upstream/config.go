@@ -181,8 +181,10 @@ func (c Config) Validate() (wrong []*KeyError) {
 		key   string
 		value time.Duration
 	}{
-		{"dial", c.Timeouts.Dial}, {"tls_handshake", c.Timeouts.TLSHandshake},
-		{"response_header", c.Timeouts.ResponseHeader}, {"progress", c.Timeouts.Progress},
+		{"dial", c.Timeouts.Dial},
+		{"tls_handshake", c.Timeouts.TLSHandshake},
+		{"response_header", c.Timeouts.ResponseHeader},
+		{"progress", c.Timeouts.Progress},
 	} {
 		if d.value < 0 {
 			fail("timeouts."+d.key, "%s is negative; write a duration such as 10s", d.value)
