@@ -1,3 +1,3 @@
 #!/bin/sh
-# Greets, for the examples to have something to build and to test.
+# Greets, so that the examples have a program to build and to test.
 echo "hello, ${1:-world}"
