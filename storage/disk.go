@@ -21,6 +21,12 @@ type disk struct{ root string }
 // algorithms that blobs may be named by (OCI image-spec, descriptor.md).
 func algorithms() []digest.Algorithm { return []digest.Algorithm{digest.SHA256, digest.SHA512} }
 
+// block is what a disk gives a file at a time: 4 KiB with nearly all file systems.
+const block = 4 << 10
+
+// blocks is what a file of size bytes takes of the disk.
+func blocks(size int64) int64 { return (size + block - 1) / block * block }
+
 // ParseDigest accepts what this package can keep: sha256 and sha512.
 func ParseDigest(s string) (digest.Digest, error) {
 	if isDigest(s) {

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
 // Pin is a pattern of repositories that are pinned at run time, besides those that
@@ -49,9 +51,8 @@ func (s *Store) isPinned(d digest.Digest) bool {
 		return false
 	}
 	found := false
-	err := s.index.scan(linkPrefix(d), func(key, _ []byte) bool {
-		p, ok := decodeLinkKey(key)
-		found = ok && s.Pinned(string(p.upstream()), string(p.repository()))
+	err := s.index.Links(d, func(at index.LinkAt) bool {
+		found = s.Pinned(string(at.Upstream()), string(at.Repository()))
 		return !found
 	})
 	if err != nil {
