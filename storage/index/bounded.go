@@ -26,6 +26,8 @@ type boundedRecords struct {
 	changed func(bytes, count int64)                                      // is told the sums
 	gone    func(count int64)                                             // is told what was evicted
 
+	recounting sync.Mutex // held while the records are added up: two at once would count all twice
+
 	mu    sync.Mutex // guards the fields below, and that they agree with the records
 	bytes int64      // until the records are added up: of what has changed since
 	count int64
@@ -154,6 +156,8 @@ func (l *boundedRecords) run(ctx context.Context) {
 // recount adds up the records as they are when it begins, and takes that for what they
 // take. Later changes are counted when they happen.
 func (l *boundedRecords) recount(ctx context.Context) error {
+	l.recounting.Lock()
+	defer l.recounting.Unlock()
 	l.mu.Lock()
 	wasBytes, wasCount := l.bytes, l.count
 	then := l.index.view([]byte{l.kind})

@@ -50,7 +50,7 @@
 //
 // # Locks
 //
-// Each lock stands beside what it guards. boundedRecords.mu is taken first; under it
-// Index.writing, then Index.mu. recent.mu is taken last, and nothing is done under it.
-// No function of a caller is called under any of them.
+// Each lock stands beside what it guards. boundedRecords.recounting is taken first, then
+// boundedRecords.mu, Index.writing and Index.mu. recent.mu is taken last, and nothing is
+// done under it. No function of a caller is called under any of them.
 package index

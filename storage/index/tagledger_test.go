@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -276,6 +277,31 @@ func TestTagLedger_Recount(t *testing.T) {
 	if bytes, count := l.totals(); bytes != oneTag() || count != 1 {
 		t.Errorf("with one that has expired: %d bytes of %d tags, want %d of 1", bytes, count, oneTag())
 	}
+	_ = l.names(t)
+}
+
+// TestTagLedger_RecountTwice: records that several add up at once, as maintenance and an
+// eviction may, count once.
+func TestTagLedger_RecountTwice(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	l := tagsIn(t, dir, 1<<20)
+	for n := range 1000 {
+		putTag(t, l, TagKey{"docker.io", "rep", fmt.Sprint(n)}, ago(0), false)
+	}
+	if err := l.index.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l = tagsIn(t, dir, 1<<20)
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			if err := l.recount(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
 	_ = l.names(t)
 }
 
