@@ -182,26 +182,24 @@ func (k disk) readPins() ([]Pin, error) {
 	return kept.Pins, nil
 }
 
-// writePins replaces the file: fsync(new), rename, fsync of the folder.
+// writePins replaces the file.
 func (k disk) writePins(pins []Pin) error {
 	b, err := json.MarshalIndent(pinFile{1, pins}, "", "  ")
 	if err != nil {
 		return err
 	}
-	name := k.pins() + ".new"
-	f, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	f, err := os.OpenFile(k.pins()+".new", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
+	named := false
 	_, err = f.Write(append(b, '\n'))
 	if err == nil {
-		err = f.Sync()
+		named, err = nameDurably(f, k.pins())
 	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(name, k.pins())
+	err = errors.Join(err, f.Close())
+	if err != nil && !named {
+		err = errors.Join(err, os.Remove(f.Name()))
 	}
-	if err != nil {
-		return errors.Join(err, os.Remove(name))
-	}
-	return syncDir(k.root)
+	return err
 }
