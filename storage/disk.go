@@ -21,6 +21,12 @@ type disk struct{ root string }
 // algorithms that blobs may be named by (OCI image-spec, descriptor.md).
 func algorithms() []digest.Algorithm { return []digest.Algorithm{digest.SHA256, digest.SHA512} }
 
+// block is what a disk gives a file at a time: 4 KiB with nearly all file systems.
+const block = 4 << 10
+
+// blocks is what a file of size bytes takes of the disk.
+func blocks(size int64) int64 { return (size + block - 1) / block * block }
+
 // ParseDigest accepts what this package can keep: sha256 and sha512.
 func ParseDigest(s string) (digest.Digest, error) {
 	if isDigest(s) {
@@ -129,29 +135,35 @@ func (k disk) quarantined(d digest.Digest) string { return filepath.Join(k.quara
 // flatName is a digest's name in quarantine/, and the first part of one in fills/.
 func flatName(d digest.Digest) string { return d.Algorithm().String() + "-" + d.Encoded() }
 
-// commit makes a verified partial a blob (I2): fsync(file), mkdir and fsync of
-// a new shard's parent, rename, fsync of the folder it is renamed into. Where
-// it fails the partial is still one.
+// commit makes a verified partial a blob (I2). Where it fails the partial is still one.
 func (k disk) commit(f *os.File, p partial) error {
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("sync blob: %w", err)
-	}
 	final := k.blob(p.digest)
-	dir := filepath.Dir(final)
-	if err := os.Mkdir(dir, 0o700); err == nil {
-		if err := syncDir(filepath.Dir(dir)); err != nil {
-			return err
-		}
-	} else if !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("create blob folder: %w", err)
-	}
-	if err := os.Rename(k.partial(p), final); err != nil {
-		return fmt.Errorf("name blob: %w", err)
-	}
-	if err := syncDir(dir); err != nil {
+	named, err := nameDurably(f, final)
+	if err != nil && named {
 		return errors.Join(err, os.Rename(final, k.partial(p))) // its name may not last
 	}
-	return nil
+	return err
+}
+
+// nameDurably gives a written file a name that outlasts a power cut: fsync(file), mkdir
+// and fsync of a new folder's parent, rename, fsync of the folder. With an error, named
+// says whether the file has the name for now.
+func nameDurably(f *os.File, name string) (named bool, err error) {
+	if err := f.Sync(); err != nil {
+		return false, fmt.Errorf("sync file: %w", err)
+	}
+	dir := filepath.Dir(name)
+	if err := os.Mkdir(dir, 0o700); err == nil {
+		if err := syncDir(filepath.Dir(dir)); err != nil {
+			return false, err
+		}
+	} else if !errors.Is(err, fs.ErrExist) {
+		return false, fmt.Errorf("create folder: %w", err)
+	}
+	if err := os.Rename(f.Name(), name); err != nil {
+		return false, fmt.Errorf("name file: %w", err)
+	}
+	return true, syncDir(dir)
 }
 
 func syncDir(dir string) error {

@@ -3,6 +3,7 @@ package storage
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"io/fs"
@@ -14,10 +15,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/dgraph-io/badger/v4"
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"golang.org/x/sys/unix"
+
+	"github.com/cachalot-registry/cachalot/storage/index"
+	"github.com/cachalot-registry/cachalot/test/smalldisk"
 )
 
 // TestResumeAfterRestart closes the store in the middle of a fill; the next one
@@ -122,7 +125,6 @@ func TestWholePartial(t *testing.T) {
 // TestIndexLost holds I8, for an index that is gone, damaged, or of another format.
 func TestIndexLost(t *testing.T) {
 	t.Parallel()
-	kept := digest.FromBytes(content(24, 100_000))
 	for name, damage := range map[string]func(t *testing.T, dir string){
 		"removed": func(t *testing.T, dir string) {
 			t.Helper()
@@ -144,16 +146,11 @@ func TestIndexLost(t *testing.T) {
 		},
 		"of before formats": func(t *testing.T, dir string) {
 			t.Helper()
-			otherIndex(t, dir, 0, map[string][]byte{
-				"b" + string(kept): make([]byte, 25),
-				"l" + string(kept) + "\x00b" + scope().Upstream + "\x00" + scope().Repository: nil,
-			})
+			setFormat(t, dir, 0)
 		},
 		"of another format": func(t *testing.T, dir string) {
 			t.Helper()
-			otherIndex(t, dir, format+1, map[string][]byte{
-				string(blobKey(kept)): record{size: 1}.encode(), string(linkKey(scope(), kept)): link{size: 1}.encode(),
-			})
+			setFormat(t, dir, 1000)
 		},
 		"a file": func(t *testing.T, dir string) {
 			t.Helper()
@@ -189,30 +186,27 @@ func TestIndexLost(t *testing.T) {
 			if o.opens.Load() != 1 {
 				t.Errorf("%d downloads", o.opens.Load())
 			}
-			if b, l := keys(t, s, []byte{'b'}), keys(t, s, []byte{'l'}); b != 1 || l != 1 {
+			if b, l := countRecords(t, s), countLinks(t, s); b != 1 || l != 1 {
 				t.Errorf("%d records and %d links of one blob", b, l)
 			}
 		})
 	}
 }
 
-// otherIndex makes an index that has a format of its own.
-func otherIndex(t *testing.T, dir string, format uint16, entries map[string][]byte) {
+// setFormat makes an index one of another format. badger has its number in the manifest,
+// behind a magic word.
+func setFormat(t *testing.T, dir string, format uint16) {
 	t.Helper()
-	if err := os.RemoveAll(dir); err != nil {
-		t.Fatal(err)
-	}
-	db, err := badger.Open(badger.DefaultOptions(dir).WithExternalMagic(format).WithLogger(nil))
+	name := filepath.Join(dir, "MANIFEST")
+	b, err := os.ReadFile(name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = db.Update(func(txn *badger.Txn) (err error) {
-		for key, value := range entries {
-			err = errors.Join(err, txn.Set([]byte(key), value))
-		}
-		return err
-	})
-	if err := errors.Join(err, db.Close()); err != nil {
+	if string(b[:4]) != "Bdgr" || binary.BigEndian.Uint16(b[4:]) == format {
+		t.Fatalf("no manifest of another format: %q", b[:6])
+	}
+	binary.BigEndian.PutUint16(b[4:], format)
+	if err := os.WriteFile(name, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -272,7 +266,7 @@ func TestEviction(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(blob.Close)
-			setRecord(t, s, a, func(r *record) { r.accessed = 1 })
+			setRecord(t, s, a, func(r *index.Record) { r.Accessed = 1 })
 			return []digest.Digest{a, c}, []digest.Digest{b}
 		}},
 		"manifests and small blobs last": {setup: func(t *testing.T, s *Store) (kept, gone []digest.Digest) {
@@ -284,14 +278,14 @@ func TestEviction(t *testing.T) {
 		"what was used once before what was used again": {setup: func(t *testing.T, s *Store) (kept, gone []digest.Digest) {
 			t.Helper()
 			a, b, c := put(t, s, 1, 3*mib, 100, false), put(t, s, 2, 3*mib, 200, false), put(t, s, 3, 3*mib, 300, false)
-			setRecord(t, s, a, func(r *record) { r.again = true })
+			setRecord(t, s, a, func(r *index.Record) { r.Again = true })
 			return []digest.Digest{a, c}, []digest.Digest{b}
 		}},
 		"what was used once stays while it is little": {setup: func(t *testing.T, s *Store) (kept, gone []digest.Digest) {
 			t.Helper()
 			a, b, c := put(t, s, 1, 4*mib, 100, false), put(t, s, 2, 3*mib, 300, false), put(t, s, 3, 2*mib, 200, false)
 			for _, d := range []digest.Digest{a, b} {
-				setRecord(t, s, d, func(r *record) { r.again = true })
+				setRecord(t, s, d, func(r *index.Record) { r.Again = true })
 			}
 			return []digest.Digest{b, c}, []digest.Digest{a}
 		}},
@@ -299,7 +293,7 @@ func TestEviction(t *testing.T) {
 			t.Helper()
 			a, b := put(t, s, 1, mib, 300, true), put(t, s, 2, mib, 300, false)
 			c, d := put(t, s, 3, 3*mib, 100, false), put(t, s, 4, 4*mib, 50, false)
-			setRecord(t, s, b, func(r *record) { r.until = 5000 })
+			setRecord(t, s, b, func(r *index.Record) { r.Until = 5000 })
 			if err := s.MarkOrphaned([]digest.Digest{a}); err != nil {
 				t.Fatal(err)
 			}
@@ -380,7 +374,7 @@ func TestTooBig(t *testing.T) {
 // many readers. Each gets the whole blob.
 func TestDiskFull(t *testing.T) {
 	t.Parallel()
-	dir := smallDisk(t, 128)
+	dir := smalldisk.New(t, 128)
 	s := openStore(t, dir)
 	o := &origin{content: content(30, 16<<20), hold: make(chan struct{})}
 	var wg sync.WaitGroup

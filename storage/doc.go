@@ -7,9 +7,9 @@
 //	PATH/fills/sha256-<hex>.<id> a download in progress or broken off; resumed on demand. id is of its upstream
 //	PATH/quarantine/sha256-<hex> a blob that was found damaged, to be looked at; bounded, counts as blobs do
 //	PATH/pins.json               what was pinned at run time; durable, and no part of the index
-//	PATH/index/                  badger: tags, links, sizes, access times, limits; disposable (see format)
-//	PATH/index.opening           a byte for every start in a row that died while it opened index/
-//	PATH/reserve                 space for badger to open and close with on a full disk
+//	PATH/index/                  tags, links, sizes, access times, limits; disposable (see package index)
+//	PATH/index.opening           deaths in a row while index/ was opened (see package index)
+//	PATH/reserve                 space for the index to open and close with on a full disk
 //
 // The disk is the truth for content. The index only remembers what the disk
 // cannot say. When it is lost, a walk of blobs/ finds sizes again, and links and
@@ -100,7 +100,7 @@
 // have the file open, and read on. PurgeAll does so for all digests
 // of some places, a batch at a time, so that nothing grows with their number.
 //
-// A look at the index for people (Blobs, TagsAfter) goes by keys in order from where
+// A look at the index for people (Blobs, TagsAfter) goes in order from where
 // the last one ended, and ends after so many. Summary takes links and records side by
 // side, for both are in the order of digests, and is given out again for a while.
 //
@@ -114,10 +114,8 @@
 // Until the records are added up only Config.MinFree limits fills, and the metrics
 // of blobs are 0; who must evict waits for that. The walk compares names, and looks
 // at a file only where the index has no record of it. In memory nothing is kept of
-// a blob; the index's files are mapped, some 50 bytes a blob and as many for each
-// place that it has a link from, and what was read of them stays as long as the
-// kernel has room. What much work on the index leaves in memory is given back when
-// that has rested for a while.
+// a blob; the index's files have some 50 bytes of each, and as many of each place that
+// it has a link from.
 //
 // # Books
 //
@@ -157,31 +155,14 @@
 //
 // # A full disk
 //
-// badger writes through memory maps, from goroutines of its own. Where the disk
-// has no block for that, the process dies of SIGBUS; nothing can catch it. So:
-//
-//	put, remove ──► waiting ──┬─ room ───► badger, in a log whose blocks are allocated
-//	                  ▲       └─ none ───► stays, until the next write or maintenance finds room
-//	get, scan ────────┴────────► then badger
-//
-// Room is 64 MiB free, a file system that can be written, and one descriptor.
-// Blobs never fill that space. Others can, between the look and the write, but a
-// write finds its blocks allocated: there remain the moments in which badger
-// begins a new log, writes out the old one and compacts. Whoever then takes
-// 64 MiB at once kills the process, and the next start finds what a kill leaves.
-//
-// Where there is no room at the start, not with the reserve given up either, badger
-// is not opened until there is: blobs are found by the walk, links by asking
-// upstream. An index that badger dies of is thrown away by the third start: one
-// death before it was read, or within three seconds, can be a kill.
+// Blobs never fill the last 64 MiB (index.Floor), which the index needs. Changes of the
+// index that find less wait in memory, and are read from there: see package index.
 //
 // # In memory
 //
 // A pull begins with a tag and manifests, which many clients ask for again and
-// again. So links and tags that were just read stay in memory, and so does small
-// content, once it has been compared with its digest. A write to the index takes
-// out what it changes, before it returns; what was read before it is not taken in
-// after it. Content goes with its blob.
+// again. So small content stays in memory, once it has been compared with its digest,
+// and goes with its blob. The index keeps links and tags that were just read.
 //
 // # Locks
 //
@@ -202,9 +183,7 @@
 // ledger.mu is taken under it.
 // Store.quarantining is held while quarantine/ is listed, counted and trimmed, and
 // guards what was there the last time; Store.mu and ledger.mu are taken under it.
-// recent.mu guards index entries in memory; nothing is done under it.
-// index.writing is held while badger is written to, and index.mu guards what waits;
-// they are taken last, in this order.
+// The index's own locks are taken last.
 //
 // Whoever wants a digest that is in Store.going waits, then looks again: its blob
 // or partial is being removed. So nobody gets a file that is about to go, and who

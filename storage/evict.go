@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
 const (
@@ -39,7 +41,7 @@ const (
 // until the store closes.
 func (s *Store) maintain() {
 	s.readIndex()
-	s.index.keepReserve(indexFloor) // badger may be at work still
+	s.index.KeepReserve(index.Floor) // badger may be at work still
 	s.reconcile()
 	s.makeRoom(0) // for blobs that were not counted before the walk of the disk
 	tick := time.NewTicker(maintenance)
@@ -63,7 +65,7 @@ func (s *Store) maintain() {
 // maintainIndex has the index write what waited for room on the disk. One that could not
 // even be opened until now is read, and made to agree with the disk.
 func (s *Store) maintainIndex() {
-	if s.index.maintain() {
+	if s.index.Maintain() {
 		s.readIndex()
 		s.reconcile()
 	}
@@ -75,20 +77,17 @@ func (s *Store) readIndex() {
 	if err := s.ledger.load(s.ctx); err != nil {
 		s.log.Error("cannot read index", "error", err)
 	}
-	if err := s.tags.recount(s.ctx); err != nil {
-		s.log.Error("cannot add up tags", "error", err)
-	}
-	s.index.confirmOpened()
-	if err := s.links.recount(s.ctx); err != nil {
-		s.log.Error("cannot add up links", "error", err)
-	}
+	s.index.Recount(s.ctx)
 }
 
 // victim is a blob that may be evicted.
 type victim struct {
 	digest digest.Digest
-	record
+	index.Record
 }
+
+// diskBytes is what the blob takes of the disk.
+func (v victim) diskBytes() int64 { return blocks(v.Size) }
 
 // Classes of victims, in the order in which they go.
 const (
@@ -101,11 +100,11 @@ const (
 
 func (v victim) class() int {
 	switch {
-	case v.orphaned:
+	case v.Orphaned:
 		return orphaned
-	case v.until != 0:
+	case v.Until != 0:
 		return limited
-	case v.manifest || v.size < smallBlob:
+	case v.Manifest || v.Size < smallBlob:
 		return small
 	}
 	return v.byUse()
@@ -113,7 +112,7 @@ func (v victim) class() int {
 
 // byUse is the class of what is not small.
 func (v victim) byUse() int {
-	if v.again {
+	if v.Again {
 		return protected
 	}
 	return probation
@@ -132,12 +131,12 @@ func (s *Store) victims(bytes int64) (picked []victim, sum int64) {
 		return slices.ContainsFunc(pickers, func(p *picker) bool { return p.wants(v) })
 	}
 	begun, seen := time.Now(), 0
-	err := s.index.records("", func(d []byte, r record) bool {
+	err := s.index.Records("", func(d []byte, r index.Record) bool {
 		if seen++; seen >= step {
 			s.breathe(time.Since(begun))
 			begun, seen = time.Now(), 0
 		}
-		v := victim{record: r}
+		v := victim{Record: r}
 		all.add(v)
 		if !wanted(v) {
 			return s.ctx.Err() == nil
@@ -218,8 +217,8 @@ type picker struct {
 // compare orders victims by class; in it the sooner limit goes first, then the
 // less recently used.
 func (p *picker) compare(v, w victim) int {
-	return cmp.Or(cmp.Compare(p.class(v), p.class(w)), cmp.Compare(v.expires(), w.expires()),
-		cmp.Compare(v.accessed, w.accessed), cmp.Compare(v.digest, w.digest))
+	return cmp.Or(cmp.Compare(p.class(v), p.class(w)), cmp.Compare(v.Expires(), w.Expires()),
+		cmp.Compare(v.Accessed, w.Accessed), cmp.Compare(v.digest, w.digest))
 }
 
 // wants errs on the side of a victim without its digest.
@@ -314,11 +313,11 @@ func (s *Store) evict(v victim) (evicted bool) {
 		}
 		s.forget(v.digest)
 		now, reason := time.Now().Unix(), reasonSpace
-		if v.expires() < now {
+		if v.Expires() < now {
 			reason = reasonAge
 		}
 		s.metrics.evictedBytes.WithLabelValues(reason).Add(float64(v.diskBytes()))
-		s.metrics.evictionAge.WithLabelValues(reason).Observe(float64(max(0, now-v.accessed)))
+		s.metrics.evictionAge.WithLabelValues(reason).Observe(float64(max(0, now-v.Accessed)))
 		evicted = true
 	})
 	return evicted
@@ -332,8 +331,8 @@ func (s *Store) usedSince(v victim) bool {
 	s.mu.Lock()
 	_, touched := s.touched[v.digest]
 	s.mu.Unlock()
-	r, _, err := s.index.record(v.digest)
-	return touched || err != nil || r != v.record
+	r, _, err := s.index.Record(v.digest)
+	return touched || err != nil || r != v.Record
 }
 
 // forget drops the record and the links of a blob that is not on disk.

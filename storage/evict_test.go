@@ -11,6 +11,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/cachalot-registry/cachalot/storage/index"
 	"github.com/cachalot-registry/cachalot/test/trace"
 )
 
@@ -24,11 +25,11 @@ func TestAgain(t *testing.T) {
 		again := func() bool {
 			t.Helper()
 			s.flushTouched()
-			r, ok, err := s.index.record(o.digest())
+			r, ok, err := s.index.Record(o.digest())
 			if err != nil || !ok {
 				t.Fatalf("record: %v %v", ok, err)
 			}
-			return r.again
+			return r.Again
 		}
 		mustFetch(t, s, o, Miss)
 		settle(t, s)
@@ -59,15 +60,15 @@ func TestAgain(t *testing.T) {
 func indexOnly(t *testing.T) *Store {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	idx := openIndex(filepath.Join(t.TempDir(), "index"), log)
+	m := NewMetrics()
+	s := &Store{log: log, ctx: t.Context()}
+	s.index = index.Open(index.Config{Dir: filepath.Join(t.TempDir(), "index"), Pinned: s.Pinned, Rest: rest}, m.index, log)
 	t.Cleanup(func() {
-		if err := idx.close(); err != nil {
+		if err := s.index.Close(); err != nil {
 			t.Error(err)
 		}
 	})
-	s := &Store{index: idx, ledger: newLedger(idx, NewMetrics()), log: log, ctx: t.Context()}
-	s.tags = newTagLedger(idx, 0, s.Pinned, NewMetrics(), log)
-	s.links = newLinkLedger(idx, 0, s.Pinned, s.tags.group, log)
+	s.ledger = newLedger(s.index, m)
 	s.waiting.Store(1) // no rests
 	s.readIndex()
 	return s
@@ -77,12 +78,12 @@ func indexOnly(t *testing.T) *Store {
 func TestVictims(t *testing.T) {
 	t.Parallel()
 	const big = smallBlob
-	records := []record{
-		{size: 3 * big, accessed: 1, again: true},
-		{size: big, accessed: 2},
-		{size: 2 * big, accessed: 3},
-		{size: 2 * big, accessed: 4, again: true},
-		{size: 1, accessed: 0},
+	records := []index.Record{
+		{Size: 3 * big, Accessed: 1, Again: true},
+		{Size: big, Accessed: 2},
+		{Size: 2 * big, Accessed: 3},
+		{Size: 2 * big, Accessed: 4, Again: true},
+		{Size: 1, Accessed: 0},
 	}
 	for name, tc := range map[string]struct {
 		bytes  int64
@@ -104,7 +105,7 @@ func TestVictims(t *testing.T) {
 			s := indexOnly(t)
 			records := records
 			if tc.others > 0 {
-				records = append(slices.Clone(records), record{size: tc.others, accessed: 9, again: true})
+				records = append(slices.Clone(records), index.Record{Size: tc.others, Accessed: 9, Again: true})
 			}
 			for i, r := range records {
 				if err := s.ledger.add(digest.FromString(strconv.Itoa(i)), r); err != nil {
@@ -114,7 +115,7 @@ func TestVictims(t *testing.T) {
 			var got []int64
 			victims, _ := s.victims(tc.bytes)
 			for _, v := range victims {
-				got = append(got, v.accessed)
+				got = append(got, v.Accessed)
 			}
 			slices.Sort(got)
 			if !slices.Equal(got, tc.want) {
@@ -141,9 +142,9 @@ func TestVictims_Manifests(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := indexOnly(t)
-			records := []record{{size: layer, accessed: 1, again: true}, {size: 3 * layer, accessed: 2, again: true}}
+			records := []index.Record{{Size: layer, Accessed: 1, Again: true}, {Size: 3 * layer, Accessed: 2, Again: true}}
 			for i := range tc.count {
-				records = append(records, record{size: flood, accessed: 10 + i, manifest: true, again: tc.again})
+				records = append(records, index.Record{Size: flood, Accessed: 10 + i, Manifest: true, Again: tc.again})
 			}
 			for i, r := range records {
 				if err := s.ledger.add(digest.FromString(strconv.Itoa(i)), r); err != nil {
@@ -153,7 +154,7 @@ func TestVictims_Manifests(t *testing.T) {
 			var got []int64
 			victims, _ := s.victims(1)
 			for _, v := range victims {
-				got = append(got, v.accessed)
+				got = append(got, v.Accessed)
 			}
 			if !slices.Equal(got, tc.want) {
 				t.Errorf("picked those last used at %v, want %v", got, tc.want)
@@ -183,8 +184,8 @@ func TestLikeSimulator(t *testing.T) {
 	for i, r := range requests {
 		d := digest.FromString(strconv.FormatUint(r.Key, 10))
 		hit := false
-		if err := s.ledger.update(slices.Values([]digest.Digest{d}), func(_ digest.Digest, rec *record) {
-			rec.apply(use{accessed: r.Time})
+		if err := s.ledger.update(slices.Values([]digest.Digest{d}), func(_ digest.Digest, rec *index.Record) {
+			use{accessed: r.Time}.apply(rec)
 			hit = true
 		}); err != nil {
 			t.Fatal(err)
@@ -208,7 +209,7 @@ func TestLikeSimulator(t *testing.T) {
 				}
 			}
 		}
-		if err := s.ledger.add(d, record{size: r.Size, accessed: r.Time, manifest: r.Manifest}); err != nil {
+		if err := s.ledger.add(d, index.Record{Size: r.Size, Accessed: r.Time, Manifest: r.Manifest}); err != nil {
 			t.Fatal(err)
 		}
 	}

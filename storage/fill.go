@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/cachalot-registry/cachalot/storage/index"
 	"github.com/cachalot-registry/cachalot/task"
 )
 
@@ -35,8 +36,8 @@ const chunk = 128 << 10
 // fill is one download. run writes; readers follow.
 type fill struct {
 	store   *Store
-	scope   Scope  // the place that started it; others need a link to join
-	client  string // whose request started it
+	place   index.Place // that started it; others need a link to join
+	client  string      // whose request started it
 	digest  digest.Digest
 	src     Source
 	started time.Time
@@ -49,7 +50,7 @@ type fill struct {
 	left        chan struct{}           // closed once it is in the store's table no more
 	shut        bool                    // who comes waits until it has left; guarded by Store.mu
 	settling    bool                    // it is about to become a blob; guarded by Store.mu
-	admitted    map[Scope]string        // media types of the places that get a link with its own; guarded by Store.mu, nil once they have
+	admitted    map[index.Place]string  // media types of the places that get a link with its own; guarded by Store.mu, nil once they have
 	connections atomic.Int32            // to the upstream, as run last saw; for who looks on
 	progress    atomic.Int64            // Unix nanoseconds of the last byte, or of the start; 0: not started
 	stop        context.CancelCauseFunc // ends run; set before it has a slot
@@ -68,8 +69,8 @@ type fill struct {
 
 func newFill(s *Store, sc Scope, d digest.Digest, src Source) *fill {
 	return &fill{
-		store: s, scope: sc.place(), client: sc.Client, keep: sc.Keep, digest: d, src: src, started: time.Now(),
-		left: make(chan struct{}), admitted: map[Scope]string{},
+		store: s, place: sc.place(), client: sc.Client, keep: sc.Keep, digest: d, src: src, started: time.Now(),
+		left: make(chan struct{}), admitted: map[index.Place]string{},
 		hash: d.Algorithm().Hash(), size: -1, changed: make(chan struct{}), users: 1,
 	}
 }
@@ -149,11 +150,11 @@ func (f *fill) run(ctx context.Context) {
 		switch {
 		case wrong:
 			reason = reasonDigest
-			s.log.ErrorContext(own, "upstream sent wrong content", "upstream", f.scope.Upstream, "repository", f.scope.Repository, "digest", f.digest, "error", err)
+			s.log.ErrorContext(own, "upstream sent wrong content", "upstream", f.place.Upstream, "repository", f.place.Repository, "digest", f.digest, "error", err)
 		case s.ctx.Err() != nil:
 			reason, err = reasonClosed, ErrClosed
 		case f.written > 0: // or else it is told to all who wait, at once
-			s.log.WarnContext(own, "download failed", "upstream", f.scope.Upstream, "repository", f.scope.Repository,
+			s.log.WarnContext(own, "download failed", "upstream", f.place.Upstream, "repository", f.place.Repository,
 				"digest", f.digest, "bytes", f.written, "error", err)
 		}
 		_, panicked := errors.AsType[*task.PanicError](err)
@@ -255,7 +256,7 @@ func (f *fill) openStream(ctx context.Context) (*stream, error) {
 	resumed := func(offset int64, cause error) {
 		f.store.metrics.resumes.Inc()
 		resumedSpan(ctx, offset, cause)
-		f.store.log.InfoContext(ctx, "download broke and goes on", "upstream", f.scope.Upstream, "repository", f.scope.Repository,
+		f.store.log.InfoContext(ctx, "download broke and goes on", "upstream", f.place.Upstream, "repository", f.place.Repository,
 			"digest", f.digest, "offset", offset, "error", cause)
 	}
 	st, err := openStream(ctx, f.src, f.written, f.store.buffers, resumed)
@@ -402,7 +403,7 @@ func (f *fill) here() bool {
 	f.store.mu.Lock()
 	_, condemned := f.store.condemned[f.digest]
 	f.store.mu.Unlock()
-	_, recorded, err := f.store.index.record(f.digest)
+	_, recorded, err := f.store.index.Record(f.digest)
 	return !condemned && recorded && err == nil && f.store.exists(f.digest)
 }
 
@@ -413,9 +414,9 @@ func (f *fill) link(ctx context.Context) {
 	places := f.admitted
 	f.admitted = nil
 	s.mu.Unlock()
-	places[f.scope] = f.state().mediaType
-	for sc, mediaType := range places {
-		if err := s.putLink(sc, f.digest, link{mediaType, f.written}); err != nil {
+	places[f.place] = f.state().mediaType
+	for p, mediaType := range places {
+		if err := s.index.PutLink(p, f.digest, index.Link{MediaType: mediaType, Size: f.written}); err != nil {
 			s.log.WarnContext(ctx, "cannot record link", "digest", f.digest, "error", err)
 		}
 	}
@@ -432,7 +433,7 @@ func (f *fill) commit() error {
 	defer s.reserving.Unlock()
 	defer s.grow(-blocks(f.written))
 	now := time.Now()
-	r := record{size: f.written, accessed: now.Unix(), until: f.state().keep.until(now), manifest: f.scope.Manifest}
+	r := index.Record{Size: f.written, Accessed: now.Unix(), Until: f.state().keep.until(now), Manifest: f.place.Manifest}
 	if err := s.ledger.add(f.digest, r); err != nil {
 		return errors.Join(fmt.Errorf("record blob: %w", err), os.Remove(s.disk.blob(f.digest))) // it would never go
 	}
@@ -452,4 +453,4 @@ func (f *fill) close() {
 	f.shut = true
 }
 
-func (f *fill) partial() partial { return partialOf(f.digest, f.scope.Upstream) }
+func (f *fill) partial() partial { return partialOf(f.digest, f.place.Upstream) }

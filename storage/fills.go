@@ -18,11 +18,11 @@ func (t fills) add(f *fill) {
 	if t[f.digest] == nil {
 		t[f.digest] = map[string]*fill{}
 	}
-	t[f.digest][f.scope.Upstream] = f
+	t[f.digest][f.place.Upstream] = f
 }
 
 func (t fills) remove(f *fill) {
-	delete(t[f.digest], f.scope.Upstream)
+	delete(t[f.digest], f.place.Upstream)
 	if len(t[f.digest]) == 0 {
 		delete(t, f.digest)
 	}

@@ -11,30 +11,6 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// FuzzLinkKey: links are read as they were written, and no other key is taken for one of
-// another digest's.
-func FuzzLinkKey(f *testing.F) {
-	f.Add([]byte{}, "docker.io", "library/app", "x", true)
-	f.Add(linkKey(scope(), digest.SHA512.FromString("x"))[1:], "", "", "", false)
-	f.Fuzz(func(t *testing.T, raw []byte, upstream, repository, content string, manifest bool) {
-		if l, ok := decodeLinkKey(append([]byte{'l'}, raw...)); ok && !isDigest(string(l.digest)) {
-			t.Errorf("%q is a link of %q", raw, l.digest)
-		}
-		if strings.Contains(upstream+repository, "\x00") || upstream == "" {
-			return // no parsed name is so
-		}
-		d := digest.FromString(content)
-		s := Scope{Upstream: upstream, Repository: repository, Manifest: manifest}
-		l, ok := decodeLinkKey(linkKey(s, d))
-		if !ok || string(l.digest) != string(d) || string(l.upstream()) != upstream || string(l.repository()) != repository || l.manifest != manifest {
-			t.Errorf("%+v became %+v, %v", s, l, ok)
-		}
-		if !l.in(upstream, repository) || l.in(upstream+"x", "") || l.in("", repository+"x") {
-			t.Errorf("%+v is not where it is", l)
-		}
-	})
-}
-
 // FuzzFileName: a file in fills/ or quarantine/ is a digest's only by the name that its
 // digest has, and stays in the store's folder.
 func FuzzFileName(f *testing.F) {

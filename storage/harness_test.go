@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/goleak"
 
+	"github.com/cachalot-registry/cachalot/storage/index"
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
@@ -232,15 +233,15 @@ func put(t *testing.T, s *Store, seed uint64, size int, accessed int64, manifest
 		t.Fatal(err)
 	}
 	settle(t, s)
-	setRecord(t, s, d, func(r *record) { r.accessed = accessed })
+	setRecord(t, s, d, func(r *index.Record) { r.Accessed = accessed })
 	return d
 }
 
 // setRecord changes what the index says of a blob, after all hits until now.
-func setRecord(t *testing.T, s *Store, d digest.Digest, change func(*record)) {
+func setRecord(t *testing.T, s *Store, d digest.Digest, change func(*index.Record)) {
 	t.Helper()
 	s.flushTouched()
-	if err := s.ledger.update(slices.Values([]digest.Digest{d}), func(_ digest.Digest, r *record) { change(r) }); err != nil {
+	if err := s.ledger.update(slices.Values([]digest.Digest{d}), func(_ digest.Digest, r *index.Record) { change(r) }); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -254,10 +255,31 @@ func keeping(r Retention) Scope {
 
 func noStore() Scope { return keeping(Retention{NoStore: true}) }
 
-// keys counts the keys of the index that begin with prefix.
-func keys(t *testing.T, s *Store, prefix []byte) (n int) {
+// countRecords counts those of the index.
+func countRecords(t *testing.T, s *Store) (n int) {
 	t.Helper()
-	if err := s.index.scan(prefix, func(_, _ []byte) bool { n++; return true }); err != nil {
+	if err := s.index.Records("", func([]byte, index.Record) bool { n++; return true }); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// countLinks counts those of the index.
+func countLinks(t *testing.T, s *Store) (n int) {
+	t.Helper()
+	for d, err := range s.index.LinkedDigests("", "", "") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		n += countLinksOf(t, s, d)
+	}
+	return n
+}
+
+// countLinksOf counts the links of a digest.
+func countLinksOf(t *testing.T, s *Store, d digest.Digest) (n int) {
+	t.Helper()
+	if err := s.index.Links(d, func(index.LinkAt) bool { n++; return true }); err != nil {
 		t.Fatal(err)
 	}
 	return n
@@ -267,7 +289,7 @@ func keys(t *testing.T, s *Store, prefix []byte) (n int) {
 func checkNothing(t *testing.T, s *Store) {
 	t.Helper()
 	checkDisk(t, s)
-	if bytes, filling, n := s.ledger.total(), s.filling.Load(), keys(t, s, []byte{'l'}); bytes != 0 || filling != 0 || n != 0 {
+	if bytes, filling, n := s.ledger.total(), s.filling.Load(), countLinks(t, s); bytes != 0 || filling != 0 || n != 0 {
 		t.Errorf("%d bytes in blobs, %d in fills/, %d links; want nothing", bytes, filling, n)
 	}
 }

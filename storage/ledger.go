@@ -8,13 +8,15 @@ import (
 	"sync"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
 // ledger keeps the index's blob records and the counters the same. Adding or
 // removing a blob twice counts once. Bytes are what blobs take of the disk, in
 // whole blocks.
 type ledger struct {
-	index   *index
+	index   *index.Index
 	metrics *Metrics
 
 	mu      sync.Mutex // guards the fields below, and that they agree with the records
@@ -24,7 +26,7 @@ type ledger struct {
 	adding  chan struct{} // closed once the records are added up; nil after that
 }
 
-func newLedger(x *index, m *Metrics) *ledger {
+func newLedger(x *index.Index, m *Metrics) *ledger {
 	return &ledger{index: x, metrics: m, soonest: math.MaxInt64, adding: make(chan struct{})}
 }
 
@@ -36,16 +38,16 @@ func (l *ledger) load(ctx context.Context) error {
 		l.adding = make(chan struct{})
 	}
 	l.bytes, l.count = 0, 0
-	then := l.index.view([]byte{'b'})
+	then := l.index.Snapshot()
 	l.mu.Unlock()
-	defer then.close()
+	defer then.Close()
 
 	var bytes, count int64
 	soonest := int64(math.MaxInt64)
-	err := then.records(func(_ []byte, r record) bool {
-		bytes += r.diskBytes()
+	err := then.Records(func(_ []byte, r index.Record) bool {
+		bytes += blocks(r.Size)
 		count++
-		soonest = min(soonest, r.expires())
+		soonest = min(soonest, r.Expires())
 		return ctx.Err() == nil
 	})
 	l.mu.Lock()
@@ -95,39 +97,39 @@ func (l *ledger) totals() (bytes, count int64) {
 }
 
 // add records a blob that has just become one.
-func (l *ledger) add(d digest.Digest, r record) error {
+func (l *ledger) add(d digest.Digest, r index.Record) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	old, known, err := l.index.record(d)
+	old, known, err := l.index.Record(d)
 	if err == nil {
-		err = l.put(map[digest.Digest]record{d: r})
+		err = l.put(map[digest.Digest]index.Record{d: r})
 	}
 	switch {
 	case err != nil:
 		return err
 	case known:
-		l.changed(r.diskBytes()-old.diskBytes(), 0)
+		l.changed(blocks(r.Size)-blocks(old.Size), 0)
 	default:
-		l.changed(r.diskBytes(), 1)
+		l.changed(blocks(r.Size), 1)
 	}
 	return nil
 }
 
 // found records those of the blobs that are not recorded, and returns how many.
 // exists is asked under the lock: a file may have gone since it was seen.
-func (l *ledger) found(records map[digest.Digest]record, exists func(digest.Digest) bool) (int, error) {
+func (l *ledger) found(records map[digest.Digest]index.Record, exists func(digest.Digest) bool) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	unknown := make(map[digest.Digest]record, len(records))
+	unknown := make(map[digest.Digest]index.Record, len(records))
 	var bytes int64
 	for d, r := range records {
-		_, known, err := l.index.record(d)
+		_, known, err := l.index.Record(d)
 		if err != nil {
 			return 0, err
 		}
 		if !known && exists(d) {
 			unknown[d] = r
-			bytes += r.diskBytes()
+			bytes += blocks(r.Size)
 		}
 	}
 	if err := l.put(unknown); err != nil {
@@ -138,39 +140,39 @@ func (l *ledger) found(records map[digest.Digest]record, exists func(digest.Dige
 }
 
 // put writes records; l.mu is held.
-func (l *ledger) put(records map[digest.Digest]record) error {
+func (l *ledger) put(records map[digest.Digest]index.Record) error {
 	for _, r := range records {
-		l.soonest = min(l.soonest, r.expires())
+		l.soonest = min(l.soonest, r.Expires())
 	}
-	return l.index.putRecords(records)
+	return l.index.PutRecords(records)
 }
 
 // drop forgets a blob whose file is gone, and its links.
 func (l *ledger) drop(d digest.Digest, gone func() bool) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	r, known, err := l.index.record(d)
+	r, known, err := l.index.Record(d)
 	if err != nil || !gone() {
 		return err
 	}
-	if err := l.index.forget(d); err != nil {
+	if err := l.index.Forget(d); err != nil {
 		return err
 	}
 	if known {
-		l.changed(-r.diskBytes(), -1)
+		l.changed(-blocks(r.Size), -1)
 	}
 	return nil
 }
 
 // update changes the records of blobs that are still recorded. One that cannot
 // be read keeps none of the others from it.
-func (l *ledger) update(digests iter.Seq[digest.Digest], change func(digest.Digest, *record)) error {
+func (l *ledger) update(digests iter.Seq[digest.Digest], change func(digest.Digest, *index.Record)) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	records := make(map[digest.Digest]record)
+	records := make(map[digest.Digest]index.Record)
 	var failed error
 	for d := range digests {
-		r, ok, err := l.index.record(d)
+		r, ok, err := l.index.Record(d)
 		if err != nil {
 			failed = err
 		} else if ok {

@@ -9,10 +9,11 @@ import (
 	"iter"
 	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
 // BlobInfo is what is known of a blob on disk.
@@ -72,7 +73,7 @@ func (s *Store) Blobs(ctx context.Context, q BlobQuery, after digest.Digest, n i
 		}
 		looked++
 		after = d
-		if r, ok, err := s.index.record(d); err == nil && ok && q.fits(s.current(d, r)) {
+		if r, ok, err := s.index.Record(d); err == nil && ok && q.fits(s.current(d, r)) {
 			page = append(page, s.info(d, s.current(d, r)))
 		}
 	}
@@ -83,10 +84,10 @@ func (s *Store) Blobs(ctx context.Context, q BlobQuery, after digest.Digest, n i
 // look at all of them.
 func (s *Store) TopBlobs(ctx context.Context, q BlobQuery, o Order, n int) ([]BlobInfo, error) {
 	top := top{order: o, most: min(n, MostBlobs)}
-	offer := func(d digest.Digest, r record) { top.offer(victim{d, s.current(d, r)}) }
+	offer := func(d digest.Digest, r index.Record) { top.offer(victim{d, s.current(d, r)}) }
 	var err error
 	if q.Upstream == "" {
-		err = s.index.records("", func(d []byte, r record) bool {
+		err = s.index.Records("", func(d []byte, r index.Record) bool {
 			if q.fits(r) && top.wants(r) {
 				offer(digest.Digest(d), r)
 			}
@@ -98,7 +99,7 @@ func (s *Store) TopBlobs(ctx context.Context, q BlobQuery, o Order, n int) ([]Bl
 				err = failed
 				break
 			}
-			if r, ok, err := s.index.record(d); err == nil && ok && q.fits(r) && top.wants(r) {
+			if r, ok, err := s.index.Record(d); err == nil && ok && q.fits(r) && top.wants(r) {
 				offer(d, r)
 			}
 		}
@@ -109,14 +110,14 @@ func (s *Store) TopBlobs(ctx context.Context, q BlobQuery, o Order, n int) ([]Bl
 	top.sort()
 	page := make([]BlobInfo, len(top.picked))
 	for i, v := range top.picked {
-		page[i] = s.info(v.digest, v.record)
+		page[i] = s.info(v.digest, v.Record)
 	}
 	return page, nil
 }
 
 // Blob returns what is known of one blob; [ErrNotFound] where it is not on disk.
 func (s *Store) Blob(d digest.Digest) (BlobInfo, error) {
-	r, ok, err := s.index.record(d)
+	r, ok, err := s.index.Record(d)
 	switch {
 	case err != nil:
 		return BlobInfo{}, fmt.Errorf("read record: %w", err)
@@ -128,60 +129,33 @@ func (s *Store) Blob(d digest.Digest) (BlobInfo, error) {
 
 // digests walks the blobs that may fit q, each once, in order.
 func (s *Store) digests(q BlobQuery, after digest.Digest) iter.Seq2[digest.Digest, error] {
-	return func(yield func(digest.Digest, error) bool) {
-		var failed error
-		prefix, from := []byte{'b'}, afterBlob(after)
-		if q.Upstream != "" {
-			prefix, from = []byte{'l'}, afterLinks(after)
-			if after == "" {
-				from = prefix
-			}
-		}
-		v := s.index.view(prefix)
-		defer v.close()
-		last := after
-		for key := range v.ordered(from, &failed) {
-			d, ok := decodeBlobKey(key)
-			if q.Upstream != "" {
-				var p linkAt
-				p, ok = decodeLinkKey(key)
-				ok = ok && p.in(q.Upstream, q.Repository) && string(p.digest) != string(last)
-				d = p.digest
-			}
-			if !ok {
-				continue
-			}
-			if last = digest.Digest(d); !yield(last, nil) {
-				return
-			}
-		}
-		if failed != nil {
-			yield("", failed)
-		}
+	if q.Upstream == "" {
+		return s.index.Digests(after)
 	}
+	return s.index.LinkedDigests(q.Upstream, q.Repository, after)
 }
 
-func (q BlobQuery) fits(r record) bool {
-	return r.size >= q.MinSize && (q.UnusedSince.IsZero() || r.accessed < q.UnusedSince.Unix())
+func (q BlobQuery) fits(r index.Record) bool {
+	return r.Size >= q.MinSize && (q.UnusedSince.IsZero() || r.Accessed < q.UnusedSince.Unix())
 }
 
 // current is a record with the hits that are not in it yet.
-func (s *Store) current(d digest.Digest, r record) record {
+func (s *Store) current(d digest.Digest, r index.Record) index.Record {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if u, ok := s.touched[d]; ok {
-		r.apply(u)
+		u.apply(&r)
 	}
 	return r
 }
 
-func (s *Store) info(d digest.Digest, r record) BlobInfo {
+func (s *Store) info(d digest.Digest, r index.Record) BlobInfo {
 	info := BlobInfo{
-		Digest: d, Size: r.size, DiskBytes: r.diskBytes(), Manifest: r.manifest,
-		Used: time.Unix(r.accessed, 0), Again: r.again, Uses: r.uses, Orphaned: r.orphaned,
+		Digest: d, Size: r.Size, DiskBytes: blocks(r.Size), Manifest: r.Manifest,
+		Used: time.Unix(r.Accessed, 0), Again: r.Again, Uses: r.Uses, Orphaned: r.Orphaned,
 	}
-	if r.until != 0 {
-		info.Until = time.Unix(r.until, 0)
+	if r.Until != 0 {
+		info.Until = time.Unix(r.Until, 0)
 	}
 	if file, err := os.Lstat(s.disk.blob(d)); err == nil {
 		info.Stored = file.ModTime()
@@ -199,10 +173,8 @@ type Link struct {
 // Links returns up to n of the places in which a digest was seen.
 func (s *Store) Links(d digest.Digest, n int) ([]Link, error) {
 	var links []Link
-	err := s.index.scan(linkPrefix(d), func(key, value []byte) bool {
-		if p, ok := decodeLinkKey(key); ok {
-			links = append(links, Link{string(p.upstream()), string(p.repository()), p.manifest, strings.Clone(decodeLink(value).mediaType)})
-		}
+	err := s.index.Links(d, func(at index.LinkAt) bool {
+		links = append(links, Link{string(at.Upstream()), string(at.Repository()), at.Manifest, at.MediaType()})
 		return len(links) < n
 	})
 	return links, err
@@ -220,39 +192,13 @@ func (s *Store) Origins(d digest.Digest, visit func(upstream string) bool) error
 		}
 	}
 	var last []byte
-	return s.index.scan(linkPrefix(d), func(key, _ []byte) bool {
-		p, ok := decodeLinkKey(key)
-		if !ok || last != nil && bytes.Equal(p.upstream(), last) {
+	return s.index.Links(d, func(at index.LinkAt) bool {
+		if last != nil && bytes.Equal(at.Upstream(), last) {
 			return true
 		}
-		last = append(last[:0], p.upstream()...)
+		last = append(last[:0], at.Upstream()...)
 		return visit(string(last))
 	})
-}
-
-// NamedTag is a tag with its name.
-type NamedTag struct {
-	TagKey
-	Tag
-}
-
-// TagsAfter returns up to n pointers of a repository, in the order of their names,
-// that come after a name. next is where to go on, "" at the end.
-func (s *Store) TagsAfter(upstream, repository, after string, n int) (page []NamedTag, next string, err error) {
-	v := s.index.view(tagKey(TagKey{Upstream: upstream, Repository: repository}))
-	defer v.close()
-	var failed error
-	for key, value := range v.ordered(tagKey(TagKey{upstream, repository, after}), &failed) {
-		if len(page) == n {
-			return page, page[n-1].Name, nil
-		}
-		k, err := decodeTagKey(key)
-		t, terr := decodeTag(value)
-		if err == nil && terr == nil {
-			page = append(page, NamedTag{k, t})
-		}
-	}
-	return page, "", failed
 }
 
 // top keeps the first of many records in an order. It sorts whenever most more have
@@ -267,18 +213,18 @@ func (t *top) compare(v, w victim) int {
 	var c int
 	switch t.order {
 	case BySize:
-		c = cmp.Compare(w.size, v.size)
+		c = cmp.Compare(w.Size, v.Size)
 	case ByUse:
-		c = cmp.Compare(v.accessed, w.accessed)
+		c = cmp.Compare(v.Accessed, w.Accessed)
 	case ByUses:
-		c = cmp.Compare(w.uses, v.uses)
+		c = cmp.Compare(w.Uses, v.Uses)
 	}
 	return cmp.Or(c, cmp.Compare(v.digest, w.digest))
 }
 
 // wants errs on the side of a record without its digest.
-func (t *top) wants(r record) bool {
-	return len(t.picked) < t.most || t.most > 0 && t.compare(victim{record: r}, t.picked[t.most-1]) < 0
+func (t *top) wants(r index.Record) bool {
+	return len(t.picked) < t.most || t.most > 0 && t.compare(victim{Record: r}, t.picked[t.most-1]) < 0
 }
 
 // offer takes what top wants.

@@ -12,63 +12,9 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-)
 
-// A walk in order sees what the database has and what waits, each key once and the
-// newer value, from wherever it begins.
-func TestOrdered(t *testing.T) {
-	t.Parallel()
-	s := openStore(t, t.TempDir())
-	name := func(n int) string { return fmt.Sprintf("v%02d", n) }
-	for n := range 30 {
-		k := TagKey{"docker.io", "library/a", name(n)}
-		if err := s.PutTag(k, Tag{digest.FromString("old"), time.Now()}, time.Hour); err != nil {
-			t.Fatal(err)
-		}
-	}
-	// As on a full disk: these wait.
-	s.index.mu.Lock()
-	for n := 0; n < 40; n += 3 {
-		k := string(tagKey(TagKey{"docker.io", "library/a", name(n)}))
-		s.index.waiting[k] = entry{value: Tag{digest.FromString("new"), time.Now()}.encode(), deleted: n%2 == 1}
-	}
-	s.index.waits.Store(int64(len(s.index.waiting)))
-	s.index.mu.Unlock()
-	var want []string
-	for n := range 40 {
-		waits := n%3 == 0
-		if waits && n%2 == 0 || !waits && n < 30 {
-			want = append(want, name(n))
-		}
-	}
-	for _, size := range []int{1, 2, 7, 100} {
-		var got []string
-		for after := ""; ; {
-			page, next, err := s.TagsAfter("docker.io", "library/a", after, size)
-			if err != nil || len(page) > size {
-				t.Fatal(len(page), err)
-			}
-			for _, tag := range page {
-				got = append(got, tag.Name)
-				var n int
-				_, _ = fmt.Sscanf(tag.Name, "v%d", &n)
-				if fresh := tag.Digest == digest.FromString("new"); fresh != (n%3 == 0) {
-					t.Errorf("%s is %s", tag.Name, tag.Digest)
-				}
-			}
-			if after = next; next == "" {
-				break
-			}
-		}
-		if !slices.Equal(got, want) {
-			t.Errorf("pages of %d: %v\nwant %v", size, got, want)
-		}
-	}
-	s.index.mu.Lock()
-	clear(s.index.waiting)
-	s.index.waits.Store(0)
-	s.index.mu.Unlock()
-}
+	"github.com/cachalot-registry/cachalot/storage/index"
+)
 
 // Sums count a blob once an upstream, and in each repository that has it.
 func TestSummary(t *testing.T) {
@@ -82,11 +28,11 @@ func TestSummary(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := s.index.remove(linkKey(Scope{Upstream: "u", Repository: "r", Manifest: true}, lost)); err != nil {
+	if err := s.index.RemoveLinks(lost, []index.Place{{Upstream: "u", Repository: "r", Manifest: true}}); err != nil {
 		t.Fatal(err)
 	}
-	for _, k := range []TagKey{{"u", "r", "1"}, {"u", "r", "2"}, {"u", "r", "tags/list"}} {
-		if err := s.PutTag(k, Tag{shared, time.Now()}, time.Hour); err != nil {
+	for _, name := range []string{"1", "2", "tags/list"} {
+		if err := s.PutTag(TagKey{Upstream: "u", Repository: "r", Name: name}, Tag{Digest: shared, Checked: time.Now()}, time.Hour); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -141,12 +87,12 @@ func TestUses(t *testing.T) {
 			b.Close()
 		}
 	}
-	writes := s.index.waits.Load()
+	writes := s.index.Waiting()
 	for _, d := range []digest.Digest{d, small} {
 		if b, err := s.Blob(d); err != nil || b.Uses != 3 {
 			t.Errorf("%+v, %v; want 3 uses", b, err)
 		}
-		if r, _, err := s.index.record(d); err != nil || r.uses != 0 || writes != 0 {
+		if r, _, err := s.index.Record(d); err != nil || r.Uses != 0 || writes != 0 {
 			t.Errorf("a hit has written: %+v %v", r, err)
 		}
 	}
@@ -203,14 +149,14 @@ func TestTop(t *testing.T) {
 	all := make([]victim, 1000)
 	for i := range all {
 		n := random.Uint32N(300) // some are alike
-		all[i] = victim{digest.FromBytes(tiny(i)), record{size: int64(n), accessed: int64(n), uses: n}}
+		all[i] = victim{digest.FromBytes(tiny(i)), index.Record{Size: int64(n), Accessed: int64(n), Uses: n}}
 	}
 	for _, order := range []Order{ByDigest, BySize, ByUse, ByUses} {
 		for _, most := range []int{0, 1, 2, 7, 300, 600, 900, len(all), len(all) + 1} {
 			random.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 			got := top{order: order, most: most}
 			for _, v := range all {
-				if got.wants(v.record) {
+				if got.wants(v.Record) {
 					got.offer(v)
 				}
 			}

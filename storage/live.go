@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
 // Stats is what the store holds, and may. All sizes are bytes of the disk.
@@ -31,8 +33,8 @@ type Stats struct {
 func (s *Store) Stats() Stats {
 	st := Stats{
 		Partial: s.filling.Load(), Reserved: s.reserved.Load(), Quarantine: s.quarantined.Load(),
-		MaxSize: s.maxSize, LowMark: share(s.maxSize, s.lowMark), MinFree: max(s.minFree, indexFloor),
-		Fills: s.slots.places.Taken(), MaxFills: s.slots.places.Limit(), WaitingForIndex: s.index.waits.Load(),
+		MaxSize: s.maxSize, LowMark: share(s.maxSize, s.lowMark), MinFree: max(s.minFree, index.Floor),
+		Fills: s.slots.places.Taken(), MaxFills: s.slots.places.Limit(), WaitingForIndex: s.index.Waiting(),
 		ScrubEvery: s.scrubEvery,
 	}
 	st.Bytes, st.Blobs, st.Counted = s.ledger.state()
@@ -82,7 +84,7 @@ func (f *fill) info() FillInfo {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	i := FillInfo{
-		Digest: f.digest, Upstream: f.scope.Upstream, Repository: f.scope.Repository, Manifest: f.scope.Manifest,
+		Digest: f.digest, Upstream: f.place.Upstream, Repository: f.place.Repository, Manifest: f.place.Manifest,
 		Started: f.started, Written: f.written, Size: f.size, Readers: max(0, f.users-1),
 	}
 	switch f.phase {

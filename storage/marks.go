@@ -5,6 +5,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/cachalot-registry/cachalot/storage/index"
 	"github.com/cachalot-registry/cachalot/task"
 )
 
@@ -124,7 +125,7 @@ func (s *Store) overLocked(need int64, mark float64) int64 {
 		s.log.Warn("cannot read free space", "error", err)
 		return over
 	}
-	return max(over, max(share(s.minFree, 200-mark), indexFloor)+reserved+need-free)
+	return max(over, max(share(s.minFree, 200-mark), index.Floor)+reserved+need-free)
 }
 
 func share(bytes int64, percent float64) int64 { return int64(float64(bytes) * (percent / 100)) }

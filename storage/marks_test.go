@@ -8,6 +8,9 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/storage/index"
+	"github.com/cachalot-registry/cachalot/test/smalldisk"
 )
 
 // TestMostVictims: of more than are picked at once, all go that have to.
@@ -15,14 +18,14 @@ func TestMostVictims(t *testing.T) {
 	t.Parallel()
 	p := picker{bytes: 3 * mostVictims * block}
 	for i := range 2 * mostVictims {
-		p.offer(victim{record: record{size: 1, accessed: int64((i * 7919) % (2 * mostVictims))}})
+		p.offer(victim{Record: index.Record{Size: 1, Accessed: int64((i * 7919) % (2 * mostVictims))}})
 	}
 	if len(p.picked) != mostVictims || p.sum != mostVictims*block {
 		t.Fatalf("%d picked, of %d bytes", len(p.picked), p.sum)
 	}
 	for _, v := range p.picked {
-		if v.accessed >= mostVictims {
-			t.Fatalf("picked one used at %d", v.accessed)
+		if v.Accessed >= mostVictims {
+			t.Fatalf("picked one used at %d", v.Accessed)
 		}
 	}
 }
@@ -31,7 +34,7 @@ func TestMostVictims(t *testing.T) {
 // with blobs and broken downloads of all sizes around a block.
 func TestBooksAreDu(t *testing.T) {
 	t.Parallel()
-	s := openStore(t, smallDisk(t, 256))
+	s := openStore(t, smalldisk.New(t, 256))
 	sizes := []int{0, 1, block - 1, block, block + 1, 3*block - 1, 100_000, 1 << 20}
 	for i, size := range sizes {
 		mustFetch(t, s, &origin{content: content(uint64(i), size)}, Miss)

@@ -6,90 +6,12 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
-	"sync"
-	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/storage/index"
 )
-
-// TestRecentWrites: who reads after a write has ended gets what was written, or
-// newer, however many read meanwhile.
-func TestRecentWrites(t *testing.T) {
-	t.Parallel()
-	s := openStore(t, t.TempDir())
-	key := TagKey{Upstream: "u", Repository: "r", Name: "1"}
-	var written atomic.Int64
-	var done atomic.Bool
-	var wg sync.WaitGroup
-	for range 2 { // more would only keep the writer from its processor
-		wg.Go(func() {
-			for !done.Load() {
-				least := written.Load()
-				tag, ok := s.Tag(key)
-				if least > 0 && (!ok || tag.Checked.UnixNano() < least) {
-					t.Errorf("read %d, %t after %d was written", tag.Checked.UnixNano(), ok, least)
-					return
-				}
-			}
-		})
-	}
-	for i := int64(1); i <= 500; i++ {
-		if err := s.PutTag(key, Tag{Digest: digest.FromString(strconv.FormatInt(i, 10)), Checked: time.Unix(0, i)}, time.Hour); err != nil {
-			t.Fatal(err)
-		}
-		written.Store(i)
-	}
-	done.Store(true)
-	wg.Wait()
-	if err := s.DeleteTag(key); err != nil {
-		t.Fatal(err)
-	}
-	if tag, ok := s.Tag(key); ok {
-		t.Errorf("%v after it was deleted", tag)
-	}
-}
-
-// TestRecentOvertaken: what was read before a write is not taken in after it.
-func TestRecentOvertaken(t *testing.T) {
-	t.Parallel()
-	x := openStore(t, t.TempDir()).index
-	key := []byte("t some tag")
-	if err := x.put(key, []byte("old"), 0); err != nil {
-		t.Fatal(err)
-	}
-	_, _, writes := x.recent.get(key)
-	old, _, err := x.read(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := x.put(key, []byte("new"), 0); err != nil {
-		t.Fatal(err)
-	}
-	x.recent.add(key, old, writes)
-	if _, err := x.get(key, func(b []byte) error {
-		if string(b) != "new" {
-			t.Errorf("%q", b)
-		}
-		return nil
-	}); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// TestRecentExpires: memory forgets when the index does.
-func TestRecentExpires(t *testing.T) {
-	t.Parallel()
-	x := openStore(t, t.TempDir()).index
-	key := []byte("t some tag")
-	_, _, writes := x.recent.get(key)
-	x.recent.add(key, entry{value: []byte("old"), expires: uint64(time.Now().Add(-time.Minute).Unix())}, writes)
-	if ok, err := x.get(key, func([]byte) error { return nil }); ok || err != nil {
-		t.Errorf("%t, %v: it has expired", ok, err)
-	}
-}
 
 // TestSmallInMemory: small content is read once, by whom it belongs to, counts as
 // used, and goes with its blob.
@@ -124,11 +46,11 @@ func TestSmallInMemory(t *testing.T) {
 	if _, err := s.Get(t.Context(), elsewhere, d, nil); !errors.Is(err, ErrUnlinked) {
 		t.Errorf("in another repository: %v", err)
 	}
-	setRecord(t, s, d, func(r *record) { r.accessed = 1 })
+	setRecord(t, s, d, func(r *index.Record) { r.Accessed = 1 })
 	_ = inFile()
 	s.flushTouched()
-	r, _, err := s.index.record(d)
-	if err != nil || r.accessed == 1 {
+	r, _, err := s.index.Record(d)
+	if err != nil || r.Accessed == 1 {
 		t.Errorf("%+v, %v: a use from memory does not count", r, err)
 	}
 	s.evict(victim{d, r})

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
 // Metrics of one [Store]. The caller registers them and adds the prefix.
@@ -20,25 +22,23 @@ type Metrics struct {
 	partial      prometheus.Gauge
 	limit        prometheus.Gauge
 	blobs        prometheus.Gauge
-	tags         prometheus.Gauge
-	tagsBytes    prometheus.Gauge
-	tagsLimit    prometheus.Gauge
 	disk         atomic.Pointer[disk] // whose free space is read at each scrape; nil before Open
 	free         prometheus.GaugeFunc
 	minFree      prometheus.Gauge
 	evictedBytes *prometheus.CounterVec
 	evictionAge  *prometheus.HistogramVec
 
-	evictedTags     prometheus.Counter
-	unrecordedTags  prometheus.Counter
 	scrubbed        prometheus.Counter
 	quarantined     prometheus.Counter
 	quarantineBytes prometheus.Gauge
+
+	index *index.Metrics
 }
 
 // NewMetrics returns metrics at zero.
 func NewMetrics() *Metrics {
 	m := &Metrics{
+		index: index.NewMetrics(),
 		fills: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "fills_in_progress", Help: "Downloads from upstreams in progress.",
 		}),
@@ -68,21 +68,6 @@ func NewMetrics() *Metrics {
 		}),
 		blobs: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "storage_blobs", Help: "Blobs on disk.",
-		}),
-		tags: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "storage_tags", Help: "Tags and lists that the index knows of, kept or only asked for.",
-		}),
-		tagsBytes: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "storage_tags_bytes", Help: "Bytes that tags and lists take of the index.",
-		}),
-		tagsLimit: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "storage_tags_limit_bytes", Help: "Bytes that tags and lists may take of the index; 0 is no limit.",
-		}),
-		evictedTags: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "evicted_tags_total", Help: "Tags and lists that the index has forgotten to make room for others.",
-		}),
-		unrecordedTags: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "unrecorded_tags_total", Help: "Tags and lists that were not recorded, for the index had no room for them.",
 		}),
 		minFree: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "storage_min_free_bytes", Help: "Free space that is left to others on the disk: blobs are removed, or not kept, for it.",
@@ -130,12 +115,11 @@ func NewMetrics() *Metrics {
 
 // Collectors are what the caller registers.
 func (m *Metrics) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{
+	return append(m.index.Collectors(),
 		m.fills, m.fillsWaiting, m.fillsLimit, m.resumes, m.failures, m.spills,
-		m.tags, m.tagsBytes, m.tagsLimit, m.evictedTags, m.unrecordedTags,
 		m.bytes, m.partial, m.limit, m.blobs, m.free, m.minFree, m.evictedBytes, m.evictionAge,
 		m.scrubbed, m.quarantined, m.quarantineBytes,
-	}
+	)
 }
 
 // Reasons of fill_failures_total.

@@ -11,6 +11,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
 // TestMetricsOfSlots: who waits for a slot is counted until it has one, or gives up.
@@ -72,8 +74,8 @@ func TestMetricsOfSpace(t *testing.T) {
 		t.Errorf("storage_min_free_bytes is %v", n)
 	}
 	least := openStore(t, t.TempDir(), func(c *Config) { c.MinFree = Size{} })
-	if n := testutil.ToFloat64(least.metrics.minFree); n != indexFloor {
-		t.Errorf("storage_min_free_bytes is %v, and the index takes %d in any case", n, indexFloor)
+	if n := testutil.ToFloat64(least.metrics.minFree); n != index.Floor {
+		t.Errorf("storage_min_free_bytes is %v, and the index takes %d in any case", n, index.Floor)
 	}
 }
 
@@ -105,6 +107,24 @@ func TestMetricsOfFailures(t *testing.T) {
 			t.Errorf("after %q the failures are %s, want %s", step.err, got, step.want)
 		}
 	}
+}
+
+// gathered is the value of a metric.
+func gathered(t *testing.T, m *Metrics, name string) float64 {
+	t.Helper()
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(m.Collectors()...)
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetGauge().GetValue() + f.GetMetric()[0].GetCounter().GetValue()
+		}
+	}
+	t.Fatalf("no metric %s", name)
+	return 0
 }
 
 func TestMetricsLint(t *testing.T) {

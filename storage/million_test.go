@@ -15,6 +15,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+
+	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
 // tiny is the content of the nth of many distinct small blobs.
@@ -55,15 +57,9 @@ func writeTiny(tb testing.TB, dir string, n int) {
 // linkTiny makes the index of a store in dir know its n small blobs, in one place.
 func linkTiny(tb testing.TB, s *Store, n int) {
 	tb.Helper()
-	entries := map[string]entry{}
 	for i := range n {
-		d := digest.FromBytes(tiny(i))
-		entries[string(linkKey(scope(), d))] = entry{}
-		if len(entries) == batch || i == n-1 {
-			if err := s.index.write(entries); err != nil {
-				tb.Fatal(err)
-			}
-			clear(entries)
+		if err := s.index.PutLink(scope().place(), digest.FromBytes(tiny(i)), index.Link{Size: -1}); err != nil {
+			tb.Fatal(err)
 		}
 	}
 }
@@ -86,19 +82,21 @@ func BenchmarkLookAtMillion(b *testing.B) {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = s.Close() })
-	entries := map[string]entry{}
+	batch := map[digest.Digest]index.Record{}
 	for i := range n {
 		d := digest.FromBytes(tiny(i))
-		entries[string(blobKey(d))] = entry{value: record{size: int64(i), accessed: int64(i)}.encode()}
+		batch[d] = index.Record{Size: int64(i), Accessed: int64(i)}
 		for _, repository := range []string{"library/a", "library/b"} {
-			sc := Scope{Upstream: "docker.io", Repository: fmt.Sprint(repository, i%500)}
-			entries[string(linkKey(sc, d))] = entry{value: link{size: int64(i)}.encode()}
-		}
-		if len(entries) > batch || i == n-1 {
-			if err := s.index.write(entries); err != nil {
+			place := index.Place{Upstream: "docker.io", Repository: fmt.Sprint(repository, i%500)}
+			if err := s.index.PutLink(place, d, index.Link{Size: int64(i)}); err != nil {
 				b.Fatal(err)
 			}
-			clear(entries)
+		}
+		if len(batch) == 1000 || i == n-1 {
+			if err := s.index.PutRecords(batch); err != nil {
+				b.Fatal(err)
+			}
+			clear(batch)
 		}
 	}
 	b.Run("summary", func(b *testing.B) {

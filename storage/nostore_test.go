@@ -16,6 +16,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
 // TestNoStore: content that is not to be kept is downloaded once for all who
@@ -217,7 +219,7 @@ func TestNoStoreJoined(t *testing.T) {
 				s := openStore(t, t.TempDir())
 				o := &origin{content: content(230, 1<<20), hold: make(chan struct{})}
 				for i, sc := range tc.scopes {
-					if i > 0 && sc.place() != scope() {
+					if i > 0 && sc.place() != scope().place() {
 						if _, err := s.Get(t.Context(), sc, o.digest(), nil); !errors.Is(err, ErrUnlinked) {
 							t.Errorf("error %v, want ErrUnlinked", err)
 						}
@@ -233,7 +235,7 @@ func TestNoStoreJoined(t *testing.T) {
 				time.Sleep(10 * time.Minute) // it counts from the end
 				close(o.hold)
 				settle(t, s)
-				r, ok, err := s.index.record(o.digest())
+				r, ok, err := s.index.Record(o.digest())
 				if err != nil || !ok {
 					t.Fatal("not kept", err)
 				}
@@ -241,8 +243,8 @@ func TestNoStoreJoined(t *testing.T) {
 				if tc.want > 0 {
 					want = time.Now().Add(tc.want).Unix()
 				}
-				if r.until != want {
-					t.Errorf("limit %d, want %d", r.until, want)
+				if r.Until != want {
+					t.Errorf("limit %d, want %d", r.Until, want)
 				}
 				for _, sc := range tc.scopes {
 					if b := open(t, s, sc, o.digest(), nil); !b.Stored || b.Outcome != Hit {
@@ -286,7 +288,7 @@ func TestJoinWhileCommitting(t *testing.T) {
 	s.flushTouched()
 	s.ended(f)
 	s.flushTouched()
-	if r, ok, err := s.index.record(f.digest); err != nil || !ok || r.until != 0 {
+	if r, ok, err := s.index.Record(f.digest); err != nil || !ok || r.Until != 0 {
 		t.Errorf("record %+v %v %v, want no limit", r, ok, err)
 	}
 	f.release()
@@ -345,7 +347,7 @@ func TestLinkGoesWhileWaiting(t *testing.T) {
 		s := openStore(t, t.TempDir())
 		o := &origin{content: content(260, 1000)}
 		other := Scope{Upstream: scope().Upstream, Repository: "library/b", Keep: Retention{NoStore: true}}
-		if err := s.putLink(other, o.digest(), link{size: -1}); err != nil {
+		if err := s.index.PutLink(other.place(), o.digest(), index.Link{Size: -1}); err != nil {
 			t.Fatal(err)
 		}
 		s.mu.Lock()
@@ -383,14 +385,14 @@ func TestNoStoreHit(t *testing.T) {
 	d := o.digest()
 	open(t, s, keeping(Retention{For: time.Hour}), d, o.source)
 	settle(t, s)
-	setRecord(t, s, d, func(r *record) { r.accessed, r.until, r.orphaned = 5, 10, true })
+	setRecord(t, s, d, func(r *index.Record) { r.Accessed, r.Until, r.Orphaned = 5, 10, true })
 	b := open(t, s, noStore(), d, o.source)
 	if got, err := io.ReadAll(b.Content); err != nil || !bytes.Equal(got, o.content) || b.Outcome != Hit || !b.Stored {
 		t.Errorf("%d bytes, %v, outcome %d, stored %v", len(got), err, b.Outcome, b.Stored)
 	}
 	s.flushTouched()
-	want := record{size: 1000, accessed: 5, until: 10, orphaned: true}
-	if r, ok, err := s.index.record(d); err != nil || !ok || r != want {
+	want := index.Record{Size: 1000, Accessed: 5, Until: 10, Orphaned: true}
+	if r, ok, err := s.index.Record(d); err != nil || !ok || r != want {
 		t.Errorf("record %+v %v %v, want %+v", r, ok, err, want)
 	}
 	if o.opens.Load() != 1 {

@@ -27,7 +27,7 @@ func TestOrigins_Settling(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
 	o := &origin{content: content(303, 1000)}
-	s.index.writing.Lock() // so that nothing is recorded
+	s.ledger.mu.Lock() // so that nothing is recorded
 	b := open(t, s, scope(), o.digest(), o.source)
 	defer b.Close()
 	if err := b.Wait(t.Context()); err != nil {
@@ -48,7 +48,7 @@ func TestOrigins_Settling(t *testing.T) {
 	if got := origins(); !slices.Equal(got, []string{scope().Upstream}) {
 		t.Errorf("while it is recorded its origins are %q", got)
 	}
-	s.index.writing.Unlock()
+	s.ledger.mu.Unlock()
 	settle(t, s)
 	if got := origins(); !slices.Equal(got, []string{scope().Upstream}) {
 		t.Errorf("its origins are %q", got)
@@ -162,7 +162,7 @@ func TestOrigins_Both(t *testing.T) {
 			open(t, s, sc, hub.digest(), nil).Close()
 		}
 		s.flushTouched()
-		if r, _, err := s.index.record(hub.digest()); err != nil || r.until != 0 {
+		if r, _, err := s.index.Record(hub.digest()); err != nil || r.Until != 0 {
 			t.Errorf("%+v, %v: want it kept as the more generous one says", r, err)
 		}
 	})
@@ -232,7 +232,7 @@ func TestOrigins_Removed(t *testing.T) {
 		"evicted": func(t *testing.T, s *Store, d digest.Digest) {
 			t.Helper()
 			s.flushTouched()
-			r, _, err := s.index.record(d)
+			r, _, err := s.index.Record(d)
 			if !s.evict(victim{d, r}) || err != nil {
 				t.Errorf("not evicted; %v", err)
 			}

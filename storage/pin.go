@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
 // Pin is a pattern of repositories that are pinned at run time, besides those that
@@ -49,9 +51,8 @@ func (s *Store) isPinned(d digest.Digest) bool {
 		return false
 	}
 	found := false
-	err := s.index.scan(linkPrefix(d), func(key, _ []byte) bool {
-		p, ok := decodeLinkKey(key)
-		found = ok && s.Pinned(string(p.upstream()), string(p.repository()))
+	err := s.index.Links(d, func(at index.LinkAt) bool {
+		found = s.Pinned(string(at.Upstream()), string(at.Repository()))
 		return !found
 	})
 	if err != nil {
@@ -181,26 +182,24 @@ func (k disk) readPins() ([]Pin, error) {
 	return kept.Pins, nil
 }
 
-// writePins replaces the file: fsync(new), rename, fsync of the folder.
+// writePins replaces the file.
 func (k disk) writePins(pins []Pin) error {
 	b, err := json.MarshalIndent(pinFile{1, pins}, "", "  ")
 	if err != nil {
 		return err
 	}
-	name := k.pins() + ".new"
-	f, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	f, err := os.OpenFile(k.pins()+".new", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
+	named := false
 	_, err = f.Write(append(b, '\n'))
 	if err == nil {
-		err = f.Sync()
+		named, err = nameDurably(f, k.pins())
 	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(name, k.pins())
+	err = errors.Join(err, f.Close())
+	if err != nil && !named {
+		err = errors.Join(err, os.Remove(f.Name()))
 	}
-	if err != nil {
-		return errors.Join(err, os.Remove(name))
-	}
-	return syncDir(k.root)
+	return err
 }

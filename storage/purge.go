@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
 // Purge says what is to go.
@@ -77,24 +79,22 @@ func (s *Store) Kept(d digest.Digest) bool {
 // purge is Purge, while nobody else can have the digest.
 func (s *Store) purge(d digest.Digest, p Purge) (PurgeResult, int64, error) {
 	everywhere := p.Upstream == ""
-	var here [][]byte // links that go
+	var here []index.Place // whose links go
 	elsewhere, pinned := false, false
-	err := s.index.scan(linkPrefix(d), func(key, _ []byte) bool {
-		at, ok := decodeLinkKey(key)
-		switch {
-		case !ok:
-		case !at.in(p.Upstream, p.Repository):
+	err := s.index.Links(d, func(at index.LinkAt) bool {
+		if !at.In(p.Upstream, p.Repository) {
 			elsewhere = true
-		default:
-			here = append(here, append([]byte(nil), key...))
-			pinned = pinned || s.Pinned(string(at.upstream()), string(at.repository()))
+			return true
 		}
+		place := at.Place()
+		here = append(here, place)
+		pinned = pinned || s.Pinned(place.Upstream, place.Repository)
 		return true
 	})
 	if err != nil {
 		return Busy, 0, fmt.Errorf("read links of %s: %w", d, err)
 	}
-	r, recorded, err := s.index.record(d)
+	r, recorded, err := s.index.Record(d)
 	switch {
 	case err != nil:
 		return Busy, 0, fmt.Errorf("read record of %s: %w", d, err)
@@ -102,12 +102,12 @@ func (s *Store) purge(d digest.Digest, p Purge) (PurgeResult, int64, error) {
 		return Absent, 0, nil
 	case pinned && !p.Pinned:
 		return Pinned, 0, nil
-	case !p.UnusedSince.IsZero() && s.current(d, r).accessed >= p.UnusedSince.Unix():
+	case !p.UnusedSince.IsZero() && s.current(d, r).Accessed >= p.UnusedSince.Unix():
 		return InUse, 0, nil
 	}
 	if elsewhere {
 		if !p.DryRun {
-			if err := s.index.removeAll(here); err != nil {
+			if err := s.index.RemoveLinks(d, here); err != nil {
 				return Busy, 0, err
 			}
 		}
@@ -123,22 +123,13 @@ func (s *Store) purge(d digest.Digest, p Purge) (PurgeResult, int64, error) {
 		}
 		s.forget(d)
 		if recorded {
-			s.metrics.evictedBytes.WithLabelValues(reasonPurge).Add(float64(r.diskBytes()))
+			s.metrics.evictedBytes.WithLabelValues(reasonPurge).Add(float64(blocks(r.Size)))
 		}
 	}
 	if !recorded {
 		return Absent, 0, nil // a link of what was not here, or what a broken download left
 	}
-	return Gone, r.diskBytes(), nil
-}
-
-// removeAll forgets keys.
-func (x *index) removeAll(keys [][]byte) error {
-	gone := make(map[string]entry, len(keys))
-	for _, key := range keys {
-		gone[string(key)] = entry{deleted: true}
-	}
-	return x.write(gone)
+	return Gone, blocks(r.Size), nil
 }
 
 // sweepBatch is how many digests are looked for at a time: none is held while they go.
@@ -164,7 +155,7 @@ func (s *Store) PurgeAll(ctx context.Context, p Purge, each func(digest.Digest, 
 				return context.Cause(ctx)
 			}
 			last = d
-			if r, ok, err := s.index.record(d); err == nil && ok && !q.fits(s.current(d, r)) {
+			if r, ok, err := s.index.Record(d); err == nil && ok && !q.fits(s.current(d, r)) {
 				continue // Purge would say so too, after a look at its links
 			}
 			became, room, err := s.Purge(d, p)
@@ -175,47 +166,6 @@ func (s *Store) PurgeAll(ctx context.Context, p Purge, each func(digest.Digest, 
 		}
 		if len(batch) < sweepBatch {
 			return ctx.Err()
-		}
-	}
-}
-
-// DropTags forgets the pointers of an upstream, or of one of its repositories, that
-// drop is true of, and returns how many of them are no lists.
-func (s *Store) DropTags(upstream, repository string, dryRun bool, drop func(TagKey, Tag) bool) (tags int, err error) {
-	prefix := append([]byte{'t'}, upstream...)
-	if upstream != "" {
-		prefix = append(prefix, 0)
-	}
-	if repository != "" {
-		prefix = append(append(prefix, repository...), 0)
-	}
-	for after := prefix; ; {
-		v := s.index.view(prefix)
-		var failed error
-		var gone [][]byte
-		looked := 0
-		for key, value := range v.ordered(after, &failed) {
-			if looked == sweepBatch {
-				break
-			}
-			looked++
-			after = append([]byte(nil), key...)
-			k, err := decodeTagKey(key)
-			t, terr := decodeTag(value)
-			if err != nil || terr != nil || !drop(k, t) {
-				continue
-			}
-			gone = append(gone, after)
-			if !k.IsList() {
-				tags++
-			}
-		}
-		v.close()
-		if failed == nil && len(gone) > 0 && !dryRun {
-			failed = s.tags.remove(gone...)
-		}
-		if failed != nil || looked < sweepBatch {
-			return tags, failed
 		}
 	}
 }

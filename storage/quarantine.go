@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
 const (
@@ -97,7 +99,7 @@ func (s *Store) tendQuarantine() {
 		if !first && (known[f.digest] == nil || !os.SameFile(known[f.digest], f.info)) {
 			s.metrics.quarantined.Inc()
 		}
-		if _, ok, err := s.index.record(f.digest); err == nil && ok && !s.exists(f.digest) {
+		if _, ok, err := s.index.Record(f.digest); err == nil && ok && !s.exists(f.digest) {
 			s.whileIdle(f.digest, func() {
 				s.log.Warn("somebody has put a blob into quarantine: fetched anew when it is asked for", "digest", f.digest)
 				s.forget(f.digest)
@@ -160,27 +162,27 @@ func (s *Store) badSize(d digest.Digest, linked int64) func() error {
 
 // size is how long a blob is by its record, and by its link where it has none.
 func (s *Store) size(d digest.Digest, linked int64) int64 {
-	if r, ok, err := s.index.record(d); err == nil && ok {
-		return r.size
+	if r, ok, err := s.index.Record(d); err == nil && ok {
+		return r.Size
 	}
 	return linked
 }
 
 // fits says whether a file is as long as its blob. Only where the link does not
 // say so, or says something else, is the record read.
-func (s *Store) fits(sc Scope, d digest.Digest, l link, size int64) bool {
-	if l.size == size && size > 0 {
+func (s *Store) fits(sc Scope, d digest.Digest, l index.Link, size int64) bool {
+	if l.Size == size && size > 0 {
 		return true
 	}
-	want := s.size(d, l.size)
+	want := s.size(d, l.Size)
 	if wrongSize(d, size, want) != nil {
 		return false
 	}
-	if want >= 0 && l.size != want { // it was made before the record, or is of an earlier, damaged file
-		if err := s.PutLink(sc, d, l.mediaType); err != nil {
+	if want >= 0 && l.Size != want { // it was made before the record, or is of an earlier, damaged file
+		if err := s.PutLink(sc, d, l.MediaType); err != nil {
 			s.log.Warn("cannot record link", "digest", d, "error", err)
 		}
-		if l.size >= 0 {
+		if l.Size >= 0 {
 			s.suspect(d)
 		}
 	}

@@ -17,6 +17,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"golang.org/x/sys/unix"
+
+	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
 // overwrite changes a kept blob behind the store's back, in its own file.
@@ -135,7 +137,7 @@ func TestHitReadsNoRecord(t *testing.T) {
 	o := &origin{content: content(1, 1000)}
 	mustFetch(t, s, o, Miss)
 	settle(t, s)
-	setRecord(t, s, o.digest(), func(r *record) { r.size = 7 })
+	setRecord(t, s, o.digest(), func(r *index.Record) { r.Size = 7 })
 	mustFetch(t, s, o, Hit)
 	if o.opens.Load() != 1 {
 		t.Error("the record was read")
@@ -161,11 +163,11 @@ func TestLinkSize(t *testing.T) {
 				o := &origin{content: content(1, tc.size)}
 				mustFetch(t, s, o, Miss)
 				settle(t, s)
-				if err := s.index.put(linkKey(scope(), o.digest()), link{"a/b", tc.link}.encode(), 0); err != nil {
+				if err := s.index.PutLink(scope().place(), o.digest(), index.Link{MediaType: "a/b", Size: tc.link}); err != nil {
 					t.Fatal(err)
 				}
 				mustFetch(t, s, o, Hit)
-				if l, ok := s.link(scope(), o.digest()); !ok || l != (link{"a/b", int64(tc.size)}) {
+				if l, ok := s.link(scope(), o.digest()); !ok || l != (index.Link{MediaType: "a/b", Size: int64(tc.size)}) {
 					t.Errorf("link %+v %v", l, ok)
 				}
 				synctest.Wait()
@@ -191,7 +193,7 @@ func TestEmptiedWithoutRecord(t *testing.T) {
 		for _, o := range []*origin{o, empty} {
 			mustFetch(t, s, o, Miss)
 			settle(t, s)
-			if err := s.index.forget(o.digest()); err != nil {
+			if err := s.index.Forget(o.digest()); err != nil {
 				t.Fatal(err)
 			}
 		}

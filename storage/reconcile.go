@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
 // reconcile walks the disk and makes the index agree with it, a folder at a
@@ -44,7 +46,7 @@ const reconcileBatch = 256
 // reconcileShard is for the digests with a prefix, of which blobs are on disk.
 func (s *Store) reconcileShard(prefix string, blobs map[digest.Digest]fs.DirEntry) (found, lost int) {
 	var missing []digest.Digest
-	err := s.index.records(prefix, func(d []byte, _ record) bool {
+	err := s.index.Records(prefix, func(d []byte, _ index.Record) bool {
 		if _, here := blobs[digest.Digest(d)]; here {
 			delete(blobs, digest.Digest(d))
 		} else {
@@ -60,7 +62,7 @@ func (s *Store) reconcileShard(prefix string, blobs map[digest.Digest]fs.DirEntr
 		s.forget(d)
 		lost++
 	}
-	records := make(map[digest.Digest]record, min(len(blobs), reconcileBatch))
+	records := make(map[digest.Digest]index.Record, min(len(blobs), reconcileBatch))
 	write := func() {
 		n, err := s.ledger.found(records, s.exists)
 		if err != nil {
@@ -78,7 +80,7 @@ func (s *Store) reconcileShard(prefix string, blobs map[digest.Digest]fs.DirEntr
 		case wrongSize(d, info.Size(), -1) != nil:
 			s.quarantine(d, s.badSize(d, -1))
 		default:
-			records[d] = record{size: info.Size(), accessed: info.ModTime().Unix()}
+			records[d] = index.Record{Size: info.Size(), Accessed: info.ModTime().Unix()}
 		}
 		if len(records) == reconcileBatch {
 			write()

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
 // Retention says how long to keep content that is asked for through a [Scope].
@@ -49,10 +51,10 @@ type use struct {
 	times           uint32 // answers from the kept blob
 }
 
-func (r *record) apply(u use) {
-	r.again = r.again || u.accessed-r.accessed >= int64(correlationWindow/time.Second)
-	r.accessed, r.until, r.orphaned = u.accessed, longer(r.until, u.until), false
-	r.uses += min(u.times, math.MaxUint32-r.uses)
+func (u use) apply(r *index.Record) {
+	r.Again = r.Again || u.accessed-r.Accessed >= int64(correlationWindow/time.Second)
+	r.Accessed, r.Until, r.Orphaned = u.accessed, longer(r.Until, u.until), false
+	r.Uses += min(u.times, math.MaxUint32-r.Uses)
 }
 
 // touchLocked notes a use, which is so many hits. Nothing is written: see flushTouched.
@@ -81,7 +83,7 @@ func (s *Store) flushTouched() {
 	if len(touched) == 0 {
 		return
 	}
-	if err := s.ledger.update(maps.Keys(touched), func(d digest.Digest, r *record) { r.apply(touched[d]) }); err != nil {
+	if err := s.ledger.update(maps.Keys(touched), func(d digest.Digest, r *index.Record) { touched[d].apply(r) }); err != nil {
 		s.log.Warn("cannot record uses of blobs", "error", err)
 	}
 }
@@ -91,7 +93,7 @@ func (s *Store) flushTouched() {
 // on disk are passed over.
 func (s *Store) MarkOrphaned(digests []digest.Digest) error {
 	s.flushTouched() // hits until now are no later ones
-	return s.ledger.update(slices.Values(digests), func(_ digest.Digest, r *record) { r.orphaned = true })
+	return s.ledger.update(slices.Values(digests), func(_ digest.Digest, r *index.Record) { r.Orphaned = true })
 }
 
 // pinnedExpiry is when a blob that outlives its limit for a pin is looked at
@@ -107,11 +109,11 @@ func (s *Store) expire() {
 	}
 	var passed []victim
 	soonest := int64(math.MaxInt64)
-	err := s.index.records("", func(d []byte, r record) bool {
-		if r.expires() < now {
+	err := s.index.Records("", func(d []byte, r index.Record) bool {
+		if r.Expires() < now {
 			passed = append(passed, victim{digest.Digest(d), r})
 		} else {
-			soonest = min(soonest, r.expires())
+			soonest = min(soonest, r.Expires())
 		}
 		return s.ctx.Err() == nil
 	})
@@ -127,7 +129,7 @@ func (s *Store) expire() {
 			continue
 		}
 		if !s.evict(v) {
-			soonest = min(soonest, v.until)
+			soonest = min(soonest, v.Until)
 			continue
 		}
 		blobs++

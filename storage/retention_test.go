@@ -15,6 +15,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
 func TestRetentionOr(t *testing.T) {
@@ -176,8 +178,8 @@ func TestExpiryMeetsHit(t *testing.T) {
 	o := &origin{content: content(320, 1000)}
 	hour := keeping(Retention{For: time.Hour})
 	pick := func() victim {
-		setRecord(t, s, o.digest(), func(r *record) { r.until = 1 })
-		r, _, err := s.index.record(o.digest())
+		setRecord(t, s, o.digest(), func(r *index.Record) { r.Until = 1 })
+		r, _, err := s.index.Record(o.digest())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -239,7 +241,7 @@ func TestMarkOrphaned(t *testing.T) {
 	}
 	s = openStore(t, dir)
 	for d, want := range map[digest.Digest]bool{hit: false, not: true} {
-		if r, ok, err := s.index.record(d); err != nil || !ok || r.orphaned != want {
+		if r, ok, err := s.index.Record(d); err != nil || !ok || r.Orphaned != want {
 			t.Errorf("record %+v %v %v, want orphaned %v", r, ok, err, want)
 		}
 	}
@@ -250,26 +252,26 @@ func TestMarkOrphaned(t *testing.T) {
 func TestOrder(t *testing.T) {
 	t.Parallel()
 	const big = smallBlob
-	order := []record{
-		{size: big, accessed: 1, orphaned: true},
-		{size: 1, accessed: 2, orphaned: true, manifest: true},
-		{size: big, accessed: 3, orphaned: true, again: true},
-		{size: 1, accessed: 9, until: 5, manifest: true},
-		{size: big, accessed: 1, until: 6, again: true},
-		{size: big, accessed: 2, until: 6},
-		{size: big, accessed: 2},
-		{size: big, accessed: 4},
-		{size: big, accessed: 1, again: true},
-		{size: big, accessed: 3, again: true},
-		{size: big - 1, accessed: 1, again: true},
-		{size: big, accessed: 2, manifest: true},
+	order := []index.Record{
+		{Size: big, Accessed: 1, Orphaned: true},
+		{Size: 1, Accessed: 2, Orphaned: true, Manifest: true},
+		{Size: big, Accessed: 3, Orphaned: true, Again: true},
+		{Size: 1, Accessed: 9, Until: 5, Manifest: true},
+		{Size: big, Accessed: 1, Until: 6, Again: true},
+		{Size: big, Accessed: 2, Until: 6},
+		{Size: big, Accessed: 2},
+		{Size: big, Accessed: 4},
+		{Size: big, Accessed: 1, Again: true},
+		{Size: big, Accessed: 3, Again: true},
+		{Size: big - 1, Accessed: 1, Again: true},
+		{Size: big, Accessed: 2, Manifest: true},
 	}
 	merged := slices.Clone(order)
 	merged[6], merged[7], merged[8], merged[9] = order[8], order[6], order[9], order[7]
-	for rule, order := range map[rule][]record{{}: order, {evenOnce: true}: merged} {
+	for rule, order := range map[rule][]index.Record{{}: order, {evenOnce: true}: merged} {
 		for i, a := range order {
 			for j, b := range order {
-				if got := (&picker{rule: rule}).compare(victim{record: a}, victim{record: b}) < 0; got != (i < j) {
+				if got := (&picker{rule: rule}).compare(victim{Record: a}, victim{Record: b}) < 0; got != (i < j) {
 					t.Errorf("%+v goes before %+v: %v, by %+v", a, b, got, rule)
 				}
 			}
@@ -329,14 +331,14 @@ func TestMixed(t *testing.T) {
 		time.Sleep(12 * time.Minute)
 		synctest.Wait()
 		limits := map[bool]int{}
-		if err := s.index.records("", func(_ []byte, r record) bool { limits[r.until != 0]++; return true }); err != nil {
+		if err := s.index.Records("", func(_ []byte, r index.Record) bool { limits[r.Until != 0]++; return true }); err != nil {
 			t.Error(err)
 		}
 		if limits[true] != 0 || limits[false] == 0 {
 			t.Errorf("%v: blobs by whether they have a limit, want all of those gone", limits)
 		}
 		for _, o := range origins {
-			if !s.exists(o.digest()) && keys(t, s, linkPrefix(o.digest())) > 0 {
+			if !s.exists(o.digest()) && countLinksOf(t, s, o.digest()) > 0 {
 				t.Errorf("%s is gone, its links are not", o.digest())
 			}
 		}

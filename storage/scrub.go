@@ -120,22 +120,16 @@ func (s *Store) recheck(d digest.Digest) (read int64) {
 }
 
 // scrubbed is the last digest of this round that was read; "": none.
-func (s *Store) scrubbed() (last digest.Digest) {
-	if _, err := s.index.get(scrubKey(), func(b []byte) (err error) {
-		last, err = decodeDigest(b)
-		return err
-	}); err != nil {
+func (s *Store) scrubbed() digest.Digest {
+	last, err := s.index.ScrubPosition()
+	if err != nil {
 		s.log.Warn("cannot read how far blobs were checked: from the start", "error", err)
 	}
 	return last
 }
 
 func (s *Store) setScrubbed(last digest.Digest) {
-	err := s.index.remove(scrubKey())
-	if last != "" {
-		err = s.index.put(scrubKey(), pack(nil, last), 0)
-	}
-	if err != nil {
+	if err := s.index.SetScrubPosition(last); err != nil {
 		s.log.Warn("cannot record how far blobs were checked", "error", err)
 	}
 }

@@ -159,7 +159,7 @@ func TestScrubResumes(t *testing.T) {
 			t.Errorf("%v bytes read, want the other half", got)
 		}
 		checkQuarantine(t, s, map[digest.Digest][]byte{last.digest(): damaged})
-		if err := s.index.put(scrubKey(), []byte("nonsense"), 0); err != nil || s.scrubbed() != "" {
+		if err := s.index.SetScrubPosition("nonsense"); err != nil || s.scrubbed() != "" {
 			t.Error("nonsense is a place to begin at")
 		}
 	})

@@ -38,10 +38,10 @@ func newSlots(limit int, share float64) *slots {
 // holder is whose slot a fill takes.
 func (f *fill) holder() bounds.Holder {
 	kind := "blobs"
-	if f.scope.Manifest {
+	if f.place.Manifest {
 		kind = "manifests"
 	}
-	return bounds.Holder{Group: f.scope.Upstream + " " + kind, Repository: f.scope.Repository, Client: f.client}
+	return bounds.Holder{Group: f.place.Upstream + " " + kind, Repository: f.place.Repository, Client: f.client}
 }
 
 // take waits for a slot, which give gives back; ok is false where one of the contexts

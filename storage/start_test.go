@@ -83,7 +83,7 @@ func TestOpenWaitsForNoRecords(t *testing.T) {
 		settle(t, s)
 		mustFetch(t, s, fresh, Hit)
 		s.flushTouched()
-		r, _, err := s.index.record(kept[2].digest())
+		r, _, err := s.index.Record(kept[2].digest())
 		if err != nil || !s.evict(victim{kept[2].digest(), r}) {
 			t.Errorf("not forgotten: %v", err)
 		}
@@ -112,16 +112,16 @@ func TestHitWritesNothing(t *testing.T) {
 		settle(t, s)
 		s.flushTouched()
 		synctest.Wait()
-		before := s.index.db.Load().MaxVersion()
+		before := s.index.Writes()
 		for range 100 {
 			mustFetch(t, s, o, Hit)
 		}
-		if now := s.index.db.Load().MaxVersion(); now != before || s.index.waits.Load() != 0 {
-			t.Errorf("%d transactions, %d changes that wait", now-before, s.index.waits.Load())
+		if now := s.index.Writes(); now != before || s.index.Waiting() != 0 {
+			t.Errorf("%d writes, %d changes that wait", now-before, s.index.Waiting())
 		}
 		s.flushTouched()
-		if now := s.index.db.Load().MaxVersion(); now != before+1 {
-			t.Errorf("%d transactions for all hits", now-before)
+		if now := s.index.Writes(); now != before+1 {
+			t.Errorf("%d writes for all hits", now-before)
 		}
 	})
 }

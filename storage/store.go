@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/time/rate"
 
+	"github.com/cachalot-registry/cachalot/storage/index"
 	"github.com/cachalot-registry/cachalot/task"
 )
 
@@ -54,10 +55,8 @@ type Config struct {
 type Store struct {
 	disk      disk
 	lock      *os.File
-	index     *index
+	index     *index.Index
 	ledger    *ledger
-	tags      *tagLedger
-	links     *linkLedger
 	metrics   *Metrics
 	log       *slog.Logger
 	maxSize   int64
@@ -133,11 +132,9 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	if err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
-	idx := openIndex(k.index(), log)
 	ctx, stop := context.WithCancelCause(context.Background())
 	s := &Store{
-		disk: k, lock: lock, index: idx, metrics: m, log: log,
-		ledger:  newLedger(idx, m),
+		disk: k, lock: lock, metrics: m, log: log,
 		maxSize: cfg.MaxSize.of(total), minFree: cfg.MinFree.of(total), highMark: cfg.HighMark, lowMark: cfg.LowMark,
 		trimming: make(chan struct{}, 1), evicting: make(chan struct{}, 1),
 		slots: newSlots(cfg.MaxFills, cfg.Share), buffers: newPieceBuffers(),
@@ -154,13 +151,13 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 		suspected: make(chan struct{}, 1), suspects: map[digest.Digest]struct{}{},
 		condemned: map[digest.Digest]func() error{},
 	}
+	s.index = index.Open(index.Config{Dir: k.index(), Max: cfg.MaxIndex, Pinned: s.Pinned, Rest: rest}, m.index, log)
+	s.ledger = newLedger(s.index, m)
 	s.quarantineMax = cmp.Or(s.maxSize, total) / quarantineShare
 	m.limit.Set(float64(s.maxSize))
-	m.minFree.Set(float64(max(s.minFree, indexFloor)))
+	m.minFree.Set(float64(max(s.minFree, index.Floor)))
 	m.fillsLimit.Set(float64(cfg.MaxFills))
 	m.disk.Store(&s.disk)
-	s.tags = newTagLedger(idx, cfg.MaxIndex, s.Pinned, m, log)
-	s.links = newLinkLedger(idx, cfg.MaxIndex, s.Pinned, s.tags.group, log)
 	s.SetListed(cfg.Listed)
 	s.SetPinned(cfg.Pinned)
 	s.loadPins()
@@ -171,8 +168,7 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	log.Info("storage open", "path", cfg.Path, "max_bytes", s.maxSize, "free_bytes", free, "min_free_bytes", s.minFree)
 	s.running.Go(task.Keep(ctx, "maintenance", s.maintain))
 	s.running.Go(task.Keep(ctx, "scrub", s.scrub))
-	s.running.Go(task.Keep(ctx, "eviction of tags", func() { s.tags.run(ctx) }))
-	s.running.Go(task.Keep(ctx, "eviction of links", func() { s.links.run(ctx) }))
+	s.running.Go(task.Keep(ctx, "bounds of the index", func() { s.index.Run(ctx) }))
 	return s, nil
 }
 
@@ -185,7 +181,7 @@ func (s *Store) Close() error {
 	s.stop(ErrClosed)
 	s.running.Wait()
 	s.flushTouched()
-	return errors.Join(s.index.close(), s.lock.Close())
+	return errors.Join(s.index.Close(), s.lock.Close())
 }
 
 // Outcome says where a [Blob] came from.
@@ -268,7 +264,7 @@ func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) 
 	if small, ok := s.memory.get(d); ok && linked && !s.closed {
 		s.touchLocked(d, sc.Keep, 1)
 		s.mu.Unlock()
-		return inMemory(d, l.mediaType, small), nil
+		return inMemory(d, l.MediaType, small), nil
 	}
 	f, mediaType, err := s.joinLocked(sc, d, linked)
 	_, condemned := s.condemned[d]
@@ -280,7 +276,7 @@ func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) 
 	case err != nil:
 		return nil, err
 	case f != nil:
-		return f.joined(ctx, cmp.Or(l.mediaType, mediaType))
+		return f.joined(ctx, cmp.Or(l.MediaType, mediaType))
 	}
 
 	var file *os.File
@@ -316,7 +312,7 @@ func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) 
 
 // hit returns a blob on disk; its place in s.open is the caller's. A file that
 // is not as long as its blob is put away.
-func (s *Store) hit(file *os.File, sc Scope, d digest.Digest, l link) (*Blob, error) {
+func (s *Store) hit(file *os.File, sc Scope, d digest.Digest, l index.Link) (*Blob, error) {
 	info, err := file.Stat()
 	if err != nil {
 		s.leave(d)
@@ -325,7 +321,7 @@ func (s *Store) hit(file *os.File, sc Scope, d digest.Digest, l link) (*Blob, er
 	if !s.fits(sc, d, l, info.Size()) {
 		_ = file.Close() // not read
 		s.leave(d)
-		s.quarantine(d, s.badSize(d, l.size))
+		s.quarantine(d, s.badSize(d, l.Size))
 		return nil, errAgain
 	}
 	var small []byte
@@ -345,7 +341,7 @@ func (s *Store) hit(file *os.File, sc Scope, d digest.Digest, l link) (*Blob, er
 	s.mu.Unlock()
 	var once sync.Once
 	return &Blob{
-		Digest: d, Size: info.Size(), MediaType: l.mediaType, Outcome: Hit, Stored: true, Content: file,
+		Digest: d, Size: info.Size(), MediaType: l.MediaType, Outcome: Hit, Stored: true, Content: file,
 		wait:   verifiedAlready,
 		hold:   func(int64) {},
 		broken: func() { s.broken(file, d) },
@@ -414,7 +410,7 @@ func (s *Store) joinLocked(sc Scope, d digest.Digest, linked bool) (f *fill, med
 		return nil, "", ErrClosed
 	case f == nil:
 		return nil, "", nil
-	case !linked && f.scope != sc.place():
+	case !linked && f.place != sc.place():
 		var admitted bool
 		if mediaType, admitted = f.admitted[sc.place()]; !admitted {
 			return nil, "", ErrUnlinked

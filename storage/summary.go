@@ -1,14 +1,11 @@
 package storage
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -75,103 +72,104 @@ func (s *Store) InvalidateSummary() {
 	<-s.summing
 }
 
-func (s *Store) sumUp(ctx context.Context) (Summary, error) {
-	type sums struct {
-		repository *RepositoryInfo
-		upstream   *UpstreamInfo
-	}
-	sum := Summary{Taken: time.Now()}
-	repositories, upstreams := map[string]sums{}, map[string]*UpstreamInfo{}
-	of := func(name []byte) sums { // of upstream NUL repository
-		if known, ok := repositories[string(name)]; ok {
-			return known
-		}
-		upstream, repository, _ := strings.Cut(string(name), "\x00")
-		u := upstreams[upstream]
-		if u == nil {
-			u = &UpstreamInfo{Upstream: upstream}
-			upstreams[upstream] = u
-		}
-		n := sums{&RepositoryInfo{Upstream: upstream, Repository: repository}, u}
-		if len(repositories) == mostRepositories {
-			sum.Truncated = true
-			return n // counts for its upstream only
-		}
-		repositories[string(name)] = n
-		u.Repositories++
-		return n
-	}
+// sums are a Summary in the making. Names are found by the bytes of a walk, so that a
+// link allocates nothing.
+type sums struct {
+	upstreams    map[string]*upstreamSum
+	repositories int // that are listed
+	truncated    bool
+}
 
-	// Records and links are both in the order of digests.
-	var failed error
-	records := s.index.view([]byte{'b'})
-	defer records.close()
-	links := s.index.view([]byte{'l'})
-	defer links.close()
-	next, stop := iter.Pull2(links.ordered(links.prefix, &failed))
-	defer stop()
-	key, _, more := next()
-	var at []sums // of one digest's places
-	for b, value := range records.ordered(records.prefix, &failed) {
+type upstreamSum struct {
+	UpstreamInfo
+
+	repositories map[string]*repositorySum
+}
+
+type repositorySum struct {
+	RepositoryInfo
+
+	upstream *upstreamSum
+}
+
+// of returns what sums up a repository. One too many counts for its upstream only.
+func (t *sums) of(upstream, repository []byte) *repositorySum {
+	u := t.upstreams[string(upstream)]
+	if u == nil {
+		u = &upstreamSum{UpstreamInfo: UpstreamInfo{Upstream: string(upstream)}, repositories: map[string]*repositorySum{}}
+		t.upstreams[u.Upstream] = u
+	}
+	r := u.repositories[string(repository)]
+	if r != nil {
+		return r
+	}
+	r = &repositorySum{RepositoryInfo{Upstream: u.Upstream, Repository: string(repository)}, u}
+	if t.repositories == mostRepositories {
+		t.truncated = true
+		return r
+	}
+	t.repositories++
+	u.repositories[r.Repository] = r
+	u.Repositories++
+	return r
+}
+
+func (s *Store) sumUp(ctx context.Context) (Summary, error) {
+	sum := Summary{Taken: time.Now()}
+	all := sums{upstreams: map[string]*upstreamSum{}}
+	var at []*repositorySum // the places of one digest
+	for b, err := range s.index.Blobs() {
 		if ctx.Err() != nil {
 			return sum, context.Cause(ctx)
 		}
-		d, ok := decodeBlobKey(b)
-		r, err := decodeRecord(value)
-		if !ok || err != nil {
-			continue
+		if err != nil {
+			return sum, err
 		}
 		at = at[:0]
-		for more {
-			p, ok := decodeLinkKey(key)
-			order := bytes.Compare(p.digest, d)
-			if ok && order > 0 {
-				break
+		for l := range b.Links {
+			if r := all.of(l.Upstream(), l.Repository()); !slices.Contains(at, r) { // as manifest and as blob
+				at = append(at, r)
 			}
-			if ok && order == 0 {
-				if n := of(p.name); !slices.Contains(at, n) { // as manifest and as blob
-					at = append(at, n)
-				}
-			}
-			key, _, more = next()
 		}
+		bytes := blocks(b.Size)
 		if len(at) == 0 {
 			sum.Unlinked.Blobs++
-			sum.Unlinked.DiskBytes += r.diskBytes()
+			sum.Unlinked.DiskBytes += bytes
 		}
-		for i, n := range at {
-			n.repository.Blobs++
-			n.repository.DiskBytes += r.diskBytes()
-			n.repository.Uses += int64(r.uses)
-			if used := time.Unix(r.accessed, 0); used.After(n.repository.Used) {
-				n.repository.Used = used
+		for i, r := range at {
+			r.Blobs++
+			r.DiskBytes += bytes
+			r.Uses += int64(b.Uses)
+			if used := time.Unix(b.Accessed, 0); used.After(r.Used) {
+				r.Used = used
 			}
-			if !slices.ContainsFunc(at[:i], func(o sums) bool { return o.upstream == n.upstream }) {
-				n.upstream.Blobs++
-				n.upstream.DiskBytes += r.diskBytes()
+			if !slices.ContainsFunc(at[:i], func(o *repositorySum) bool { return o.upstream == r.upstream }) {
+				r.upstream.Blobs++
+				r.upstream.DiskBytes += bytes
 			}
 		}
 	}
 	err := s.Tags(func(k TagKey, _ Tag) bool {
-		if !strings.Contains(k.Name, "/") { // no list
-			n := of([]byte(k.Upstream + "\x00" + k.Repository))
-			n.repository.Tags++
-			n.upstream.Tags++
+		if !k.IsList() {
+			r := all.of([]byte(k.Upstream), []byte(k.Repository))
+			r.Tags++
+			r.upstream.Tags++
 		}
 		return ctx.Err() == nil
 	})
-	if err = errors.Join(err, failed, ctx.Err()); err != nil {
+	if err = errors.Join(err, ctx.Err()); err != nil {
 		return sum, err
 	}
-	for _, r := range repositories {
-		sum.Repositories = append(sum.Repositories, *r.repository)
+	sum.Truncated = all.truncated
+	for _, u := range all.upstreams {
+		sum.Upstreams = append(sum.Upstreams, u.UpstreamInfo)
+		for _, r := range u.repositories {
+			sum.Repositories = append(sum.Repositories, r.RepositoryInfo)
+		}
 	}
 	slices.SortFunc(sum.Repositories, func(a, b RepositoryInfo) int {
 		return cmp.Or(cmp.Compare(a.Upstream, b.Upstream), cmp.Compare(a.Repository, b.Repository))
 	})
-	for _, u := range upstreams {
-		sum.Upstreams = append(sum.Upstreams, *u)
-	}
 	slices.SortFunc(sum.Upstreams, func(a, b UpstreamInfo) int { return cmp.Compare(a.Upstream, b.Upstream) })
 	return sum, nil
 }

@@ -16,7 +16,7 @@ func (f *fill) traced(ctx context.Context) (context.Context, trace.Span) {
 		return ctx, trace.SpanFromContext(context.Background()) // does nothing
 	}
 	ctx, span := parent.TracerProvider().Tracer("github.com/cachalot-registry/cachalot/storage").Start(ctx, "fill", trace.WithAttributes(
-		attribute.String("cachalot.upstream", f.scope.Upstream), attribute.String("cachalot.repository", f.scope.Repository),
+		attribute.String("cachalot.upstream", f.place.Upstream), attribute.String("cachalot.repository", f.place.Repository),
 		attribute.String("cachalot.digest", f.digest.String()),
 	))
 	f.mu.Lock()

@@ -11,6 +11,9 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/cachalot-registry/cachalot/storage/index"
+	"github.com/cachalot-registry/cachalot/test/smalldisk"
 )
 
 // TestMarks: nothing goes at the high mark; above it blobs go until no more is left
@@ -73,7 +76,7 @@ func TestMarks(t *testing.T) {
 func TestMarksOfFreeSpace(t *testing.T) {
 	t.Parallel()
 	const mib = 1 << 20
-	s := openStore(t, smallDisk(t, 300), func(c *Config) { c.MinFree, c.HighMark, c.LowMark = Size{Bytes: 80 * mib}, 95, 90 })
+	s := openStore(t, smalldisk.New(t, 300), func(c *Config) { c.MinFree, c.HighMark, c.LowMark = Size{Bytes: 80 * mib}, 95, 90 })
 	s.ledger.loaded(t.Context())
 	for i := range uint64(150) {
 		put(t, s, i, mib, int64(i), false)
@@ -138,11 +141,11 @@ func fullStore(t *testing.T, change ...func(*Config)) (*Store, *messages, []dige
 	}
 	t.Cleanup(func() { _ = s.Close() })
 	synctest.Wait() // the walk would miss their files
-	blobs := map[digest.Digest]record{}
+	blobs := map[digest.Digest]index.Record{}
 	var order []digest.Digest
 	for i := range records {
 		order = append(order, digest.FromString(strconv.Itoa(i)))
-		blobs[order[i]] = record{size: block, accessed: int64(i), manifest: true}
+		blobs[order[i]] = index.Record{Size: block, Accessed: int64(i), Manifest: true}
 	}
 	if _, err := s.ledger.found(blobs, func(digest.Digest) bool { return true }); err != nil {
 		t.Fatal(err)
@@ -213,7 +216,7 @@ func TestOutrun(t *testing.T) {
 			t.Errorf("%d waited, and records were looked at %d times", n, m)
 		}
 		synctest.Wait() // readers do not wait until it is durable
-		r, known, err := s.index.record(order[len(order)-1])
+		r, known, err := s.index.Record(order[len(order)-1])
 		if err != nil || !known || !s.exists(o.digest()) {
 			t.Errorf("%v, %v: %v", r, known, err)
 		}
@@ -346,7 +349,7 @@ func TestUnreachableMark(t *testing.T) {
 			t.Errorf("%v bytes went for three blocks", gone)
 		}
 		for i, d := range order {
-			if _, known, err := s.index.record(d); err != nil || known != (i >= 3) {
+			if _, known, err := s.index.Record(d); err != nil || known != (i >= 3) {
 				t.Fatalf("blob %d: %v, %v", i, known, err)
 			}
 		}

@@ -15,6 +15,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
 // BenchmarkHitWhileEvicting compares hits while blobs are evicted down to the low
@@ -118,8 +120,8 @@ func hotStore(b *testing.B, c Config, n int) (s *Store, hot [2][]digest.Digest) 
 			b.Fatal(err)
 		}
 	}
-	if err := s.ledger.update(slices.Values(slices.Concat(hot[:]...)), func(_ digest.Digest, r *record) {
-		r.manifest, r.accessed = true, time.Now().Unix()+1 // the others came before
+	if err := s.ledger.update(slices.Values(slices.Concat(hot[:]...)), func(_ digest.Digest, r *index.Record) {
+		r.Manifest, r.Accessed = true, time.Now().Unix()+1 // the others came before
 	}); err != nil {
 		b.Fatal(err)
 	}

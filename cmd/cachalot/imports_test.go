@@ -17,7 +17,7 @@ const module = "github.com/cachalot-registry/cachalot"
 func onlyIn() map[string]string {
 	return map[string]string{
 		"github.com/gorilla/mux":     module + "/proxy",
-		"github.com/dgraph-io/":      module + "/storage",
+		"github.com/dgraph-io/":      module + "/storage/index",
 		"github.com/spf13/":          module + "/cmd/cachalot",
 		"github.com/goccy/go-yaml":   module + "/cmd/cachalot",
 		"go.yaml.in/":                module + "/cmd/cachalot",
@@ -44,9 +44,11 @@ func onlyIn() map[string]string {
 // never says what a package must not import.
 func never() map[string][]string {
 	return map[string][]string{
-		module + "/storage":  {"net/http", module + "/proxy", module + "/upstream", module + "/cmd"},
-		module + "/upstream": {module + "/proxy", module + "/storage", module + "/cmd"},
-		module + "/proxy":    {module + "/cmd", module + "/proxy/admin"},
+		module + "/storage": {"net/http", module + "/proxy", module + "/upstream", module + "/cmd"},
+		// It knows no blob, only what is recorded of one.
+		module + "/storage/index": {"net/http", module + "/bounds", module + "/proxy", module + "/upstream", module + "/cmd"},
+		module + "/upstream":      {module + "/proxy", module + "/storage", module + "/cmd"},
+		module + "/proxy":         {module + "/cmd", module + "/proxy/admin"},
 		// What reads manifests, and names of hosts, asks no registry and gives no answers.
 		module + "/proxy/image": {"net/http", module + "/cmd", module + "/proxy"},
 		module + "/proxy/hosts": {module, "net/http"},

@@ -29,7 +29,7 @@ const (
 	// TLS is some 30 KiB more.
 	perDownload = 256 * kib
 	// process is what docs/operations.md says that all else takes in a process at work,
-	// and index what storage/memory.go says of the index's entries in memory.
+	// and index what storage/index/recent.go says of the index's entries in memory.
 	process = 40 * mib
 	index   = 8 * mib
 	// bodies is the part of GOMEMLIMIT, 1 in so many, that is left to manifests, lists and

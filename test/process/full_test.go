@@ -12,46 +12,10 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/cachalot-registry/cachalot/test/cachalotd"
+	"github.com/cachalot-registry/cachalot/test/smalldisk"
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
-
-// smallDisk is a file system of so many MiB of its own. It is unmounted once
-// what the test starts after it has ended.
-func smallDisk(t *testing.T, mib int) string {
-	t.Helper()
-	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%dm", mib)); err != nil {
-		t.Skipf("a full disk needs a file system of its own, and so root: mount: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
-}
-
-// fillDisk is somebody else's file, which takes the last byte.
-func fillDisk(t *testing.T, dir string) (name string) {
-	t.Helper()
-	name = filepath.Join(dir, "other")
-	f, err := os.Create(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = f.Close() }()
-	for chunk := make([]byte, 1<<20); err == nil; {
-		_, err = f.Write(chunk)
-	}
-	var fs unix.Statfs_t
-	if serr := unix.Statfs(dir, &fs); !errors.Is(err, unix.ENOSPC) || serr != nil || fs.Bavail != 0 {
-		t.Fatalf("the disk is not full: %v, %v, %d blocks free", err, serr, fs.Bavail)
-	}
-	return name
-}
 
 // TestFullDisk fills the disk to the last byte under a running mirror. It goes
 // on serving what it has, to new places too, and passing on what is new; it
@@ -59,7 +23,7 @@ func fillDisk(t *testing.T, dir string) (name string) {
 // blobs again when there is space.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
-	dir := smallDisk(t, 256)
+	dir := smalldisk.New(t, 256)
 	folder := filepath.Join(dir, "cachalot")
 	up := upstreamtest.New(t, upstreamtest.Options{})
 	blob := func(seed uint64, size int) upstreamtest.Content {
@@ -79,7 +43,7 @@ func TestFullDisk(t *testing.T) {
 	get(s, kept)
 	s.awaitMetric(t, "cachalot_storage_blobs", 1) // it is durable a moment after its last byte,
 	get(s, kept)                                  // and linked a moment after that
-	other := fillDisk(t, dir)
+	other := smalldisk.Fill(t, dir)
 	for i := range 300 {
 		repository := fmt.Sprintf("library/other-%d", i)
 		up.AddBlob(repository, kept)
@@ -113,7 +77,7 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = os.Remove(other)
-	other = fillDisk(t, dir)
+	other = smalldisk.Fill(t, dir)
 	s.Interrupt(t)
 	s = start(t, folder, up.URL)
 	up.Forget()

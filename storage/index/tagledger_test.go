@@ -1,34 +1,25 @@
-package storage
+package index
 
 import (
-	"context"
 	"encoding/hex"
 	"fmt"
-	"log/slog"
 	"maps"
 	"math/rand/v2"
-	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"golang.org/x/sys/unix"
 )
 
 // tagsIn is a ledger of tags over an index of its own, which no goroutine trims.
 func tagsIn(tb testing.TB, dir string, bound int64, pinned ...string) *tagLedger {
 	tb.Helper()
-	x := openIndex(filepath.Join(dir, "index"), slog.New(slog.DiscardHandler))
-	tb.Cleanup(func() {
-		if err := x.close(); err != nil {
-			tb.Error(err)
-		}
-	})
-	l := newTagLedger(x, bound, func(_, repository string) bool { return slices.Contains(pinned, repository) }, NewMetrics(), slog.New(slog.DiscardHandler))
-	l.rest = func(context.Context, time.Duration) {}
-	return l
+	return openIndex(tb, dir, Config{Max: bound, Pinned: func(_, repository string) bool { return slices.Contains(pinned, repository) }}).tags
 }
 
 // ago is a tag that was checked so many minutes ago.
@@ -40,7 +31,7 @@ func ago(minutes int) Tag {
 func putTag(tb testing.TB, l *tagLedger, k TagKey, t Tag, kept bool) {
 	tb.Helper()
 	if kept {
-		if err := l.index.put(linkKey(Scope{Upstream: k.Upstream, Repository: k.Repository, Manifest: !k.IsList()}, t.Digest), link{"m", 1}.encode(), 0); err != nil {
+		if err := l.index.put(linkKey(Place{Upstream: k.Upstream, Repository: k.Repository, Manifest: !k.IsList()}, t.Digest), Link{MediaType: "m", Size: 1}.encode(), 0); err != nil {
 			tb.Fatal(err)
 		}
 	}
@@ -261,26 +252,21 @@ func TestTagLedger_CheckedSince(t *testing.T) {
 func TestTagLedger_Recount(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	s := openStore(t, dir, func(c *Config) { c.MaxIndex = 1 << 20 })
+	l := tagsIn(t, dir, 1<<20)
 	for n := range 50 {
-		if err := s.PutTag(TagKey{"docker.io", "rep", fmt.Sprint(n)}, ago(0), time.Hour); err != nil {
-			t.Fatal(err)
-		}
+		putTag(t, l, TagKey{"docker.io", "rep", fmt.Sprint(n)}, ago(0), false)
 	}
-	want, _ := s.tags.totals()
-	if err := s.Close(); err != nil {
+	want, _ := l.totals()
+	if err := l.index.Close(); err != nil {
 		t.Fatal(err)
 	}
-	s = openStore(t, dir, func(c *Config) { c.MaxIndex = 1 << 20 })
-	if err := s.tags.recount(t.Context()); err != nil { // maintenance does so as well, at any time
-		t.Fatal(err)
-	}
-	_ = s.Close() // and has done so now
-	if bytes, count := s.tags.totals(); bytes != want || count != 50 {
+	l = tagsIn(t, dir, 1<<20)
+	l.index.Recount(t.Context())
+	if bytes, count := l.totals(); bytes != want || count != 50 {
 		t.Errorf("after a start: %d bytes of %d tags, want %d of 50", bytes, count, want)
 	}
 
-	l := tagsIn(t, t.TempDir(), 0)
+	l = tagsIn(t, t.TempDir(), 0)
 	putTag(t, l, TagKey{"docker.io", "rep", "100"}, ago(0), false)
 	if err := l.put(TagKey{"docker.io", "rep", "101"}, ago(0), time.Nanosecond); err != nil {
 		t.Fatal(err)
@@ -294,19 +280,29 @@ func TestTagLedger_Recount(t *testing.T) {
 	_ = l.names(t)
 }
 
-// TestTagLedger_Background: the store trims by itself, and never has more than it may.
-func TestTagLedger_Background(t *testing.T) {
+// TestTagLedger_RecountTwice: records that several add up at once, as maintenance and an
+// eviction may, count once.
+func TestTagLedger_RecountTwice(t *testing.T) {
 	t.Parallel()
-	bound := 1000 * oneTag()
-	s := openStore(t, t.TempDir(), func(c *Config) { c.MaxIndex = bound })
-	for n := 0; testutil.ToFloat64(s.metrics.evictedTags) == 0; n++ {
-		if err := s.PutTag(TagKey{"docker.io", "rep", fmt.Sprint(n)}, ago(0), time.Hour); err != nil {
-			t.Fatal(err)
-		}
-		if bytes, _ := s.tags.totals(); bytes > bound {
-			t.Fatalf("%d bytes of %d after %d tags", bytes, bound, n)
-		}
+	dir := t.TempDir()
+	l := tagsIn(t, dir, 1<<20)
+	for n := range 1000 {
+		putTag(t, l, TagKey{"docker.io", "rep", fmt.Sprint(n)}, ago(0), false)
 	}
+	if err := l.index.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l = tagsIn(t, dir, 1<<20)
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			if err := l.recount(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	_ = l.names(t)
 }
 
 // TestTagLedger_OnDisk: of many more tags than there is room for the disk keeps no more,
@@ -318,10 +314,9 @@ func TestTagLedger_OnDisk(t *testing.T) {
 	random := rand.NewChaCha8([32]byte{1})
 	name := make([]byte, length/2)
 	run := func(n int) { // it ends with a table of badger's
-		x := openIndex(filepath.Join(dir, "index"), slog.New(slog.DiscardHandler))
+		l := tagsIn(t, dir, bound)
+		x := l.index
 		x.confirmOpened()
-		l := newTagLedger(x, bound, func(string, string) bool { return false }, NewMetrics(), slog.New(slog.DiscardHandler))
-		l.rest = func(context.Context, time.Duration) {}
 		entries := map[string]entry{}
 		for range records { // as [tagLedger] does one by one
 			_, _ = random.Read(name) // which does not compress
@@ -331,7 +326,7 @@ func TestTagLedger_OnDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 		trimmed(t, l)
-		if err := x.close(); err != nil {
+		if err := x.Close(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -357,7 +352,7 @@ func TestTagLedger_OnDisk(t *testing.T) {
 // of its tables, in bytes.
 func flattened(t *testing.T, dir string) (size int64) {
 	t.Helper()
-	x := openIndex(filepath.Join(dir, "index"), slog.New(slog.DiscardHandler))
+	x := openIndex(t, dir, Config{})
 	x.confirmOpened()
 	db := x.db.Load()
 	if err := db.Flatten(1); err != nil {
@@ -367,7 +362,7 @@ func flattened(t *testing.T, dir string) (size int64) {
 		size += int64(table.OnDiskSize)
 	}
 	t.Logf("tables of %d bytes", size)
-	if err := x.close(); err != nil {
+	if err := x.Close(); err != nil {
 		t.Fatal(err)
 	}
 	return size
@@ -400,4 +395,13 @@ func BenchmarkTrimMillionTags(b *testing.B) {
 		}
 		b.ReportMetric(cpuSeconds(b)-begun, "cpu-s/op")
 	}
+}
+
+func cpuSeconds(tb testing.TB) float64 {
+	tb.Helper()
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		tb.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano()).Seconds()
 }

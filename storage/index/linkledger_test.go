@@ -1,10 +1,7 @@
-package storage
+package index
 
 import (
-	"context"
 	"fmt"
-	"log/slog"
-	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -16,28 +13,16 @@ import (
 // linksIn is a ledger of links over an index of its own, which no goroutine trims.
 func linksIn(tb testing.TB, bound int64) *linkLedger {
 	tb.Helper()
-	x := openIndex(filepath.Join(tb.TempDir(), "index"), slog.New(slog.DiscardHandler))
-	tb.Cleanup(func() {
-		if err := x.close(); err != nil {
-			tb.Error(err)
-		}
-	})
-	group := func(upstream string) string {
-		if strings.HasPrefix(upstream, "named") { // by a client
-			return ""
-		}
-		return upstream
-	}
-	l := newLinkLedger(x, bound, func(_, repository string) bool { return repository == "pinned" }, group, slog.New(slog.DiscardHandler))
-	l.rest = func(context.Context, time.Duration) {}
-	return l
+	x := openIndex(tb, tb.TempDir(), Config{Max: bound, Pinned: func(_, repository string) bool { return repository == "pinned" }})
+	x.SetListed(func(upstream string) bool { return !strings.HasPrefix(upstream, "named") }) // by a client
+	return x.links
 }
 
 // putLinkAt records a place of a blob that is called by a number.
 func putLinkAt(tb testing.TB, l *linkLedger, upstream, repository string, blob int) {
 	tb.Helper()
-	sc := Scope{Upstream: upstream, Repository: repository}
-	if err := l.put(linkKey(sc, digest.FromString(fmt.Sprint(blob))), link{size: 1}.encode()); err != nil {
+	p := Place{Upstream: upstream, Repository: repository}
+	if err := l.put(linkKey(p, digest.FromString(fmt.Sprint(blob))), Link{Size: 1}.encode()); err != nil {
 		tb.Fatal(err)
 	}
 	if n, _ := l.totals(); n > l.max {
@@ -57,8 +42,8 @@ func (l *linkLedger) places(tb testing.TB) map[string]int {
 	found := map[string]int{}
 	var sum int64
 	err := l.index.scan([]byte{'l'}, func(key, value []byte) bool {
-		at, _ := decodeLinkKey(key)
-		found[string(at.upstream())]++
+		at, _ := decodeLinkAt(key, value)
+		found[string(at.Upstream())]++
 		sum += recordBytes(key, value)
 		return true
 	})
@@ -70,7 +55,7 @@ func (l *linkLedger) places(tb testing.TB) map[string]int {
 
 // oneLink is what a record takes that putLinkAt writes with names of so many letters.
 func oneLink(letters int) int64 {
-	return recordBytes(linkKey(Scope{Upstream: strings.Repeat("x", letters)}, digest.FromString("x")), link{size: 1}.encode())
+	return recordBytes(linkKey(Place{Upstream: strings.Repeat("x", letters)}, digest.FromString("x")), Link{Size: 1}.encode())
 }
 
 // TestLinkLedger_Claims: a registry that claims one blob in any number of repositories, or
@@ -118,7 +103,7 @@ func TestLinkLedger_FirstPlaces(t *testing.T) {
 			t.Errorf("blob %d has no place, %v", n, err)
 		}
 	}
-	key := linkKey(Scope{Upstream: "docker.io", Repository: "pinned"}, digest.FromString("3"))
+	key := linkKey(Place{Upstream: "docker.io", Repository: "pinned"}, digest.FromString("3"))
 	if _, ok, err := l.index.read(key); !ok || err != nil {
 		t.Errorf("what was pinned is gone, %v", err)
 	}
@@ -136,12 +121,12 @@ func TestLinkLedger_Full(t *testing.T) {
 	if n := len(before); n < 80 || n > 110 {
 		t.Errorf("%d places", n)
 	}
-	sc := Scope{Upstream: "registry-1.test", Repository: "pinned"}
-	if err := l.put(linkKey(sc, digest.FromString("1")), link{"m/t", 5}.encode()); err != nil {
+	p := Place{Upstream: "registry-1.test", Repository: "pinned"}
+	if err := l.put(linkKey(p, digest.FromString("1")), Link{MediaType: "m/t", Size: 5}.encode()); err != nil {
 		t.Fatal(err)
 	}
-	e, ok, err := l.index.read(linkKey(sc, digest.FromString("1")))
-	if !ok || err != nil || decodeLink(e.value).mediaType != "m/t" {
+	e, ok, err := l.index.read(linkKey(p, digest.FromString("1")))
+	if !ok || err != nil || decodeLink(e.value).MediaType != "m/t" {
 		t.Errorf("%v, %v, %v", e, ok, err)
 	}
 }
@@ -152,7 +137,7 @@ func TestLinkLedger_Gone(t *testing.T) {
 	l := linksIn(t, 100*oneLink(20))
 	for n := range 1000 {
 		putLinkAt(t, l, "docker.io", "library/app", n)
-		if err := l.index.forget(digest.FromString(fmt.Sprint(n))); err != nil {
+		if err := l.index.Forget(digest.FromString(fmt.Sprint(n))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -171,13 +156,13 @@ func TestLinkLedger_Unrecorded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := linksIn(t, 1)
-		key := linkKey(Scope{Upstream: "docker.io", Repository: "app"}, digest.FromString("x"))
-		if err := l.put(key, link{"m/t", 5}.encode()); err != nil {
+		key := linkKey(Place{Upstream: "docker.io", Repository: "app"}, digest.FromString("x"))
+		if err := l.put(key, Link{MediaType: "m/t", Size: 5}.encode()); err != nil {
 			t.Fatal(err)
 		}
 		for _, want := range []bool{true, false} {
 			mediaType := ""
-			ok, err := l.get(key, func(b []byte) error { mediaType = decodeLink(b).mediaType; return nil })
+			ok, err := l.get(key, func(b []byte) error { mediaType = decodeLink(b).MediaType; return nil })
 			if ok != want || err != nil || want && mediaType != "m/t" {
 				t.Errorf("%v %q, %v, want %v", ok, mediaType, err, want)
 			}

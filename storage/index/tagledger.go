@@ -1,9 +1,8 @@
-package storage
+package index
 
 import (
 	"container/heap"
 	"context"
-	"log/slog"
 	"sync/atomic"
 	"time"
 )
@@ -16,14 +15,14 @@ type tagLedger struct {
 
 	metrics *Metrics
 	pinned  func(upstream, repository string) bool
-	listed  atomic.Pointer[func(upstream string) bool] // see [Store.SetListed]
+	listed  atomic.Pointer[func(upstream string) bool] // see [Index.SetListed]
 }
 
-func newTagLedger(x *index, bound int64, pinned func(upstream, repository string) bool, m *Metrics, log *slog.Logger) *tagLedger {
-	m.tagsLimit.Set(float64(bound))
-	l := &tagLedger{metrics: m, pinned: pinned}
+func newTagLedger(x *Index, cfg Config, m *Metrics) *tagLedger {
+	m.tagsLimit.Set(float64(cfg.Max))
+	l := &tagLedger{metrics: m, pinned: cfg.Pinned}
 	l.boundedRecords = &boundedRecords{
-		index: x, log: log, kind: 't', name: "tags", max: bound, wanted: make(chan struct{}, 1), rest: rest, pick: l.pick,
+		index: x, kind: 't', name: "tags", max: cfg.Max, wanted: make(chan struct{}, 1), rest: cfg.Rest, pick: l.pick,
 		changed: func(bytes, count int64) {
 			m.tags.Set(float64(count))
 			m.tagsBytes.Set(float64(bytes))
@@ -84,7 +83,7 @@ func (l *tagLedger) cells(ctx context.Context, visit func(c cell, key, value []b
 		}
 		if !pinned {
 			// A read that is no use: it must not displace what clients use from the cache.
-			_, kept, lerr := l.index.read(linkKey(Scope{Upstream: k.Upstream, Repository: k.Repository, Manifest: !k.IsList()}, t.Digest))
+			_, kept, lerr := l.index.read(linkKey(Place{Upstream: k.Upstream, Repository: k.Repository, Manifest: !k.IsList()}, t.Digest))
 			visit(cell{kept || lerr != nil, group}, key, value, t)
 		}
 	})

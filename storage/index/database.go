@@ -1,4 +1,4 @@
-package storage
+package index
 
 import (
 	"errors"
@@ -7,7 +7,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"time"
 
@@ -23,12 +22,12 @@ import (
 // of its own, and the process ends: nothing can be done about it then. So it is
 // written to only while the disk has room for what it may do on that account.
 const (
-	// indexFloor is that room: some memtables and what a compaction rewrites.
-	indexFloor = 64 << 20
-	// indexReserve is what is kept from others, for badger to open and close
+	// Floor is that room: some memtables and what a compaction rewrites.
+	Floor = 64 << 20
+	// reserveSize is what is kept from others, for badger to open and close
 	// with on a disk that is full; some of it is used up then.
-	indexReserve = indexFloor * 3 / 2
-	memtable     = 8 << 20
+	reserveSize = Floor * 3 / 2
+	memtable    = 8 << 20
 	// batch is how many entries are written at once, and batchBytes how much:
 	// less than a transaction takes, and than the half of a log that badger
 	// leaves empty.
@@ -49,25 +48,16 @@ const (
 	atRest   = 30 * time.Second
 )
 
-// openIndex opens the index in dir as far as that is possible now: see open.
-func openIndex(dir string, log *slog.Logger) *index {
-	x := &index{dir: dir, log: log, waiting: map[string]entry{}, recent: newRecent()}
-	x.resting = time.AfterFunc(atRest, task.Guard("release of memory", debug.FreeOSMemory))
-	x.resting.Stop()
-	x.open()
-	return x
-}
-
-// reserve is the name of the file that keeps indexReserve from others.
-func (x *index) reserve() string { return filepath.Join(filepath.Dir(x.dir), "reserve") }
+// reserve is the name of the file that keeps reserveSize from others.
+func (x *Index) reserve() string { return filepath.Join(filepath.Dir(x.dir), "reserve") }
 
 // openingMarker is a file that has a byte for every start that died while it opened badger.
-func (x *index) openingMarker() string { return x.dir + ".opening" }
+func (x *Index) openingMarker() string { return x.dir + ".opening" }
 
 // free returns the bytes that badger may still write: none on a disk that takes
 // no more files, or no writes at all (ext4 turns so when it meets an error), and
 // none while the process cannot open one more file, which badger does not survive.
-func (x *index) free() int64 {
+func (x *Index) free() int64 {
 	dir := filepath.Dir(x.dir)
 	f, err := -1, error(unix.EINTR)
 	for errors.Is(err, unix.EINTR) { // as os.Open does
@@ -93,21 +83,21 @@ func (x *index) free() int64 {
 
 // makeRoom gives up the reserve where that is needed, and says whether there is
 // room then.
-func (x *index) makeRoom() bool {
-	if x.free() < indexFloor {
+func (x *Index) makeRoom() bool {
+	if x.free() < Floor {
 		_ = os.Remove(x.reserve()) // it may not be there
 	}
-	return x.free() >= indexFloor
+	return x.free() >= Floor
 }
 
-// keepReserve makes the reserve, or as much of it as there is, where it is
+// KeepReserve makes the reserve, or as much of it as there is, where it is
 // missing. It leaves so many bytes to others.
-func (x *index) keepReserve(leave int64) {
-	size := min(indexReserve, x.free()-leave)
-	if size < indexFloor {
+func (x *Index) KeepReserve(leave int64) {
+	size := min(reserveSize, x.free()-leave)
+	if size < Floor {
 		return
 	}
-	if info, err := os.Stat(x.reserve()); err == nil && info.Size() >= indexFloor {
+	if info, err := os.Stat(x.reserve()); err == nil && info.Size() >= Floor {
 		return
 	}
 	f, err := os.OpenFile(x.reserve(), os.O_CREATE|os.O_WRONLY, 0o600)
@@ -125,7 +115,7 @@ func (x *index) keepReserve(leave int64) {
 // thrown away, and so is one that two starts have died of. Where the disk has
 // no room for it, or it cannot be created, all entries wait, and maintenance
 // tries again.
-func (x *index) open() bool {
+func (x *Index) open() bool {
 	if !x.makeRoom() {
 		x.log.Warn("disk full: index waits in memory", "dir", x.dir, "free_bytes", x.free())
 		return false
@@ -165,7 +155,7 @@ func (x *index) open() bool {
 
 // confirmOpened says that the database has been opened, and the process still runs: all of it
 // was read, or the process has lived for long enough.
-func (x *index) confirmOpened() {
+func (x *Index) confirmOpened() {
 	if err := os.Remove(x.openingMarker()); err != nil {
 		x.log.Debug("no mark", "error", err)
 	}
@@ -186,7 +176,7 @@ func appendByte(name string) error {
 // openBadger opens a database. It reads all of it first, to find what is damaged
 // now and not in the midst of a compaction, and then opens it anew: pages that
 // were only read for that do not stay in memory. badger dies of some damage, in
-// goroutines of its own, where nobody can catch that: see mark.
+// goroutines of its own, where nobody can catch that: see openingMarker.
 func openBadger(dir string, log *slog.Logger) (*badger.DB, error) {
 	o := badger.DefaultOptions(dir).
 		WithMemTableSize(memtable).WithNumMemtables(2).
@@ -214,7 +204,7 @@ func openBadger(dir string, log *slog.Logger) (*badger.DB, error) {
 }
 
 // worked is told of the keys that were read by a scan, or written.
-func (x *index) worked(keys int) {
+func (x *Index) worked(keys int) {
 	if x.work.Add(int64(keys)) >= muchWork {
 		x.work.Store(0)
 		x.resting.Reset(atRest)
@@ -237,7 +227,7 @@ func (badgerLog) Debugf(string, ...any) {}
 // write takes entries in and writes what waits, where there is room. Whoever
 // reads sees the entries from now on. It fails where too many wait already, or
 // one is larger than badger takes.
-func (x *index) write(entries map[string]entry) error {
+func (x *Index) write(entries map[string]entry) error {
 	for key, e := range entries {
 		if len(key)+len(e.value) > maxEntry {
 			return fmt.Errorf("write index: an entry of %d bytes", len(key)+len(e.value))
@@ -263,9 +253,9 @@ func (x *index) write(entries map[string]entry) error {
 
 // flush writes what waits to the database as long as there is room; x.writing
 // is held. What cannot be written goes on waiting.
-func (x *index) flush() {
+func (x *Index) flush() {
 	db := x.db.Load()
-	for db != nil && x.waits.Load() > 0 && x.free() >= indexFloor {
+	for db != nil && x.waits.Load() > 0 && x.free() >= Floor {
 		entries := x.some()
 		if err := db.Update(func(txn *badger.Txn) error { return set(txn, entries) }); err != nil {
 			x.log.Error("cannot write index: changes wait", "error", err)
@@ -282,7 +272,7 @@ func (x *index) flush() {
 }
 
 // some returns a batch of what waits.
-func (x *index) some() map[string]entry {
+func (x *Index) some() map[string]entry {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	entries := map[string]entry{}
@@ -315,7 +305,7 @@ func set(txn *badger.Txn, entries map[string]entry) error {
 
 // allocate has the disk promise all blocks of the log that badger writes to, so
 // that a disk that fills up now does not fail it there. x.writing is held.
-func (x *index) allocate() {
+func (x *Index) allocate() {
 	newest := x.wal
 	if newest < 0 {
 		logs, _ := filepath.Glob(filepath.Join(x.dir, "*.mem")) // the pattern is right
@@ -342,14 +332,14 @@ func (x *index) allocate() {
 	x.wal = newest
 }
 
-func (x *index) walName(n int) string { return filepath.Join(x.dir, fmt.Sprintf("%05d.mem", n)) }
+func (x *Index) walName(n int) string { return filepath.Join(x.dir, fmt.Sprintf("%05d.mem", n)) }
 
 func fileExists(name string) bool {
 	return unix.Faccessat(unix.AT_FDCWD, name, unix.F_OK, unix.AT_SYMLINK_NOFOLLOW) == nil
 }
 
 // waitingFor returns what waits to be written to a key.
-func (x *index) waitingFor(key []byte) (entry, bool) {
+func (x *Index) waitingFor(key []byte) (entry, bool) {
 	if x.waits.Load() == 0 {
 		return entry{}, false
 	}
@@ -360,7 +350,7 @@ func (x *index) waitingFor(key []byte) (entry, bool) {
 }
 
 // waitingWith returns what waits for keys that begin with prefix.
-func (x *index) waitingWith(prefix []byte) map[string]entry {
+func (x *Index) waitingWith(prefix []byte) map[string]entry {
 	if x.waits.Load() == 0 {
 		return nil
 	}
@@ -382,7 +372,7 @@ func (e entry) alive() bool {
 
 // preferRecords takes the blobs' records in a database that could not be opened
 // until now for better than those that a walk of the disk found meanwhile.
-func (x *index) preferRecords(db *badger.DB) {
+func (x *Index) preferRecords(db *badger.DB) {
 	for key := range x.waitingWith([]byte{'b'}) {
 		err := db.View(func(txn *badger.Txn) error { _, err := txn.Get([]byte(key)); return err })
 		if err != nil {
@@ -397,11 +387,11 @@ func (x *index) preferRecords(db *badger.DB) {
 	}
 }
 
-// maintain writes what waits, and renews the reserve. It returns true where it
+// Maintain writes what waits, and renews the reserve. It returns true where it
 // opened the database, which had no room until now: see open.
-func (x *index) maintain() (opened bool) {
-	x.keepReserve(0)
-	opened = x.db.Load() == nil && x.free() >= indexFloor && x.open()
+func (x *Index) Maintain() (opened bool) {
+	x.KeepReserve(0)
+	opened = x.db.Load() == nil && x.free() >= Floor && x.open()
 	x.writing.Lock()
 	defer x.writing.Unlock()
 	x.flush()
@@ -411,9 +401,9 @@ func (x *index) maintain() (opened bool) {
 	return opened
 }
 
-// close writes what waits and closes the database. Where the disk has no room
+// Close writes what waits and closes the database. Where the disk has no room
 // for that, it is left as a process that is killed leaves it.
-func (x *index) close() error {
+func (x *Index) Close() error {
 	x.resting.Stop()
 	db := x.db.Load()
 	if db == nil {

@@ -1,9 +1,8 @@
-package storage
+package index
 
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"sort"
 	"sync"
 	"time"
@@ -17,8 +16,7 @@ import (
 // What goes first, pick decides. Of the registries those that have the most pay, so that
 // none makes the index forget the others' records; all that clients have named are one.
 type boundedRecords struct {
-	index   *index
-	log     *slog.Logger
+	index   *Index
 	kind    byte                                                          // the first of their keys' bytes: see [format]
 	name    string                                                        // in the log
 	max     int64                                                         // bytes; 0: no bound
@@ -27,6 +25,8 @@ type boundedRecords struct {
 	pick    func(ctx context.Context, take int64) ([]recordVictim, error) // the least useful that take so many bytes
 	changed func(bytes, count int64)                                      // is told the sums
 	gone    func(count int64)                                             // is told what was evicted
+
+	recounting sync.Mutex // held while the records are added up: two at once would count all twice
 
 	mu    sync.Mutex // guards the fields below, and that they agree with the records
 	bytes int64      // until the records are added up: of what has changed since
@@ -45,6 +45,10 @@ const (
 	// recountEvery is how often records are added up: badger drops what has expired and
 	// tells no one, and links go with their blobs.
 	recountEvery = 24 * time.Hour
+	// step is how many records are looked at, or evicted, before a rest.
+	step = 128
+	// nothingMore is how long a look at all records is believed that found too little.
+	nothingMore = 10 * time.Second
 )
 
 func recordBytes(key, value []byte) int64 { return int64(len(key)+len(value)) + recordOverhead }
@@ -101,7 +105,7 @@ func (l *boundedRecords) add(bytes, count int64) {
 	l.bytes += bytes
 	l.count += count
 	l.changed(l.bytes, l.count)
-	if l.max > 0 && l.bytes > share(l.max, recordsHigh) {
+	if l.max > 0 && l.bytes > l.high() {
 		l.trimSoon()
 	}
 }
@@ -129,7 +133,7 @@ func (l *boundedRecords) run(ctx context.Context) {
 			return
 		case <-again.C:
 			if err := l.recount(ctx); err != nil {
-				l.log.Error("cannot add up records of the index", "records", l.name, "error", err)
+				l.index.log.Error("cannot add up records of the index", "records", l.name, "error", err)
 			}
 			continue
 		case <-l.wanted:
@@ -138,17 +142,22 @@ func (l *boundedRecords) run(ctx context.Context) {
 		case enough || ctx.Err() != nil:
 			continue
 		case err != nil:
-			l.log.Error("cannot evict records of the index", "records", l.name, "error", err)
+			l.index.log.Error("cannot evict records of the index", "records", l.name, "error", err)
 		default:
-			l.log.Warn("index full: what is recorded is pinned, and no more is recorded; raise storage.max_index, or unpin some", "records", l.name)
+			l.index.log.Warn("index full: what is recorded is pinned, and no more is recorded; raise storage.max_index, or unpin some", "records", l.name)
 		}
-		pauseFor(ctx, maxLooking) // the next look would find no more
+		select { // the next look would find no more
+		case <-time.After(nothingMore):
+		case <-ctx.Done():
+		}
 	}
 }
 
 // recount adds up the records as they are when it begins, and takes that for what they
 // take. Later changes are counted when they happen.
 func (l *boundedRecords) recount(ctx context.Context) error {
+	l.recounting.Lock()
+	defer l.recounting.Unlock()
 	l.mu.Lock()
 	wasBytes, wasCount := l.bytes, l.count
 	then := l.index.view([]byte{l.kind})
@@ -177,13 +186,13 @@ func (l *boundedRecords) trim(ctx context.Context) (enough bool, err error) {
 	var goneBytes, goneCount int64
 	defer func() {
 		if goneCount > 0 {
-			l.log.Info("evicted records of the index", "records", l.name, "count", goneCount, "bytes", goneBytes)
+			l.index.log.Info("evicted records of the index", "records", l.name, "count", goneCount, "bytes", goneBytes)
 		}
 	}()
 	for ctx.Err() == nil {
 		bytes, count := l.totals()
-		take := bytes - share(l.max, recordsLow)
-		if take <= 0 || goneCount == 0 && bytes <= share(l.max, recordsHigh) {
+		take := bytes - l.low()
+		if take <= 0 || goneCount == 0 && bytes <= l.high() {
 			return true, nil
 		}
 		picked, err := l.pick(ctx, min(take, mostRecords*max(1, bytes/max(1, count))))
@@ -209,9 +218,13 @@ func (l *boundedRecords) trim(ctx context.Context) (enough bool, err error) {
 	return false, ctx.Err()
 }
 
+// high and low are the marks above which records go, and down to which, in bytes.
+func (l *boundedRecords) high() int64 { return l.max * recordsHigh / 100 }
+func (l *boundedRecords) low() int64  { return l.max * recordsLow / 100 }
+
 // breathe rests after a step, unless records wait for room.
 func (l *boundedRecords) breathe(ctx context.Context, begun time.Time) {
-	if bytes, _ := l.totals(); bytes <= share(l.max, recordsHigh) {
+	if bytes, _ := l.totals(); bytes <= l.high() {
 		l.rest(ctx, time.Since(begun))
 	}
 }

@@ -1,9 +1,8 @@
-package storage
+package index
 
 import (
 	"bytes"
 	"context"
-	"log/slog"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -37,14 +36,14 @@ const (
 	passingLinks, passingFor = 4096, 10 * time.Second
 )
 
-func newLinkLedger(x *index, bound int64, pinned func(upstream, repository string) bool, group func(string) string, log *slog.Logger) *linkLedger {
+func newLinkLedger(x *Index, cfg Config) *linkLedger {
 	unrecorded, err := lru.New[string, passingLink](passingLinks)
 	if err != nil {
 		panic(err) // it has places
 	}
-	l := &linkLedger{pinned: pinned, group: group, unrecorded: unrecorded}
+	l := &linkLedger{pinned: cfg.Pinned, group: x.tags.group, unrecorded: unrecorded}
 	l.boundedRecords = &boundedRecords{
-		index: x, log: log, kind: 'l', name: "places of blobs", max: bound, wanted: make(chan struct{}, 1), rest: rest, pick: l.pick,
+		index: x, kind: 'l', name: "places of blobs", max: cfg.Max, wanted: make(chan struct{}, 1), rest: cfg.Rest, pick: l.pick,
 		changed: func(_, _ int64) {}, gone: func(int64) {}, // the log says so
 	}
 	return l
@@ -94,11 +93,11 @@ func (l *linkLedger) cells(ctx context.Context, visit func(c cell, key, value []
 	var blob []byte // with the upstream: links of both follow each other
 	places := 0
 	return l.each(ctx, func(key, value []byte) {
-		at, ok := decodeLinkKey(key)
+		at, ok := decodeLinkAt(key, value)
 		if !ok {
 			return
 		}
-		upstream, repository := at.upstream(), at.repository()
+		upstream, repository := at.Upstream(), at.Repository()
 		if of := key[:len(key)-len(repository)]; !bytes.Equal(of, blob) {
 			blob, places = append(blob[:0], of...), 0
 		}

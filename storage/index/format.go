@@ -1,4 +1,4 @@
-package storage
+package index
 
 import (
 	"encoding/binary"
@@ -14,8 +14,8 @@ import (
 // format is of the index's keys and values. Whoever changes them counts it up: an
 // index of another format is thrown away, and built anew from the disk.
 //
-//	b <digest>                                   record
-//	l <digest> <m|b> <upstream> 00 <repository>  link
+//	b <digest>                                   Record
+//	l <digest> <m|b> <upstream> 00 <repository>  Link
 //	t <upstream> 00 <repository> 00 <name>       Tag
 //	c                                            the digest that the scrub has come to
 //
@@ -63,8 +63,14 @@ func unpack(b, packed []byte) ([]byte, bool) {
 	return hex.AppendEncode(b, packed[1:]), true
 }
 
-// cutDigest takes a packed digest, as text, off what follows it.
-func cutDigest(b []byte) (d, rest []byte, ok bool) {
+// isPacked reports whether unpack takes b for a digest.
+func isPacked(b []byte) bool {
+	_, rest, ok := cutDigest(b)
+	return ok && len(rest) == 0
+}
+
+// cutDigest takes a packed digest off what follows it.
+func cutDigest(b []byte) (packed, rest []byte, ok bool) {
 	n := 0
 	switch {
 	case len(b) > 32 && b[0] == sha256Key:
@@ -74,8 +80,7 @@ func cutDigest(b []byte) (d, rest []byte, ok bool) {
 	default:
 		return nil, nil, false
 	}
-	d, ok = unpack(nil, b[:n])
-	return d, b[n:], ok
+	return b[:n], b[n:], true
 }
 
 func decodeDigest(packed []byte) (digest.Digest, error) {
@@ -91,15 +96,15 @@ func blobKey(d digest.Digest) []byte { return pack([]byte{'b'}, d) }
 
 func linkPrefix(d digest.Digest) []byte { return pack([]byte{'l'}, d) }
 
-func linkKey(s Scope, d digest.Digest) []byte {
+func linkKey(p Place, d digest.Digest) []byte {
 	kind := byte('b')
-	if s.Manifest {
+	if p.Manifest {
 		kind = 'm'
 	}
-	k := make([]byte, 0, 1+1+64+1+len(s.Upstream)+1+len(s.Repository))
+	k := make([]byte, 0, 1+1+64+1+len(p.Upstream)+1+len(p.Repository))
 	k = append(pack(append(k, 'l'), d), kind)
-	k = append(append(k, s.Upstream...), 0)
-	return append(k, s.Repository...)
+	k = append(append(k, p.Upstream...), 0)
+	return append(k, p.Repository...)
 }
 
 func tagKey(k TagKey) []byte {
@@ -119,25 +124,25 @@ const (
 )
 
 // encode has the flags, then size, accessed, until and uses as varints: mostly 11 bytes.
-func (r record) encode() []byte {
+func (r Record) encode() []byte {
 	var flags byte
-	if r.manifest {
+	if r.Manifest {
 		flags |= flagManifest
 	}
-	if r.orphaned {
+	if r.Orphaned {
 		flags |= flagOrphaned
 	}
-	if r.again {
+	if r.Again {
 		flags |= flagAgain
 	}
-	b := binary.AppendUvarint([]byte{flags}, uint64(r.size))
-	b = binary.AppendVarint(b, r.accessed) // a file may be older than 1970
-	return binary.AppendUvarint(binary.AppendUvarint(b, uint64(r.until)), uint64(r.uses))
+	b := binary.AppendUvarint([]byte{flags}, uint64(r.Size))
+	b = binary.AppendVarint(b, r.Accessed) // a file may be older than 1970
+	return binary.AppendUvarint(binary.AppendUvarint(b, uint64(r.Until)), uint64(r.Uses))
 }
 
-func decodeRecord(b []byte) (record, error) {
+func decodeRecord(b []byte) (Record, error) {
 	if len(b) == 0 || b[0] >= flagsEnd {
-		return record{}, fmt.Errorf("blob record of %d bytes is malformed", len(b))
+		return Record{}, fmt.Errorf("blob record of %d bytes is malformed", len(b))
 	}
 	flags, rest := b[0], b[1:]
 	size, n := binary.Uvarint(rest)
@@ -145,16 +150,16 @@ func decodeRecord(b []byte) (record, error) {
 	until, k := binary.Uvarint(rest[max(n, 0)+max(m, 0):])
 	uses, l := binary.Uvarint(rest[max(n, 0)+max(m, 0)+max(k, 0):])
 	if min(n, m, k, l) <= 0 || n+m+k+l != len(rest) || max(size, until) > math.MaxInt64 || uses > math.MaxUint32 {
-		return record{}, fmt.Errorf("blob record of %d bytes is malformed", len(b))
+		return Record{}, fmt.Errorf("blob record of %d bytes is malformed", len(b))
 	}
-	return record{
-		size:     int64(size),
-		accessed: accessed,
-		until:    int64(until),
-		manifest: flags&flagManifest != 0,
-		orphaned: flags&flagOrphaned != 0,
-		again:    flags&flagAgain != 0,
-		uses:     uint32(uses),
+	return Record{
+		Size:     int64(size),
+		Accessed: accessed,
+		Until:    int64(until),
+		Manifest: flags&flagManifest != 0,
+		Orphaned: flags&flagOrphaned != 0,
+		Again:    flags&flagAgain != 0,
+		Uses:     uint32(uses),
 	}, nil
 }
 
@@ -183,15 +188,15 @@ func decodeTag(b []byte) (Tag, error) {
 
 // encode has the media type behind the size and one, as a varint: 0 is a size
 // that is not known.
-func (l link) encode() []byte {
-	return append(binary.AppendUvarint(nil, uint64(l.size+1)), l.mediaType...)
+func (l Link) encode() []byte {
+	return append(binary.AppendUvarint(nil, uint64(l.Size+1)), l.MediaType...)
 }
 
 // decodeLink reads no size where there is none, or one that is no size.
-func decodeLink(b []byte) link {
+func decodeLink(b []byte) Link {
 	size, n := binary.Uvarint(b)
 	if n <= 0 || size > math.MaxInt64 {
-		return link{size: -1}
+		return Link{Size: -1}
 	}
-	return link{mediaType: string(b[n:]), size: int64(size) - 1}
+	return Link{MediaType: string(b[n:]), Size: int64(size) - 1}
 }

@@ -1,0 +1,38 @@
+package index
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// Metrics of one [Index]. The caller registers them and adds the prefix.
+type Metrics struct {
+	tags           prometheus.Gauge
+	tagsBytes      prometheus.Gauge
+	tagsLimit      prometheus.Gauge
+	evictedTags    prometheus.Counter
+	unrecordedTags prometheus.Counter
+}
+
+// NewMetrics returns metrics at zero.
+func NewMetrics() *Metrics {
+	return &Metrics{
+		tags: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "storage_tags", Help: "Tags and lists that the index knows of, kept or only asked for.",
+		}),
+		tagsBytes: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "storage_tags_bytes", Help: "Bytes that tags and lists take of the index.",
+		}),
+		tagsLimit: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "storage_tags_limit_bytes", Help: "Bytes that tags and lists may take of the index; 0 is no limit.",
+		}),
+		evictedTags: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "evicted_tags_total", Help: "Tags and lists that the index has forgotten to make room for others.",
+		}),
+		unrecordedTags: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "unrecorded_tags_total", Help: "Tags and lists that were not recorded, for the index had no room for them.",
+		}),
+	}
+}
+
+// Collectors are what the caller registers.
+func (m *Metrics) Collectors() []prometheus.Collector {
+	return []prometheus.Collector{m.tags, m.tagsBytes, m.tagsLimit, m.evictedTags, m.unrecordedTags}
+}
