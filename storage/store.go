@@ -43,8 +43,6 @@ type Config struct {
 	Listed func(upstream string) bool
 	// Pinned: see [Store.SetPinned].
 	Pinned func(upstream, repository string) bool
-	// PinFits says whether a pattern of [Store.Pin] is of a repository. Nil: none is.
-	PinFits func(pattern, upstream, repository string) bool
 	// ScrubEvery is the time in which every blob is read again and compared with
 	// its digest; 0: never. It is longer where there is more than can be read in it.
 	ScrubEvery time.Duration
@@ -80,12 +78,9 @@ type Store struct {
 	lookAgain time.Time                                              // until then that is taken for true
 	flushing  sync.Mutex                                             // held by the one that writes touched
 
-	pinFits      func(pattern, upstream, repository string) bool
-	pinning      sync.Mutex            // held by the one that changes pins and their file
-	pinned       atomic.Pointer[[]Pin] // at run time; what it points to never changes
-	summing      chan struct{}         // has a value while one takes, or reads, the next two
-	summary      *Summary              // the last one; nil: none
-	summaryUntil time.Time             // it is given out until then
+	summing      chan struct{} // has a value while one takes, or reads, the next two
+	summary      *Summary      // the last one; nil: none
+	summaryUntil time.Time     // it is given out until then
 
 	scrubEvery    time.Duration
 	pace          *rate.Limiter // of what is read again
@@ -145,7 +140,7 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 		touched: map[digest.Digest]use{},
 		memory:  newMemory(),
 
-		pinFits: cfg.PinFits, summing: make(chan struct{}, 1),
+		summing: make(chan struct{}, 1),
 
 		scrubEvery: cfg.ScrubEvery, pace: rate.NewLimiter(scrubRate, checkSize),
 		suspected: make(chan struct{}, 1), suspects: map[digest.Digest]struct{}{},
@@ -160,7 +155,6 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	m.disk.Store(&s.disk)
 	s.SetListed(cfg.Listed)
 	s.SetPinned(cfg.Pinned)
-	s.loadPins()
 	if err := k.partials(func(_ partial, info fs.FileInfo) { s.grow(blocks(info.Size())) }); err != nil {
 		log.Warn("cannot list partial downloads", "error", err)
 	}

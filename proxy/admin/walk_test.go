@@ -184,7 +184,7 @@ func bareAPI(t *testing.T, m *mirror, running context.Context, begun, ended chan
 	t.Helper()
 	admin := Config{
 		Loopback: true, Log: slog.New(slog.DiscardHandler), Token: func() (string, string, error) { return "admin.token", "", nil },
-		Current: func() (*proxy.Proxy, func()) { begun <- struct{}{}; return m.proxy, func() { ended <- struct{}{} } },
+		Current: func() (*proxy.Proxy, func()) { begun <- struct{}{}; return m.proxy, func() { ended <- struct{}{} } }, Pins: m.pins,
 	}
 	a := newAPI(admin, newGuard(admin))
 	server := httptest.NewUnstartedServer(a)

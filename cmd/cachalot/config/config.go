@@ -376,8 +376,6 @@ func (c Config) StorageConfig() (storage.Config, error) {
 		LowMark:    c.Storage.LowMark.Percent,
 		MaxFills:   c.Storage.MaxFills,
 		Share:      c.FairShare.Percent / 100,
-		Pinned:     c.ProxyConfig().Pinned(),
-		PinFits:    proxy.PinMatches,
 		ScrubEvery: c.Storage.ScrubEvery,
 	}
 	if s.Path != "" {

@@ -54,7 +54,7 @@ func (m *mirror) tryReload() error {
 	}
 	m.stuck.limit.Store(int64(next.SendTimeout))
 	m.clients.trust(config.AddressRanges(next.TrustedProxies))
-	m.store.SetPinned(next.ProxyConfig().Pinned())
+	m.pins.SetRules(next.ProxyConfig().Pinned())
 	m.store.SetListed(next.Listed())
 	old := m.current.swap(g)
 	m.retiring.Go(task.Guard("close of the former configuration", old.close))

@@ -17,6 +17,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -49,6 +50,7 @@ type mirror struct {
 	clients  *boundedListener
 	stuck    *stuckClients
 	admin    *http.Server
+	pins     *admin.Pins
 	endLong  context.CancelFunc // ends what goes on in the admin API
 	current  current
 	draining atomic.Bool
@@ -178,8 +180,13 @@ func (m *mirror) openStore() (folder string, err error) {
 	if err != nil {
 		return "", err
 	}
+	m.pins = admin.OpenPins(filepath.Join(cfg.Path, "pins.json"), m.log)
+	m.pins.SetRules(m.cfg.ProxyConfig().Pinned())
+	cfg.Pinned = m.pins.Pinned()
 	m.store, err = storage.Open(cfg, m.metrics.storage, m.log)
 	switch {
+	case err == nil:
+		m.pins.Tell(m.store.SetPinned)
 	case errors.Is(err, storage.ErrLocked):
 		err = fmt.Errorf("open the cache: %w; stop that process, or set storage.path to another folder", err)
 	case errors.Is(err, os.ErrPermission), errors.Is(err, syscall.EROFS):
