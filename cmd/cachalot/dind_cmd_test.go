@@ -173,7 +173,7 @@ func TestDind(t *testing.T) {
 			}
 			for path, want := range map[string]string{
 				"etc/docker/certs.d/_default/hosts.toml":         "[host.\"" + mirror.URL + "\"]",
-				"etc/docker/certs.d/ci.example_5050_/hosts.toml": "# By CI_REGISTRY",
+				"etc/docker/certs.d/ci.example_5050_/hosts.toml": "# CI_REGISTRY: ",
 				"home/.docker/buildx/buildkitd.default.toml":     "[registry.\"ghcr.io\"]",
 			} {
 				if got := i.read(t, path); !strings.Contains(got, want) {
