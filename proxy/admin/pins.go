@@ -122,7 +122,7 @@ func (c *call) pinPattern(match string) (string, error) {
 			return "", err
 		}
 		if i.tag != "" || i.digest != "" {
-			return "", invalid("match", "%q has a tag or digest; repositories are pinned, with all that came through them: write %s/%s", bounds.Text(match), i.upstream, i.repo)
+			return "", invalid("match", "%q has a tag or digest, and pins are for whole repositories; write %s/%s", bounds.Text(match), i.upstream, i.repo)
 		}
 		return i.upstream + "/" + i.repo, nil
 	}
@@ -163,9 +163,9 @@ func (c *call) unpin() error {
 	for i, r := range c.p.Rules() {
 		for _, configured := range r.Match {
 			if r.Pins() && configured == pattern {
-				return problemf(http.StatusConflict, "configured", "rules[%d] of cachalot's configuration pins %s; take it out there, and reload", i, pattern)
+				return problemf(http.StatusConflict, "configured", "rules[%d] of cachalot's configuration pins %s; remove it there, and reload", i, pattern)
 			}
 		}
 	}
-	return problemf(http.StatusNotFound, "not_pinned", "%s is no pin; GET %spins lists them", pattern, apiRoot)
+	return problemf(http.StatusNotFound, "not_pinned", "%s is not a pin; GET %spins lists them", pattern, apiRoot)
 }
