@@ -170,7 +170,10 @@ func FuzzDockerConfig(f *testing.F) {
 	f.Add(`{"auths": null}`, "https://[::1]")
 	f.Add(`{"auths": {"r.test": {"auth": "AA=="}}}`, "https://r.test")
 	f.Add(`{"auths": {"": {"auth": "YTpi"}, "https://": {}}}`, "https://a")
-	told := regexp.MustCompile(`^(it is empty|not JSON at byte [0-9]+|a value of a value of the wrong type at byte [0-9]+|its end is missing|` +
+	for _, wrong := range []string{"", "x", "0", `{"auths": {`, `{"auths": {"r.test": {"auth": "x"}}}`, `{"credsStore": "a/b"}`} { // each error
+		f.Add(wrong, "https://r.test")
+	}
+	told := regexp.MustCompile(`^(it is empty|not JSON at byte [0-9]+|a value of the wrong type at byte [0-9]+|the end of the file is missing|` +
 		`an auth is not the base64 of user:password|".*" is not the name of a credential helper: write NAME for the program docker-credential-NAME)$`)
 	f.Fuzz(func(t *testing.T, content, base string) {
 		c, err := parseDockerConfig([]byte(content))
