@@ -180,7 +180,7 @@ func TestIndexReserve(t *testing.T) {
 
 // TestIndexWithoutReserve: where the disk is full at start and there is no
 // reserve, blobs are served from a walk of the disk; the index is whole again
-// as soon as there is space, with what it knew and what was learnt meanwhile.
+// as soon as there is space, with what it knew and what was recorded in that time.
 func TestIndexWithoutReserve(t *testing.T) {
 	t.Parallel()
 	dir := smalldisk.New(t, 256)

@@ -97,7 +97,7 @@ func TestWarm(t *testing.T) {
 	}
 }
 
-// A warming and clients that pull meanwhile share a download, and the rules hold.
+// A warming and clients that pull at the same time share a download, and the rules hold.
 func TestWarmSharesAndObeys(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})

@@ -174,9 +174,9 @@ func appendByte(name string) error {
 }
 
 // openBadger opens a database. It reads all of it first, to find what is damaged
-// now and not in the midst of a compaction, and then opens it anew: pages that
+// now and not in the midst of a compaction, and then opens it again: pages that
 // were only read for that do not stay in memory. badger dies of some damage, in
-// goroutines of its own, where nobody can catch that: see openingMarker.
+// goroutines of its own, where no code can catch that: see openingMarker.
 func openBadger(dir string, log *slog.Logger) (*badger.DB, error) {
 	o := badger.DefaultOptions(dir).
 		WithMemTableSize(memtable).WithNumMemtables(2).
@@ -371,7 +371,7 @@ func (e entry) alive() bool {
 }
 
 // preferRecords takes the blobs' records in a database that could not be opened
-// until now for better than those that a walk of the disk found meanwhile.
+// until now for better than those that a walk of the disk found in that time.
 func (x *Index) preferRecords(db *badger.DB) {
 	for key := range x.waitingWith([]byte{'b'}) {
 		err := db.View(func(txn *badger.Txn) error { _, err := txn.Get([]byte(key)); return err })

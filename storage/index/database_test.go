@@ -85,7 +85,7 @@ func TestOpeningMarkGoes(t *testing.T) {
 		time.Sleep(survival - time.Nanosecond)
 		synctest.Wait()
 		if !fileExists(x.openingMarker()) {
-			t.Error("no mark: nobody would know of what it dies")
+			t.Error("no mark: the next start would not know what killed this one")
 		}
 		time.Sleep(time.Nanosecond)
 		synctest.Wait()
@@ -148,7 +148,7 @@ func TestGiveBack(t *testing.T) {
 }
 
 // TestLogAllocated: the blocks of badger's log are the index's own, of each log
-// anew, so that a disk that fills up cannot fail a write to it.
+// again, so that a disk that fills up cannot fail a write to it.
 func TestLogAllocated(t *testing.T) {
 	t.Parallel()
 	x := openIndex(t, t.TempDir(), Config{})

@@ -12,7 +12,7 @@ import (
 )
 
 // format is of the index's keys and values. Whoever changes them counts it up: an
-// index of another format is thrown away, and built anew from the disk.
+// index of another format is thrown away, and rebuilt from the disk.
 //
 //	b <digest>                                   Record
 //	l <digest> <m|b> <upstream> 00 <repository>  Link

@@ -15,7 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// TestFormat: whoever makes this fail makes an index that earlier versions would
+// TestFormat: a change that makes this fail makes an index that earlier versions would
 // misread, and counts format up.
 func TestFormat(t *testing.T) {
 	t.Parallel()

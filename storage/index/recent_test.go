@@ -11,7 +11,7 @@ import (
 )
 
 // TestRecentWrites: who reads after a write has ended gets what was written, or
-// newer, however many read meanwhile.
+// newer, however many read at the same time.
 func TestRecentWrites(t *testing.T) {
 	t.Parallel()
 	x := openIndex(t, t.TempDir(), Config{})

@@ -27,7 +27,7 @@ func (r Record) Expires() int64 {
 }
 
 // Record returns what is known of a blob. One that cannot be decoded is as good
-// as none: the walk of the disk writes it anew.
+// as none: the walk of the disk writes it again.
 func (x *Index) Record(d digest.Digest) (r Record, ok bool, err error) {
 	_, err = x.get(blobKey(d), func(b []byte) error {
 		var derr error
@@ -104,7 +104,7 @@ func (v view) records(visit func(d []byte, r Record) bool) error {
 	})
 }
 
-// ScrubPosition is the digest that the scrub has come to; "": it begins anew.
+// ScrubPosition is the digest that the scrub has come to; "": it starts over.
 func (x *Index) ScrubPosition() (last digest.Digest, err error) {
 	_, err = x.get(scrubKey(), func(b []byte) (err error) {
 		last, err = decodeDigest(b)
@@ -113,7 +113,7 @@ func (x *Index) ScrubPosition() (last digest.Digest, err error) {
 	return last, err
 }
 
-// SetScrubPosition records the digest that the scrub has come to; "": it begins anew.
+// SetScrubPosition records the digest that the scrub has come to; "": it starts over.
 func (x *Index) SetScrubPosition(last digest.Digest) error {
 	if last == "" {
 		return x.remove(scrubKey())

@@ -30,7 +30,7 @@ type view struct {
 	txn     *badger.Txn // nil without a database
 }
 
-// view takes what waits first: what is written meanwhile is in both, not in none.
+// view takes what waits first: what is written in between is in both, not in none.
 func (x *Index) view(prefix []byte) view {
 	v := view{index: x, prefix: prefix, waiting: x.waitingWith(prefix)}
 	if db := x.db.Load(); db != nil {

@@ -27,7 +27,7 @@ func New(t *testing.T, mib int) (dir string) {
 	return dir
 }
 
-// Fill writes somebody else's file, which takes the last byte of the disk.
+// Fill writes another program's file, which takes the last byte of the disk.
 func Fill(t *testing.T, dir string) (name string) {
 	t.Helper()
 	name = filepath.Join(dir, "other")
