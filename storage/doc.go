@@ -166,12 +166,11 @@
 //
 // # Locks
 //
-// Store.mu guards the tables of fills, of open, vanishing, suspect and condemned blobs,
-// the hits not yet written, and small content in memory; fill.mu guards one fill's
-// progress. fill.mu may be taken
+// Store.mu guards the tables of fills, of open, vanishing, suspect and condemned blobs;
+// fill.mu guards one fill's progress. fill.mu and accessLog.mu may be taken
 // under Store.mu, never the other way round. No file or network I/O happens under
-// either, but for one stat before a fill starts. ledger.mu is held while records
-// are written, and Store.flushing while hits are; neither is taken under Store.mu.
+// them, but for one stat before a fill starts. ledger.mu is held while records
+// are written, and accessLog.flushing while uses are; neither is taken under Store.mu.
 // piece.mu guards what has come of a piece, and is held with no other.
 // Store.pinning is held while pins.json is written, and Store.summing by who takes or
 // reads the last Summary; nothing is taken under either but what reading the index takes.

@@ -55,7 +55,7 @@ func (s *Store) maintain() {
 		s.maintainIndex()
 		s.retryCondemned()
 		s.tendQuarantine()
-		s.flushTouched()
+		s.access.flush()
 		s.dropPartials(partialAge)
 		s.expire()
 		s.makeRoom(0)
@@ -304,7 +304,7 @@ func (s *Store) goneLocked(d digest.Digest) {
 // it or has used it since it was picked.
 func (s *Store) evict(v victim) (evicted bool) {
 	s.whileIdle(v.digest, func() {
-		if s.usedSince(v) || s.isPinned(v.digest) {
+		if s.access.usedSince(v.digest, v.Record) || s.isPinned(v.digest) {
 			return
 		}
 		if err := os.Remove(s.disk.blob(v.digest)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -323,23 +323,9 @@ func (s *Store) evict(v victim) (evicted bool) {
 	return evicted
 }
 
-// usedSince says whether a blob that nobody can open now was used since it was
-// picked, or that is not known.
-func (s *Store) usedSince(v victim) bool {
-	s.flushing.Lock() // hits that are being written are in neither
-	defer s.flushing.Unlock()
-	s.mu.Lock()
-	_, touched := s.touched[v.digest]
-	s.mu.Unlock()
-	r, _, err := s.index.Record(v.digest)
-	return touched || err != nil || r != v.Record
-}
-
 // forget drops the record and the links of a blob that is not on disk.
 func (s *Store) forget(d digest.Digest) {
-	s.mu.Lock()
-	s.memory.remove(d)
-	s.mu.Unlock()
+	s.access.remove(d)
 	if err := s.ledger.drop(d, func() bool { return !s.exists(d) }); err != nil {
 		s.log.Warn("cannot forget blob", "digest", d, "error", err)
 	}

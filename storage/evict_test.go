@@ -24,7 +24,7 @@ func TestAgain(t *testing.T) {
 		o := &origin{content: content(1, smallBlob)}
 		again := func() bool {
 			t.Helper()
-			s.flushTouched()
+			s.access.flush()
 			r, ok, err := s.index.Record(o.digest())
 			if err != nil || !ok {
 				t.Fatalf("record: %v %v", ok, err)

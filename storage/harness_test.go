@@ -240,7 +240,7 @@ func put(t *testing.T, s *Store, seed uint64, size int, accessed int64, manifest
 // setRecord changes what the index says of a blob, after all hits until now.
 func setRecord(t *testing.T, s *Store, d digest.Digest, change func(*index.Record)) {
 	t.Helper()
-	s.flushTouched()
+	s.access.flush()
 	if err := s.ledger.update(slices.Values([]digest.Digest{d}), func(_ digest.Digest, r *index.Record) { change(r) }); err != nil {
 		t.Fatal(err)
 	}

@@ -39,9 +39,10 @@ func (s *Store) Stats() Stats {
 	}
 	st.Bytes, st.Blobs, st.Counted = s.ledger.state()
 	st.Free, st.Total, _ = s.disk.space() // the log says so where others need it
+	st.MemoryBytes = s.access.memoryBytes()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st.Open, st.MemoryBytes = len(s.open), int64(s.memory.bytes)
+	st.Open = len(s.open)
 	return st
 }
 

@@ -244,7 +244,7 @@ func (s *Store) pick(need int64) bool {
 		return false // so it was a moment ago
 	}
 	s.log.Debug("looking at all records", "wanted_bytes", most)
-	s.flushTouched()
+	s.access.flush()
 	start := time.Now()
 	picked, bytes := s.victims(most)
 	if bytes < wanted && len(picked) < mostVictims {

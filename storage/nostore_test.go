@@ -285,9 +285,9 @@ func TestJoinWhileCommitting(t *testing.T) {
 	if b := open(t, s, scope(), f.digest, nil); b.Outcome != Hit {
 		t.Errorf("outcome %d", b.Outcome)
 	}
-	s.flushTouched()
+	s.access.flush()
 	s.ended(f)
-	s.flushTouched()
+	s.access.flush()
 	if r, ok, err := s.index.Record(f.digest); err != nil || !ok || r.Until != 0 {
 		t.Errorf("record %+v %v %v, want no limit", r, ok, err)
 	}
@@ -390,7 +390,7 @@ func TestNoStoreHit(t *testing.T) {
 	if got, err := io.ReadAll(b.Content); err != nil || !bytes.Equal(got, o.content) || b.Outcome != Hit || !b.Stored {
 		t.Errorf("%d bytes, %v, outcome %d, stored %v", len(got), err, b.Outcome, b.Stored)
 	}
-	s.flushTouched()
+	s.access.flush()
 	want := index.Record{Size: 1000, Accessed: 5, Until: 10, Orphaned: true}
 	if r, ok, err := s.index.Record(d); err != nil || !ok || r != want {
 		t.Errorf("record %+v %v %v, want %+v", r, ok, err, want)

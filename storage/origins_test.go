@@ -161,7 +161,7 @@ func TestOrigins_Both(t *testing.T) {
 		for _, sc := range []Scope{scope(), other} {
 			open(t, s, sc, hub.digest(), nil).Close()
 		}
-		s.flushTouched()
+		s.access.flush()
 		if r, _, err := s.index.Record(hub.digest()); err != nil || r.Until != 0 {
 			t.Errorf("%+v, %v: want it kept as the more generous one says", r, err)
 		}
@@ -231,7 +231,7 @@ func TestOrigins_Removed(t *testing.T) {
 		},
 		"evicted": func(t *testing.T, s *Store, d digest.Digest) {
 			t.Helper()
-			s.flushTouched()
+			s.access.flush()
 			r, _, err := s.index.Record(d)
 			if !s.evict(victim{d, r}) || err != nil {
 				t.Errorf("not evicted; %v", err)

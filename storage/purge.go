@@ -102,7 +102,7 @@ func (s *Store) purge(d digest.Digest, p Purge) (PurgeResult, int64, error) {
 		return Absent, 0, nil
 	case pinned && !p.Pinned:
 		return Pinned, 0, nil
-	case !p.UnusedSince.IsZero() && s.current(d, r).Accessed >= p.UnusedSince.Unix():
+	case !p.UnusedSince.IsZero() && s.access.current(d, r).Accessed >= p.UnusedSince.Unix():
 		return InUse, 0, nil
 	}
 	if elsewhere {
@@ -155,7 +155,7 @@ func (s *Store) PurgeAll(ctx context.Context, p Purge, each func(digest.Digest, 
 				return context.Cause(ctx)
 			}
 			last = d
-			if r, ok, err := s.index.Record(d); err == nil && ok && !q.fits(s.current(d, r)) {
+			if r, ok, err := s.index.Record(d); err == nil && ok && !q.fits(s.access.current(d, r)) {
 				continue // Purge would say so too, after a look at its links
 			}
 			became, room, err := s.Purge(d, p)

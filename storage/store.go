@@ -57,6 +57,7 @@ type Store struct {
 	lock      *os.File
 	index     *index.Index
 	ledger    *ledger
+	access    *accessLog
 	metrics   *Metrics
 	log       *slog.Logger
 	maxSize   int64
@@ -78,7 +79,6 @@ type Store struct {
 	picked    []victim                                               // go next, in this order
 	noMore    int64                                                  // no more bytes than these could be evicted
 	lookAgain time.Time                                              // until then that is taken for true
-	flushing  sync.Mutex                                             // held by the one that writes touched
 
 	pinFits      func(pattern, upstream, repository string) bool
 	pinning      sync.Mutex            // held by the one that changes pins and their file
@@ -95,13 +95,11 @@ type Store struct {
 	quarantining  sync.Mutex // held by the one that looks after quarantine/; guards inQuarantine
 	inQuarantine  map[digest.Digest]fs.FileInfo
 
-	mu      sync.Mutex // guards the fields below
-	closed  bool
-	fills   fills
-	open    map[digest.Digest]int           // readers of blobs on disk
-	going   map[digest.Digest]chan struct{} // not to be opened or joined; closed when that is over
-	touched map[digest.Digest]use           // not yet in the index
-	memory  *memory                         // small blobs
+	mu     sync.Mutex // guards the fields below
+	closed bool
+	fills  fills
+	open   map[digest.Digest]int           // readers of blobs on disk
+	going  map[digest.Digest]chan struct{} // not to be opened or joined; closed when that is over
 
 	suspects  map[digest.Digest]struct{}     // to be read again
 	condemned map[digest.Digest]func() error // damaged, and cannot be moved: as good as not there
@@ -139,11 +137,9 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 		trimming: make(chan struct{}, 1), evicting: make(chan struct{}, 1),
 		slots: newSlots(cfg.MaxFills, cfg.Share), buffers: newPieceBuffers(),
 		ctx: ctx, stop: stop,
-		fills:   fills{},
-		open:    map[digest.Digest]int{},
-		going:   map[digest.Digest]chan struct{}{},
-		touched: map[digest.Digest]use{},
-		memory:  newMemory(),
+		fills: fills{},
+		open:  map[digest.Digest]int{},
+		going: map[digest.Digest]chan struct{}{},
 
 		pinFits: cfg.PinFits, summing: make(chan struct{}, 1),
 
@@ -153,6 +149,7 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	}
 	s.index = index.Open(index.Config{Dir: k.index(), Max: cfg.MaxIndex, Pinned: s.Pinned, Rest: rest}, m.index, log)
 	s.ledger = newLedger(s.index, m)
+	s.access = newAccessLog(s.ledger, log)
 	s.quarantineMax = cmp.Or(s.maxSize, total) / quarantineShare
 	m.limit.Set(float64(s.maxSize))
 	m.minFree.Set(float64(max(s.minFree, index.Floor)))
@@ -178,9 +175,10 @@ func (s *Store) Close() error {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
+	s.access.close()
 	s.stop(ErrClosed)
 	s.running.Wait()
-	s.flushTouched()
+	s.access.flush()
 	return errors.Join(s.index.Close(), s.lock.Close())
 }
 
@@ -260,12 +258,12 @@ var errAgain = errors.New("look again")
 
 func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) (*Blob, error) {
 	l, linked := s.link(sc, d)
-	s.mu.Lock()
-	if small, ok := s.memory.get(d); ok && linked && !s.closed {
-		s.touchLocked(d, sc.Keep, 1)
-		s.mu.Unlock()
-		return inMemory(d, l.MediaType, small), nil
+	if linked {
+		if small, ok := s.access.hit(d, sc.Keep); ok {
+			return inMemory(d, l.MediaType, small), nil
+		}
 	}
+	s.mu.Lock()
 	f, mediaType, err := s.joinLocked(sc, d, linked)
 	_, condemned := s.condemned[d]
 	if f == nil && err == nil {
@@ -333,12 +331,7 @@ func (s *Store) hit(file *os.File, sc Scope, d digest.Digest, l index.Link) (*Bl
 			return nil, errAgain
 		}
 	}
-	s.mu.Lock()
-	s.touchLocked(d, sc.Keep, 1)
-	if small != nil {
-		s.memory.add(d, small)
-	}
-	s.mu.Unlock()
+	s.access.touch(d, sc.Keep, 1, small)
 	var once sync.Once
 	return &Blob{
 		Digest: d, Size: info.Size(), MediaType: l.MediaType, Outcome: Hit, Stored: true, Content: file,
@@ -460,7 +453,7 @@ func (s *Store) ended(f *fill) {
 	s.fills.remove(f)
 	close(f.left)
 	if st := f.state(); st.phase == verified && !f.shut {
-		s.touchLocked(f.digest, st.keep, 0) // some may have joined since the record was written
+		s.access.touch(f.digest, st.keep, 0, nil) // some may have joined since the record was written
 	}
 	s.mu.Unlock()
 }
