@@ -172,8 +172,8 @@
 // them, but for one stat before a fill starts. ledger.mu is held while records
 // are written, and accessLog.flushing while uses are; neither is taken under Store.mu.
 // piece.mu guards what has come of a piece, and is held with no other.
-// Store.pinning is held while pins.json is written, and Store.summing by who takes or
-// reads the last Summary; nothing is taken under either but what reading the index takes.
+// Store.pinning is held while pins.json is written, and summaries.turn while a Summary is
+// taken; nothing is taken under either but what reading the index takes.
 // Store.evicting is held by who picks victims or evicts one, and Store.trimming by who
 // evicts down to the low mark; they are taken first, trimming before evicting. They
 // are channels, for who holds them may rest. None is held for a look at all records

@@ -58,6 +58,7 @@ type Store struct {
 	index     *index.Index
 	ledger    *ledger
 	access    *accessLog
+	summaries *summaries
 	metrics   *Metrics
 	log       *slog.Logger
 	maxSize   int64
@@ -80,12 +81,9 @@ type Store struct {
 	noMore    int64                                                  // no more bytes than these could be evicted
 	lookAgain time.Time                                              // until then that is taken for true
 
-	pinFits      func(pattern, upstream, repository string) bool
-	pinning      sync.Mutex            // held by the one that changes pins and their file
-	pinned       atomic.Pointer[[]Pin] // at run time; what it points to never changes
-	summing      chan struct{}         // has a value while one takes, or reads, the next two
-	summary      *Summary              // the last one; nil: none
-	summaryUntil time.Time             // it is given out until then
+	pinFits func(pattern, upstream, repository string) bool
+	pinning sync.Mutex            // held by the one that changes pins and their file
+	pinned  atomic.Pointer[[]Pin] // at run time; what it points to never changes
 
 	scrubEvery    time.Duration
 	pace          *rate.Limiter // of what is read again
@@ -141,7 +139,7 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 		open:  map[digest.Digest]int{},
 		going: map[digest.Digest]chan struct{}{},
 
-		pinFits: cfg.PinFits, summing: make(chan struct{}, 1),
+		pinFits: cfg.PinFits,
 
 		scrubEvery: cfg.ScrubEvery, pace: rate.NewLimiter(scrubRate, checkSize),
 		suspected: make(chan struct{}, 1), suspects: map[digest.Digest]struct{}{},
@@ -150,6 +148,7 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	s.index = index.Open(index.Config{Dir: k.index(), Max: cfg.MaxIndex, Pinned: s.Pinned, Rest: rest}, m.index, log)
 	s.ledger = newLedger(s.index, m)
 	s.access = newAccessLog(s.ledger, log)
+	s.summaries = newSummaries(s.sumUp)
 	s.quarantineMax = cmp.Or(s.maxSize, total) / quarantineShare
 	m.limit.Set(float64(s.maxSize))
 	m.minFree.Set(float64(max(s.minFree, index.Floor)))
