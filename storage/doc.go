@@ -121,7 +121,7 @@
 //
 // What counts for the limits and in the metrics is what files take of the disk, in
 // blocks of 4 KiB: a million manifests of 1 KiB are 4 GB. Blobs are ledger.bytes,
-// partials Store.filling, damaged ones Store.quarantined, and what running fills have
+// partials Store.filling, damaged ones health.quarantined, and what running fills have
 // yet to take Store.reserved. The index and its reserve are in none of them.
 //
 // # Damage
@@ -146,7 +146,7 @@
 // quarantine asks once more what is wrong while no other caller can have the digest
 // (Store.going), for the file may be another by now. Readers that have the damaged
 // one open go on with it; nothing can be done for them. A file that can be neither
-// moved nor removed is in Store.condemned: Get takes it for missing, and the next fill
+// moved nor removed is in health.condemned: Get takes it for missing, and the next fill
 // that can be kept is renamed over it.
 //
 // Verify takes no lock. It renames what it has read, if that still has its name;
@@ -166,7 +166,7 @@
 //
 // # Locks
 //
-// Store.mu guards the tables of fills, of open, vanishing, suspect and condemned blobs;
+// Store.mu guards the tables of fills, of open and vanishing blobs;
 // fill.mu guards one fill's progress. fill.mu and accessLog.mu may be taken
 // under Store.mu, never the other way round. No file or network I/O happens under
 // them, but for one stat before a fill starts. ledger.mu is held while records
@@ -180,8 +180,8 @@
 // but these, which hits never take. Store.reserving is held while the books are added
 // up, and while reserved bytes become some of a fill, and those a blob's: nothing is counted twice, or never.
 // ledger.mu is taken under it.
-// Store.quarantining is held while quarantine/ is listed, counted and trimmed, and
-// guards what was there the last time; Store.mu and ledger.mu are taken under it.
+// health.listing is held while quarantine/ is listed, counted and trimmed; Store.mu and
+// ledger.mu are taken under it. health.mu is held with no other taken.
 // The index's own locks are taken last.
 //
 // Whoever wants a digest that is in Store.going waits, then looks again: its blob

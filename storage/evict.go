@@ -53,8 +53,8 @@ func (s *Store) maintain() {
 		case <-tick.C:
 		}
 		s.maintainIndex()
-		s.retryCondemned()
-		s.tendQuarantine()
+		s.health.retryCondemned()
+		s.health.updateQuarantine()
 		s.access.flush()
 		s.dropPartials(partialAge)
 		s.expire()

@@ -400,11 +400,8 @@ func (f *fill) noStore() bool {
 
 // here reports whether another upstream's fill has made the blob already.
 func (f *fill) here() bool {
-	f.store.mu.Lock()
-	_, condemned := f.store.condemned[f.digest]
-	f.store.mu.Unlock()
 	_, recorded, err := f.store.index.Record(f.digest)
-	return !condemned && recorded && err == nil && f.store.exists(f.digest)
+	return !f.store.health.isCondemned(f.digest) && recorded && err == nil && f.store.exists(f.digest)
 }
 
 // link lets the places have the blob that were told so while it came.
@@ -428,7 +425,7 @@ func (f *fill) commit() error {
 	if err := s.disk.commit(f.file, f.partial()); err != nil {
 		return err
 	}
-	s.clear(f.digest)
+	s.health.clear(f.digest)
 	s.reserving.Lock() // it is counted once: in fills/, then as a blob
 	defer s.reserving.Unlock()
 	defer s.grow(-blocks(f.written))

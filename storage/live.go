@@ -32,10 +32,10 @@ type Stats struct {
 // Stats takes no look at the index.
 func (s *Store) Stats() Stats {
 	st := Stats{
-		Partial: s.filling.Load(), Reserved: s.reserved.Load(), Quarantine: s.quarantined.Load(),
+		Partial: s.filling.Load(), Reserved: s.reserved.Load(), Quarantine: s.health.quarantined.Load(),
 		MaxSize: s.maxSize, LowMark: share(s.maxSize, s.lowMark), MinFree: max(s.minFree, index.Floor),
 		Fills: s.slots.places.Taken(), MaxFills: s.slots.places.Limit(), WaitingForIndex: s.index.Waiting(),
-		ScrubEvery: s.scrubEvery,
+		ScrubEvery: s.health.scrubEvery,
 	}
 	st.Bytes, st.Blobs, st.Counted = s.ledger.state()
 	st.Free, st.Total, _ = s.disk.space() // the log says so where others need it
@@ -116,6 +116,6 @@ func (s *Store) Verify(ctx context.Context, dryRun bool, progress func(read, all
 	defer context.AfterFunc(s.ctx, func() { cancel(ErrClosed) })()
 	defer cancel(nil)
 	v, err := Verify(ctx, s.disk.root, dryRun, progress)
-	s.tendQuarantine()
+	s.health.updateQuarantine()
 	return v, err
 }

@@ -118,7 +118,7 @@ func (s *Store) overLocked(need int64, mark float64) int64 {
 	var over int64
 	reserved := s.reserved.Load()
 	if s.maxSize > 0 {
-		over = s.ledger.total() + s.filling.Load() + s.quarantined.Load() + reserved + need - share(s.maxSize, mark)
+		over = s.ledger.total() + s.filling.Load() + s.health.quarantined.Load() + reserved + need - share(s.maxSize, mark)
 	}
 	free, _, err := s.disk.space()
 	if err != nil {

@@ -117,7 +117,7 @@ func (s *Store) purge(d digest.Digest, p Purge) (PurgeResult, int64, error) {
 		if err := os.Remove(s.disk.blob(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return Busy, 0, fmt.Errorf("remove blob: %w", err)
 		}
-		s.clear(d)
+		s.health.clear(d)
 		for _, partial := range s.idlePartialsOf(d) {
 			s.removePartial(partial)
 		}

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/time/rate"
 
 	"github.com/cachalot-registry/cachalot/storage/index"
 	"github.com/cachalot-registry/cachalot/task"
@@ -59,6 +58,7 @@ type Store struct {
 	ledger    *ledger
 	access    *accessLog
 	summaries *summaries
+	health    *health
 	metrics   *Metrics
 	log       *slog.Logger
 	maxSize   int64
@@ -85,22 +85,11 @@ type Store struct {
 	pinning sync.Mutex            // held by the one that changes pins and their file
 	pinned  atomic.Pointer[[]Pin] // at run time; what it points to never changes
 
-	scrubEvery    time.Duration
-	pace          *rate.Limiter // of what is read again
-	suspected     chan struct{} // has a value when suspects has
-	quarantined   atomic.Int64  // what quarantine/ takes of the disk, in bytes
-	quarantineMax int64
-	quarantining  sync.Mutex // held by the one that looks after quarantine/; guards inQuarantine
-	inQuarantine  map[digest.Digest]fs.FileInfo
-
 	mu     sync.Mutex // guards the fields below
 	closed bool
 	fills  fills
 	open   map[digest.Digest]int           // readers of blobs on disk
 	going  map[digest.Digest]chan struct{} // not to be opened or joined; closed when that is over
-
-	suspects  map[digest.Digest]struct{}     // to be read again
-	condemned map[digest.Digest]func() error // damaged, and cannot be moved: as good as not there
 }
 
 // Open opens or creates the folder in cfg.Path. It returns as soon as blobs can
@@ -140,16 +129,13 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 		going: map[digest.Digest]chan struct{}{},
 
 		pinFits: cfg.PinFits,
-
-		scrubEvery: cfg.ScrubEvery, pace: rate.NewLimiter(scrubRate, checkSize),
-		suspected: make(chan struct{}, 1), suspects: map[digest.Digest]struct{}{},
-		condemned: map[digest.Digest]func() error{},
 	}
 	s.index = index.Open(index.Config{Dir: k.index(), Max: cfg.MaxIndex, Pinned: s.Pinned, Rest: rest}, m.index, log)
 	s.ledger = newLedger(s.index, m)
 	s.access = newAccessLog(s.ledger, log)
 	s.summaries = newSummaries(s.sumUp)
-	s.quarantineMax = cmp.Or(s.maxSize, total) / quarantineShare
+	s.health = newHealth(ctx, k, s.ledger, m, log, exclusion{s.alone, s.whileIdle, s.forget})
+	s.health.scrubEvery, s.health.quarantineMax = cfg.ScrubEvery, cmp.Or(s.maxSize, total)/quarantineShare
 	m.limit.Set(float64(s.maxSize))
 	m.minFree.Set(float64(max(s.minFree, index.Floor)))
 	m.fillsLimit.Set(float64(cfg.MaxFills))
@@ -160,10 +146,10 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	if err := k.partials(func(_ partial, info fs.FileInfo) { s.grow(blocks(info.Size())) }); err != nil {
 		log.Warn("cannot list partial downloads", "error", err)
 	}
-	s.tendQuarantine()
+	s.health.updateQuarantine()
 	log.Info("storage open", "path", cfg.Path, "max_bytes", s.maxSize, "free_bytes", free, "min_free_bytes", s.minFree)
 	s.running.Go(task.Keep(ctx, "maintenance", s.maintain))
-	s.running.Go(task.Keep(ctx, "scrub", s.scrub))
+	s.running.Go(task.Keep(ctx, "scrub", s.health.scrub))
 	s.running.Go(task.Keep(ctx, "bounds of the index", func() { s.index.Run(ctx) }))
 	return s, nil
 }
@@ -264,7 +250,7 @@ func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) 
 	}
 	s.mu.Lock()
 	f, mediaType, err := s.joinLocked(sc, d, linked)
-	_, condemned := s.condemned[d]
+	condemned := s.health.isCondemned(d)
 	if f == nil && err == nil {
 		s.open[d]++ // keeps an eviction away while the file is opened
 	}
@@ -294,7 +280,7 @@ func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) 
 		return nil, ErrUnlinked
 	case unreadable(err):
 		s.leave(d)
-		s.quarantine(d, s.unopenable(d))
+		s.health.quarantine(d, s.health.unopenable(d))
 		return nil, errAgain
 	case !errors.Is(err, fs.ErrNotExist):
 		s.leave(d)
@@ -318,7 +304,7 @@ func (s *Store) hit(file *os.File, sc Scope, d digest.Digest, l index.Link) (*Bl
 	if !s.fits(sc, d, l, info.Size()) {
 		_ = file.Close() // not read
 		s.leave(d)
-		s.quarantine(d, s.badSize(d, l.Size))
+		s.health.quarantine(d, s.health.badSize(d, l.Size))
 		return nil, errAgain
 	}
 	var small []byte
@@ -326,7 +312,7 @@ func (s *Store) hit(file *os.File, sc Scope, d digest.Digest, l index.Link) (*Bl
 		if small, err = readSmall(file, d); err != nil {
 			_ = file.Close() // not served
 			s.leave(d)
-			s.quarantineFile(d, damage{info, err})
+			s.health.quarantineFile(d, damage{info, err})
 			return nil, errAgain
 		}
 	}
@@ -336,7 +322,7 @@ func (s *Store) hit(file *os.File, sc Scope, d digest.Digest, l index.Link) (*Bl
 		Digest: d, Size: info.Size(), MediaType: l.MediaType, Outcome: Hit, Stored: true, Content: file,
 		wait:   verifiedAlready,
 		hold:   func(int64) {},
-		broken: func() { s.broken(file, d) },
+		broken: func() { s.health.broken(file, d) },
 		close: func() {
 			once.Do(func() {
 				_ = file.Close() // only read
@@ -344,6 +330,27 @@ func (s *Store) hit(file *os.File, sc Scope, d digest.Digest, l index.Link) (*Bl
 			})
 		},
 	}, nil
+}
+
+// fits says whether a file is as long as its blob. Only where the link does not
+// say so, or says something else, is the record read.
+func (s *Store) fits(sc Scope, d digest.Digest, l index.Link, size int64) bool {
+	if l.Size == size && size > 0 {
+		return true
+	}
+	want := s.ledger.size(d, l.Size)
+	if wrongSize(d, size, want) != nil {
+		return false
+	}
+	if want >= 0 && l.Size != want { // it was made before the record, or is of an earlier, damaged file
+		if err := s.PutLink(sc, d, l.MediaType); err != nil {
+			s.log.Warn("cannot record link", "digest", d, "error", err)
+		}
+		if l.Size >= 0 {
+			s.health.suspect(d)
+		}
+	}
+	return true
 }
 
 // readSmall returns what the file has, and leaves it as it was. An error says that
@@ -428,7 +435,7 @@ func (s *Store) leavingLocked(sc Scope, d digest.Digest) chan struct{} {
 func (s *Store) start(ctx context.Context, sc Scope, d digest.Digest, src Source, linked bool) (*Blob, error) {
 	s.mu.Lock()
 	f, mediaType, err := s.joinLocked(sc, d, linked)
-	if f == nil && err == nil && s.condemned[d] == nil && s.exists(d) {
+	if f == nil && err == nil && !s.health.isCondemned(d) && s.exists(d) {
 		err = errAgain // it has come since it was looked for: a fill that ended
 	}
 	if f != nil || err != nil {

@@ -65,7 +65,7 @@ func (s *Store) link(sc Scope, d digest.Digest) (l index.Link, ok bool) {
 // which media type (manifests; "" for blobs). Of what is not here no link is made; see
 // [Store.Admit].
 func (s *Store) PutLink(sc Scope, d digest.Digest, mediaType string) error {
-	l := index.Link{MediaType: mediaType, Size: s.size(d, -1)}
+	l := index.Link{MediaType: mediaType, Size: s.ledger.size(d, -1)}
 	if l.Size < 0 && !s.exists(d) {
 		return nil
 	}
