@@ -121,8 +121,8 @@
 //
 // What counts for the limits and in the metrics is what files take of the disk, in
 // blocks of 4 KiB: a million manifests of 1 KiB are 4 GB. Blobs are ledger.bytes,
-// partials Store.filling, damaged ones health.quarantined, and what running fills have
-// yet to take Store.reserved. The index and its reserve are in none of them.
+// partials space.partial, damaged ones space.quarantined, and what running fills have
+// yet to take space.reserved. The index and its reserve are in none of them.
 //
 // # Damage
 //
@@ -177,11 +177,9 @@
 // Store.evicting is held by who picks victims or evicts one, and Store.trimming by who
 // evicts down to the low mark; they are taken first, trimming before evicting. They
 // are channels, for who holds them may rest. None is held for a look at all records
-// but these, which hits never take. Store.reserving is held while the books are added
-// up, and while reserved bytes become some of a fill, and those a blob's: nothing is counted twice, or never.
-// ledger.mu is taken under it.
-// health.listing is held while quarantine/ is listed, counted and trimmed; Store.mu and
-// ledger.mu are taken under it. health.mu is held with no other taken.
+// but these, which hits never take. ledger.mu is taken under space.mu.
+// health.listing is held while quarantine/ is listed, counted and trimmed; Store.mu,
+// space.mu and ledger.mu are taken under it. health.mu is held with no other taken.
 // The index's own locks are taken last.
 //
 // Whoever wants a digest that is in Store.going waits, then looks again: its blob

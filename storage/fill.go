@@ -129,7 +129,7 @@ func (f *fill) run(ctx context.Context) {
 		defer f.endSpan(span)
 		err = task.Try("download", func() error { return f.fetch(own) })
 	}
-	defer func() { s.reserved.Add(-f.promised) }() // until a blob has it in the books
+	defer func() { s.space.release(f.promised) }() // until a blob has it in the books
 	switch {
 	case err == nil:
 		f.publish(func() { f.phase = verified }) // readers get the last byte before it is durable
@@ -276,7 +276,7 @@ func (f *fill) openStream(ctx context.Context) (*stream, error) {
 		if err := f.file.Truncate(0); err != nil {
 			return nil, errors.Join(errSpill, err, st.Close())
 		}
-		f.store.grow(-blocks(f.written))
+		f.store.space.grow(-blocks(f.written))
 		f.hash.Reset()
 		f.publish(func() { f.written = 0 })
 	}
@@ -343,7 +343,7 @@ func (f *fill) copy(st *stream) error {
 			}
 			_, _ = f.hash.Write(buf[:n]) // a hash never fails
 			f.promised -= grown
-			f.store.take(grown)
+			f.store.space.spend(grown)
 			f.publish(func() { f.written += int64(n) })
 			runtime.Gosched() // readers first
 		}
@@ -426,12 +426,9 @@ func (f *fill) commit() error {
 		return err
 	}
 	s.health.clear(f.digest)
-	s.reserving.Lock() // it is counted once: in fills/, then as a blob
-	defer s.reserving.Unlock()
-	defer s.grow(-blocks(f.written))
 	now := time.Now()
 	r := index.Record{Size: f.written, Accessed: now.Unix(), Until: f.state().keep.until(now), Manifest: f.place.Manifest}
-	if err := s.ledger.add(f.digest, r); err != nil {
+	if err := s.space.commit(blocks(f.written), func() error { return s.ledger.add(f.digest, r) }); err != nil {
 		return errors.Join(fmt.Errorf("record blob: %w", err), os.Remove(s.disk.blob(f.digest))) // it would never go
 	}
 	return nil

@@ -209,8 +209,8 @@ func checkDisk(t *testing.T, s *Store) {
 	if err := s.disk.partials(func(_ partial, info os.FileInfo) { broken += blocks(info.Size()) }); err != nil {
 		t.Error(err)
 	}
-	if got := s.filling.Load(); got != broken || s.reserved.Load() != 0 {
-		t.Errorf("books say %d bytes in fills/ and %d to come, the disk %d at rest", got, s.reserved.Load(), broken)
+	if got := s.space.filling(); got != broken || s.space.promised() != 0 {
+		t.Errorf("books say %d bytes in fills/ and %d to come, the disk %d at rest", got, s.space.promised(), broken)
 	}
 	s.ledger.mu.Lock()
 	defer s.ledger.mu.Unlock()
@@ -289,7 +289,7 @@ func countLinksOf(t *testing.T, s *Store, d digest.Digest) (n int) {
 func checkNothing(t *testing.T, s *Store) {
 	t.Helper()
 	checkDisk(t, s)
-	if bytes, filling, n := s.ledger.total(), s.filling.Load(), countLinks(t, s); bytes != 0 || filling != 0 || n != 0 {
+	if bytes, filling, n := s.ledger.total(), s.space.filling(), countLinks(t, s); bytes != 0 || filling != 0 || n != 0 {
 		t.Errorf("%d bytes in blobs, %d in fills/, %d links; want nothing", bytes, filling, n)
 	}
 }

@@ -18,6 +18,7 @@ import (
 type health struct {
 	disk    disk
 	ledger  *ledger
+	space   *space
 	metrics *Metrics
 	log     *slog.Logger
 	ctx     context.Context // ends the scrub
@@ -27,10 +28,8 @@ type health struct {
 	pace          *rate.Limiter // of what is read again
 	quarantineMax int64         // bytes of the disk
 
-	quarantined atomic.Int64 // bytes that quarantine/ takes of the disk
-
 	// listing is held while quarantine/ is listed, counted and trimmed, and guards
-	// listed. The locks of exclusion and ledger.mu are taken under it.
+	// listed. space.mu, ledger.mu and the locks of exclusion are taken under it.
 	listing sync.Mutex
 	listed  map[digest.Digest]fs.FileInfo // by the last listing; nil: there was none
 
@@ -51,9 +50,9 @@ type exclusion struct {
 	forget    func(digest.Digest)              // drops the record and links of a blob that is not on disk
 }
 
-func newHealth(ctx context.Context, k disk, l *ledger, m *Metrics, log *slog.Logger, blobs exclusion) *health {
+func newHealth(ctx context.Context, k disk, l *ledger, a *space, m *Metrics, log *slog.Logger, blobs exclusion) *health {
 	h := &health{
-		disk: k, ledger: l, metrics: m, log: log, ctx: ctx, blobs: blobs,
+		disk: k, ledger: l, space: a, metrics: m, log: log, ctx: ctx, blobs: blobs,
 		pace: rate.NewLimiter(scrubRate, checkSize), suspected: make(chan struct{}, 1), suspects: map[digest.Digest]struct{}{},
 	}
 	h.condemned.Store(&map[digest.Digest]func() error{})

@@ -26,7 +26,8 @@ func newTestHealth(t *testing.T, free func(digest.Digest) bool) (h *health, forg
 		f()
 		return true
 	}
-	h = newHealth(t.Context(), k, indexOnly(t).ledger, NewMetrics(), slog.New(slog.DiscardHandler),
+	l, m, log := indexOnly(t).ledger, NewMetrics(), slog.New(slog.DiscardHandler)
+	h = newHealth(t.Context(), k, l, &space{metrics: m, log: log}, m, log,
 		exclusion{exclusive, exclusive, func(d digest.Digest) { forgotten[d] = true }})
 	h.quarantineMax = 1 << 20
 	return h, forgotten
@@ -79,7 +80,7 @@ func TestHealth(t *testing.T) {
 			if tc.gone {
 				want = blocks(int64(len(tc.file)))
 			}
-			if bytes := h.quarantined.Load(); bytes != want {
+			if bytes := h.space.inQuarantine(); bytes != want {
 				t.Errorf("%d bytes in quarantine, want %d", bytes, want)
 			}
 			if h.isCondemned(d) {

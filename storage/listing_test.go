@@ -202,7 +202,7 @@ func TestPinFile(t *testing.T) {
 	if !s.makeRoom(60 << 10) {
 		t.Error("no room was made")
 	}
-	s.reserved.Add(-60 << 10)
+	s.space.release(60 << 10)
 	if _, err := s.Blob(kept); err == nil {
 		t.Error("it is still here")
 	}

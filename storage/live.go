@@ -32,11 +32,11 @@ type Stats struct {
 // Stats takes no look at the index.
 func (s *Store) Stats() Stats {
 	st := Stats{
-		Partial: s.filling.Load(), Reserved: s.reserved.Load(), Quarantine: s.health.quarantined.Load(),
-		MaxSize: s.maxSize, LowMark: share(s.maxSize, s.lowMark), MinFree: max(s.minFree, index.Floor),
+		MaxSize: s.space.maxSize, LowMark: share(s.space.maxSize, s.lowMark), MinFree: max(s.space.minFree, index.Floor),
 		Fills: s.slots.places.Taken(), MaxFills: s.slots.places.Limit(), WaitingForIndex: s.index.Waiting(),
 		ScrubEvery: s.health.scrubEvery,
 	}
+	st.Partial, st.Reserved, st.Quarantine = s.space.state()
 	st.Bytes, st.Blobs, st.Counted = s.ledger.state()
 	st.Free, st.Total, _ = s.disk.space() // the log says so where others need it
 	st.MemoryBytes = s.access.memoryBytes()

@@ -5,7 +5,6 @@ import (
 	"context"
 	"time"
 
-	"github.com/cachalot-registry/cachalot/storage/index"
 	"github.com/cachalot-registry/cachalot/task"
 )
 
@@ -53,8 +52,8 @@ func pauseFor(ctx context.Context, d time.Duration) {
 // with nothing reserved and nothing evicted in vain, where they cannot fit.
 func (s *Store) makeRoom(need int64) bool {
 	switch {
-	case s.reserve(need):
-		if s.over(0, s.highMark) > 0 {
+	case s.space.reserve(need):
+		if s.space.over(0, s.highMark) > 0 {
 			s.trim()
 		}
 	case s.evictFor(need):
@@ -68,7 +67,7 @@ func (s *Store) makeRoom(need int64) bool {
 // couldFit says whether makeRoom(need) would find room. Nothing is evicted; what is
 // picked for it goes first once something must.
 func (s *Store) couldFit(need int64) bool {
-	if s.over(need, 100) <= 0 {
+	if s.space.over(need, 100) <= 0 {
 		return true
 	}
 	s.ledger.loaded(s.ctx)
@@ -77,7 +76,7 @@ func (s *Store) couldFit(need int64) bool {
 	s.evicting <- struct{}{}
 	defer func() { <-s.evicting }()
 	need -= s.idlePartials()
-	least := s.over(need, 100)
+	least := s.space.over(need, 100)
 	for _, v := range s.picked {
 		if least <= 0 {
 			break
@@ -86,49 +85,6 @@ func (s *Store) couldFit(need int64) bool {
 	}
 	return least <= 0 || s.pick(need)
 }
-
-// reserve promises need bytes, unless they would break a limit.
-func (s *Store) reserve(need int64) bool {
-	s.reserving.Lock()
-	defer s.reserving.Unlock()
-	if s.overLocked(need, 100) > 0 {
-		return false
-	}
-	s.reserved.Add(need)
-	return true
-}
-
-// take counts bytes that were reserved as such that fills/ takes of the disk.
-func (s *Store) take(bytes int64) {
-	s.reserving.Lock()
-	defer s.reserving.Unlock()
-	s.grow(bytes)
-	s.reserved.Add(-bytes)
-}
-
-// over is by how many bytes need more would be above mark percent of max_size,
-// or eat into min_free and as large a part of it again as is missing to 100.
-func (s *Store) over(need int64, mark float64) int64 {
-	s.reserving.Lock()
-	defer s.reserving.Unlock()
-	return s.overLocked(need, mark)
-}
-
-func (s *Store) overLocked(need int64, mark float64) int64 {
-	var over int64
-	reserved := s.reserved.Load()
-	if s.maxSize > 0 {
-		over = s.ledger.total() + s.filling.Load() + s.health.quarantined.Load() + reserved + need - share(s.maxSize, mark)
-	}
-	free, _, err := s.disk.space()
-	if err != nil {
-		s.log.Warn("cannot read free space", "error", err)
-		return over
-	}
-	return max(over, max(share(s.minFree, 200-mark), index.Floor)+reserved+need-free)
-}
-
-func share(bytes int64, percent float64) int64 { return int64(float64(bytes) * (percent / 100)) }
 
 // evictFor reserves need bytes once so much is evicted that they fit. Nobody rests
 // meanwhile: not trim either, whose look at all records is waited for and used.
@@ -146,11 +102,11 @@ func (s *Store) evictFor(need int64) bool {
 		}
 	}()
 	for s.ctx.Err() == nil {
-		if s.reserve(need) {
+		if s.space.reserve(need) {
 			return true
 		}
 		if !s.evictNext(need, &e) {
-			return s.reserve(need)
+			return s.space.reserve(need)
 		}
 	}
 	return false
@@ -185,7 +141,7 @@ func (s *Store) trim() {
 func (s *Store) evictAbove(e *eviction) bool {
 	s.evicting <- struct{}{}
 	defer func() { <-s.evicting }()
-	if s.over(0, s.lowMark) <= 0 {
+	if s.space.over(0, s.lowMark) <= 0 {
 		s.picked = nil
 		return false
 	}
@@ -235,7 +191,7 @@ func (s *Store) evictNext(need int64, e *eviction) bool {
 // that cannot be reached nothing goes for it. It returns false where all would go
 // in vain. s.evicting is held.
 func (s *Store) pick(need int64) bool {
-	least, most := max(0, s.over(need, 100)), s.over(need, s.lowMark)
+	least, most := max(0, s.space.over(need, 100)), s.space.over(need, s.lowMark)
 	if most <= 0 {
 		return true
 	}

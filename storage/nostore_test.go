@@ -190,7 +190,7 @@ func TestNoStoreClose(t *testing.T) {
 				t.Errorf("reader of a closed store: %v, want ErrClosed", err)
 			}
 			s = openStore(t, dir)
-			if got := s.filling.Load(); got != tc.want {
+			if got := s.space.filling(); got != tc.want {
 				t.Errorf("%d bytes left in fills/, want %d", got, tc.want)
 			}
 			checkDisk(t, s)

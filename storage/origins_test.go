@@ -79,8 +79,8 @@ func TestOrigins(t *testing.T) {
 			}
 			open(t, s, evil("a"), d, lies.source).Close()
 			settle(t, s)
-			if s.filling.Load() != size/2 {
-				t.Errorf("%d bytes left, want a partial of half", s.filling.Load())
+			if s.space.filling() != size/2 {
+				t.Errorf("%d bytes left, want a partial of half", s.space.filling())
 			}
 			return func() { // it goes with age
 				for _, p := range s.idlePartialsOf(d) {
@@ -124,8 +124,8 @@ func TestOrigins(t *testing.T) {
 					t.Errorf("evil reads what it never sent: %v", err)
 				}
 				checkDisk(t, s)
-				if s.filling.Load() != 0 {
-					t.Errorf("%d bytes in fills/", s.filling.Load())
+				if s.space.filling() != 0 {
+					t.Errorf("%d bytes in fills/", s.space.filling())
 				}
 			})
 		})

@@ -89,7 +89,7 @@ func (s *Store) removePartial(p partial) {
 	}
 	switch {
 	case err == nil:
-		s.grow(-blocks(info.Size()))
+		s.space.grow(-blocks(info.Size()))
 	case !errors.Is(err, fs.ErrNotExist):
 		s.log.Warn("cannot remove partial", "digest", p.digest, "error", err)
 	}

@@ -102,8 +102,7 @@ func (h *health) updateQuarantine() {
 		h.listed[f.digest] = f.info
 		bytes += blocks(f.info.Size())
 	}
-	h.quarantined.Store(bytes)
-	h.metrics.quarantineBytes.Set(float64(bytes))
+	h.space.setQuarantined(bytes)
 }
 
 // movedAt is when a file got its name, in nanoseconds.

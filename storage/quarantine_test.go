@@ -61,7 +61,7 @@ func checkQuarantine(t *testing.T, s *Store, want map[digest.Digest][]byte) {
 	if err != nil || len(want) > 0 {
 		t.Errorf("not in quarantine: %v, %v", slices.Collect(maps.Keys(want)), err)
 	}
-	if got := s.health.quarantined.Load(); got != sum {
+	if got := s.space.inQuarantine(); got != sum {
 		t.Errorf("%d bytes counted in quarantine, the disk has %d", got, sum)
 	}
 }
@@ -344,7 +344,7 @@ func TestQuarantineBounds(t *testing.T) {
 	if got := testutil.ToFloat64(s.metrics.quarantineBytes); got != 2*mib {
 		t.Errorf("quarantine_bytes %v", got)
 	}
-	if over := s.over(18*mib+1, 100); over != 1 {
+	if over := s.space.over(18*mib+1, 100); over != 1 {
 		t.Errorf("%d bytes too much, want 1: quarantine counts", over)
 	}
 	checkDisk(t, s)

@@ -61,8 +61,7 @@ type Store struct {
 	health    *health
 	metrics   *Metrics
 	log       *slog.Logger
-	maxSize   int64
-	minFree   int64
+	space     *space
 	highMark  float64 // percent
 	lowMark   float64 // percent
 	slots     *slots
@@ -70,10 +69,7 @@ type Store struct {
 	ctx       context.Context
 	stop      context.CancelCauseFunc
 	running   sync.WaitGroup                                         // fills, maintenance and scrub
-	filling   atomic.Int64                                           // what fills/ takes of the disk, in bytes
-	reserved  atomic.Int64                                           // what running fills have yet to take of it
 	pins      atomic.Pointer[func(upstream, repository string) bool] // see SetPinned
-	reserving sync.Mutex                                             // held while the books are added up, and while reserved bytes become some of fills/, and those a blob's
 	trimming  chan struct{}                                          // has a value while somebody evicts down to the low mark
 	waiting   atomic.Int32                                           // fills that cannot go on before something is evicted: nobody rests then
 	evicting  chan struct{}                                          // has a value of the one who picks victims or evicts one; guards the next three
@@ -120,7 +116,7 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	ctx, stop := context.WithCancelCause(context.Background())
 	s := &Store{
 		disk: k, lock: lock, metrics: m, log: log,
-		maxSize: cfg.MaxSize.of(total), minFree: cfg.MinFree.of(total), highMark: cfg.HighMark, lowMark: cfg.LowMark,
+		highMark: cfg.HighMark, lowMark: cfg.LowMark,
 		trimming: make(chan struct{}, 1), evicting: make(chan struct{}, 1),
 		slots: newSlots(cfg.MaxFills, cfg.Share), buffers: newPieceBuffers(),
 		ctx: ctx, stop: stop,
@@ -132,22 +128,26 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	}
 	s.index = index.Open(index.Config{Dir: k.index(), Max: cfg.MaxIndex, Pinned: s.Pinned, Rest: rest}, m.index, log)
 	s.ledger = newLedger(s.index, m)
+	s.space = &space{
+		maxSize: cfg.MaxSize.of(total), minFree: cfg.MinFree.of(total), blobs: s.ledger.total, free: k.space,
+		metrics: m, log: log,
+	}
 	s.access = newAccessLog(s.ledger, log)
 	s.summaries = newSummaries(s.sumUp)
-	s.health = newHealth(ctx, k, s.ledger, m, log, exclusion{s.alone, s.whileIdle, s.forget})
-	s.health.scrubEvery, s.health.quarantineMax = cfg.ScrubEvery, cmp.Or(s.maxSize, total)/quarantineShare
-	m.limit.Set(float64(s.maxSize))
-	m.minFree.Set(float64(max(s.minFree, index.Floor)))
+	s.health = newHealth(ctx, k, s.ledger, s.space, m, log, exclusion{s.alone, s.whileIdle, s.forget})
+	s.health.scrubEvery, s.health.quarantineMax = cfg.ScrubEvery, cmp.Or(s.space.maxSize, total)/quarantineShare
+	m.limit.Set(float64(s.space.maxSize))
+	m.minFree.Set(float64(max(s.space.minFree, index.Floor)))
 	m.fillsLimit.Set(float64(cfg.MaxFills))
 	m.disk.Store(&s.disk)
 	s.SetListed(cfg.Listed)
 	s.SetPinned(cfg.Pinned)
 	s.loadPins()
-	if err := k.partials(func(_ partial, info fs.FileInfo) { s.grow(blocks(info.Size())) }); err != nil {
+	if err := k.partials(func(_ partial, info fs.FileInfo) { s.space.grow(blocks(info.Size())) }); err != nil {
 		log.Warn("cannot list partial downloads", "error", err)
 	}
 	s.health.updateQuarantine()
-	log.Info("storage open", "path", cfg.Path, "max_bytes", s.maxSize, "free_bytes", free, "min_free_bytes", s.minFree)
+	log.Info("storage open", "path", cfg.Path, "max_bytes", s.space.maxSize, "free_bytes", free, "min_free_bytes", s.space.minFree)
 	s.running.Go(task.Keep(ctx, "maintenance", s.maintain))
 	s.running.Go(task.Keep(ctx, "scrub", s.health.scrub))
 	s.running.Go(task.Keep(ctx, "bounds of the index", func() { s.index.Run(ctx) }))
@@ -378,12 +378,6 @@ func inMemory(d digest.Digest, mediaType string, b []byte) *Blob {
 }
 
 func verifiedAlready(context.Context) error { return nil }
-
-// grow counts what fills/ takes of the disk.
-func (s *Store) grow(bytes int64) {
-	s.filling.Add(bytes)
-	s.metrics.partial.Add(float64(bytes))
-}
 
 // leave ends what s.open[d]++ began.
 func (s *Store) leave(d digest.Digest) {

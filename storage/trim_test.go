@@ -150,7 +150,7 @@ func fullStore(t *testing.T, change ...func(*Config)) (*Store, *messages, []dige
 	if _, err := s.ledger.found(blobs, func(digest.Digest) bool { return true }); err != nil {
 		t.Fatal(err)
 	}
-	if over := s.over(0, s.highMark); over > 0 || over <= -block {
+	if over := s.space.over(0, s.highMark); over > 0 || over <= -block {
 		t.Fatalf("%d bytes above the high mark", over)
 	}
 	return s, log, order
@@ -181,7 +181,7 @@ func TestNobodyWaits(t *testing.T) {
 		if n := log.count(waited); n != 0 {
 			t.Errorf("%d downloads waited for an eviction", n)
 		}
-		if over := s.over(0, s.lowMark); over > 0 || over <= -block {
+		if over := s.space.over(0, s.lowMark); over > 0 || over <= -block {
 			t.Errorf("%d bytes above the low mark", over)
 		}
 		gone := testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace)) / block
@@ -221,7 +221,7 @@ func TestOutrun(t *testing.T) {
 			t.Errorf("%v, %v: %v", r, known, err)
 		}
 		settle(t, s)
-		if over := s.over(0, s.lowMark); over > 0 || over <= -block {
+		if over := s.space.over(0, s.lowMark); over > 0 || over <= -block {
 			t.Errorf("%d bytes above the low mark", over)
 		}
 		if err := s.Close(); err != nil {
@@ -245,9 +245,9 @@ func TestTrimStops(t *testing.T) {
 		}
 		synctest.Wait() // it rests
 		before := testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace))
-		s.reserved.Add(-need)
+		s.space.release(need)
 		settle(t, s)
-		if gone := testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace)) - before; gone > 0 && s.over(block, s.lowMark) <= 0 {
+		if gone := testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace)) - before; gone > 0 && s.space.over(block, s.lowMark) <= 0 {
 			t.Errorf("%v bytes too many", gone)
 		}
 		if len(s.picked) > 0 {
@@ -340,7 +340,7 @@ func TestUnreachableMark(t *testing.T) {
 			t.Errorf("%v bytes went in vain", gone)
 		}
 		// What is needed goes all the same, and no more.
-		need := -s.over(0, 100) + 3*block
+		need := -s.space.over(0, 100) + 3*block
 		if !s.makeRoom(need) || s.makeRoom(fills*2*block) {
 			t.Error("no room, or too much")
 		}
@@ -356,7 +356,7 @@ func TestUnreachableMark(t *testing.T) {
 		s.SetPinned(nil)
 		time.Sleep(2 * maintenance)
 		settle(t, s)
-		if over := s.over(0, s.lowMark); over > 0 || over <= -block {
+		if over := s.space.over(0, s.lowMark); over > 0 || over <= -block {
 			t.Errorf("%d bytes above the low mark without pins", over)
 		}
 		if err := s.Close(); err != nil {

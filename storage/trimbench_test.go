@@ -40,7 +40,7 @@ func BenchmarkHitWhileEvicting(b *testing.B) {
 			evict := func() {
 				if len(s.trimming) == 0 {
 					reserved += size / 10
-					s.reserved.Add(size / 10)
+					s.space.release(-size / 10)
 					s.trim()
 				}
 			}
@@ -58,9 +58,9 @@ func BenchmarkHitWhileEvicting(b *testing.B) {
 					return measure(func() {})
 				}
 				reserved = size
-				s.reserved.Add(reserved)
+				s.space.release(-reserved)
 				defer func() {
-					s.reserved.Add(-reserved)
+					s.space.release(reserved)
 					s.trimming <- struct{}{}
 					<-s.trimming
 				}()
