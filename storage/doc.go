@@ -89,7 +89,7 @@
 // trim works in steps of some 100 us, or of one blob, and rests a hundred times
 // as long after each, so that hits hardly notice. Where a fill, or maintenance, finds a limit
 // broken nobody rests until that has an end. Records are looked at by one goroutine at
-// a time, and what it picks (Store.picked) goes by whoever evicts: a fill that waits
+// a time, and what it picks (evictor.picked) goes by whoever evicts: a fill that waits
 // uses what trim has found. Where pins and use leave too little for the low mark,
 // nothing goes for it, only what a fill needs.
 //
@@ -174,8 +174,8 @@
 // piece.mu guards what has come of a piece, and is held with no other.
 // Store.pinning is held while pins.json is written, and summaries.turn while a Summary is
 // taken; nothing is taken under either but what reading the index takes.
-// Store.evicting is held by who picks victims or evicts one, and Store.trimming by who
-// evicts down to the low mark; they are taken first, trimming before evicting. They
+// evictor.turn is held while victims are picked or one is evicted, and evictor.trimming
+// while blobs go in the background; they are taken first, trimming before turn. They
 // are channels, for who holds them may rest. None is held for a look at all records
 // but these, which hits never take. ledger.mu is taken under space.mu.
 // health.listing is held while quarantine/ is listed, counted and trimmed; Store.mu,

@@ -303,7 +303,7 @@ func (f *fill) reserveTo(size int64) int64 {
 // fits is an error where a blob of size bytes cannot be kept, whatever goes for it: so
 // nothing does.
 func (f *fill) fits(size int64) error {
-	if need := blocks(size) - blocks(f.written); size > f.reserveTo(size) && !f.store.couldFit(need) {
+	if need := blocks(size) - blocks(f.written); size > f.reserveTo(size) && !f.store.evictor.couldFit(need) {
 		return fmt.Errorf("%w: no room for %d bytes", errSpill, need)
 	}
 	return nil
@@ -315,7 +315,7 @@ func (f *fill) reserve(length int64) error {
 	if need <= 0 {
 		return nil
 	}
-	if !f.store.makeRoom(need) {
+	if !f.store.evictor.reserve(need) {
 		return fmt.Errorf("%w: no room for %d bytes", errSpill, need)
 	}
 	f.promised += need

@@ -175,8 +175,7 @@ func settle(t *testing.T, s *Store) {
 		}
 		s.mu.Unlock()
 		if f == nil {
-			s.trimming <- struct{}{}
-			<-s.trimming
+			s.evictor.waitTrimmed()
 			return
 		}
 		if _, err := f.await(t.Context(), func(st state) bool { return st.phase > streaming }); err != nil {

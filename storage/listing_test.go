@@ -190,16 +190,16 @@ func TestPinFile(t *testing.T) {
 	}
 	s = openStore(t, dir, fits)
 	s.ledger.loaded(t.Context())
-	if s.makeRoom(60 << 10) {
+	if s.evictor.reserve(60 << 10) {
 		t.Error("room was made of what is pinned")
 	}
 	if removed, err := s.Unpin("u/r"); err != nil || !removed {
 		t.Fatal(removed, err)
 	}
-	s.evicting <- struct{}{}
-	s.lookAgain = time.Time{}
-	<-s.evicting
-	if !s.makeRoom(60 << 10) {
+	s.evictor.turn <- struct{}{}
+	s.evictor.lookAgain = time.Time{}
+	<-s.evictor.turn
+	if !s.evictor.reserve(60 << 10) {
 		t.Error("no room was made")
 	}
 	s.space.release(60 << 10)

@@ -32,7 +32,7 @@ type Stats struct {
 // Stats takes no look at the index.
 func (s *Store) Stats() Stats {
 	st := Stats{
-		MaxSize: s.space.maxSize, LowMark: share(s.space.maxSize, s.lowMark), MinFree: max(s.space.minFree, index.Floor),
+		MaxSize: s.space.maxSize, LowMark: share(s.space.maxSize, s.evictor.lowMark), MinFree: max(s.space.minFree, index.Floor),
 		Fills: s.slots.places.Taken(), MaxFills: s.slots.places.Limit(), WaitingForIndex: s.index.Waiting(),
 		ScrubEvery: s.health.scrubEvery,
 	}

@@ -59,23 +59,16 @@ type Store struct {
 	access    *accessLog
 	summaries *summaries
 	health    *health
+	evictor   *evictor
 	metrics   *Metrics
 	log       *slog.Logger
 	space     *space
-	highMark  float64 // percent
-	lowMark   float64 // percent
 	slots     *slots
 	buffers   *pieceBuffers // for what fills fetch ahead
 	ctx       context.Context
 	stop      context.CancelCauseFunc
 	running   sync.WaitGroup                                         // fills, maintenance and scrub
 	pins      atomic.Pointer[func(upstream, repository string) bool] // see SetPinned
-	trimming  chan struct{}                                          // has a value while somebody evicts down to the low mark
-	waiting   atomic.Int32                                           // fills that cannot go on before something is evicted: nobody rests then
-	evicting  chan struct{}                                          // has a value of the one who picks victims or evicts one; guards the next three
-	picked    []victim                                               // go next, in this order
-	noMore    int64                                                  // no more bytes than these could be evicted
-	lookAgain time.Time                                              // until then that is taken for true
 
 	pinFits func(pattern, upstream, repository string) bool
 	pinning sync.Mutex            // held by the one that changes pins and their file
@@ -116,8 +109,6 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	ctx, stop := context.WithCancelCause(context.Background())
 	s := &Store{
 		disk: k, lock: lock, metrics: m, log: log,
-		highMark: cfg.HighMark, lowMark: cfg.LowMark,
-		trimming: make(chan struct{}, 1), evicting: make(chan struct{}, 1),
 		slots: newSlots(cfg.MaxFills, cfg.Share), buffers: newPieceBuffers(),
 		ctx: ctx, stop: stop,
 		fills: fills{},
@@ -133,6 +124,8 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 		metrics: m, log: log,
 	}
 	s.access = newAccessLog(s.ledger, log)
+	s.evictor = newEvictor(s)
+	s.evictor.highMark, s.evictor.lowMark = cfg.HighMark, cfg.LowMark
 	s.summaries = newSummaries(s.sumUp)
 	s.health = newHealth(ctx, k, s.ledger, s.space, m, log, exclusion{s.alone, s.whileIdle, s.forget})
 	s.health.scrubEvery, s.health.quarantineMax = cfg.ScrubEvery, cmp.Or(s.space.maxSize, total)/quarantineShare
