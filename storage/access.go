@@ -99,7 +99,7 @@ func (l *accessLog) flush() {
 	}
 }
 
-// usedSince reports whether a blob that nobody can open now was used since it had this
+// usedSince reports whether a blob that no caller can open now was used since it had this
 // record, or that is not known.
 func (l *accessLog) usedSince(d digest.Digest, then index.Record) bool {
 	l.flushing.Lock()

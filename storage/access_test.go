@@ -11,7 +11,7 @@ import (
 	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
-// pending is how many blobs have uses that nobody writes yet.
+// pending is how many blobs have uses that are not being written yet.
 func (l *accessLog) pending() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()

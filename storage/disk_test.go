@@ -391,7 +391,7 @@ func TestDiskFull(t *testing.T) {
 			}
 		})
 	}
-	if _, err := s.fills.of(o.digest(), scope().Upstream).await(t.Context(), func(st state) bool { return st.written == 8<<20 }); err != nil {
+	if _, err := s.gate.runningOf(o.digest())[0].await(t.Context(), func(st state) bool { return st.written == 8<<20 }); err != nil {
 		t.Fatal(err)
 	}
 	// Somebody else's file takes all but a little, which ends within a chunk.

@@ -66,7 +66,7 @@
 //
 // A [Scope] says by its Keep how long what is asked for through it stays. A fill
 // goes by the most generous of those who joined it, whoever started it. That is
-// settled once it has verified, under Store.mu: who comes later to a fill that is
+// settled once it has verified, under gate.mu: who comes later to a fill that is
 // not kept waits until it has left, and starts another. A partial belongs to the
 // fill that goes on with it, so one that is not to be kept goes with its fill,
 // however that ends. A link is written when its blob is.
@@ -144,7 +144,7 @@
 // cursor is a digest, kept in the index.
 //
 // quarantine asks once more what is wrong while no other caller can have the digest
-// (Store.going), for the file may be another by now. Readers that have the damaged
+// (gate.exclusive), for the file may be another by now. Readers that have the damaged
 // one open go on with it; nothing can be done for them. A file that can be neither
 // moved nor removed is in health.condemned: Get takes it for missing, and the next fill
 // that can be kept is renamed over it.
@@ -166,23 +166,15 @@
 //
 // # Locks
 //
-// Store.mu guards the tables of fills, of open and vanishing blobs;
-// fill.mu guards one fill's progress. fill.mu and accessLog.mu may be taken
-// under Store.mu, never the other way round. No file or network I/O happens under
-// them, but for one stat before a fill starts. ledger.mu is held while records
-// are written, and accessLog.flushing while uses are; neither is taken under Store.mu.
-// piece.mu guards what has come of a piece, and is held with no other.
-// Store.pinning is held while pins.json is written, and summaries.turn while a Summary is
-// taken; nothing is taken under either but what reading the index takes.
-// evictor.turn is held while victims are picked or one is evicted, and evictor.trimming
-// while blobs go in the background; they are taken first, trimming before turn. They
-// are channels, for who holds them may rest. None is held for a look at all records
-// but these, which hits never take. ledger.mu is taken under space.mu.
-// health.listing is held while quarantine/ is listed, counted and trimmed; Store.mu,
-// space.mu and ledger.mu are taken under it. health.mu is held with no other taken.
-// The index's own locks are taken last.
+// Each type says beside its fields what its lock guards. They are taken in this order:
 //
-// Whoever wants a digest that is in Store.going waits, then looks again: its blob
-// or partial is being removed. So nobody gets a file that is about to go, and who
-// removes it sees every hit.
+//	evictor.trimming ─► evictor.turn ─► a digest, by gate.exclusive ─► accessLog.flushing ─► ledger.mu
+//	health.listing ────────────────────► a digest, by gate.exclusive ─► space.mu ──────────► ledger.mu
+//	gate.mu ─► fill.mu, accessLog.mu
+//
+// gate.mu is held for a moment, and not while its caller has a digest for itself. No file
+// or network I/O happens under gate.mu, fill.mu and accessLog.mu, but for one stat before a
+// fill starts. Store.pinning, summaries.turn, health.mu and piece.mu have no other under
+// them but the index's own, which come last. A hit on a file takes gate.mu, accessLog.mu
+// and gate.mu; one on small content in memory takes accessLog.mu alone.
 package storage

@@ -62,63 +62,10 @@ func (s *Store) readIndex() {
 	s.index.Recount(s.ctx)
 }
 
-func (s *Store) busy(d digest.Digest) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.takenLocked(d) || s.open[d] > 0
-}
-
-// takenLocked reports whether a blob is being made of the digest, or removed.
-func (s *Store) takenLocked(d digest.Digest) bool {
-	return s.going[d] != nil || s.fills.ending(d) != nil
-}
-
-// whileIdle calls f while the digest can be neither opened nor kept nor downloaded by
-// others, unless it is open or taken already. A download in progress is no reason.
-func (s *Store) whileIdle(d digest.Digest, f func()) bool {
-	return s.shutOut(d, func() bool { return s.takenLocked(d) || s.open[d] > 0 }, f)
-}
-
-// alone is whileIdle, but that readers who have the blob open do not matter.
-func (s *Store) alone(d digest.Digest, f func()) bool {
-	return s.shutOut(d, func() bool { return s.takenLocked(d) }, f)
-}
-
-// shutOut calls f while the digest can be neither opened nor kept nor downloaded by
-// others, unless it is busy.
-func (s *Store) shutOut(d digest.Digest, busyLocked func() bool, f func()) bool {
-	s.mu.Lock()
-	if busyLocked() {
-		s.mu.Unlock()
-		return false
-	}
-	s.goingLocked(d)
-	s.mu.Unlock()
-	defer func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.goneLocked(d)
-	}()
-	f()
-	return true
-}
-
-// goingLocked keeps everybody from the digest until goneLocked.
-func (s *Store) goingLocked(d digest.Digest) {
-	if s.going[d] == nil {
-		s.going[d] = make(chan struct{})
-	}
-}
-
-func (s *Store) goneLocked(d digest.Digest) {
-	close(s.going[d])
-	delete(s.going, d)
-}
-
 // evict removes a blob, first the file, then its record, unless somebody uses
 // it or has used it since it was picked.
 func (s *Store) evict(v victim) (evicted bool) {
-	s.whileIdle(v.digest, func() {
+	s.gate.exclusiveIdle(v.digest, func() {
 		if s.access.usedSince(v.digest, v.Record) || s.isPinned(v.digest) {
 			return
 		}

@@ -24,7 +24,7 @@ const (
 	goneStep  = 8   // blobs that are evicted
 	restShare = 199
 	minRest   = time.Millisecond       // timers are no finer
-	maxRest   = 200 * time.Millisecond // a fill may come to wait meanwhile
+	maxRest   = 200 * time.Millisecond // a fill may come to wait in it
 )
 
 // maxLooking is how long at most a look at all records is believed that found too
@@ -73,13 +73,13 @@ func newEvictor(s *Store) *evictor {
 		index: s.index, ledger: s.ledger, access: s.access, space: s.space, log: s.log, ctx: s.ctx, running: &s.running,
 		trimming: make(chan struct{}, 1), turn: make(chan struct{}, 1),
 		store: evictable{
-			evict: s.evict, busy: s.busy, pinned: s.isPinned, havePins: func() bool { return s.pins.Load() != nil },
+			evict: s.evict, busy: s.gate.busy, pinned: s.isPinned, havePins: func() bool { return s.pins.Load() != nil },
 			idlePartials: s.idlePartials, dropPartials: s.dropPartials,
 		},
 	}
 }
 
-// breathe rests after a step that took so long, unless somebody waits.
+// breathe rests after a step that took so long, unless a fill waits.
 func (e *evictor) breathe(took time.Duration) {
 	if e.waiting.Load() > 0 {
 		return
@@ -140,8 +140,8 @@ func (e *evictor) couldFit(need int64) bool {
 	return least <= 0 || e.pick(need)
 }
 
-// evictFor reserves need bytes once so much is evicted that they fit. Nobody rests
-// meanwhile: not trim either, whose look at all records is waited for and used.
+// evictFor reserves need bytes once so much is evicted that they fit. Trimming does
+// not rest until then: its look at all records is waited for and used.
 func (e *evictor) evictFor(need int64) bool {
 	e.ledger.loaded(e.ctx)
 	e.waiting.Add(1)
@@ -166,8 +166,7 @@ func (e *evictor) evictFor(need int64) bool {
 	return false
 }
 
-// trim evicts down to the low mark while nobody waits for it, unless it does so
-// already.
+// trim evicts down to the low mark in the background, unless it does so already.
 func (e *evictor) trim() {
 	select {
 	case e.trimming <- struct{}{}:

@@ -48,9 +48,9 @@ type fill struct {
 	promised int64     // bytes reserved, and not yet taken of the disk
 
 	left        chan struct{}           // closed once it is in the store's table no more
-	shut        bool                    // who comes waits until it has left; guarded by Store.mu
-	settling    bool                    // it is about to become a blob; guarded by Store.mu
-	admitted    map[index.Place]string  // media types of the places that get a link with its own; guarded by Store.mu, nil once they have
+	shut        bool                    // who comes waits until it has left; guarded by gate.mu
+	settling    bool                    // it is about to become a blob; guarded by gate.mu
+	admitted    map[index.Place]string  // media types of the places that get a link with its own; guarded by gate.mu, nil once they have
 	connections atomic.Int32            // to the upstream, as run last saw; for who looks on
 	progress    atomic.Int64            // Unix nanoseconds of the last byte, or of the start; 0: not started
 	stop        context.CancelCauseFunc // ends run; set before it has a slot
@@ -84,7 +84,7 @@ func (f *fill) publish(change func()) {
 	f.changed = make(chan struct{})
 }
 
-// retain adds a reader, who wants the blob kept so. Store.mu is held: see noStore.
+// retain adds a reader, who wants the blob kept so. gate.mu is held: see noStore.
 func (f *fill) retain(keep Retention) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -384,19 +384,7 @@ func (f *fill) settle(ctx context.Context) (kept bool) {
 // noStore says that no one who joined wants the blob kept. That is final: the
 // fill is shut then. If it is wanted, nothing removes the digest from now on until the
 // fill has left.
-func (f *fill) noStore() bool {
-	s := f.store
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for going := s.going[f.digest]; going != nil; going = s.going[f.digest] {
-		s.mu.Unlock()
-		<-going
-		s.mu.Lock()
-	}
-	f.shut = f.state().keep.NoStore
-	f.settling = !f.shut
-	return f.shut
-}
+func (f *fill) noStore() bool { return !f.store.gate.settle(f) }
 
 // here reports whether another upstream's fill has made the blob already.
 func (f *fill) here() bool {
@@ -407,10 +395,7 @@ func (f *fill) here() bool {
 // link lets the places have the blob that were told so while it came.
 func (f *fill) link(ctx context.Context) {
 	s := f.store
-	s.mu.Lock()
-	places := f.admitted
-	f.admitted = nil
-	s.mu.Unlock()
+	places := s.gate.takeAdmitted(f)
 	places[f.place] = f.state().mediaType
 	for p, mediaType := range places {
 		if err := s.index.PutLink(p, f.digest, index.Link{MediaType: mediaType, Size: f.written}); err != nil {
@@ -441,10 +426,6 @@ func (f *fill) discard() {
 }
 
 // close makes who comes from now on wait until the fill has left.
-func (f *fill) close() {
-	f.store.mu.Lock()
-	defer f.store.mu.Unlock()
-	f.shut = true
-}
+func (f *fill) close() { f.store.gate.shut(f) }
 
 func (f *fill) partial() partial { return partialOf(f.digest, f.place.Upstream) }

@@ -168,17 +168,12 @@ func mustFetch(t *testing.T, s *Store, o *origin, want Outcome) {
 func settle(t *testing.T, s *Store) {
 	t.Helper()
 	for {
-		s.mu.Lock()
-		var f *fill
-		for _, f = range s.fills.list() {
-			break
-		}
-		s.mu.Unlock()
-		if f == nil {
+		running := s.gate.running()
+		if len(running) == 0 {
 			s.evictor.waitTrimmed()
 			return
 		}
-		if _, err := f.await(t.Context(), func(st state) bool { return st.phase > streaming }); err != nil {
+		if _, err := running[0].await(t.Context(), func(st state) bool { return st.phase > streaming }); err != nil {
 			t.Fatal(err)
 		}
 		runtime.Gosched() // it is leaving the table

@@ -45,9 +45,9 @@ type health struct {
 
 // exclusion is what health needs of the store to change a blob.
 type exclusion struct {
-	alone     func(digest.Digest, func()) bool // see Store.alone
-	whileIdle func(digest.Digest, func()) bool // see Store.whileIdle
-	forget    func(digest.Digest)              // drops the record and links of a blob that is not on disk
+	exclusive     func(digest.Digest, func()) bool // see gate.exclusive
+	exclusiveIdle func(digest.Digest, func()) bool // see gate.exclusiveIdle
+	forget        func(digest.Digest)              // drops the record and links of a blob that is not on disk
 }
 
 func newHealth(ctx context.Context, k disk, l *ledger, a *space, m *Metrics, log *slog.Logger, blobs exclusion) *health {

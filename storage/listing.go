@@ -173,9 +173,7 @@ func (s *Store) Links(d digest.Digest, n int) ([]Link, error) {
 // Origins calls visit for each upstream that has given the digest, until it returns false.
 // It may call it twice for one.
 func (s *Store) Origins(d digest.Digest, visit func(upstream string) bool) error {
-	s.mu.Lock()
-	sent := s.fills.sentBy(d) // before the links: the blob can be read before it has one
-	s.mu.Unlock()
+	sent := s.gate.sentBy(d) // before the links: the blob can be read before it has one
 	for _, upstream := range sent {
 		if !visit(upstream) {
 			return nil

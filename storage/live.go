@@ -40,9 +40,7 @@ func (s *Store) Stats() Stats {
 	st.Bytes, st.Blobs, st.Counted = s.ledger.state()
 	st.Free, st.Total, _ = s.disk.space() // the log says so where others need it
 	st.MemoryBytes = s.access.memoryBytes()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	st.Open = len(s.open)
+	st.Open = s.gate.opened()
 	return st
 }
 
@@ -68,9 +66,7 @@ type FillInfo struct {
 
 // Fills returns the downloads in progress, the oldest first.
 func (s *Store) Fills() []FillInfo {
-	s.mu.Lock()
-	fills := s.fills.list()
-	s.mu.Unlock()
+	fills := s.gate.running()
 	infos := make([]FillInfo, len(fills))
 	for i, f := range fills {
 		infos[i] = f.info()

@@ -262,10 +262,8 @@ func TestNoStoreJoined(t *testing.T) {
 
 // begin puts a fill in the table that the test itself runs, step by step.
 func begin(s *Store, sc Scope, o *origin) *fill {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	f := newFill(s, sc, o.digest(), o.source)
-	s.fills.add(f)
+	s.gate.add(f)
 	return f
 }
 
@@ -350,9 +348,7 @@ func TestLinkGoesWhileWaiting(t *testing.T) {
 		if err := s.index.PutLink(other.place(), o.digest(), index.Link{Size: -1}); err != nil {
 			t.Fatal(err)
 		}
-		s.mu.Lock()
-		s.goingLocked(o.digest())
-		s.mu.Unlock()
+		s.gate.hold(o.digest())
 		got := make(chan error)
 		go func() {
 			b, err := s.Get(context.WithoutCancel(t.Context()), other, o.digest(), nil)
@@ -364,9 +360,7 @@ func TestLinkGoesWhileWaiting(t *testing.T) {
 		synctest.Wait()
 		s.forget(o.digest())
 		f := begin(s, noStore(), o)
-		s.mu.Lock()
-		s.goneLocked(f.digest)
-		s.mu.Unlock()
+		s.gate.free(f.digest)
 		synctest.Wait()
 		f.run(t.Context())
 		if err := <-got; err != nil {

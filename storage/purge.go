@@ -42,37 +42,23 @@ const (
 // its end; what is being downloaded stays.
 func (s *Store) Purge(d digest.Digest, p Purge) (became PurgeResult, room int64, err error) {
 	if p.DryRun {
-		s.settled(d)
+		s.gate.settled(d)
 		became, room, err = s.purge(d, p)
 	} else {
-		for !s.alone(d, func() { became, room, err = s.purge(d, p) }) {
-			s.settled(d)
+		for !s.gate.exclusive(d, func() { became, room, err = s.purge(d, p) }) {
+			s.gate.settled(d)
 		}
 	}
-	if became == Absent && err == nil && s.fillingFrom(d, p.Upstream) {
+	if became == Absent && err == nil && s.gate.filling(d, p.Upstream) {
 		became = Busy
 	}
 	return became, room, err
 }
 
-// settled waits for what is over in a moment: a removal, or a download that has all
-// its bytes.
-func (s *Store) settled(d digest.Digest) {
-	s.mu.Lock()
-	over := s.going[d]
-	if f := s.fills.ending(d); f != nil {
-		over = f.left
-	}
-	s.mu.Unlock()
-	if over != nil {
-		<-over
-	}
-}
-
 // Kept says whether a blob that has verified is on the disk. It waits until that is
 // decided.
 func (s *Store) Kept(d digest.Digest) bool {
-	s.settled(d)
+	s.gate.settled(d)
 	return s.exists(d)
 }
 

@@ -25,10 +25,10 @@ const (
 )
 
 // quarantine moves a damaged blob into quarantine and forgets it, so that it is
-// fetched anew. bad says what is wrong with it, while nobody can open, fill or
+// fetched again. bad says what is wrong with it, while no other caller can open, fill or
 // remove the digest; nil leaves it. Who has the file open keeps it.
 func (h *health) quarantine(d digest.Digest, bad func() error) {
-	h.blobs.alone(d, func() { h.tryQuarantine(d, bad) })
+	h.blobs.exclusive(d, func() { h.tryQuarantine(d, bad) })
 	h.updateQuarantine()
 }
 
@@ -64,7 +64,7 @@ func (h *health) tryQuarantine(d digest.Digest, bad func() error) {
 	h.blobs.forget(d)
 }
 
-// updateQuarantine forgets the blobs that somebody else put into quarantine (as
+// updateQuarantine forgets the blobs that another process put into quarantine (as
 // Verify does), counts what is there, and removes the oldest that are too much.
 func (h *health) updateQuarantine() {
 	h.listing.Lock()
@@ -88,7 +88,7 @@ func (h *health) updateQuarantine() {
 			h.metrics.quarantined.Inc()
 		}
 		if _, ok, err := h.ledger.index.Record(f.digest); err == nil && ok && !h.disk.has(f.digest) {
-			h.blobs.whileIdle(f.digest, func() {
+			h.blobs.exclusiveIdle(f.digest, func() {
 				h.log.Warn("somebody has put a blob into quarantine: fetched anew when it is asked for", "digest", f.digest)
 				h.blobs.forget(f.digest)
 			})

@@ -205,9 +205,7 @@ func TestExpiryMeetsHit(t *testing.T) {
 	var gone bool
 	wg.Go(func() { gone = s.evict(v) })
 	for going := false; !going; {
-		s.mu.Lock()
-		going = s.going[v.digest] != nil
-		s.mu.Unlock()
+		going = s.gate.isHeld(v.digest)
 	}
 	s.ledger.mu.Unlock()
 	wg.Wait()

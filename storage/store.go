@@ -56,13 +56,14 @@ type Store struct {
 	lock      *os.File
 	index     *index.Index
 	ledger    *ledger
-	access    *accessLog
-	summaries *summaries
-	health    *health
+	gate      *gate
+	space     *space
 	evictor   *evictor
+	access    *accessLog
+	health    *health
+	summaries *summaries
 	metrics   *Metrics
 	log       *slog.Logger
-	space     *space
 	slots     *slots
 	buffers   *pieceBuffers // for what fills fetch ahead
 	ctx       context.Context
@@ -73,12 +74,6 @@ type Store struct {
 	pinFits func(pattern, upstream, repository string) bool
 	pinning sync.Mutex            // held by the one that changes pins and their file
 	pinned  atomic.Pointer[[]Pin] // at run time; what it points to never changes
-
-	mu     sync.Mutex // guards the fields below
-	closed bool
-	fills  fills
-	open   map[digest.Digest]int           // readers of blobs on disk
-	going  map[digest.Digest]chan struct{} // not to be opened or joined; closed when that is over
 }
 
 // Open opens or creates the folder in cfg.Path. It returns as soon as blobs can
@@ -111,9 +106,7 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 		disk: k, lock: lock, metrics: m, log: log,
 		slots: newSlots(cfg.MaxFills, cfg.Share), buffers: newPieceBuffers(),
 		ctx: ctx, stop: stop,
-		fills: fills{},
-		open:  map[digest.Digest]int{},
-		going: map[digest.Digest]chan struct{}{},
+		gate: newGate(),
 
 		pinFits: cfg.PinFits,
 	}
@@ -127,7 +120,7 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	s.evictor = newEvictor(s)
 	s.evictor.highMark, s.evictor.lowMark = cfg.HighMark, cfg.LowMark
 	s.summaries = newSummaries(s.sumUp)
-	s.health = newHealth(ctx, k, s.ledger, s.space, m, log, exclusion{s.alone, s.whileIdle, s.forget})
+	s.health = newHealth(ctx, k, s.ledger, s.space, m, log, exclusion{s.gate.exclusive, s.gate.exclusiveIdle, s.forget})
 	s.health.scrubEvery, s.health.quarantineMax = cfg.ScrubEvery, cmp.Or(s.space.maxSize, total)/quarantineShare
 	m.limit.Set(float64(s.space.maxSize))
 	m.minFree.Set(float64(max(s.space.minFree, index.Floor)))
@@ -150,9 +143,7 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 // Close breaks off what is being filled (what is to be kept is resumed later)
 // and closes the index. Blobs that are open stay readable.
 func (s *Store) Close() error {
-	s.mu.Lock()
-	s.closed = true
-	s.mu.Unlock()
+	s.gate.close()
 	s.access.close()
 	s.stop(ErrClosed)
 	s.running.Wait()
@@ -241,13 +232,7 @@ func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) 
 			return inMemory(d, l.MediaType, small), nil
 		}
 	}
-	s.mu.Lock()
-	f, mediaType, err := s.joinLocked(sc, d, linked)
-	condemned := s.health.isCondemned(d)
-	if f == nil && err == nil {
-		s.open[d]++ // keeps an eviction away while the file is opened
-	}
-	s.mu.Unlock()
+	f, mediaType, err := s.gate.enter(sc, d, linked) // which keeps an eviction away while the file is opened
 	switch {
 	case err != nil:
 		return nil, err
@@ -256,7 +241,7 @@ func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) 
 	}
 
 	var file *os.File
-	if err = fs.ErrNotExist; !condemned {
+	if err = fs.ErrNotExist; !s.health.isCondemned(d) {
 		file, err = os.Open(s.disk.blob(d))
 	}
 	switch {
@@ -264,39 +249,39 @@ func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) 
 		return s.hit(file, sc, d, l)
 	case err == nil:
 		_ = file.Close()
-		s.leave(d)
+		s.gate.leave(d)
 		// A fill of this scope may have begun since its link was looked up, or ended.
-		filling := s.fillingFrom(d, sc.Upstream)
+		filling := s.gate.filling(d, sc.Upstream)
 		if _, linked = s.link(sc, d); filling || linked {
 			return nil, errAgain
 		}
 		return nil, ErrUnlinked
 	case unreadable(err):
-		s.leave(d)
+		s.gate.leave(d)
 		s.health.quarantine(d, s.health.unopenable(d))
 		return nil, errAgain
 	case !errors.Is(err, fs.ErrNotExist):
-		s.leave(d)
+		s.gate.leave(d)
 		return nil, fmt.Errorf("open blob: %w", err)
 	}
-	s.leave(d)
+	s.gate.leave(d)
 	if src == nil {
 		return nil, ErrNotFound
 	}
 	return s.start(ctx, sc, d, src, linked)
 }
 
-// hit returns a blob on disk; its place in s.open is the caller's. A file that
+// hit returns a blob on disk, and leaves the digest that the caller has entered. A file that
 // is not as long as its blob is put away.
 func (s *Store) hit(file *os.File, sc Scope, d digest.Digest, l index.Link) (*Blob, error) {
 	info, err := file.Stat()
 	if err != nil {
-		s.leave(d)
+		s.gate.leave(d)
 		return nil, errors.Join(fmt.Errorf("stat blob: %w", err), file.Close())
 	}
 	if !s.fits(sc, d, l, info.Size()) {
 		_ = file.Close() // not read
-		s.leave(d)
+		s.gate.leave(d)
 		s.health.quarantine(d, s.health.badSize(d, l.Size))
 		return nil, errAgain
 	}
@@ -304,7 +289,7 @@ func (s *Store) hit(file *os.File, sc Scope, d digest.Digest, l index.Link) (*Bl
 	if info.Size() < smallBlob {
 		if small, err = readSmall(file, d); err != nil {
 			_ = file.Close() // not served
-			s.leave(d)
+			s.gate.leave(d)
 			s.health.quarantineFile(d, damage{info, err})
 			return nil, errAgain
 		}
@@ -319,7 +304,7 @@ func (s *Store) hit(file *os.File, sc Scope, d digest.Digest, l index.Link) (*Bl
 		close: func() {
 			once.Do(func() {
 				_ = file.Close() // only read
-				s.leave(d)
+				s.gate.leave(d)
 			})
 		},
 	}, nil
@@ -372,81 +357,26 @@ func inMemory(d digest.Digest, mediaType string, b []byte) *Blob {
 
 func verifiedAlready(context.Context) error { return nil }
 
-// leave ends what s.open[d]++ began.
-func (s *Store) leave(d digest.Digest) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.open[d]--; s.open[d] == 0 {
-		delete(s.open, d)
-	}
-}
-
-// joinLocked joins the upstream's fill of the digest; nil if there is none. It first
-// waits until nothing removes the digest: s.mu is free then. mediaType is what was said
-// of a place that the fill did not start in.
-func (s *Store) joinLocked(sc Scope, d digest.Digest, linked bool) (f *fill, mediaType string, err error) {
-	for over := s.leavingLocked(sc, d); over != nil; over = s.leavingLocked(sc, d) {
-		s.mu.Unlock()
-		<-over
-		s.mu.Lock()
-	}
-	f = s.fills.of(d, sc.Upstream)
-	switch {
-	case s.closed:
-		return nil, "", ErrClosed
-	case f == nil:
-		return nil, "", nil
-	case !linked && f.place != sc.place():
-		var admitted bool
-		if mediaType, admitted = f.admitted[sc.place()]; !admitted {
-			return nil, "", ErrUnlinked
-		}
-	}
-	f.retain(sc.Keep)
-	return f, mediaType, nil
-}
-
-// leavingLocked is closed when what keeps the scope from the digest is over; nil:
-// nothing does.
-func (s *Store) leavingLocked(sc Scope, d digest.Digest) chan struct{} {
-	if going := s.going[d]; going != nil {
-		return going
-	}
-	if f := s.fills.of(d, sc.Upstream); f != nil && f.shut {
-		return f.left
-	}
-	return nil
-}
-
 // start starts a fill, or joins that of another caller who was quicker.
 func (s *Store) start(ctx context.Context, sc Scope, d digest.Digest, src Source, linked bool) (*Blob, error) {
-	s.mu.Lock()
-	f, mediaType, err := s.joinLocked(sc, d, linked)
-	if f == nil && err == nil && !s.health.isCondemned(d) && s.exists(d) {
-		err = errAgain // it has come since it was looked for: a fill that ended
+	own := newFill(s, sc, d, src)
+	f, mediaType, err := s.gate.start(sc, own, linked,
+		func() bool { return !s.health.isCondemned(d) && s.exists(d) },
+		func() { s.running.Go(task.Guard("download", func() { own.run(ctx) })) })
+	switch {
+	case err != nil:
+		return nil, err
+	case f == own:
+		return f.blob(ctx, Miss, "")
 	}
-	if f != nil || err != nil {
-		s.mu.Unlock()
-		if err != nil {
-			return nil, err
-		}
-		return f.joined(ctx, mediaType)
-	}
-	f = newFill(s, sc, d, src)
-	s.fills.add(f)
-	f.retain(sc.Keep)
-	s.running.Go(task.Guard("download", func() { f.run(ctx) }))
-	s.mu.Unlock()
-	return f.blob(ctx, Miss, "")
+	return f.joined(ctx, mediaType)
 }
 
 // ended takes a fill out of the table.
 func (s *Store) ended(f *fill) {
-	s.mu.Lock()
-	s.fills.remove(f)
-	close(f.left)
-	if st := f.state(); st.phase == verified && !f.shut {
-		s.access.touch(f.digest, st.keep, 0, nil) // some may have joined since the record was written
-	}
-	s.mu.Unlock()
+	s.gate.ended(f, func() {
+		if st := f.state(); st.phase == verified && !f.shut {
+			s.access.touch(f.digest, st.keep, 0, nil) // some may have joined since the record was written
+		}
+	})
 }

@@ -78,12 +78,5 @@ const maxAdmitted = 4096
 // Admit lets the scope join a download of the digest from its upstream, and records that
 // once it has verified. It returns false where there is none, or too many have joined.
 func (s *Store) Admit(sc Scope, d digest.Digest, mediaType string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	f := s.fills.of(d, sc.Upstream)
-	if f == nil || f.shut || f.admitted == nil || len(f.admitted) >= maxAdmitted {
-		return false
-	}
-	f.admitted[sc.place()] = mediaType
-	return true
+	return s.gate.admit(sc.place(), d, mediaType)
 }

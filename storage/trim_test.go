@@ -300,9 +300,9 @@ func TestTrimSpares(t *testing.T) {
 		}
 		pin(t, s, blobs[0])
 		open(t, s, Scope{Upstream: "u", Repository: "r"}, blobs[1], nil)
-		s.mu.Lock()
-		s.open[blobs[2]]++ // someone who is about to open it
-		s.mu.Unlock()
+		if f, _, err := s.gate.enter(Scope{Upstream: "u", Repository: "r"}, blobs[2], true); f != nil || err != nil { // someone who is about to open it
+			t.Error(f, err)
+		}
 		open(t, s, Scope{Upstream: "u", Repository: "r"}, blobs[3], nil).Close()
 		blobs = append(blobs, put(t, s, 99, block, 99, false))
 		checkDisk(t, s)
