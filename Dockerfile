@@ -8,7 +8,7 @@
 #   --build-arg BASE=...       scratch needs none; a distroless static image works too
 #   --build-arg DIND_BASE=...  any docker:dind, be it a rootless one; or your own image made from it
 # Where no Go module proxy is, name yours with --build-arg GOPROXY=..., or run
-# "go mod vendor" first: a vendor folder is used without asking anybody.
+# "go mod vendor" first: a vendor folder is used without network access.
 #
 # Base images are named by the digest of their index, for all platforms. That of
 # another version is what "docker buildx imagetools inspect golang:1.26.9" says.

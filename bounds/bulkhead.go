@@ -1,6 +1,5 @@
-// Package bounds divides what the process has of something, places for work or memory,
-// among those who want it, so that no registry, none of its repositories, and no client
-// takes all of it.
+// Package bounds divides a limited resource of the process, places for work or memory,
+// so that no registry, no repository and no client takes all of it.
 package bounds
 
 import (

@@ -71,5 +71,5 @@ func (p *Proxy) ofOlderPlatform(ctx context.Context, d digest.Digest, body []byt
 			return child.Digest, nil
 		}
 	}
-	return "", &told{is: upstream.ErrNotFound, words: "it is an index, which the client does not accept, and has nothing for " + olderPlatform}
+	return "", &told{is: upstream.ErrNotFound, words: "it is an index, which the client does not accept, and it has no manifest for " + olderPlatform}
 }

@@ -8,8 +8,8 @@ import (
 
 // What clients ask too much of at once. It is no word on what they asked for.
 var (
-	errBusy  = errors.New("too many questions to this registry are under way; ask again later")
-	errNames = errors.New("more new registries are named than are opened in a while; ask again later")
+	errBusy  = errors.New("too many requests to this registry are running; ask again later")
+	errNames = errors.New("too many new registries in a short time; ask again later")
 )
 
 // busy is what there was too much of, as the metric says, where that is what err is.

@@ -55,7 +55,7 @@ type flight struct {
 }
 
 // errAbandoned ends a check that no one waits for.
-var errAbandoned = errors.New("no client waits for it any more")
+var errAbandoned = errors.New("no client waits for it")
 
 func newChecks(ctx context.Context, memory *bounds.Memory, limit int, share float64) *checks {
 	return &checks{

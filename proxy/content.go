@@ -260,7 +260,7 @@ func (p *Proxy) serveWhole(w *response, r *http.Request, t target, d digest.Dige
 	}
 	defer b.Close()
 	if b.Size < 0 && !r.ProtoAtLeast(1, 1) {
-		return &told{is: upstream.ErrInvalid, words: "it does not say how long this is, and HTTP/1.0 has no other way to tell a whole body from a cut one: use HTTP/1.1"}
+		return &told{is: upstream.ErrInvalid, words: "the length is unknown, and HTTP/1.0 cannot mark a cut body: use HTTP/1.1"}
 	}
 	return p.send(w, r, t, b, looked)
 }
@@ -329,7 +329,7 @@ func (p *Proxy) send(w *response, r *http.Request, t target, b *storage.Blob, lo
 		http.ServeContent(w, r, "", time.Time{}, b.Content) // the *os.File itself, for sendfile
 		if err := w.cutByFile(); err != nil {
 			b.Broken() // before the client can ask for the rest
-			return fmt.Errorf("kept content: %w", err)
+			return fmt.Errorf("stored content: %w", err)
 		}
 	default:
 		http.ServeContent(w, r, "", time.Time{}, body)

@@ -6,28 +6,28 @@
 //	                         │            │  else: one check for all waiters  Range, HEAD,
 //	                         │            │        no longer than             sendfile)
 //	                         │            │        revalidate_timeout
-//	                         │            └► upstream fails: what is kept
+//	                         │            └► upstream fails: stored content
 //	                         └ digest ──────────────────────────────►
 //
-// A tag, a tag list and a referrers list are the same thing here: a pointer
-// ([storage.Tag]) from a mutable name to content kept by digest. resolve keeps
-// the pointer as fresh as the configuration asks, open gets the content.
+// A tag, a tag list and a referrers list are handled alike, as a pointer
+// ([storage.Tag]) from a mutable name to content stored by digest. resolve checks the
+// pointer as often as the configuration says; open gets the content.
 //
-// Checks run under the Proxy's own context, so that they survive the clients
-// that wait for them. When a check fails or takes too long while something is
-// kept, its upstream is suspect: clients are answered at once with what is kept,
-// and one check at a time goes on in the background until one succeeds.
+// Checks run under the Proxy's own context, so they continue when the clients that
+// wait for them disconnect. If a check fails or takes too long while content is
+// stored, its upstream is suspect: clients get the stored content at once, and one
+// check at a time runs in the background until one succeeds.
 //
-// Rules say who may have what, and how long it is fresh and kept; they are asked
-// once a request, before any upstream. When a tag is gone upstream, one
-// goroutine looks for what no other tag holds, and marks it to go first.
+// Rules set access, freshness and retention. They are evaluated once a request,
+// before any request to an upstream. When a tag is deleted upstream, one goroutine
+// finds the content that no other tag refers to, and marks it for eviction.
 //
-// What an image names is hostile until the contrary is shown: a walk looks at its manifests,
-// for all who need more than one of them, and has bounds in all.
+// The content of an image is untrusted. Code that needs several of its manifests
+// uses a walk, which limits their number, depth and size.
 //
-// A request has an id, its client's or one of its own, which goes in its context
-// to all that it begins: lines in the log and requests upstream. Its span, where
-// there is a tracer, goes the same way; storage and upstream put theirs below it.
+// A request has an id, from its client or a new one. Its context carries the id to
+// the log and to requests to upstreams, and its span too if there is a tracer;
+// storage and upstream add their spans below it.
 //
 // Handlers return errors; writeError alone writes them.
 package proxy

@@ -144,7 +144,7 @@ func (p *Proxy) writeError(w *response, r *http.Request, err error) {
 		w.result = resultMiss
 	}
 	if w.wrote || a.status == StatusClientGone {
-		// The body has begun, or nobody listens: all that is left is to break off.
+		// The body has begun, or the client is gone: only closing the connection is left.
 		if !w.wrote {
 			w.status = StatusClientGone
 		}

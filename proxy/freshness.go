@@ -151,7 +151,7 @@ func (p *Proxy) check(ctx context.Context, ptr pointer, key cacheKey) (resolutio
 
 func (p *Proxy) failed(k storage.TagKey) {
 	if p.suspicion.fails(k) {
-		p.log.Warn("upstream fails; what is kept is served unchecked", "upstream", k.Upstream)
+		p.log.Warn("upstream fails; serving stored content without a check", "upstream", k.Upstream)
 	}
 }
 

@@ -34,7 +34,7 @@ func (p *Proxy) referrers(w *response, r *http.Request, req request, t target) e
 	list, err := list(p, w, t, name, func(ctx context.Context) ([]byte, error) {
 		list, sure, err := t.registry.Referrers(ctx, t.repo, t.digest)
 		if err == nil && !sure && known && !none {
-			err = &told{is: upstream.ErrUnavailable, words: "what answers for the referrers API is none"}
+			err = &told{is: upstream.ErrUnavailable, words: "the answer is not a referrers list"}
 		}
 		return list, err
 	}, readReferrers)
@@ -81,7 +81,7 @@ func readReferrers(ctx context.Context, body []byte) (referrersList, error) {
 		err = bounds.Unmarshal(ctx, list, &manifests)
 	}
 	if err != nil {
-		return l, fmt.Errorf("read kept referrers: %w", err)
+		return l, fmt.Errorf("read stored referrers: %w", err)
 	}
 	delete(l.fields, "manifests")
 	for _, raw := range manifests {
@@ -165,7 +165,7 @@ func list[T interface{ size() int }](p *Proxy, w *response, t target, name strin
 			w.result, w.kept = res.result, true
 			return l, nil
 		case !errors.Is(err, storage.ErrDigest) || try > 0:
-			return none, fmt.Errorf("read kept list: %w", err)
+			return none, fmt.Errorf("read stored list: %w", err)
 		}
 		// It has changed since it was kept.
 		if err := p.store.DeleteTag(key); err != nil {

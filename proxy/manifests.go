@@ -121,7 +121,7 @@ func (p *Proxy) checkTag(ctx context.Context, t target, old storage.Tag, known b
 		}
 	}
 	// Whatever it is, it is not said of the tag.
-	return "", &told{is: upstream.ErrUnavailable, words: "what the tag moved to could not be fetched", cause: err}
+	return "", &told{is: upstream.ErrUnavailable, words: "the tag's new content could not be fetched", cause: err}
 }
 
 // fetch brings content that is not here.
@@ -165,7 +165,7 @@ func (p *Proxy) keep(ctx context.Context, sc storage.Scope, res upstream.Resolve
 	}
 	defer b.Close()
 	if err := b.Wait(ctx); err != nil && !errors.Is(err, storage.ErrNotKept) {
-		return "", fmt.Errorf("keep %s: %w", d, err)
+		return "", fmt.Errorf("store %s: %w", d, err)
 	}
 	if b.MediaType != res.MediaType { // the registry has another word for it now
 		return d, p.store.PutLink(sc, d, res.MediaType)

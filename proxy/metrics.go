@@ -21,7 +21,7 @@ func NewMetrics() *Metrics {
 	m := &Metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "requests_total",
-			Help: "Requests for content, by upstream (unknown: of none that is configured, or for nothing that can be), kind (manifest, blob, tags, referrers) and result (hit, revalidated, miss, collapsed, stale, negative, denied, error).",
+			Help: "Requests for content, by upstream (unknown: no such upstream, or not a valid name), kind (manifest, blob, tags, referrers) and result (hit, revalidated, miss, collapsed, stale, negative, denied, error).",
 		}, []string{"upstream", "kind", "result"}),
 		served: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "served_bytes_total",
@@ -29,19 +29,19 @@ func NewMetrics() *Metrics {
 		}, []string{"upstream", "kind"}),
 		firstByte: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "first_byte_seconds",
-			Help:    "Time from a request's arrival to the first byte of its answer, by result.",
+			Help:    "Time from the arrival of a request to the first byte of its answer, by result.",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
 		}, []string{"result"}),
 	}
 	m.busy = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "busy_total",
-		Help: "Requests that were told to come back (503 with Retry-After), by reason: too many checks (max_checks, fair_share), names (of registries that are not configured) or memory (a quarter of the limit, for manifests and lists).",
+		Help: "Requests answered 503 with Retry-After, by reason: checks (max_checks, fair_share), names (too many new unlisted registries) or memory (the budget for manifests and lists, a quarter of the limit).",
 	}, []string{"reason"})
 	for _, what := range []string{"checks", "names", "memory"} {
 		m.busy.WithLabelValues(what)
 	}
 	m.running = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "requests_in_flight", Help: "Requests of clients that are being answered.",
+		Name: "requests_in_flight", Help: "Client requests that are running.",
 	}, func() float64 { return float64(m.inFlight.Load()) })
 	return m
 }

@@ -161,11 +161,11 @@ func (u *Pull) Fetch(ctx context.Context, kind upstream.Kind, d digest.Digest) (
 	}
 	switch err = b.Wait(ctx); {
 	case errors.Is(err, storage.ErrNotKept):
-		err = errors.New("there is no room to keep it")
+		err = errors.New("no space to store it")
 	case err != nil:
 		err = u.p.broke(ctx, t, d, err)
 	case !u.p.store.Kept(d):
-		err = errors.New("it could not be kept; cachalot's log says why")
+		err = errors.New("could not be stored; the log says why")
 	default:
 		return b, nil
 	}

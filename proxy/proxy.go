@@ -27,32 +27,31 @@ import (
 
 // Config of a [Proxy].
 type Config struct {
-	DefaultUpstream   string        // asked where a request names no registry
-	FreshFor          time.Duration // a tag is served unchecked so long after a check
-	MaxStale          time.Duration // and so long while its upstream fails
-	RevalidateTimeout time.Duration // a client waits no longer for a check while something is kept
-	NegativeFor       time.Duration // a 404 is remembered so long
+	DefaultUpstream   string        // for requests that name no registry
+	FreshFor          time.Duration // how long after a check a tag is served without another
+	MaxStale          time.Duration // the same, while its upstream fails
+	RevalidateTimeout time.Duration // how long a client waits for a check while content is stored
+	NegativeFor       time.Duration // how long a 404 is cached
 	Rules             []Rule        // for some images
-	// Hosts are the only names that are served, besides the virtual hosts of upstreams:
-	// without a port; "*.example.com" is all below it. None: whatever a request's Host is.
+	// Hosts are the names of the mirror, besides the virtual hosts of upstreams, without a
+	// port. "*.example.com" is all names below it. Empty: any name.
 	Hosts []string
-	// TrustedProxies are the addresses of load balancers whose ForwardedHeader,
-	// X-Forwarded-For or Forwarded, says who the client is. Others' is not believed.
+	// TrustedProxies are the addresses of load balancers. Their ForwardedHeader,
+	// X-Forwarded-For or Forwarded, names the client; that of others is ignored.
 	TrustedProxies  []netip.Prefix
 	ForwardedHeader string
-	// Tracer makes a span of each request, below which are those of storage and
-	// upstream. Nil: none.
+	// Tracer starts a span for each request; those of storage and upstream are below it.
+	// Nil: no tracing.
 	Tracer trace.Tracer
-	// MaxChecks is how many questions to registries run at once; zero: [DefaultChecks].
-	// Further ones are refused, and so are those of a registry, or of a client that
-	// others would lack a place for, with more than Share of them. Zero: a quarter.
+	// MaxChecks limits the concurrent checks at registries; zero: [DefaultChecks]. More are
+	// refused. Share is the part of them for one registry, and for one client while others
+	// need the rest; zero: a quarter.
 	MaxChecks int
 	Share     float64
-	// Memory is the budget for manifests and lists that are read whole; nil: it has no
-	// bound.
+	// Memory is the budget for manifests and lists that are read whole; nil: no limit.
 	Memory *bounds.Memory
-	// Unlisted makes a registry that is not configured, by the name a client
-	// used. Nil: there are none. The Proxy closes what it made.
+	// Unlisted returns a registry that is not configured, for the name that a client used.
+	// Nil: such registries are refused. The Proxy closes the registry.
 	Unlisted func(name string) (*upstream.Registry, error)
 }
 

@@ -222,7 +222,7 @@ func TestErrorTexts(t *testing.T) { // not parallel: the process has one resolve
 			for _, id := range list {
 				line := regexp.MustCompile(`(?m)^.*msg=request.* request_id=` + id + ` .*$`).FindString(log.buf.String())
 				// Under load a handshake may take too long, and once it has failed often it is not tried.
-				if !regexp.MustCompile(says[what] + "|TLS handshake timeout|not asked, for it failed").MatchString(line) {
+				if !regexp.MustCompile(says[what] + "|TLS handshake timeout|not asked: it failed").MatchString(line) {
 					t.Errorf("%s: the log does not say so of request %s: %s", what, id, line)
 				}
 			}

@@ -23,7 +23,7 @@ const maxRanges = 1024
 
 var (
 	errMalformedRange     = errors.New("malformed range")
-	errUnsatisfiableRange = errors.New("no range lies within the content")
+	errUnsatisfiableRange = errors.New("no range is within the content")
 )
 
 // parseRange reads a Range header for content of size bytes (RFC 9110, section
@@ -101,7 +101,7 @@ func limitRange(w *response, r *http.Request, b *storage.Blob) error {
 		return nil
 	}
 	if b.Size < 0 {
-		r.Header.Del("Range") // nobody knows yet what lies within
+		r.Header.Del("Range") // the length is not known yet
 		return nil
 	}
 	ranges, err := parseRange(header, b.Size)

@@ -14,7 +14,7 @@ import (
 //	/{registry}/v2/{repository}   dockerd, of a mirror's URL with a path
 //	/v2/{registry}/{repository}   podman, kaniko, BuildKit
 //	?ns={registry}                containerd, BuildKit
-//	Host: {virtual host}          whoever can be given a host only
+//	Host: {virtual host}          clients that can be configured only with a host
 //	nothing                       default_upstream
 //
 // client is who asks. Where a registry is named twice, the second time is stripped.

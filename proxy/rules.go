@@ -14,32 +14,30 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// Rule says how some images are treated. Of each setting, the first rule that
-// fits and has it decides.
+// Rule has settings for some images. For each setting, the first rule that matches and
+// has it applies.
 type Rule struct {
 	// Match are patterns of UPSTREAM/REPOSITORY, optionally with :TAG. In one
 	// part * stands for any characters; ** stands for any number of parts; [0-9]
-	// and {a,b} are as in a shell. A pattern with a tag fits manifests that are
-	// asked for by tag, and nothing else.
+	// and {a,b} are as in a shell. A pattern with a tag matches only manifests that are
+	// requested by tag.
 	Match []string
-	// Access is "allow" or "deny". Who is denied gets a 404 that says so, and
-	// no upstream is asked.
+	// Access is "allow" or "deny". A denied request gets a 404 with the reason, and no
+	// upstream is asked.
 	Access string
-	// FreshFor takes the place of [Config.FreshFor].
+	// FreshFor replaces [Config.FreshFor].
 	FreshFor *time.Duration
-	// KeepFor: what came through these repositories is dropped so long after its
-	// last use, and goes before other content when room is needed. Zero: it is
-	// kept as long as there is room.
+	// KeepFor is how long after its last use content of these repositories is evicted. It
+	// is also evicted before other content when space is needed. Zero: no limit.
 	KeepFor *time.Duration
-	// NoStore: what comes through these repositories is passed on, one download
-	// for all who ask meanwhile, and not kept.
+	// NoStore: content of these repositories is sent to clients and not stored. Concurrent
+	// requests share one download.
 	NoStore *bool
-	// OnDenied is what becomes of a tag where the upstream refuses (401 or 403) to
-	// say what it names: "keep" serves what is kept, as long as in an outage;
-	// "follow" forgets it. Empty: keep.
+	// OnDenied is for a tag that the upstream refuses (401 or 403) to resolve. "keep" serves
+	// the stored content, as long as in an outage; "follow" removes the tag. Empty: keep.
 	OnDenied string
-	// Pin: what has come through these repositories is never evicted, whatever
-	// KeepFor and NoStore say of it.
+	// Pin: content of these repositories is never evicted. KeepFor and NoStore do not apply
+	// to it.
 	Pin *bool
 }
 
@@ -66,11 +64,11 @@ func (r Rule) Validate(maxStale time.Duration) error {
 		case name == "" || !doublestar.ValidatePattern(name) || !doublestar.ValidatePattern(tag) || strings.HasSuffix(pattern, ":"):
 			return wrong(fmt.Sprintf("match[%d]", i), "%q is not a pattern; write one such as docker.io/library/* or ghcr.io/acme/**:v[0-9]*", pattern)
 		case host != canonical:
-			return wrong(fmt.Sprintf("match[%d]", i), "%q fits no image: however clients spell %s, rules know it as %s; write that", pattern, host, canonical)
+			return wrong(fmt.Sprintf("match[%d]", i), "%q matches no image: rules know %s as %s; write that name", pattern, host, canonical)
 		case name != "**" && !strings.Contains(name, "/"):
-			return wrong(fmt.Sprintf("match[%d]", i), "%q fits no image; write UPSTREAM/REPOSITORY, such as %s/**", pattern, name)
+			return wrong(fmt.Sprintf("match[%d]", i), "%q matches no image; write UPSTREAM/REPOSITORY, such as %s/**", pattern, name)
 		case tag != "" && (r.Access != "" || r.KeepFor != nil || r.NoStore != nil || r.Pin != nil):
-			return wrong(fmt.Sprintf("match[%d]", i), "%q has a tag, beside which only fresh_for and on_denied can stand: the same content can be asked for by digest; write %s", pattern, name)
+			return wrong(fmt.Sprintf("match[%d]", i), "%q has a tag, and patterns with a tag allow only fresh_for and on_denied, because clients can ask for the same content by digest; write %s", pattern, name)
 		}
 	}
 	switch {
@@ -85,11 +83,11 @@ func (r Rule) Validate(maxStale time.Duration) error {
 	case r.KeepFor != nil && *r.KeepFor < 0:
 		return wrong("keep_for", "negative; write a duration such as 24h, or 0 for no limit")
 	case r.Pins() && r.KeepFor != nil && *r.KeepFor > 0:
-		return wrong("pin", "what is pinned is not dropped, and keep_for says when it is; write one of the two")
+		return wrong("pin", "pinned content never expires; remove keep_for or pin")
 	case r.Pins() && r.NoStore != nil && *r.NoStore:
-		return wrong("pin", "what is pinned is kept, and no_store says that it is not; write one of the two")
+		return wrong("pin", "pinned content is stored; remove no_store or pin")
 	case r.Pins() && r.Access == deny:
-		return wrong("pin", "nothing comes through repositories that access denies; write one of the two")
+		return wrong("pin", "denied repositories have no content; remove access or pin")
 	case r.Access == "" && r.FreshFor == nil && r.KeepFor == nil && r.NoStore == nil && r.Pin == nil && r.OnDenied == "":
 		return wrong("match", "nothing is set for these images; add access, fresh_for, keep_for, no_store, on_denied or pin")
 	}

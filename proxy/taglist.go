@@ -38,7 +38,7 @@ func newTagList(page upstream.TagPage) tagList {
 func readTagList(ctx context.Context, body []byte) (tagList, error) {
 	var page upstream.TagPage
 	if err := bounds.Unmarshal(ctx, body, &page); err != nil {
-		return tagList{}, fmt.Errorf("read kept tag list: %w", err)
+		return tagList{}, fmt.Errorf("read stored tag list: %w", err)
 	}
 	return newTagList(page), nil
 }

@@ -123,7 +123,6 @@ func (k disk) renames() error {
 func (k disk) fills() string      { return filepath.Join(k.root, "fills") }
 func (k disk) index() string      { return filepath.Join(k.root, "index") }
 func (k disk) quarantine() string { return filepath.Join(k.root, "quarantine") }
-func (k disk) pins() string       { return filepath.Join(k.root, "pins.json") }
 
 // has reports whether the digest has a file.
 func (k disk) has(d digest.Digest) bool {
@@ -147,6 +146,23 @@ func (k disk) commit(f *os.File, p partial) error {
 	named, err := nameDurably(f, final)
 	if err != nil && named {
 		return errors.Join(err, os.Rename(final, k.partial(p))) // its name may not last
+	}
+	return err
+}
+
+// WriteFile replaces a file: a power cut leaves the one or the other, whole.
+func WriteFile(name string, content []byte) error {
+	f, err := os.OpenFile(name+".new", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	named := false
+	if _, err = f.Write(content); err == nil {
+		named, err = nameDurably(f, name)
+	}
+	err = errors.Join(err, f.Close())
+	if err != nil && !named {
+		err = errors.Join(err, os.Remove(f.Name()))
 	}
 	return err
 }

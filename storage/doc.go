@@ -174,7 +174,7 @@
 //
 // gate.mu is held for a moment, and not while its caller has a digest for itself. No file
 // or network I/O happens under gate.mu, fill.mu and accessLog.mu, but for one stat before a
-// fill starts. Store.pinning, summaries.turn, health.mu and piece.mu have no other under
+// fill starts. summaries.turn, health.mu and piece.mu have no other under
 // them but the index's own, which come last. A hit on a file takes gate.mu, accessLog.mu
 // and gate.mu; one on small content in memory takes accessLog.mu alone.
 package storage

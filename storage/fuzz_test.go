@@ -1,10 +1,7 @@
 package storage
 
 import (
-	"os"
 	"path/filepath"
-	"reflect"
-	"slices"
 	"strings"
 	"testing"
 
@@ -32,39 +29,6 @@ func FuzzFileName(f *testing.F) {
 			if rel, err := filepath.Rel(filepath.Join(k.root, folder), path); err != nil || !filepath.IsLocal(rel) || len(filepath.Base(path)) > 255 {
 				t.Errorf("%q is at %s", name, path)
 			}
-		}
-	})
-}
-
-// FuzzPins: a file of pins is read or refused; what was read is written so that it is read
-// as the same.
-func FuzzPins(f *testing.F) {
-	for _, s := range []string{`{"version":1,"pins":[{"match":"b/*","created":"2000-01-01T00:00:00Z"},{"match":"a/*","comment":"x"}]}`, `{"version":2}`, `{"version":1,"pins":null}`, `{"version":1,"pins":[{"created":"x"}]}`, `null`, `{`, ``} {
-		f.Add([]byte(s))
-	}
-	k := disk{root: f.TempDir()}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if err := os.WriteFile(k.pins(), b, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		pins, err := k.readPins()
-		if err != nil {
-			return
-		}
-		if len(pins) > mostPins || !slices.IsSortedFunc(pins, func(a, b Pin) int { return strings.Compare(a.Pattern, b.Pattern) }) {
-			t.Errorf("%q: %+v", b, pins)
-		}
-		for i := range pins {
-			if y := pins[i].Created.Year(); y < 0 || y > 9999 {
-				return // encoding/json writes no such time
-			}
-		}
-		if err := k.writePins(pins); err != nil {
-			t.Fatal(err)
-		}
-		again, err := k.readPins()
-		if err != nil || len(again) != len(pins) || len(pins) > 0 && !reflect.DeepEqual(again, pins) {
-			t.Errorf("%+v became %+v, %v", pins, again, err)
 		}
 	})
 }

@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -166,71 +164,5 @@ func TestTop(t *testing.T) {
 				t.Errorf("order %d, %d of %d: %d others", order, most, len(all), len(got.picked))
 			}
 		}
-	}
-}
-
-// Pins are read again, and a file that makes no sense is put aside.
-func TestPinFile(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	fits := func(c *Config) {
-		c.PinFits = func(pattern, upstream, repository string) bool { return pattern == upstream+"/"+repository }
-		c.MaxSize = Size{Bytes: 64 << 10}
-	}
-	s := openStore(t, dir, fits)
-	kept := put(t, s, 1, 30_000, 1, false)
-	if added, err := s.Pin(Pin{Pattern: "u/r"}); err != nil || !added {
-		t.Fatal(added, err)
-	}
-	if added, err := s.Pin(Pin{Pattern: "u/r"}); err != nil || added {
-		t.Fatal(added, err)
-	}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	s = openStore(t, dir, fits)
-	s.ledger.loaded(t.Context())
-	if s.evictor.reserve(60 << 10) {
-		t.Error("room was made of what is pinned")
-	}
-	if removed, err := s.Unpin("u/r"); err != nil || !removed {
-		t.Fatal(removed, err)
-	}
-	s.evictor.turn <- struct{}{}
-	s.evictor.lookAgain = time.Time{}
-	<-s.evictor.turn
-	if !s.evictor.reserve(60 << 10) {
-		t.Error("no room was made")
-	}
-	s.space.release(60 << 10)
-	if _, err := s.Blob(kept); err == nil {
-		t.Error("it is still here")
-	}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	for _, text := range []string{"{", `{"version": 2}`, `[]`, ""} {
-		if err := os.WriteFile(filepath.Join(dir, "pins.json"), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		s = openStore(t, dir, fits)
-		if n := len(s.Pins()); n != 0 {
-			t.Errorf("%q: %d pins", text, n)
-		}
-		if got, err := os.ReadFile(filepath.Join(dir, "pins.json.damaged")); err != nil || string(got) != text {
-			t.Errorf("%q put aside as %q, %v", text, got, err)
-		}
-		if err := s.Close(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	s = openStore(t, dir, fits)
-	full := make([]Pin, mostPins)
-	for n := range full {
-		full[n] = Pin{Pattern: fmt.Sprintf("p%04d", n)}
-	}
-	s.pinned.Store(&full)
-	if _, err := s.Pin(Pin{Pattern: "x"}); err == nil {
-		t.Error("one too many")
 	}
 }

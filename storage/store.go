@@ -42,8 +42,6 @@ type Config struct {
 	Listed func(upstream string) bool
 	// Pinned: see [Store.SetPinned].
 	Pinned func(upstream, repository string) bool
-	// PinFits says whether a pattern of [Store.Pin] is of a repository. Nil: none is.
-	PinFits func(pattern, upstream, repository string) bool
 	// ScrubEvery is the time in which every blob is read again and compared with
 	// its digest; 0: never. It is longer where there is more than can be read in it.
 	ScrubEvery time.Duration
@@ -70,10 +68,6 @@ type Store struct {
 	stop      context.CancelCauseFunc
 	running   sync.WaitGroup                                         // fills, maintenance and scrub
 	pins      atomic.Pointer[func(upstream, repository string) bool] // see SetPinned
-
-	pinFits func(pattern, upstream, repository string) bool
-	pinning sync.Mutex            // held by the one that changes pins and their file
-	pinned  atomic.Pointer[[]Pin] // at run time; what it points to never changes
 }
 
 // Open opens or creates the folder in cfg.Path. It returns as soon as blobs can
@@ -107,8 +101,6 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 		slots: newSlots(cfg.MaxFills, cfg.Share), buffers: newPieceBuffers(),
 		ctx: ctx, stop: stop,
 		gate: newGate(),
-
-		pinFits: cfg.PinFits,
 	}
 	s.index = index.Open(index.Config{Dir: k.index(), Max: cfg.MaxIndex, Pinned: s.Pinned, Rest: rest}, m.index, log)
 	s.ledger = newLedger(s.index, m)
@@ -128,7 +120,6 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	m.disk.Store(&s.disk)
 	s.SetListed(cfg.Listed)
 	s.SetPinned(cfg.Pinned)
-	s.loadPins()
 	if err := k.partials(func(_ partial, info fs.FileInfo) { s.space.grow(blocks(info.Size())) }); err != nil {
 		log.Warn("cannot list partial downloads", "error", err)
 	}

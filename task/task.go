@@ -1,6 +1,6 @@
-// Package task puts a boundary round the work of each goroutine: a panic ends that
-// work, is reported with its stack, and ends nothing else. A request, a download or a
-// check may meet unexpected input; the process goes on for all others.
+// Package task isolates panics. A panic ends the work of its goroutine, such as a
+// request, a download or a check, and is reported with its stack. The process continues
+// with all other work.
 package task
 
 import (

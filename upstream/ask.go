@@ -208,7 +208,7 @@ func (a *account) spent(op string) error {
 	if left == 0 {
 		return nil
 	}
-	resting := a.endpoint.registry.fail(op, ErrRateLimited, "not asked, for the rate limit is spent")
+	resting := a.endpoint.registry.fail(op, ErrRateLimited, "not asked: the rate limit is spent")
 	resting.RetryAfter = left
 	return resting
 }
@@ -285,7 +285,7 @@ func (r *Registry) redirectTarget(op string, base, from *url.URL, location strin
 	u, err := from.Parse(location)
 	switch {
 	case err != nil || !validHost(u.Host):
-		return nil, r.fail(op, ErrInvalid, "redirect to something that is no URL")
+		return nil, r.fail(op, ErrInvalid, "redirect to an invalid URL")
 	case u.User != nil:
 		return nil, r.fail(op, ErrInvalid, "redirect with a user name").because(errors.New("to " + u.Host))
 	case u.Scheme == "https", u.Scheme == "http" && (base.Scheme == "http" || byDigest && r.cfg.AllowHTTPRedirects):
@@ -294,7 +294,7 @@ func (r *Registry) redirectTarget(op string, base, from *url.URL, location strin
 	}
 	hint := ""
 	if u.Scheme == "http" && byDigest {
-		hint = ": if what it sends may come in the clear, set " + r.cfg.key("allow_http_redirects") + ": true"
+		hint = ": to allow content over plain http, set " + r.cfg.key("allow_http_redirects") + ": true"
 	}
 	return nil, r.fail(op, ErrInvalid, "redirect from %s to %s is not followed%s", base.Scheme, printable(u.Scheme, 16), hint).because(errors.New("to " + u.Host))
 }

@@ -22,7 +22,7 @@ import (
 type account struct {
 	endpoint *endpoint
 	key      string      // of the configuration, which says where its credential is
-	source   credentials // nil: nobody's account, which is anonymous
+	source   credentials // nil: anonymous
 	budget   *budget
 	tokens   *tokens
 	flight   singleflight.Group // one request per tokenKey
@@ -132,7 +132,7 @@ func (a *account) renewBasic(ctx context.Context, q query, sent authorization) (
 		if a.source == nil {
 			return authorization{hint: hint{text: a.key + " is not set"}}, nil
 		}
-		return authorization{hint: hint{a.key + " holds nothing for it", "it is " + a.endpoint.base.Host}}, nil
+		return authorization{hint: hint{a.key + " has no credential for the registry", "it is " + a.endpoint.base.Host}}, nil
 	}
 	next := basicAuthorization(base64.StdEncoding.EncodeToString([]byte(cred.Username + ":" + cred.Password)))
 	if next.header == sent.header {
@@ -250,7 +250,7 @@ func (a *account) realm(c challenge) (u *url.URL, credentialed bool, refused hin
 	r, base := a.endpoint.registry, a.endpoint.base
 	u, err = url.Parse(c.realm)
 	if err != nil || u.User != nil || !validHost(u.Host) || u.Scheme != "https" && u.Scheme != "http" {
-		return nil, false, hint{}, r.fail(opToken, ErrInvalid, "the token realm is no http or https URL")
+		return nil, false, hint{}, r.fail(opToken, ErrInvalid, "the token realm is not an http or https URL")
 	}
 	if u.Scheme == "http" && base.Scheme == "https" {
 		return nil, false, hint{}, r.fail(opToken, ErrInvalid, "an https registry names an http token realm").because(errors.New(u.Host))
@@ -263,7 +263,7 @@ func (a *account) realm(c challenge) (u *url.URL, credentialed bool, refused hin
 	}) {
 		return u, true, hint{}, nil
 	}
-	return u, false, hint{"the credential was not sent to the token server: if that may have it, set " + r.cfg.key("token_realms"), fmt.Sprintf("[%q]", u.Host)}, nil
+	return u, false, hint{"the credential was not sent to the token server; to allow that, set " + r.cfg.key("token_realms"), fmt.Sprintf("[%q]", u.Host)}, nil
 }
 
 // credential is what the account may show; empty where it has nothing for
@@ -287,7 +287,7 @@ func (a *account) credential(ctx context.Context, op string) (authn.AuthConfig, 
 }
 
 // credentialFailed counts that the credential of the account at key could not be
-// had, and logs it where nobody gets the error: while an older one still serves.
+// had, and logs it if no caller gets the error: while an older one is still valid.
 func (r *Registry) credentialFailed(key string) func(err error, serves bool) {
 	failures := r.metrics.credentials.WithLabelValues(r.cfg.label())
 	return func(err error, serves bool) {

@@ -23,9 +23,8 @@ var (
 // little to each of 64 downloads has 280 kbit/s. Who has one sets a longer time.
 const leastProgress = 16 << 10
 
-// body is a response body that fails rather than waits for ever: a silence
-// while somebody reads closes the connection, and so does a trickle. A reader
-// that is slow itself is nobody's failure.
+// body is a response body with a progress deadline. A pause or a trickle closes the
+// connection while a caller reads. Time in which no caller reads does not count.
 type body struct {
 	rc       io.ReadCloser
 	ctx      context.Context // the caller's
@@ -38,8 +37,8 @@ type body struct {
 	whole    *time.Timer   // bounds the whole body; nil for blobs
 	waited   time.Duration // by reads since the last leastProgress
 	brought  int64         // meanwhile
-	tooSlow  func()        // told of a silence or trickle; nil: nobody
-	broke    func()        // told when it breaks; nil: nobody
+	tooSlow  func()        // called after a pause or trickle; may be nil
+	broke    func()        // called when it breaks; may be nil
 	from     *endpoint     // the URL that answered; nil for tokens and pings
 
 	fetched prometheus.Counter // nil until the answer is accepted

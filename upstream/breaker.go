@@ -21,10 +21,10 @@ const (
 )
 
 // errNotAsked: a breaker is open.
-var errNotAsked = fmt.Errorf("%w: not asked, for it failed %d times in a row", ErrUnavailable, breakerFailures)
+var errNotAsked = fmt.Errorf("%w: not asked: it failed %d times in a row", ErrUnavailable, breakerFailures)
 
 // errIgnored tells a breaker that an outcome says nothing of what it stands for.
-var errIgnored = errors.New("it had no part in it")
+var errIgnored = errors.New("not counted")
 
 type breaker = gobreaker.TwoStepCircuitBreaker[struct{}]
 

@@ -103,7 +103,7 @@ func (b *budget) limitedLocked(op string, h http.Header) {
 // rest lets op rest from now on. The caller holds b.mu.
 func (b *budget) rest(op string, r rest) {
 	if now := time.Now(); now.After(b.rests[op].until) {
-		b.log.Warn("rate limit spent; what is kept is served", "op", op, "seconds", r.until.Sub(now).Seconds())
+		b.log.Warn("rate limit spent; serving stored content", "op", op, "seconds", r.until.Sub(now).Seconds())
 	}
 	b.rests[op] = r
 }

@@ -38,7 +38,7 @@ func hosts(registry string, base *url.URL) []string {
 
 // unfit says that a keychain is not for any of hosts.
 func unfit(hosts []string, name, fits string) error {
-	return fmt.Errorf("%s is for %s, which %s is not: remove it, or set username or docker_config", name, fits, strings.Join(hosts, " or "))
+	return fmt.Errorf("%s is for %s, and %s is not one: remove it, or set username or docker_config", name, fits, strings.Join(hosts, " or "))
 }
 
 // once is an http.Transport for what is asked a few times a day.
@@ -71,7 +71,7 @@ func told(ctx context.Context, err error) error {
 }
 
 // errUntold stands for an error that may quote a secret.
-var errUntold = errors.New("failed, and why is not told, for it may hold a secret")
+var errUntold = errors.New("failed; the reason is withheld because it may contain a secret")
 
 var (
 	oauthCode = regexp.MustCompile(`^[a-zA-Z_]{1,40}$`)

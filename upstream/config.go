@@ -15,43 +15,42 @@ import (
 
 // Config describes one registry.
 type Config struct {
-	// Name is the registry's name as clients say it: "docker.io".
+	// Name is the registry's name for clients: "docker.io".
 	Name string
-	// URLs are the base URLs, asked in order: mirrors first, the registry
-	// itself last, for only the last one's 404 is final. A path is put before /v2; what
-	// follows a /v2 in it is put before the name of each repository.
+	// URLs are the base URLs in the order of requests: mirrors first, the registry itself
+	// last, because only a 404 of the last one is final. A path is inserted before /v2; the
+	// part after /v2, if the path has one, before the name of each repository.
 	URLs []string
-	// Accounts are used in turn, and rested when their quota is spent. What they
-	// hold may be sent to the origin of each of the URLs and to the token realms
-	// below, and nowhere else. None: the registry is asked anonymously.
+	// Accounts are used in turn, and pause when their quota is spent. Their credentials are
+	// sent only to the origins of the URLs and to the token realms below. Empty: requests
+	// are anonymous.
 	Accounts []Account
-	// CAFile holds PEM certificates, trusted besides the system's roots.
+	// CAFile has PEM certificates that are trusted besides the system's roots.
 	CAFile string
-	// TokenRealms are hosts (host, or host:port where the port is not the
-	// scheme's own) besides the registry's own that may be sent the credential.
+	// TokenRealms are hosts, besides the registry's own, that may get the credential: host,
+	// or host:port if the port is not the default one of the scheme.
 	TokenRealms []string
-	// AllowAddresses may be reached though they are private or the like. Those
-	// that URLs hold as literal addresses need not be among them.
+	// AllowAddresses are private or similar addresses that may be reached. Literal addresses
+	// in URLs are allowed without it.
 	AllowAddresses []netip.Prefix
-	// Private lets the hosts that URLs and TokenRealms name be at private
-	// addresses (RFC 1918, 4193, 6598) too: an operator who writes down
-	// registry.corp means the one within.
+	// Private allows private addresses (RFC 1918, 4193, 6598) for the hosts in URLs and
+	// TokenRealms, because an operator who writes registry.corp means an internal host.
 	Private bool
-	// AllowHTTPRedirects lets an https registry redirect to http for content by digest.
-	// No credential goes along.
+	// AllowHTTPRedirects allows an https registry to redirect to http for content by digest.
+	// Such a request has no credential.
 	AllowHTTPRedirects bool
-	// Dial, where it is not nil, makes connections in place of the machine's network,
-	// whose addresses alone the policy judges.
+	// Dial, if not nil, makes the connections. The address policy applies only to
+	// connections through the machine's network.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
-	// Unlisted: the name is a client's, not the operator's. Its URL allows no
-	// address, errors tell none, and its metrics stand under UnlistedLabel.
+	// Unlisted: a client chose the name, not the operator. Its URL does not allow an
+	// address, its errors show no address, and its metrics have the label UnlistedLabel.
 	Unlisted bool
-	// RaceAfter: content by digest is asked of another of the URLs too when one
-	// has not begun to answer for so long. Zero: never. Tags are never raced, for
-	// the URLs may differ on them.
+	// RaceAfter is how long one URL may take to begin its answer for content by digest
+	// before another URL is asked too. Zero: no other is asked. Tags are never raced,
+	// because the URLs may differ on them.
 	RaceAfter time.Duration
-	// MaxConnections per upstream host. Blob downloads use at most 7/8 of them, so
-	// that a tag can be checked while they run, and no repository all of them.
+	// MaxConnections limits the connections to each host. Blob downloads use at most 7/8 of
+	// them, so that tags can be checked while they run. No repository uses all of them.
 	MaxConnections int
 	Timeouts       Timeouts
 }
@@ -59,13 +58,12 @@ type Config struct {
 // Account is one of: Username with Password or PasswordFile, DockerConfig, or Keychain.
 type Account struct {
 	Username, Password string
-	// PasswordFile is read again whenever a token is fetched.
+	// PasswordFile is read for each token request.
 	PasswordFile string
-	// DockerConfig is the path of a docker config.json, in which the entry of
-	// the URL's host counts. It may name credential helpers, found in PATH.
+	// DockerConfig is the path of a docker config.json with an entry for the URL's host. It
+	// may name credential helpers, which must be in PATH.
 	DockerConfig string
-	// Keychain is "ecr", "google" or "azure": the account of the machine or
-	// workload that cachalot runs as.
+	// Keychain is "ecr", "google" or "azure": the account of the machine or workload.
 	Keychain string
 }
 
@@ -83,19 +81,18 @@ func (a Account) key() string {
 	}
 }
 
-// Timeouts bound the steps of a request; nothing bounds a whole blob. Zero
-// means the default: 5s, 10s, 20s, 30s.
+// Timeouts limit the steps of a request; a whole blob has no limit. Zero is the default:
+// 5s, 10s, 20s, 30s.
 type Timeouts struct {
 	Dial, TLSHandshake, ResponseHeader time.Duration
-	// Progress is the longest silence inside a body, and how long a reader may
-	// have to wait for 16 KiB of it.
+	// Progress limits the pauses inside a body, and the time for 16 KiB of it.
 	Progress time.Duration
 }
 
 const defaultMaxConnections = 64
 
-// UnlistedLabel stands for all unlisted registries in the metrics, where
-// clients must not make new values.
+// UnlistedLabel is the label of all unlisted registries in the metrics, so that clients
+// cannot create label values.
 const UnlistedLabel = "unlisted"
 
 func (c Config) label() string {
@@ -125,7 +122,7 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// KeyError is what is wrong with the value of a key of the configuration.
+// KeyError is a wrong value of a configuration key.
 type KeyError struct {
 	Key string // in full, such as "upstreams.quay.io.url"
 	Err error  // what is wrong, and what to write instead
@@ -135,8 +132,8 @@ func (e *KeyError) Error() string { return e.Key + ": " + e.Err.Error() }
 
 func (e *KeyError) Unwrap() error { return e.Err }
 
-// Validate returns what is wrong with the values, as far as no file has to be read for
-// it, nor the registry asked. It never repeats what may be a secret.
+// Validate returns the wrong values. It reads no file and sends no request. Its errors
+// never contain a value that may be a secret.
 func (c Config) Validate() (wrong []*KeyError) {
 	fail := func(key, format string, args ...any) {
 		wrong = append(wrong, &KeyError{key, fmt.Errorf(format, args...)})
@@ -228,13 +225,13 @@ func (c Config) roots() (*x509.CertPool, error) {
 		pool = x509.NewCertPool() // no system roots, as in a scratch image
 	}
 	if !pool.AppendCertsFromPEM(pem) {
-		return nil, &KeyError{key, fmt.Errorf("%s holds no PEM certificate", c.CAFile)}
+		return nil, &KeyError{key, fmt.Errorf("%s has no PEM certificate", c.CAFile)}
 	}
 	return pool, nil
 }
 
-// parseBase parses a base URL. Its errors never repeat it: somebody may have put a
-// password into it.
+// parseBase parses a base URL. Its errors never contain the URL, which may have a
+// password.
 func parseBase(raw string) (*url.URL, error) {
 	u, err := url.Parse(raw)
 	switch {
@@ -247,16 +244,16 @@ func parseBase(raw string) (*url.URL, error) {
 	case !validHost(u.Host):
 		return nil, errors.New("no host in the URL; write one such as https://registry-1.docker.io")
 	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
-		return nil, fmt.Errorf("a URL with ? or #; write the address alone, such as https://%s", u.Host)
+		return nil, fmt.Errorf("the URL has ? or #; write the address alone, such as https://%s", u.Host)
 	}
 	for s := range strings.SplitSeq(strings.Trim(u.Path, "/"), "/") {
 		if s == "." || s == ".." {
-			return nil, errors.New("a URL with . or .. in its path; write the path that it leads to")
+			return nil, errors.New("the URL has . or .. in its path; write the path without them")
 		}
 	}
 	u.Path = strings.TrimRight(u.Path, "/")
 	if _, prefix := splitBase(u.Path); strings.HasSuffix(u.Path, "/v2") || strings.Contains(prefix+"/", "/v2/") {
-		return nil, errors.New("/v2 at the end of the URL; write what stands before it, for /v2 is added")
+		return nil, errors.New("/v2 at the end of the URL; remove it, because it is added")
 	}
 	u.RawPath = ""
 	return u, nil

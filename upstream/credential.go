@@ -56,9 +56,9 @@ func (a Account) validate() (key string, err error) {
 	case a.Password != "" && a.PasswordFile != "":
 		return "password_file", errors.New("given along with password; keep one of the two")
 	case a.Username == "":
-		return "username", errors.New("missing beside the password; write the user it belongs to, or remove the password")
+		return "username", errors.New("missing, although a password is given; write the user, or remove the password")
 	case a.Password == "" && a.PasswordFile == "":
-		return "username", errors.New("given without a password; add password or password_file, or remove it")
+		return "username", errors.New("without a password; add password or password_file, or remove it")
 	case strings.Contains(a.Username, ":"):
 		return "username", errors.New("a colon in it; write the user name alone (RFC 7617 allows no colon there)")
 	case a.PasswordFile != "":
@@ -120,7 +120,7 @@ func (a Account) ask(context.Context) (granted, error) {
 
 const (
 	// maxAsking bounds one question, or callers who keep coming would wait for
-	// one that hangs for ever.
+	// one that never ends.
 	maxAsking = time.Minute
 	// maxRenewal is what a caller waits for a new credential, while the old one
 	// still does, and renewalPause how long it does without one that failed.
@@ -129,8 +129,8 @@ const (
 )
 
 // shared asks once for all who want a credential at the same time, and keeps
-// what may be kept. The question lives as long as somebody waits for it; a
-// second one is not asked before it has ended, so that no more than one hangs.
+// what may be kept. The request lives while a caller waits for it. The next one begins
+// after it has ended, so that at most one hangs.
 type shared struct {
 	ask    asker
 	failed func(err error, serves bool)
@@ -197,8 +197,8 @@ func (s *shared) wait(ctx context.Context, seen granted) (authn.AuthConfig, erro
 	}
 }
 
-// errGivenUp ends a question that nobody waits for any more.
-var errGivenUp = errors.New("nobody waits for it")
+// errGivenUp ends a request for which no caller waits.
+var errGivenUp = errors.New("no caller waits for it")
 
 func (s *shared) join(seen granted) (*question, authn.AuthConfig) {
 	s.mu.Lock()

@@ -19,8 +19,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 )
 
-// newDockerConfig asks a docker config.json, read anew each time, for what it
-// has for base. That its helper can be run is checked now: a file that was
+// newDockerConfig gets the credential for base from a docker config.json, which is read
+// each time. That its helper can be run is checked now: a file that was
 // copied from a desktop names one that is not here.
 func newDockerConfig(file string, base *url.URL) (asker, error) {
 	c, err := readDockerConfig(file)
@@ -30,7 +30,7 @@ func newDockerConfig(file string, base *url.URL) (asker, error) {
 	names := dockerNames(base)
 	if helper, server := helperFor(c, names); helper != "" {
 		if _, err := exec.LookPath(helperPrefix + helper); err != nil {
-			return nil, fmt.Errorf("%s has %s ask a program: %w; install it, or write the credential under auths", file, server, err)
+			return nil, fmt.Errorf("%s uses a program for %s: %w; install it, or write the credential under auths", file, server, err)
 		}
 	}
 	return func(ctx context.Context) (granted, error) {
@@ -58,7 +58,7 @@ func readDockerConfig(file string) (*configfile.ConfigFile, error) {
 	}
 	c, err := parseDockerConfig(b)
 	if err != nil {
-		return nil, fmt.Errorf("%s is no docker config.json: %w", file, err)
+		return nil, fmt.Errorf("%s is not a docker config.json: %w", file, err)
 	}
 	return c, nil
 }
@@ -75,15 +75,15 @@ func parseDockerConfig(b []byte) (*configfile.ConfigFile, error) {
 	case isSyntax:
 		return nil, fmt.Errorf("not JSON at byte %d", syntax.Offset)
 	case isShape:
-		return nil, fmt.Errorf("a value of another type than docker's at byte %d", shape.Offset)
+		return nil, fmt.Errorf("a value of the wrong type at byte %d", shape.Offset)
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return nil, errors.New("its end is missing")
+		return nil, errors.New("the end of the file is missing")
 	case err != nil:
-		return nil, errors.New("an auth in it is not the base64 of user:password")
+		return nil, errors.New("an auth is not the base64 of user:password")
 	}
 	for _, helper := range append(slices.Collect(maps.Values(c.CredentialHelpers)), c.CredentialsStore) {
 		if !isHelper(helper) {
-			return nil, fmt.Errorf("%q is no name of a credential helper: write NAME for the program docker-credential-NAME", printable(helper, 64))
+			return nil, fmt.Errorf("%q is not the name of a credential helper: write NAME for the program docker-credential-NAME", printable(helper, 64))
 		}
 	}
 	return c, nil

@@ -111,7 +111,7 @@ func TestDockerConfigAgain(t *testing.T) {
 	write(t, file, auths("r.test"))
 	wantGot(t, c, authn.AuthConfig{Username: "r.test", Password: canary})
 	write(t, file, `{"auths": {"r.test": {"password": "`+canary+`"`)
-	wantFailed(t, c, file, "its end is missing")
+	wantFailed(t, c, file, "the end of the file is missing")
 	if err := os.Remove(file); err != nil {
 		t.Fatal(err)
 	}
@@ -141,15 +141,15 @@ func TestDockerConfigRefused(t *testing.T) {
 		{"empty", " \n", "it is empty"},
 		{"not JSON", canary, "not JSON at byte 1"},
 		{"YAML", "auths:\n  r.test:\n    password: " + canary, "not JSON at byte 1"},
-		{"cut off", `{"auths": {"r.test": {"password": "` + canary, "its end is missing"},
-		{"a list", `["` + canary + `"]`, "another type than docker's at byte 1"},
-		{"a text for the entry", `{"auths": {"r.test": "` + canary + `"}}`, "another type than docker's"},
-		{"a number for the password", `{"auths": {"r.test": {"password": 1}}}`, "another type than docker's"},
+		{"cut off", `{"auths": {"r.test": {"password": "` + canary, "the end of the file is missing"},
+		{"a list", `["` + canary + `"]`, "a value of the wrong type at byte 1"},
+		{"a text for the entry", `{"auths": {"r.test": "` + canary + `"}}`, "a value of the wrong type"},
+		{"a number for the password", `{"auths": {"r.test": {"password": 1}}}`, "a value of the wrong type"},
 		{"no base64", `{"auths": {"r.test": {"auth": "` + canary + `"}}}`, "not the base64 of user:password"},
 		{"no colon", `{"auths": {"r.test": {"auth": "` + base64.StdEncoding.EncodeToString([]byte(canary)) + `"}}}`, "not the base64 of user:password"},
-		{"a path as helper", `{"credHelpers": {"r.test": "../../bin/sh"}}`, `"../../bin/sh" is no name of a credential helper`},
-		{"a path as store", `{"credsStore": "/bin/sh"}`, `"/bin/sh" is no name of a credential helper`},
-		{"a space in a helper", `{"credsStore": "a b"}`, `"a b" is no name`},
+		{"a path as helper", `{"credHelpers": {"r.test": "../../bin/sh"}}`, `"../../bin/sh" is not the name of a credential helper`},
+		{"a path as store", `{"credsStore": "/bin/sh"}`, `"/bin/sh" is not the name of a credential helper`},
+		{"a space in a helper", `{"credsStore": "a b"}`, `"a b" is not the name`},
 		{"a helper that is not here", `{"credsStore": "cachalot-none"}`, "docker-credential-cachalot-none"},
 		{"too long", `{"a": "` + strings.Repeat("x", maxDockerConfig) + `"}`, "is longer than"},
 	} {
@@ -170,8 +170,8 @@ func FuzzDockerConfig(f *testing.F) {
 	f.Add(`{"auths": null}`, "https://[::1]")
 	f.Add(`{"auths": {"r.test": {"auth": "AA=="}}}`, "https://r.test")
 	f.Add(`{"auths": {"": {"auth": "YTpi"}, "https://": {}}}`, "https://a")
-	told := regexp.MustCompile(`^(it is empty|not JSON at byte [0-9]+|a value of another type than docker's at byte [0-9]+|its end is missing|` +
-		`an auth in it is not the base64 of user:password|".*" is no name of a credential helper: write NAME for the program docker-credential-NAME)$`)
+	told := regexp.MustCompile(`^(it is empty|not JSON at byte [0-9]+|a value of a value of the wrong type at byte [0-9]+|its end is missing|` +
+		`an auth is not the base64 of user:password|".*" is not the name of a credential helper: write NAME for the program docker-credential-NAME)$`)
 	f.Fuzz(func(t *testing.T, content, base string) {
 		c, err := parseDockerConfig([]byte(content))
 		if err != nil {

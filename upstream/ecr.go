@@ -42,7 +42,7 @@ func newECR(registry string, base *url.URL, _ http.RoundTripper) (asker, error) 
 	return nil, unfit(own, "ecr", "ACCOUNT.dkr.ecr.REGION.amazonaws.com and public.ecr.aws")
 }
 
-// askECR reads AWS's configuration anew, so that what has changed in it counts.
+// askECR reads AWS's configuration each time, so that a change has effect.
 func askECR(ctx context.Context, r *api.Registry) (granted, error) {
 	options := []func(*config.LoadOptions) error{
 		config.WithLogger(logging.Nop{}),
@@ -70,7 +70,7 @@ func askECR(ctx context.Context, r *api.Registry) (granted, error) {
 	userPassword, err := base64.StdEncoding.DecodeString(token)
 	user, password, ok := strings.Cut(string(userPassword), ":")
 	if err != nil || !ok || user == "" || password == "" {
-		return granted{}, errors.New("ask ECR for a password: there is none in its answer")
+		return granted{}, errors.New("ask ECR for a password: the answer has none")
 	}
 	return lasting(authn.AuthConfig{Username: user, Password: password}, expires, ecrEarly), nil
 }

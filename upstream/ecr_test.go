@@ -119,12 +119,12 @@ func TestKeychainECRFails(t *testing.T) {
 			"with the request", 400, refusal("InvalidSignatureException", "No match.\n\nThe Canonical String should have been\nx-amz-security-token:session-"+canary),
 			"ask ECR for a password: InvalidSignatureException: No match.",
 		},
-		{"with no data", 200, `{"authorizationData": []}`, "there is none in its answer"},
-		{"with nothing", 200, `{}`, "there is none in its answer"},
-		{"with no base64", 200, `{"authorizationData": [{"authorizationToken": "` + canary + `"}]}`, "there is none in its answer"},
-		{"with no colon", 200, ecrAnswer(false, canary, time.Now()), "there is none in its answer"},
-		{"with no user", 200, ecrAnswer(false, ":"+canary, time.Now()), "there is none in its answer"},
-		{"with no password", 200, ecrAnswer(false, "AWS:", time.Now()), "there is none in its answer"},
+		{"with no data", 200, `{"authorizationData": []}`, "the answer has none"},
+		{"with nothing", 200, `{}`, "the answer has none"},
+		{"with no base64", 200, `{"authorizationData": [{"authorizationToken": "` + canary + `"}]}`, "the answer has none"},
+		{"with no colon", 200, ecrAnswer(false, canary, time.Now()), "the answer has none"},
+		{"with no user", 200, ecrAnswer(false, ":"+canary, time.Now()), "the answer has none"},
+		{"with no password", 200, ecrAnswer(false, "AWS:", time.Now()), "the answer has none"},
 		{"with no JSON", 200, canary, "ask ECR for a password: "},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

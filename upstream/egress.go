@@ -103,15 +103,15 @@ type refusal struct {
 // public is what of it is no news to the client that named the host.
 func (r *refusal) public() string {
 	if !r.address.IsValid() {
-		return "it leads to a number in place of a name"
+		return "the host is a number, not a name"
 	}
-	return "it leads to an address that may not be reached, unless " + r.key + " has it"
+	return "the address is not allowed unless " + r.key + " has it"
 }
 
 func (r *refusal) Error() string {
 	host := printable(r.host, 255)
 	if !r.address.IsValid() {
-		return fmt.Sprintf("%s is refused: a number in place of a name, which a proxy may take for an address", host)
+		return fmt.Sprintf("%s is refused: a number instead of a name, which a proxy may read as an address", host)
 	}
 	finding := host + " resolves to " + r.address.String() + ", " + r.class
 	switch bareHost(r.host) {
@@ -183,7 +183,7 @@ func (e *egress) dial(ctx context.Context, network, address string) (net.Conn, e
 	judge := func(resolved string) error {
 		to, err := netip.ParseAddrPort(resolved)
 		if err != nil {
-			return fmt.Errorf("judge an address: %w", err)
+			return fmt.Errorf("check an address: %w", err)
 		}
 		class := e.judge(host, to.Addr())
 		mu.Lock()
@@ -211,7 +211,7 @@ func (e *egress) dial(ctx context.Context, network, address string) (net.Conn, e
 	mu.Lock()
 	defer mu.Unlock()
 	if tried { // the error is that of the first address, and says nothing of this one
-		return nil, fmt.Errorf("dial %s: no answer from the address that may be reached", host)
+		return nil, fmt.Errorf("dial %s: no answer from the allowed address", host)
 	}
 	return nil, refused
 }

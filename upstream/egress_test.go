@@ -112,9 +112,9 @@ func wantRefused(t *testing.T, err error, j *journal, want string) {
 		return
 	}
 	// Which address it is, and of what kind, is for the log.
-	told := strings.TrimPrefix(e.Public(), "registry.test: "+e.Op+": invalid answer from upstream: it leads to ")
-	if told != "an address that may not be reached, unless upstreams.registry.test.allow_addresses has it; the mirror's log says why" &&
-		told != "a number in place of a name; the mirror's log says why" {
+	told := strings.TrimPrefix(e.Public(), "registry.test: "+e.Op+": invalid answer from upstream: ")
+	if told != "the address is not allowed unless upstreams.registry.test.allow_addresses has it; the mirror's log says why" &&
+		told != "the host is a number, not a name; the mirror's log says why" {
 		t.Errorf("clients are told %q", e.Public())
 	}
 	if n := strings.Count(j.String(), "level=WARN msg=\"egress refused\" upstream=registry.test"); n != 1 {

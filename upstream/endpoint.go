@@ -24,7 +24,7 @@ type endpoint struct {
 	root     string // the path before /v2
 	prefix   string // of each repository, which clients do not see: "dockerhub/"
 	origin   string
-	accounts []*account // at least one, which may be nobody's
+	accounts []*account // at least one, which may be anonymous
 
 	first  sync.Once     // starts the ping
 	met    chan struct{} // closed when the ping is over, whatever came of it

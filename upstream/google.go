@@ -38,9 +38,9 @@ func newGoogle(registry string, base *url.URL, _ http.RoundTripper) (asker, erro
 	return askGoogle, nil
 }
 
-// askGoogle finds the application default credentials anew, so that a file that
-// has changed counts. The metadata server is not left to the oauth2 package,
-// which remembers for ever that it did not answer once, and ignores ctx.
+// askGoogle finds the application default credentials each time, so that a changed file
+// has effect. The oauth2 package is not used for the metadata server: it caches one
+// missing answer until the process ends, and ignores ctx.
 func askGoogle(ctx context.Context) (granted, error) {
 	file, err := googleFile()
 	var t *oauth2.Token
@@ -87,7 +87,7 @@ func googleFileToken(ctx context.Context, file string) (*oauth2.Token, error) {
 	ctx = context.WithValue(ctx, oauth2.HTTPClient, &http.Client{Transport: server})
 	found, err := google.FindDefaultCredentials(ctx, googleScope)
 	if err != nil {
-		return failed(errors.New("it is not a credentials file that can be used"))
+		return failed(errors.New("not a usable credentials file"))
 	}
 	t, err := found.TokenSource.Token()
 	if err == nil {
@@ -128,7 +128,7 @@ func googleMetadataToken(ctx context.Context) (*oauth2.Token, error) {
 	text, err := metadata.NewClient(&http.Client{Transport: direct}).
 		GetWithContext(ctx, "instance/service-accounts/default/token?"+url.Values{"scopes": {googleScope}}.Encode())
 	if _, ok := errors.AsType[metadata.NotDefinedError](err); ok {
-		return failed(errors.New("there is no service account"))
+		return failed(errors.New("no service account"))
 	}
 	if answer, ok := errors.AsType[*metadata.Error](err); ok {
 		return failed(fmt.Errorf("it answered %d", answer.Code))
@@ -153,7 +153,7 @@ func googleToken(b []byte) (*oauth2.Token, error) {
 		ExpiresIn   int64  `json:"expires_in"`
 	}
 	if json.Unmarshal(b, &wire) != nil || wire.AccessToken == "" {
-		return nil, errors.New("there is no token in its answer")
+		return nil, errors.New("the answer has no token")
 	}
 	life := min(max(wire.ExpiresIn, 0), int64(maxTokenLife/time.Second))
 	return &oauth2.Token{AccessToken: wire.AccessToken, Expiry: time.Now().Add(time.Duration(life) * time.Second)}, nil

@@ -115,13 +115,13 @@ func TestKeychainGoogleMetadata(t *testing.T) {
 
 	server := newCloudServer(t, respond(404, "text/html", canary))
 	t.Setenv("GCE_METADATA_HOST", strings.TrimPrefix(server.URL, "http://"))
-	wantFailed(t, c, "metadata server: there is no service account; give cachalot a service account")
+	wantFailed(t, c, "metadata server: no service account; give cachalot a service account")
 	server.will(respond(403, "text/html", canary))
 	wantFailed(t, c, "it answered 403")
 	server.will(respond(200, "application/json", `["`+canary+`"]`))
-	wantFailed(t, c, "there is no token in its answer")
+	wantFailed(t, c, "the answer has no token")
 	server.will(respond(200, "application/json", "{}"))
-	wantFailed(t, c, "there is no token in its answer")
+	wantFailed(t, c, "the answer has no token")
 	server.wantCount(t, 4)
 
 	server.will(func(w http.ResponseWriter, r *http.Request, form url.Values) {
@@ -143,7 +143,7 @@ func TestKeychainGoogleFails(t *testing.T) {
 	host := strings.TrimPrefix(server.URL, "http://")
 	account := serviceAccount(t, "one@test", server.URL)
 	user := `{"type": "authorized_user", "client_id": "a", "client_secret": "` + canary + `", "refresh_token": "` + canary + `"}`
-	unusable := "it is not a credentials file that can be used"
+	unusable := "not a usable credentials file"
 	for _, tc := range []struct {
 		name, file string
 		answer     func(http.ResponseWriter, *http.Request, url.Values)

@@ -26,7 +26,7 @@ type EndpointHealth struct {
 	Accounts                []AccountHealth
 }
 
-// AccountHealth is one account at a URL, or nobody's.
+// AccountHealth is one account at a URL, or anonymous access.
 type AccountHealth struct {
 	Key  string // of the configuration, which says where the credential is; "": anonymous
 	Name string // the user, where the configuration names one

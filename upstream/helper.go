@@ -46,7 +46,7 @@ func askHelper(ctx context.Context, name, server string) (authn.AuthConfig, erro
 	case p.failed != nil:
 		return authn.AuthConfig{}, fmt.Errorf("run %s: %w%s", name, p.failed, p.complaint())
 	default:
-		return authn.AuthConfig{}, fmt.Errorf("run %s: what it wrote is no credential in JSON%s", name, p.complaint())
+		return authn.AuthConfig{}, fmt.Errorf("run %s: its output is not a credential in JSON%s", name, p.complaint())
 	}
 }
 

@@ -92,9 +92,9 @@ func TestDockerConfigHelperFails(t *testing.T) {
 		{"traced, with the secret last", "set -x\n" + saysCanary + "\nset +x; kill -9 $$", []string{"signal: killed"}},
 		{"with the secret on stderr", saysCanary + "; echo refused " + canary + " >&2; exit 3", []string{"exit status 3: refused [redacted]"}},
 		{"by a message on stdout", "echo " + canary + "; exit 1", []string{"exit status 1"}},
-		{"with no JSON", "echo " + canary, []string{"what it wrote is no credential in JSON"}},
-		{"with another JSON", `echo '["` + canary + `"]'`, []string{"what it wrote is no credential in JSON"}},
-		{"with nothing", "true", []string{"what it wrote is no credential in JSON"}},
+		{"with no JSON", "echo " + canary, []string{"its output is not a credential in JSON"}},
+		{"with another JSON", `echo '["` + canary + `"]'`, []string{"its output is not a credential in JSON"}},
+		{"with nothing", "true", []string{"its output is not a credential in JSON"}},
 		{"with too much", `while echo "` + strings.Repeat(canary, 100) + `"; do :; done`, []string{"it wrote more than "}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -64,7 +64,7 @@ func (r *Registry) TagPage(ctx context.Context, repo, query string) (TagPage, er
 		}
 		values, err := url.ParseQuery(next.rawQuery)
 		if err != nil {
-			return r.fail(q.op, ErrInvalid, "a next page that is no URL")
+			return r.fail(q.op, ErrInvalid, "the next page is not a URL")
 		}
 		page.Next = values.Encode() // as a client's question for it is read
 		return nil
@@ -162,7 +162,7 @@ func parseIndex(ctx context.Context, b []byte, contentType string) (index, error
 		return i, fmt.Errorf("not a JSON object: %w", err)
 	}
 	if m, ok := i.fields["mediaType"]; ok && json.Unmarshal(m, &named) != nil {
-		return i, errors.New("mediaType is no string")
+		return i, errors.New("mediaType is not a string")
 	}
 	if contentType != ocispec.MediaTypeImageIndex && named != ocispec.MediaTypeImageIndex {
 		return i, errors.New("not an image index")
@@ -239,7 +239,7 @@ func (r *Registry) pages(ctx context.Context, kind Kind, q query, page func(body
 func (r *Registry) nextPage(q query, page *url.URL, link string) (query, error) {
 	next, err := page.Parse(link)
 	if err != nil {
-		return q, r.fail(q.op, ErrInvalid, "a next page that is no URL")
+		return q, r.fail(q.op, ErrInvalid, "the next page is not a URL")
 	}
 	known := next.Host == page.Host || slices.ContainsFunc(r.endpoints, func(e *endpoint) bool { return next.Host == e.base.Host })
 	if !known || next.User != nil || !strings.HasSuffix(next.Path, "/"+q.path) {

@@ -135,7 +135,7 @@ func (a *account) loginRefused(c authn.AuthConfig, scope string, why *Error) {
 	}
 	r := a.endpoint.registry
 	r.metrics.refused.WithLabelValues(r.cfg.label()).Inc()
-	r.log.Warn("login refused: change the account or its password; what is kept is served", "upstream", r.cfg.Name, "account", a.key, "error", why)
+	r.log.Warn("login refused; serving stored content: change the account or its password", "upstream", r.cfg.Name, "account", a.key, "error", why)
 }
 
 func (a *account) loginAccepted(c authn.AuthConfig, scope string) {

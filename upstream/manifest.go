@@ -12,21 +12,21 @@ import (
 )
 
 // errNamed: a registry names another digest than that of what it sent.
-var errNamed = errors.New("what it sent for a tag has not the digest that it names")
+var errNamed = errors.New("the answer for a tag does not have the digest that it names")
 
 // readManifest checks what a registry sent for a tag: a manifest, and the one whose
 // digest it names. If not, the error is errNamed, and the digest is that of the bytes.
 func readManifest(resp *http.Response, b []byte) (Resolved, error) {
 	m := parseManifest(b)
 	if !m.isManifest() {
-		return Resolved{}, errors.New("what it sent for a tag is no manifest")
+		return Resolved{}, errors.New("the answer for a tag is not a manifest")
 	}
 	d := digest.FromBytes(b)
 	var err error
 	switch named := namedDigest(resp); {
 	case named == "" || !named.Algorithm().Available():
 		if !m.isSound() {
-			return Resolved{}, errors.New("what it sent for a tag is a damaged manifest")
+			return Resolved{}, errors.New("the answer for a tag is a damaged manifest")
 		}
 	case named == d: // as of most
 	case named.Algorithm().FromBytes(b) == named:

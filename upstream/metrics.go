@@ -30,11 +30,11 @@ func NewMetrics() *Metrics {
 		}, []string{"upstream", "kind"}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "upstream_requests_total",
-			Help: "Requests to upstreams, redirects and token requests included, by upstream, op and status code (error: no answer came; canceled: nobody waited for it any more).",
+			Help: "Requests to upstreams, redirects and token requests included, by upstream, op and status code (error: no answer; canceled: no caller waited).",
 		}, []string{"upstream", "op", "code"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "upstream_request_seconds",
-			Help:    "Time until an upstream's answer began, by upstream and op.",
+			Help:    "Time until an upstream's answer begins, by upstream and op.",
 			Buckets: []float64{.005, .02, .05, .1, .2, .5, 1, 2, 5, 10, 30},
 
 			NativeHistogramBucketFactor:     1.1,
@@ -43,27 +43,27 @@ func NewMetrics() *Metrics {
 		}, []string{"upstream", "op"}),
 		limit: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "upstream_ratelimit_limit",
-			Help: "Pulls an upstream allows per window, as it last said.",
+			Help: "Pulls that an upstream allows in its window, from its last answer.",
 		}, []string{"upstream"}),
 		remaining: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "upstream_ratelimit_remaining",
-			Help: "Pulls left in an upstream's window, as it last said.",
+			Help: "Pulls left in an upstream's window, from its last answer.",
 		}, []string{"upstream"}),
 		up: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "upstream_up",
-			Help: "Whether the host of one of an upstream's URLs is asked: 0 once 5 requests in a row have failed, until one succeeds.",
+			Help: "Whether the host of an upstream's URL is asked: 0 after 5 failed requests in a row, until one succeeds.",
 		}, []string{"upstream", "host"}),
 		lastSuccess: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "upstream_last_success_timestamp_seconds",
-			Help: "Unix time at which one of an upstream's own hosts last answered with a status below 500.",
+			Help: "Unix time of the last answer with a status below 500 from one of an upstream's own hosts.",
 		}, []string{"upstream"}),
 		credentials: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "upstream_credential_failures_total",
-			Help: "Times that an account's credential could not be read, renewed or had of its helper or cloud.",
+			Help: "Failures to read or renew an account's credential, or to get it from its helper or cloud.",
 		}, []string{"upstream"}),
 		refused: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "upstream_logins_refused",
-			Help: "Accounts whose login is refused: they rest, and what is kept is served.",
+			Help: "Accounts whose login is refused: they pause; stored content is served.",
 		}, []string{"upstream"}),
 	}
 }

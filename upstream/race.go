@@ -39,15 +39,15 @@ type reply struct {
 
 // askEach puts q to the URLs until one answers: to the next one when one has
 // failed, or, if q may be raced, when none has answered for RaceAfter. The
-// first answer counts, and whoever is still asked then is broken off. The last
-// URL's no is final: of the others a 404 may only mean that a mirror is incomplete.
+// first answer counts, and the other requests are cancelled. Only a 404 of the last URL
+// is final: a 404 of another may mean that a mirror is incomplete.
 func (r *Registry) askEach(ctx context.Context, q query) (*http.Response, error) {
 	order := r.order(q.skip)
 	if len(r.endpoints) == 1 {
 		return r.askOne(ctx, order[0], q)
 	}
 	last := r.endpoints[len(r.endpoints)-1]
-	replies := make(chan reply, len(order)) // nobody waits to be heard
+	replies := make(chan reply, len(order)) // so that no sender blocks
 	running := map[*endpoint]context.CancelFunc{}
 	defer func() { // all but the winner
 		for e, cancel := range running {

@@ -75,7 +75,7 @@ func isGzip(h http.Header) bool {
 }
 
 // errNoGzip: what came is not packed as its answer says.
-var errNoGzip = fmt.Errorf("%w: not the gzip that it says it is", ErrInvalid)
+var errNoGzip = fmt.Errorf("%w: not gzip, although Content-Encoding says so", ErrInvalid)
 
 // unzip unpacks a small body; one that is no gzip has it as a mere label.
 func (r *Registry) unzip(ctx context.Context, op string, b []byte) ([]byte, error) {

@@ -65,8 +65,8 @@ type Registry struct {
 // questions, if there are two.
 const downloadShare = 0.375
 
-// New makes a registry. It contacts nobody. Its error is a
-// [*KeyError] where a value of the configuration is wrong.
+// New returns a registry. It sends no request. Its error is a [*KeyError] if a value of
+// the configuration is wrong.
 func New(cfg Config, m *Metrics, log *slog.Logger) (*Registry, error) {
 	if wrong := cfg.Validate(); len(wrong) > 0 {
 		return nil, wrong[0]
@@ -137,8 +137,8 @@ func (r *Registry) Close() {
 	}
 }
 
-// manifestTypes is what a manifest may be. Registries convert or refuse what
-// they do not find here; "*/*" admits what nobody has thought of yet.
+// manifestTypes is the Accept header for manifests. Registries convert or refuse types
+// that are not in it; "*/*" admits unknown types.
 const manifestTypes = "application/vnd.oci.image.index.v1+json, " +
 	"application/vnd.oci.image.manifest.v1+json, " +
 	"application/vnd.docker.distribution.manifest.list.v2+json, " +
@@ -307,7 +307,7 @@ func (r *Registry) Open(ctx context.Context, kind Kind, repo string, d digest.Di
 	release := func() {}
 	if kind == KindBlob {
 		if s.Spare && 2*r.downloads.Taken() >= r.downloads.Limit() {
-			return nil, r.fail(q.op, ErrUnavailable, "not asked, for half of the connections are in use")
+			return nil, r.fail(q.op, ErrUnavailable, "not asked: half of the connections are in use")
 		}
 		var err error
 		if release, err = enter(ctx, r.downloads, repo); err != nil {
@@ -388,7 +388,7 @@ func (r *Registry) openRange(ctx context.Context, q query, kind Kind, s Span, he
 		return r.accept(q, kind, resp, start, end+1, total)
 	}
 	resp.Body.Close()
-	return nil, nil, r.fail(q.op, ErrInvalid, "status %d to a range, and not just that", resp.StatusCode)
+	return nil, nil, r.fail(q.op, ErrInvalid, "status %d to a range request, with wrong range", resp.StatusCode)
 }
 
 // isWhole reports whether an answer to a plain GET brings the whole content. The

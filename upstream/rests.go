@@ -17,7 +17,7 @@ const (
 )
 
 // errResting: what is asked for has said when to ask again, and it is not then.
-var errResting = fmt.Errorf("%w: not asked, for it said when to ask again", ErrUnavailable)
+var errResting = fmt.Errorf("%w: not asked: the registry said when to ask again", ErrUnavailable)
 
 // rests are what is not asked before the time that it said (RFC 9110 section 10.2.3):
 // an object, or an origin, all of which seems to mean it.

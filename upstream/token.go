@@ -56,7 +56,7 @@ func (a *account) fetchToken(ctx context.Context, realm *url.URL, key tokenKey, 
 	}
 	req, err := tokenRequest(ctx, realm, key, cred)
 	if err != nil {
-		return token{}, r.fail(opToken, ErrInvalid, "the token realm is no http or https URL")
+		return token{}, r.fail(opToken, ErrInvalid, "the token realm is not an http or https URL")
 	}
 	secrets := []string{cred.Password, cred.IdentityToken, base64.StdEncoding.EncodeToString([]byte(cred.Username + ":" + cred.Password))}
 	resp, err := a.askToken(ctx, req, shown)
@@ -115,7 +115,7 @@ func (a *account) askToken(ctx context.Context, req *http.Request, shown bool) (
 			return nil, wrong
 		}
 		if req, err = http.NewRequestWithContext(ctx, http.MethodGet, next.String(), nil); err != nil {
-			return nil, r.fail(opToken, ErrUnavailable, "a redirect to something that is no URL")
+			return nil, r.fail(opToken, ErrUnavailable, "a redirect to an invalid URL")
 		}
 	}
 	return nil, r.fail(opToken, ErrUnavailable, "redirect loop or more than %d redirects", maxRedirects)
@@ -187,7 +187,7 @@ func parseToken(b []byte, served time.Time) (token, error) {
 		value = wire.AccessToken
 	}
 	if value == "" {
-		return token{}, errors.New("no token in it")
+		return token{}, errors.New("the answer has no token")
 	}
 	if len(value) > maxToken || strings.IndexFunc(value, func(c rune) bool { return c <= ' ' || c >= 0x7f }) >= 0 {
 		return token{}, fmt.Errorf("the token is longer than %d bytes or not printable", maxToken)

@@ -13,9 +13,8 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// tracer is that of the span in ctx; nil where it is not recorded. So whoever
-// begins a trace decides for all that comes of it, and without one there is no
-// more to do than this.
+// tracer is that of the span in ctx; nil if the span is not recorded. So the start of a
+// trace decides for all its spans, and without a trace this is the only cost.
 func tracer(ctx context.Context) trace.Tracer {
 	span := trace.SpanFromContext(ctx)
 	if !span.IsRecording() {

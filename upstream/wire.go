@@ -170,7 +170,7 @@ func (r *Registry) send(ctx context.Context, p purpose, req *http.Request, from,
 		cancel(nil)
 		refused, ok := errors.AsType[*refusal](err)
 		switch {
-		case ok: // nobody was asked
+		case ok: // no request was sent
 			done(ignored)
 			if p.op != opPing { // the question itself will say it
 				r.log.WarnContext(ctx, "egress refused", "upstream", r.cfg.Name, "op", p.op, "host", req.URL.Host, "reason", refused.Error())
@@ -192,7 +192,7 @@ func (r *Registry) send(ctx context.Context, p purpose, req *http.Request, from,
 		what := ""
 		var network net.Error
 		if wrote.Load() && errors.As(err, &network) && network.Timeout() {
-			what = fmt.Sprintf("the answer did not begin within %s, the configured timeouts.response_header", r.cfg.Timeouts.ResponseHeader)
+			what = fmt.Sprintf("no answer within %s (timeouts.response_header)", r.cfg.Timeouts.ResponseHeader)
 		}
 		sentinel, cause := networkFailure(ctx, err)
 		if cause != nil {

@@ -24,12 +24,12 @@ func newClient() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "client [NAME --mirror URL]",
 		Short: "Print the configuration of a client",
-		Long: `client prints what makes a client pull through the mirror, or without a NAME the
-clients it knows. What to do with it goes to standard error. Of several parts
-each has a line "--- PATH" before it, or "--- shell"; --file prints one alone.
+		Long: `client prints the configuration of a client, or without a NAME the known clients.
+Instructions go to standard error. If there are several parts, each begins with a
+line "--- PATH" or "--- shell"; --file prints one part alone.
 
-It is for all registries of the configuration, and for others too where the
-client can be told so in one entry. --registry chooses some, and may be repeated.`,
+The configuration is for all registries of the mirror, and for all others too if the
+client can express that in one entry. --registry chooses some, and may be repeated.`,
 		Example: `  cachalot client docker --mirror http://cachalot.example:5000
   cachalot client containerd --mirror https://cachalot.example --ca /etc/ssl/cachalot.pem --registry quay.io
   cachalot client podman --mirror http://cachalot.example:5000 >/etc/containers/registries.conf.d/cachalot.conf`,
@@ -46,10 +46,10 @@ client can be told so in one entry. --registry chooses some, and may be repeated
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.mirror, "mirror", "", "the mirror's `URL` as the client reaches it, without /v2")
-	f.StringVar(&o.ca, "ca", "", "`FILE` on the client with the CA (PEM) of an https mirror; none: the system's")
-	f.StringArrayVar(&o.registries, "registry", nil, "a registry's `NAME`, such as quay.io; none: all")
-	f.StringVar(&o.config, "config", "", "configuration `FILE` that has the registries; none: the well-known ones")
+	f.StringVar(&o.mirror, "mirror", "", "the mirror's `URL` for the client, without /v2")
+	f.StringVar(&o.ca, "ca", "", "`FILE` on the client with the CA (PEM) of an https mirror; default: the system's CAs")
+	f.StringArrayVar(&o.registries, "registry", nil, "a registry's `NAME`, such as quay.io; default: all")
+	f.StringVar(&o.config, "config", "", "configuration `FILE` that has the registries; default: the well-known ones")
 	f.StringVar(&o.file, "file", "", "print only the part with this `PATH`")
 	return cmd
 }

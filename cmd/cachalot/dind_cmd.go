@@ -16,19 +16,19 @@ func newDind() *cobra.Command {
 		Use:   "dind [ARGUMENTS]",
 		Short: "Start the Docker daemon of a docker:dind image, with a mirror",
 		Long: `dind is the entrypoint of an image made from docker:dind. It makes dockerd pull
-through a mirror, and then becomes the base's own entrypoint. All arguments are
-for that: none, flags of dockerd, "dockerd" with flags, or another command. For
-the latter, only builders of docker buildx get the mirror.
+through a mirror, and then runs the base image's own entrypoint, with all
+arguments: none, flags of dockerd, "dockerd" with flags, or another command. With
+another command, only builders of docker buildx use the mirror.
 
-  CACHALOT_MIRROR       the mirror's URL; unset, nothing is changed
-  CACHALOT_DIRECT       registries that are asked themselves, with a comma or space
-                        between two; GitLab's own (CI_REGISTRY) are in any case
-  CACHALOT_CA           certificates of an own CA (PEM), or the path of their file
-  CACHALOT_KEEP_DRIVER  true: DOCKER_DRIVER=overlay2 stays, and docker pull is
-                        mirrored for Docker Hub only
+  CACHALOT_MIRROR       the mirror's URL; unset: nothing is changed
+  CACHALOT_DIRECT       registries to ask directly, separated by commas or spaces;
+                        GitLab's own (CI_REGISTRY) always are
+  CACHALOT_CA           certificates of your own CA (PEM), or the path of their file
+  CACHALOT_KEEP_DRIVER  true: DOCKER_DRIVER=overlay2 stays, and docker pull uses the
+                        mirror for Docker Hub only
 
-Flags, daemon.json and files in certs.d stay as they are. What was done, and why,
-goes to standard error.`,
+Flags, daemon.json and files in certs.d stay as they are. Each change, and its
+reason, goes to standard error.`,
 		Example: `  docker run --privileged -e CACHALOT_MIRROR=http://cachalot.example:5000 IMAGE
   docker run --privileged -e CACHALOT_MIRROR=http://cachalot.example:5000 IMAGE --mtu=1400`,
 		DisableFlagParsing:    true, // they are dockerd's

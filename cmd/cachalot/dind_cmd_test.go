@@ -173,7 +173,7 @@ func TestDind(t *testing.T) {
 			}
 			for path, want := range map[string]string{
 				"etc/docker/certs.d/_default/hosts.toml":         "[host.\"" + mirror.URL + "\"]",
-				"etc/docker/certs.d/ci.example_5050_/hosts.toml": "# By CI_REGISTRY",
+				"etc/docker/certs.d/ci.example_5050_/hosts.toml": "# CI_REGISTRY: ",
 				"home/.docker/buildx/buildkitd.default.toml":     "[registry.\"ghcr.io\"]",
 			} {
 				if got := i.read(t, path); !strings.Contains(got, want) {
@@ -225,7 +225,7 @@ func TestDind(t *testing.T) {
 		i := newDindImage(t, programs, 0, "1500")
 		base, stderr, code := i.run(t, []string{"CACHALOT_MIRROR=mirror:5000", "CACHALOT_KEEP_DRIVER=on"})
 		const want = "cachalot: CACHALOT_MIRROR: write the mirror's URL, such as http://cachalot.example:5000\n" +
-			"cachalot: CACHALOT_KEEP_DRIVER: \"on\" is neither true nor false; write one of them\n" +
+			"cachalot: CACHALOT_KEEP_DRIVER: \"on\" is not known; write true or false\n" +
 			"See \"cachalot help dind\".\n"
 		if code != 2 || stderr != want || base.Args != nil {
 			t.Errorf("exit code %d, %q\n%s", code, base.Args, stderr)

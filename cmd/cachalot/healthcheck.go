@@ -19,16 +19,16 @@ func newHealthcheck() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "healthcheck",
 		Short: "Ask a running cachalot whether it is ready",
-		Long: `healthcheck asks a running cachalot whether it can serve, and exits with 0 if
+		Long: `healthcheck asks a running cachalot whether it is ready to serve. It exits with 0 if
 so and with 1 if not. It is meant for a container's health check, and for scripts
-that go on when it is ready.`,
+that continue when it is ready.`,
 		Example: `  cachalot healthcheck --wait 30s && docker pull alpine`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := backoff.Retry(cmd.Context(), func() (struct{}, error) {
 				return struct{}{}, checkHealth(cmd, url)
 			}, backoff.WithBackOff(backoff.NewConstantBackOff(200*time.Millisecond)),
-				backoff.WithMaxElapsedTime(max(wait, 1))) // 0 would be for ever
+				backoff.WithMaxElapsedTime(max(wait, 1))) // 0 is no limit
 			if err != nil {
 				return err
 			}
@@ -37,7 +37,7 @@ that go on when it is ready.`,
 		},
 	}
 	cmd.Flags().StringVar(&url, "url", ops.DefaultAdmin+"/readyz", "the readiness check, on the address of admin.listen")
-	cmd.Flags().DurationVar(&wait, "wait", 0, "go on asking for so long while it is not ready (default: ask once)")
+	cmd.Flags().DurationVar(&wait, "wait", 0, "retry for this long while it is not ready (default: ask once)")
 	return cmd
 }
 

@@ -10,8 +10,8 @@
 //	               ├─ healthcheck ─── GET /readyz
 //	               └─ stats, ls, ... ─ ops.Commands ─► admin API
 //
-// exitCodes says what it exits with. verify's 1 is for what it found; where it
-// failed it exits with 2.
+// exitCodes lists the exit codes. verify exits with 1 if it found damage, and with 2
+// if it failed.
 package main
 
 import (
@@ -38,12 +38,13 @@ const (
 // exitCodes is for the help, below the commands.
 const exitCodes = `
 Exit codes:
-  0  all went well
-  1  it failed: nobody answers, some images could not be fetched, blobs are damaged
+  0  success
+  1  failure: the mirror does not answer, some images could not be fetched, blobs
+     are damaged
   2  the command line, the configuration or a value in it is wrong; for verify,
-     not all could be checked
-  3  what was asked for is not kept, or not pinned
-  4  the mirror wants a token, or another one
+     some blobs could not be checked
+  3  the content is not stored, or not pinned
+  4  the token is missing or wrong
 `
 
 // Groups of commands in the help.
@@ -95,13 +96,13 @@ func newRoot() *cobra.Command {
 		Use:   "cachalot",
 		Short: "A pull-through mirror of OCI registries",
 		Long: `cachalot is a pull-through mirror of OCI registries. Docker daemons, container
-runtimes and build tools ask it for images; it answers from local disk, or
-fetches once from Docker Hub or another registry and keeps what it fetched.`,
+runtimes and build tools ask it for images. It answers from local disk, or fetches
+once from Docker Hub or another registry and stores the content.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
 	root.SetUsageTemplate(root.UsageTemplate() + "{{if not .HasParent}}" + exitCodes + "{{end}}")
-	root.AddGroup(&cobra.Group{ID: groupRun, Title: "Run the mirror, and lead clients to it:"}, &cobra.Group{ID: groupAsk, Title: "Ask a running mirror:"})
+	root.AddGroup(&cobra.Group{ID: groupRun, Title: "Run the mirror, and configure its clients:"}, &cobra.Group{ID: groupAsk, Title: "Ask a running mirror:"})
 	for _, cmd := range []*cobra.Command{newServe(), newClient(), newDind(), newNode(), newVerify(), newConfig()} {
 		cmd.GroupID = groupRun
 		root.AddCommand(cmd)
@@ -124,9 +125,9 @@ func newConfig() *cobra.Command {
 	cmd.AddCommand(newSchema(), &cobra.Command{
 		Use:   "check FILE",
 		Short: "Check a configuration file",
-		Long: `check reads a configuration file as serve would, with this environment's
-variables. It prints "FILE: ok", or every problem with its line and what to
-write instead, and then exits with 2. It contacts nobody and writes nothing.`,
+		Long: `check reads a configuration file as serve does, with this environment's variables.
+It prints "FILE: ok", or every problem with its line and what to write instead, and
+then exits with 2. It sends no request and writes nothing.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if _, err := config.Load(args[0], os.LookupEnv); err != nil {

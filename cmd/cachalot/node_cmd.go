@@ -20,15 +20,15 @@ func newNode() *cobra.Command {
 	var n *node.Node
 	cmd := &cobra.Command{
 		Use:   "node --mirror URL",
-		Short: "Keep this machine's containerd pulling through a mirror",
-		Long: `node writes the mirror into containerd's hosts.toml files, for as long as it
-runs and the mirror answers. It asks the mirror every 10 seconds: after three
-failures in a row it takes the mirror out again, and puts it back once it
-answers. SIGTERM and SIGINT take it out too. It is meant for a DaemonSet of
-Kubernetes, and works for any machine with containerd 1.5 or later.
+		Short: "Keep a mirror in this machine's containerd configuration",
+		Long: `node keeps the mirror in containerd's hosts.toml files while it runs and the mirror
+answers. It asks the mirror every 10 seconds. After three failures in a row it
+removes the mirror from the files, and adds it again when the mirror answers.
+SIGTERM and SIGINT remove it too. node is meant for a DaemonSet of Kubernetes, and
+works on any machine with containerd 1.5 or later.
 
-What else is in the files stays as it is. A registry that has a folder of its own
-is not the mirror's, unless --registry names it.`,
+Other content of the files stays. A registry with a folder of its own does not use
+the mirror, unless --registry names it.`,
 		Example: `  cachalot node --mirror http://192.0.2.7:5000
   cachalot node --mirror http://192.0.2.7:5000 --config-path /var/lib/rancher/k3s/agent/etc/containerd/certs.d`,
 		// Here, because whatever is wrong here is wrong with the command line.
@@ -53,11 +53,11 @@ is not the mirror's, unless --registry names it.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&cfg.Mirror, "mirror", "", "the mirror's `URL` as this machine reaches it, without /v2; none: $CACHALOT_MIRROR")
-	f.StringVar(&cfg.CA, "ca", "", "`FILE` with the CA (PEM) of an https mirror, which is copied to where containerd reads it; none: the system's")
-	f.StringVar(&cfg.Dir, "config-path", "/etc/containerd/certs.d", "the `FOLDER` that config_path in containerd's configuration names")
-	f.StringArrayVar(&cfg.Registries, "registry", nil, "a registry's `NAME`, such as quay.io; none: all that have no folder of their own")
-	f.StringVar(&cfg.Owner, "owner", "mirror", "`NAME` that tells this mirror's lines from those of another")
-	f.BoolVar(&check, "check", false, "only look whether the files have the mirror: exit with 0 if so, and with 1 if not")
+	f.StringVar(&cfg.Mirror, "mirror", "", "the mirror's `URL` for this machine, without /v2; default: $CACHALOT_MIRROR")
+	f.StringVar(&cfg.CA, "ca", "", "`FILE` with the CA (PEM) of an https mirror, copied to a folder that containerd reads; default: the system's CAs")
+	f.StringVar(&cfg.Dir, "config-path", "/etc/containerd/certs.d", "the `FOLDER` in config_path of containerd's configuration")
+	f.StringArrayVar(&cfg.Registries, "registry", nil, "a registry's `NAME`, such as quay.io; default: all without a folder of their own")
+	f.StringVar(&cfg.Owner, "owner", "mirror", "`NAME` that marks this mirror's lines in the files")
+	f.BoolVar(&check, "check", false, "only check whether the files have the mirror: exit with 0 if so, with 1 if not")
 	return cmd
 }

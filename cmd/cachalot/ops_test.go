@@ -101,14 +101,14 @@ func TestWarmInterrupted(t *testing.T) {
 	term.until("0 of 1 image, ") // by then the other has been told the same
 	term.until("% |")
 	after, code := term.interrupt()
-	if code != exitFailed || !strings.Contains(after, "cachalot: interrupted with 0 of 1 image here, in all ") || !strings.Contains(after, " of 391 KiB; downloads that have begun come to their end") {
+	if code != exitFailed || !strings.Contains(after, "cachalot: interrupted with 0 of 1 image stored, in all ") || !strings.Contains(after, " of 391 KiB; downloads that have begun finish") {
 		t.Errorf("exits with %d: %q", code, after)
 	}
 	if err := quiet.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
 	}
 	if code := exitCode(t, quiet.Wait()); code != exitFailed || stdout.Len() > 0 || strings.Contains(stderr.String(), "%") || strings.Count(stderr.String(), "\n") != 1 ||
-		!strings.HasPrefix(stderr.String(), "cachalot: interrupted with 0 of 1 image here") {
+		!strings.HasPrefix(stderr.String(), "cachalot: interrupted with 0 of 1 image stored") {
 		t.Errorf("exits with %d: %q, %q", code, stdout.String(), stderr.String())
 	}
 	close(release)

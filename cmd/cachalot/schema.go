@@ -13,8 +13,8 @@ func newSchema() *cobra.Command {
 		Use:   "schema",
 		Short: "Print the JSON Schema of configuration files",
 		Long: `schema prints a JSON Schema (draft-07) for editors, and for the values of the Helm
-chart: every key, and what a value must look like. What passes it may still be
-wrong; "config check" knows more.`,
+chart: every key, and the form of its value. A file that passes may still be wrong;
+"config check" checks more.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			text, err := json.MarshalIndent(config.Schema(), "", "  ")

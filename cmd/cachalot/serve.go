@@ -17,12 +17,12 @@ func newServe() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the mirror",
-		Long: `serve runs the mirror in the foreground. Without a configuration file it mirrors
-the well-known public registries and keeps its cache in /var/lib/cachalot, or in
-your own cache folder where it may not write there.
+		Long: `serve runs the mirror in the foreground. Without a configuration file it mirrors the
+well-known public registries and stores its cache in /var/lib/cachalot, or in the
+user's cache folder if that is not writable.
 
-SIGTERM and SIGINT let running responses end, for as long as shutdown_timeout
-says; a second one stops at once. SIGHUP reads the configuration again.`,
+SIGTERM and SIGINT let running responses end, within shutdown_timeout; a second
+signal stops at once. SIGHUP reloads the configuration.`,
 		// Here, because it is wrong with the command line.
 		Args: func(cmd *cobra.Command, args []string) error {
 			if watch && file == "" {
@@ -40,7 +40,7 @@ says; a second one stops at once. SIGHUP reads the configuration again.`,
 			return server.Run(cmd.Context(), file, currentBuild(), signals, cmd.ErrOrStderr())
 		},
 	}
-	cmd.Flags().StringVar(&file, "config", "", "configuration `FILE`; none means the defaults, as in config.yml")
-	cmd.Flags().BoolVar(&watch, "watch", false, "read the configuration again when FILE changes, as after SIGHUP; for a ConfigMap of Kubernetes")
+	cmd.Flags().StringVar(&file, "config", "", "configuration `FILE`; default: built-in values, as in config.yml")
+	cmd.Flags().BoolVar(&watch, "watch", false, "reload the configuration when FILE changes, as after SIGHUP; for a ConfigMap of Kubernetes")
 	return cmd
 }

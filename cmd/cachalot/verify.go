@@ -31,16 +31,15 @@ func newVerify() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify",
 		Short: "Check every blob in the cache",
-		Long: `verify reads every blob in the cache from the disk and compares its digest. One
-that is damaged is moved to the cache's folder quarantine/, and downloaded anew
-when it is next asked for. --dry-run leaves it where it is.
+		Long: `verify reads every blob in the cache from the disk and compares its digest. A damaged
+blob is moved to the cache's folder quarantine/, and downloaded again at the next
+request. --dry-run does not move it.
 
-A mirror may run on the cache meanwhile. Run verify as the mirror's user; or with
---admin, and the running mirror itself reads its cache, wherever that is. Ctrl-C
-ends that too.
+verify can run beside a running mirror, as its user. With --admin the running mirror
+checks its own cache. Ctrl-C stops the check.
 
-It exits with 0 when all blobs are right, with 1 when some are damaged, and with
-2 when it could not check them all, or not move what is damaged.`,
+It exits with 0 when all blobs are right, with 1 when some are damaged, and with 2
+when it could not check all blobs or could not move a damaged one.`,
 		Example: `  cachalot verify --config cachalot.yml
   cachalot verify --dry-run --output json
   cachalot verify --admin http://127.0.0.1:5001`,
@@ -49,7 +48,7 @@ It exits with 0 when all blobs are right, with 1 when some are damaged, and with
 			case running.TokenFile != "" && running.URL == "":
 				return errors.New("--token-file is for --admin")
 			case running.URL != "" && file != "":
-				return errors.New("--config is for a folder, --admin for a running mirror; keep one of the two")
+				return errors.New("--config is for a cache on disk, --admin for a running mirror; keep one of the two")
 			}
 			if output != "text" && output != "json" {
 				return fmt.Errorf("--output: %q is not known; write text or json", output)
@@ -72,12 +71,12 @@ It exits with 0 when all blobs are right, with 1 when some are damaged, and with
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&file, "config", "", "configuration `FILE` that has the cache's folder; none means the defaults, as for serve")
-	f.StringVarP(&output, "output", "o", "text", "`FORMAT` of what was found: text or json")
+	f.StringVar(&file, "config", "", "configuration `FILE` that has the cache's folder; default: built-in values, as for serve")
+	f.StringVarP(&output, "output", "o", "text", "`FORMAT` of the result: text or json")
 	f.BoolVar(&dryRun, "dry-run", false, "move nothing")
 	running.Flags(f)
 	// Without it, it is about a folder, whatever the environment says.
-	f.Lookup("admin").Usage = "`URL` of the admin.listen of a mirror that is to read its cache itself"
+	f.Lookup("admin").Usage = "`URL` of the admin.listen of a running mirror, which checks its own cache"
 	return cmd
 }
 

@@ -20,6 +20,7 @@ type Config struct {
 	// Current returns the Proxy that answers clients now, which stays open until
 	// done is called; nil while the process ends.
 	Current func() (p *proxy.Proxy, done func())
+	Pins    *Pins
 	// Loopback: the listener is bound to a loopback address. Only there may state
 	// be changed without a token.
 	Loopback bool

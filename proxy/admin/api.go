@@ -123,7 +123,7 @@ func (a *api) newRouter() *mux.Router {
 		_ = writeProblem(w, problemf(http.StatusMethodNotAllowed, "method_not_allowed", "use %s here", strings.Join(allowed, " or ")))
 	})
 	m.NotFoundHandler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		_ = writeProblem(w, problemf(http.StatusNotFound, "no_such_endpoint", "%sopenapi.yaml says what there is", apiRoot))
+		_ = writeProblem(w, problemf(http.StatusNotFound, "no_such_endpoint", "no such endpoint; %sopenapi.yaml lists them", apiRoot))
 	})
 	return m
 }
@@ -142,7 +142,7 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request, rt route) {
 	if err == nil {
 		var done func()
 		if c.p, done = a.Current(); c.p == nil {
-			err = problemf(http.StatusServiceUnavailable, "stopping", "cachalot is shutting down; ask again when it runs")
+			err = problemf(http.StatusServiceUnavailable, "stopping", "cachalot is shutting down; ask again after its restart")
 		} else {
 			defer done()
 			if c.query, err = params(r, rt.params); err == nil {
@@ -194,7 +194,7 @@ func (c *call) body(into any) error {
 			_ = http.NewResponseController(c.w).SetReadDeadline(time.Time{}) // a server's connection can
 			return nil
 		}
-		err = errors.New("something follows the object")
+		err = errors.New("there is more after the object")
 	}
 	if _, large := errors.AsType[*http.MaxBytesError](err); large {
 		return problemf(http.StatusRequestEntityTooLarge, "too_large", "the body is longer than %d bytes; send several requests", maxRequest)
@@ -202,7 +202,7 @@ func (c *call) body(into any) error {
 	if errors.Is(err, io.EOF) {
 		err = errors.New("it is empty")
 	}
-	return problemf(http.StatusBadRequest, "bad_body", "the body is not what is wanted here: %v", err)
+	return problemf(http.StatusBadRequest, "bad_body", "the body is wrong: %v", err)
 }
 
 // page is the most that a list's page has, and what it goes on after; "" at the start.
@@ -215,7 +215,7 @@ func (c *call) page() (n int, after string, err error) {
 	}
 	cursor, err := base64.RawURLEncoding.DecodeString(c.query.Get("cursor"))
 	if err != nil {
-		return 0, "", invalid("cursor", "send back the next of the page before, as it is")
+		return 0, "", invalid("cursor", "send the value of next from the previous page, unchanged")
 	}
 	return n, string(cursor), nil
 }

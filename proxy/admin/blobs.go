@@ -89,12 +89,12 @@ func (c *call) blobs() error {
 	case !known:
 		return invalid("sort", "%q is not known; write digest, size, last_used or uses", bounds.Text(c.query.Get("sort")))
 	case order != storage.ByDigest && after != "":
-		return invalid("cursor", "only sort=digest goes on after a page")
+		return invalid("cursor", "only sort=digest has a next page; remove cursor")
 	}
 	var last digest.Digest
 	if after != "" {
 		if last, err = storage.ParseDigest(after); err != nil {
-			return invalid("cursor", "send back the next of the page before, as it is")
+			return invalid("cursor", "send the value of next from the previous page, unchanged")
 		}
 	}
 	var page []storage.BlobInfo
@@ -127,7 +127,7 @@ func (c *call) blob() error {
 	}
 	b, err := c.p.Store().Blob(d)
 	if errors.Is(err, storage.ErrNotFound) {
-		return problemf(http.StatusNotFound, "not_kept", "%s is not kept here", d)
+		return problemf(http.StatusNotFound, "not_kept", "%s is not stored here", d)
 	}
 	if err != nil {
 		return err

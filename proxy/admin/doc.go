@@ -1,9 +1,10 @@
-// Package admin is the admin listener: metrics, probes, profiles and the API by which
-// operators see what is kept, warm, pin and purge it. openapi.yaml describes the API.
+// Package admin is the admin listener: metrics, probes, profiles, and the API with which
+// operators inspect, warm, pin and purge stored content. openapi.yaml describes the API.
 //
 //	request ─► besidesProbes ─► guard ─► route ─► handler ─► answer, stream or problem
 //	            places           who may           │
 //	                                               └─► audit line, where it changes something
 //
-// The data plane knows nothing of it. Of that it knows what proxy/operate.go has.
+// The data plane does not depend on this package. This package uses only the part of
+// the data plane that is in proxy/operate.go.
 package admin

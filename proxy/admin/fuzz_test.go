@@ -5,6 +5,10 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -31,8 +35,8 @@ func FuzzAdmin(f *testing.F) {
 	doc := newDocument(f)
 	admin := New(Config{
 		Gatherer: prometheus.NewRegistry(), Ready: func() error { return nil }, Version: "v0", Started: time.Now(), Log: slog.New(slog.DiscardHandler),
-		Current: func() (*proxy.Proxy, func()) { return m.proxy, func() {} },
-		Token:   func() (string, string, error) { return "admin.token", token, nil },
+		Current: func() (*proxy.Proxy, func()) { return m.proxy, func() {} }, Pins: m.pins,
+		Token: func() (string, string, error) { return "admin.token", token, nil },
 	})
 	f.Fuzz(func(t *testing.T, kind int, path string, body []byte) {
 		method := []string{http.MethodGet, http.MethodPost, http.MethodDelete}[uint(kind)%3]
@@ -55,6 +59,39 @@ func FuzzAdmin(f *testing.F) {
 		}
 		for _, b := range answers {
 			doc.check(t, method, path, strconv.Itoa(w.Code), w.Header().Get("Content-Type"), b)
+		}
+	})
+}
+
+// FuzzPins: a file of pins is read or refused; what was read is written so that it is read
+// as the same.
+func FuzzPins(f *testing.F) {
+	for _, s := range []string{`{"version":1,"pins":[{"match":"b/*","created":"2000-01-01T00:00:00Z"},{"match":"a/*","comment":"x"}]}`, `{"version":2}`, `{"version":1,"pins":null}`, `{"version":1,"pins":[{"created":"x"}]}`, `null`, `{`, ``} {
+		f.Add([]byte(s))
+	}
+	p := OpenPins(filepath.Join(f.TempDir(), "pins.json"), slog.New(slog.DiscardHandler))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if err := os.WriteFile(p.file, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		pins, err := p.read()
+		if err != nil {
+			return
+		}
+		if len(pins) > mostPins || !slices.IsSortedFunc(pins, func(a, b Pin) int { return strings.Compare(a.Pattern, b.Pattern) }) {
+			t.Errorf("%q: %+v", b, pins)
+		}
+		for i := range pins {
+			if y := pins[i].Created.Year(); y < 0 || y > 9999 {
+				return // encoding/json writes no such time
+			}
+		}
+		if err := p.write(pins); err != nil {
+			t.Fatal(err)
+		}
+		again, err := p.read()
+		if err != nil || len(again) != len(pins) || len(pins) > 0 && !reflect.DeepEqual(again, pins) {
+			t.Errorf("%+v became %+v, %v", pins, again, err)
 		}
 	})
 }

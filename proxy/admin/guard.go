@@ -38,7 +38,7 @@ func newGuard(c Config) *guard {
 func (g *guard) admit(w http.ResponseWriter, r *http.Request, privileged bool) (shown string, err error) {
 	name, token, err := g.token()
 	if err != nil && privileged {
-		g.log.Error("cannot read the admin token: nothing can be changed", "token", name, "error", err)
+		g.log.Error("cannot read the admin token; the admin API refuses changes", "token", name, "error", err)
 		return noToken, problemf(http.StatusInternalServerError, "no_token", "the token that %s names cannot be read; the log says why", name)
 	}
 	given, ok := bearer(r)
@@ -48,7 +48,7 @@ func (g *guard) admit(w http.ResponseWriter, r *http.Request, privileged bool) (
 	switch {
 	case !g.hosts.Serves(r.Host):
 		return noToken, problemf(http.StatusMisdirectedRequest, "wrong_host",
-			"%q is not among the names of this listener; ask for its address, show a token, or add the name to admin.hosts in cachalot's configuration", bounds.Text(hosts.Name(r.Host)))
+			"%q is not a name of this listener; use its address, show a token, or add the name to admin.hosts in cachalot's configuration", bounds.Text(hosts.Name(r.Host)))
 	case privileged && token != "":
 		w.Header().Set("WWW-Authenticate", `Bearer realm="cachalot"`)
 		if ok {
@@ -57,13 +57,13 @@ func (g *guard) admit(w http.ResponseWriter, r *http.Request, privileged bool) (
 		return noToken, problemf(http.StatusUnauthorized, "token_needed", "show the token of %s: Authorization: Bearer TOKEN", name)
 	case privileged && !g.loopback:
 		return noToken, problemf(http.StatusForbidden, "token_needed",
-			"admin.listen is not a loopback address, so that this needs a token; set admin.token or admin.token_file in cachalot's configuration")
+			"a change needs a token, because admin.listen is not a loopback address; set admin.token or admin.token_file in cachalot's configuration")
 	case privileged && !hosts.IsLoopback(r.RemoteAddr):
 		return noToken, problemf(http.StatusForbidden, "token_needed",
-			"without admin.token in cachalot's configuration, this is for clients on its own host")
+			"without admin.token in cachalot's configuration, only clients on its own host can do this")
 	}
 	if r.Header.Get("Origin") != "" && r.Header.Get("Origin") != "http://"+r.Host || g.origins.Check(r) != nil {
-		return noToken, problemf(http.StatusForbidden, "cross_origin", "another site's page may not ask this")
+		return noToken, problemf(http.StatusForbidden, "cross_origin", "a page of another site cannot use this")
 	}
 	return noToken, nil
 }

@@ -164,9 +164,9 @@ func newAdmin(t *testing.T, m *mirror, metrics *upstream.Metrics, change func(*C
 	a := &admin{t: t, m: m, doc: newDocument(t), log: &bytes.Buffer{}}
 	cfg := Config{
 		Gatherer: reg, Ready: func() error { return nil }, Version: "v0", Started: time.Now(), Loopback: true,
-		Current: func() (*proxy.Proxy, func()) { return m.proxy, func() {} },
-		Token:   func() (string, string, error) { return "admin.token", "", nil },
-		Log:     slog.New(slog.NewJSONHandler(a.log, nil)),
+		Current: func() (*proxy.Proxy, func()) { return m.proxy, func() {} }, Pins: m.pins,
+		Token: func() (string, string, error) { return "admin.token", "", nil },
+		Log:   slog.New(slog.NewJSONHandler(a.log, nil)),
 	}
 	if change != nil {
 		change(&cfg)

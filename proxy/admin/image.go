@@ -163,7 +163,7 @@ func (c *call) image() error {
 }
 
 func notKept(i imageName) error {
-	return problemf(http.StatusNotFound, "not_kept", "%s is not kept here, or under another name; GET %srepositories lists what is", i, apiRoot)
+	return problemf(http.StatusNotFound, "not_kept", "%s is not stored here, or under another name; GET %srepositories lists what is stored", i, apiRoot)
 }
 
 // imageSum makes the answer of what a walk finds.

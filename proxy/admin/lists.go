@@ -54,7 +54,7 @@ func (c *call) repositories() error {
 		return invalid("sort", "%q is not known; write name, bytes, last_used or uses", bounds.Text(order))
 	}
 	if after != "" && less != nil {
-		return invalid("cursor", "only sort=name goes on after a page")
+		return invalid("cursor", "only sort=name has a next page; remove cursor")
 	}
 	sum, err := c.p.Store().Summary(c.r.Context())
 	if err != nil {
@@ -133,7 +133,7 @@ func (c *call) tags() error {
 	if after == "" {
 		answer.Next = ""
 		if len(answer.Tags) == 0 && c.query.Get("cursor") == "" {
-			return problemf(http.StatusNotFound, "not_kept", "no tag of %s is known here; GET %srepositories lists what is kept", answer.Name, apiRoot)
+			return problemf(http.StatusNotFound, "not_kept", "no tag of %s is known here; GET %srepositories lists what is stored", answer.Name, apiRoot)
 		}
 	}
 	return c.answer(answer)

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -31,6 +32,7 @@ type mirror struct {
 	t       testing.TB
 	dir     string
 	memory  *bounds.Memory
+	pins    *Pins
 	store   *storage.Store
 	proxy   *proxy.Proxy
 	metrics *proxy.Metrics
@@ -82,13 +84,16 @@ func (m *mirror) start(change func(*proxy.Config), registries ...*upstream.Regis
 		change(&cfg)
 	}
 	log := slog.New(slog.DiscardHandler)
+	m.pins = OpenPins(filepath.Join(m.dir, "pins.json"), log)
+	m.pins.SetRules(cfg.Pinned())
 	var err error
 	m.store, err = storage.Open(storage.Config{
-		Path: m.dir, MaxFills: 64, MaxSize: storage.Size{Bytes: m.maxSize}, Pinned: cfg.Pinned(), PinFits: proxy.PinMatches,
+		Path: m.dir, MaxFills: 64, MaxSize: storage.Size{Bytes: m.maxSize}, Pinned: m.pins.Pinned(),
 	}, storage.NewMetrics(), log)
 	if err != nil {
 		m.t.Fatal(err)
 	}
+	m.pins.Tell(m.store.SetPinned)
 	m.metrics = proxy.NewMetrics()
 	upstreams := make([]proxy.Upstream, len(registries))
 	for i, r := range registries {

@@ -10,7 +10,6 @@ import (
 
 	"github.com/cachalot-registry/cachalot/bounds"
 	"github.com/cachalot-registry/cachalot/proxy"
-	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
@@ -26,7 +25,7 @@ func (c *call) pinnedBy(upstream, repository string) []string {
 			break // the first that has it decides
 		}
 	}
-	for _, pin := range c.p.Store().Pins() {
+	for _, pin := range c.Pins.list() {
 		if proxy.PinMatches(pin.Pattern, upstream, repository) {
 			by = append(by, pin.Pattern)
 		}
@@ -57,13 +56,13 @@ func (c *call) pins() error {
 			answer.Pins = append(answer.Pins, PinAnswer{Match: pattern, Source: fmt.Sprintf("rules[%d]", i)})
 		}
 	}
-	for _, pin := range c.p.Store().Pins() {
+	for _, pin := range c.Pins.list() {
 		answer.Pins = append(answer.Pins, apiPin(pin))
 	}
 	return c.answer(answer)
 }
 
-func apiPin(p storage.Pin) PinAnswer {
+func apiPin(p Pin) PinAnswer {
 	return PinAnswer{Match: p.Pattern, Source: "api", Created: p.Created.UTC(), Comment: p.Comment}
 }
 
@@ -92,17 +91,17 @@ func (c *call) pin() error {
 	if len(wanted.Comment) > maxComment {
 		return invalid("comment", "longer than %d characters", maxComment)
 	}
-	pin := storage.Pin{Pattern: pattern, Created: time.Now().UTC().Truncate(time.Second), Comment: wanted.Comment}
-	added, err := c.p.Store().Pin(pin)
+	pin := Pin{Pattern: pattern, Created: time.Now().UTC().Truncate(time.Second), Comment: wanted.Comment}
+	added, err := c.Pins.add(pin)
 	switch {
-	case errors.Is(err, storage.ErrTooManyPins):
+	case errors.Is(err, errTooManyPins):
 		return problemf(http.StatusConflict, "too_many", "%v; use patterns such as docker.io/acme/**", err)
 	case err != nil:
 		return err
 	case added:
 		return c.answerAs(http.StatusCreated, apiPin(pin))
 	}
-	for _, there := range c.p.Store().Pins() {
+	for _, there := range c.Pins.list() {
 		if there.Pattern == pattern {
 			pin = there
 		}
@@ -123,7 +122,7 @@ func (c *call) pinPattern(match string) (string, error) {
 			return "", err
 		}
 		if i.tag != "" || i.digest != "" {
-			return "", invalid("match", "%q has a tag or digest; repositories are pinned, with all that came through them: write %s/%s", bounds.Text(match), i.upstream, i.repo)
+			return "", invalid("match", "%q has a tag or digest, and pins are for whole repositories; write %s/%s", bounds.Text(match), i.upstream, i.repo)
 		}
 		return i.upstream + "/" + i.repo, nil
 	}
@@ -141,7 +140,7 @@ func (c *call) unpin() error {
 	match := c.query.Get("match")
 	c.audit.target = match
 	pattern := match
-	for _, pin := range c.p.Store().Pins() { // as it is listed, if it is
+	for _, pin := range c.Pins.list() { // as it is listed, if it is
 		if pin.Pattern == match {
 			match = ""
 		}
@@ -153,7 +152,7 @@ func (c *call) unpin() error {
 		}
 	}
 	c.audit.target = pattern
-	removed, err := c.p.Store().Unpin(pattern)
+	removed, err := c.Pins.remove(pattern)
 	switch {
 	case err != nil:
 		return err
@@ -164,9 +163,9 @@ func (c *call) unpin() error {
 	for i, r := range c.p.Rules() {
 		for _, configured := range r.Match {
 			if r.Pins() && configured == pattern {
-				return problemf(http.StatusConflict, "configured", "rules[%d] of cachalot's configuration pins %s; take it out there, and reload", i, pattern)
+				return problemf(http.StatusConflict, "configured", "rules[%d] of cachalot's configuration pins %s; remove it there, and reload", i, pattern)
 			}
 		}
 	}
-	return problemf(http.StatusNotFound, "not_pinned", "%s is no pin; GET %spins lists them", pattern, apiRoot)
+	return problemf(http.StatusNotFound, "not_pinned", "%s is not a pin; GET %spins lists them", pattern, apiRoot)
 }

@@ -25,7 +25,7 @@ func besidesProbes(h http.Handler) http.Handler {
 		if !places.Enter(holder) {
 			w.Header().Set("Retry-After", strconv.Itoa(int(bounds.RetryAfter.Seconds())))
 			w.Header().Set("Connection", "close")
-			http.Error(w, "too many requests are being answered here; ask again later", http.StatusServiceUnavailable)
+			http.Error(w, "too many requests are running here; ask again later", http.StatusServiceUnavailable)
 			return
 		}
 		defer places.Leave(holder)

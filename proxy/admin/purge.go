@@ -95,11 +95,11 @@ func (c *call) purge() error {
 	}
 	switch {
 	case given > 1:
-		return invalid("image", "only one of image, repository, upstream and digest can be given; send several requests")
+		return invalid("image", "give only one of image, repository, upstream and digest; send several requests")
 	case given == 0 && wanted.UnusedFor == "":
-		return invalid("image", "say what is to go: image, repository, upstream, digest or unused_for")
+		return invalid("image", "nothing to remove; give image, repository, upstream, digest or unused_for")
 	case wanted.UnusedFor != "" && (wanted.Image != "" || wanted.Digest != ""):
-		return invalid("unused_for", "it goes with repository or upstream, or alone; an image or digest goes whatever its use")
+		return invalid("unused_for", "only for repository or upstream, or alone; remove it, because an image or digest is removed whether used or not")
 	}
 	c.audit.attrs = append(c.audit.attrs, slog.Bool("dry_run", wanted.DryRun))
 	if wanted.UnusedFor != "" {
@@ -172,10 +172,10 @@ func (c *call) purgeDigest(d digest.Digest, how storage.Purge, answer *PurgeAnsw
 	case storage.Pinned:
 		return pinnedProblem(string(d))
 	case storage.Busy:
-		return problemf(http.StatusConflict, "busy", "%s is being downloaded or removed; try again when that has ended", d)
+		return problemf(http.StatusConflict, "busy", "%s is being downloaded or removed; try again later", d)
 	case storage.Gone, storage.Unlinked:
 	default:
-		return problemf(http.StatusNotFound, "not_kept", "%s is not kept here", d)
+		return problemf(http.StatusNotFound, "not_kept", "%s is not stored here", d)
 	}
 	if !how.DryRun {
 		c.p.Forget("", "", string(d))
@@ -184,7 +184,7 @@ func (c *call) purgeDigest(d digest.Digest, how storage.Purge, answer *PurgeAnsw
 }
 
 func pinnedProblem(what string) error {
-	return problemf(http.StatusConflict, "pinned", "%s is pinned; unpin it, or send pinned: true to purge it all the same", what)
+	return problemf(http.StatusConflict, "pinned", "%s is pinned; unpin it, or send pinned: true to purge it too", what)
 }
 
 // purgeImage forgets a tag, or a manifest and the tags that point to it, with what
@@ -262,7 +262,7 @@ func (c *call) purgeAll(ctx context.Context, how storage.Purge, answer *PurgeAns
 	}
 	if err == nil && whole && answer.empty() {
 		what := strings.Trim(how.Upstream+"/"+how.Repository, "/")
-		return problemf(http.StatusNotFound, "not_kept", "nothing of %s is kept here; GET %srepositories lists what is", what, apiRoot)
+		return problemf(http.StatusNotFound, "not_kept", "nothing of %s is stored here; GET %srepositories lists what is stored", what, apiRoot)
 	}
 	return err
 }

@@ -244,6 +244,7 @@ func TestPins(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.start(rules, reg)
+	a = newAdmin(t, m, nil, nil)
 	var got PinsAnswer
 	a.get("pins", &got)
 	if len(got.Pins) != 3 || got.Pins[0].Source != "rules[0]" || got.Pins[1].Match != "docker.io/library/alpine" ||
@@ -258,8 +259,11 @@ func TestPins(t *testing.T) {
 	if status := a.ask(http.MethodDelete, "pins?match=quay.io/**", "", nil); status != http.StatusNoContent {
 		t.Error(status)
 	}
+	if m.store.Pinned("quay.io", "x/y") || !m.store.Pinned("docker.io", "acme/x") {
+		t.Error("a pin that was removed counts, or a rule does not")
+	}
 	m.restart(rules, reg)
-	if n := len(m.store.Pins()); n != 0 {
+	if n := len(m.pins.list()); n != 0 {
 		t.Errorf("%d pins are back", n)
 	}
 }

@@ -27,7 +27,7 @@ func (c *call) stream() (s *stream, done func(), err error) {
 	select {
 	case c.streams <- struct{}{}:
 	default:
-		return nil, nil, problemf(http.StatusServiceUnavailable, "too_many", "%d such requests run already; try again when one has ended", maxStreams)
+		return nil, nil, problemf(http.StatusServiceUnavailable, "too_many", "%d such requests are running; try again later", maxStreams)
 	}
 	c.w.Header().Set("Content-Type", "application/x-ndjson")
 	c.w.WriteHeader(http.StatusOK)
@@ -99,7 +99,7 @@ func (c *call) verifyNow() error {
 	case c.verify <- struct{}{}:
 		defer func() { <-c.verify }()
 	default:
-		return problemf(http.StatusConflict, "busy", "a verification runs already; wait for its end")
+		return problemf(http.StatusConflict, "busy", "another verification is running; try again later")
 	}
 	out, done, err := c.stream()
 	if err != nil {

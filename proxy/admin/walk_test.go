@@ -184,7 +184,7 @@ func bareAPI(t *testing.T, m *mirror, running context.Context, begun, ended chan
 	t.Helper()
 	admin := Config{
 		Loopback: true, Log: slog.New(slog.DiscardHandler), Token: func() (string, string, error) { return "admin.token", "", nil },
-		Current: func() (*proxy.Proxy, func()) { begun <- struct{}{}; return m.proxy, func() { ended <- struct{}{} } },
+		Current: func() (*proxy.Proxy, func()) { begun <- struct{}{}; return m.proxy, func() { ended <- struct{}{} } }, Pins: m.pins,
 	}
 	a := newAPI(admin, newGuard(admin))
 	server := httptest.NewUnstartedServer(a)
@@ -431,7 +431,7 @@ func TestWarm_Platforms(t *testing.T) {
 		t.Errorf("%+v", warmed)
 	}
 	up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 3, ut.GetBlob: 1})
-	if warmed, _ = a.warmOne("app:1", "linux/s390x"); warmed.Error != "not for linux/s390x; there is linux/arm/v5, linux/arm/v6, linux/arm/v7, linux/arm/v8" {
+	if warmed, _ = a.warmOne("app:1", "linux/s390x"); warmed.Error != "no manifest for linux/s390x; the image has linux/arm/v5, linux/arm/v6, linux/arm/v7, linux/arm/v8" {
 		t.Error(warmed.Error)
 	}
 }

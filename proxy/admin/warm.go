@@ -115,7 +115,7 @@ func (c *call) warm() error {
 		return err
 	}
 	if len(wanted.Images) == 0 || len(wanted.Images) > MaxImages {
-		return invalid("images", "%d of them; name 1 to %d", len(wanted.Images), MaxImages)
+		return invalid("images", "%d images; name 1 to %d", len(wanted.Images), MaxImages)
 	}
 	c.audit.target = strings.Join(wanted.Images, " ")
 	platforms, err := parsePlatforms(wanted.Platforms, "linux/"+runtime.GOARCH)
@@ -272,7 +272,7 @@ func (c *call) warmManifests(ctx context.Context, pull *proxy.Pull, d digest.Dig
 			return true
 		},
 		Exceeds: func(bound string) error {
-			return fmt.Errorf("the image has %s: name fewer platforms, or warm the manifests that are needed by their digests", bound)
+			return fmt.Errorf("the image has %s: name fewer platforms, or name the manifests by their digests", bound)
 		},
 	}
 	err = manifests.Run(ctx, image.Descriptor{Digest: d}, func(n *image.Node) error {
@@ -284,7 +284,7 @@ func (c *call) warmManifests(ctx context.Context, pull *proxy.Pull, d digest.Dig
 		return n.Err
 	})
 	if err == nil && images == 0 {
-		err = fmt.Errorf("not for %s; there is %s", strings.Join(platforms, ", "), strings.Join(there, ", "))
+		err = fmt.Errorf("no manifest for %s; the image has %s", strings.Join(platforms, ", "), strings.Join(there, ", "))
 	}
 	if err != nil {
 		return nil, nil, err

@@ -1,6 +1,6 @@
 // Package clients makes the configurations of the programs that pull through the mirror.
-// One table of them serves the command line, the page at / of the mirror, and the parts
-// that configure a client themselves.
+// The command "cachalot client", the mirror's page at /, and the packages dind and node
+// use the same table of programs.
 package clients
 
 import (

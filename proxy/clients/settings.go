@@ -69,7 +69,7 @@ func (s Settings) view() (view, error) {
 	for _, name := range s.Registries {
 		switch {
 		case !ValidRegistry(name):
-			return view{}, &SettingError{"registry", strconv.Quote(name[:min(len(name), maxName)]) + " is no registry's name; write one such as quay.io"}
+			return view{}, &SettingError{"registry", strconv.Quote(name[:min(len(name), maxName)]) + " is not the name of a registry; write one such as quay.io"}
 		case name != v.Host && !slices.Contains(v.Registries, name): // a mirror cannot be its own
 			v.Registries = append(v.Registries, name)
 		}

@@ -1,5 +1,4 @@
-// Package image reads what an image names: its manifests, and the platforms, configs and
-// layers that they name. What a manifest says is hostile until the contrary is shown, so
-// that everything here has a bound: what is read of one manifest, and of all those of an
-// image.
+// Package image reads the manifests of an image, and the platforms, configs and layers
+// that they name. Manifests are untrusted, so reading has limits: for one manifest, and
+// for all manifests of an image.
 package image

@@ -250,7 +250,7 @@ func decodeMediaType(d *json.Decoder, into *string) error {
 
 var (
 	errNull    = errors.New("null")
-	errUnknown = errors.New("no manifest: its JSON has something else in the place of an object or a list")
+	errUnknown = errors.New("not a manifest: its JSON has another type instead of an object or a list")
 )
 
 // begins reads the beginning of an object or a list.

@@ -49,10 +49,10 @@ func TestManifest_Decode(t *testing.T) {
 		"no media type":        {json: `{"mediaType":"` + strings.Repeat("x", 256) + `","artifactType":"` + strings.Repeat("<", 50) + `"}`},
 		"a strange media type": {json: `{"mediaType":"\u001b<x>"}`, mediaType: "\x1b<x>"},
 		"cut off":              {json: `{"layers":[` + one(a) + `,`, failure: "EOF", blobs: []digest.Digest{a}},
-		"a list":               {json: `[]`, failure: "no manifest"},
+		"a list":               {json: `[]`, failure: "not a manifest"},
 		"null":                 {json: `null`, failure: "null"},
 		"empty":                {json: ``, failure: "EOF"},
-		"a number of layers":   {json: `{"layers":5}`, failure: "no manifest"},
+		"a number of layers":   {json: `{"layers":5}`, failure: "not a manifest"},
 		"a size of words":      {json: `{"layers":[{"size":"5"}]}`, failure: "cannot unmarshal"},
 		"a million layers":     {json: `{"layers":[` + strings.Repeat(`[`, 1_000_000), failure: "exceeded max depth"},
 	} {

@@ -15,7 +15,7 @@ type Root struct {
 }
 
 // ErrManyManifests: what hangs on no other image is not known.
-var ErrManyManifests = errors.New("other tags hold too many manifests to look at")
+var ErrManyManifests = errors.New("other tags have too many manifests to check")
 
 // search looks for what hangs on some images and on no other. Its bounds are besides
 // those of each image's walk.

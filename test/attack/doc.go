@@ -1,5 +1,5 @@
-// Package attack holds a running cachalot against hostile registries and clients: a file
-// for each kind of attack. cachalot is in a cgroup with half of the memory that the chart
-// gives it by default. While an attack goes on, probes are answered and honest
-// clients served; each test prints what it tried, and what held.
+// Package attack tests a running cachalot with hostile registries and clients: a file
+// for each kind of attack. cachalot is in a cgroup with half of the chart's default
+// memory. During an attack, probes must be answered and honest clients served. Each test
+// prints the attack and the measured limits.
 package attack

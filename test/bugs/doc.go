@@ -1,3 +1,3 @@
-// Package bugs holds the record of bugs in docs/reliability.md to the faults that
-// test/bugs/run brings back.
+// Package bugs compares the record of bugs in docs/reliability.md with the faults that
+// test/bugs/run restores.
 package bugs

@@ -1,8 +1,8 @@
-// Package hostile has a mirror ask registries that answer anything: each answer is an
-// honest one with up to four things in it changed, as the fuzzer's bytes or a seed say.
-// Whatever comes, the mirror does not panic, gives out nothing but what a digest names,
-// answers in time, tells no secret, serves another registry's clients as ever, and serves
-// this one's once it is honest.
+// Package hostile tests a mirror with registries that send wrong answers: each is a
+// correct answer with up to four changes, from the fuzzer's bytes or a seed. The mirror
+// must not panic, must serve only content that matches its digest, must answer in time,
+// must reveal no secret, must serve the clients of other registries as before, and must
+// serve this one's clients when its answers are correct again.
 //
-// All is in memory and in synctest's bubbles: no wait takes time.
+// Everything is in memory and in synctest's bubbles, so waiting takes no time.
 package hostile

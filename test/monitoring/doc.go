@@ -1,4 +1,3 @@
-// Package monitoring holds tests of the dashboard and the alerts in
-// charts/cachalot/files: a real Prometheus scrapes a real cachalot while an hour
-// or two of its life go by in one minute.
+// Package monitoring tests the dashboard and the alerts in charts/cachalot/files: a real
+// Prometheus scrapes a real cachalot, and one minute stands for an hour or two.
 package monitoring

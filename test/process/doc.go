@@ -1,9 +1,8 @@
-// Package process tests cachalot as a process: what survives kill -9 and a power
-// cut, what it needs under load and at its limits, and what a warm blob costs in
-// system calls.
+// Package process tests cachalot as a process: the cache after kill -9 and a power cut,
+// resources under load and at the limits, and the system calls for a warm blob.
 //
-// By default each test does little, for `go test ./...`. How often, how many and how
-// long are variables, which .ci/run sets:
+// By default each test is short, for `go test ./...`. Variables, which .ci/run sets,
+// make it longer:
 //
 //	CACHALOT_TEST_KILLS      kills of TestKillBooks, and 20 times those of TestKill
 //	CACHALOT_TEST_CUTS       power cuts

@@ -1,6 +1,6 @@
-// Package trace replays pulls against eviction policies, to see which keeps the
-// most useful blobs in so many bytes. It is for tests and for docs/eviction.md,
-// and no part of the server.
+// Package trace replays pulls against eviction policies, to find the one with the best
+// hit ratio for a cache size. It is for tests and for docs/eviction.md; the server does
+// not use it.
 //
 //	Workload.Requests ─┐                      ┌─ LRU, SIEVE, … (a Policy)
 //	                   ├─► Request … ─► Replay┤

@@ -34,7 +34,7 @@ func checkToken(token string) error {
 	case len(token) < minToken:
 		return fmt.Errorf("%d characters; a token has %d or more, as from openssl rand -hex 32", len(token), minToken)
 	case len(token) > maxToken || strings.ContainsAny(token, " \t\r\n"):
-		return errors.New("spaces in it, or no end to it; write the token alone, as from openssl rand -hex 32")
+		return errors.New("the token has spaces, or is too long; write one word, as from openssl rand -hex 32")
 	}
 	return nil
 }

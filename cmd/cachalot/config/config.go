@@ -1,6 +1,6 @@
-// Package config reads a configuration file: defaults, then strict decoding, which says what is
-// wrong and at which line, then checks. What comes out are the configurations of storage,
-// upstream and proxy.
+// Package config reads a configuration file: defaults, then strict decoding, then checks.
+// Its errors have lines, and say what to write instead. It returns the configurations of
+// storage, upstream and proxy.
 package config
 
 import (
@@ -26,30 +26,31 @@ import (
 type Config struct {
 	// Listen is where clients reach the mirror: "host:port" or ":port".
 	Listen string `yaml:"listen"`
-	// MaxConnections bounds the clients' open connections. Idle ones are closed for
-	// further ones, which wait where there are none.
+	// MaxConnections limits the open connections of clients. At the limit, idle ones are
+	// closed for new ones; if none is idle, new ones wait.
 	MaxConnections int `yaml:"max_connections"`
-	// MaxChecks bounds the questions to registries that run at once.
+	// MaxChecks limits the concurrent requests to registries for manifests, tags and lists.
 	MaxChecks int `yaml:"max_checks"`
-	// FairShare is the most of MaxChecks and Storage.MaxFills that one registry has, and
-	// what is left of these, and of MaxConnections, to clients with less; of a registry's,
-	// to its repositories with less.
+	// FairShare is the largest part of MaxChecks and Storage.MaxFills that one registry
+	// uses. The same part of these and of MaxConnections is reserved for clients that use
+	// little, and of a registry's part for its repositories that use little.
 	FairShare storage.Size `yaml:"fair_share"`
-	// SendTimeout is how long a client may take nothing of its answer; 0: for ever.
+	// SendTimeout is how long a client may read nothing of its answer; 0: no limit.
 	SendTimeout time.Duration `yaml:"send_timeout"`
-	// ShutdownTimeout is how long running responses may take to end after SIGTERM.
+	// ShutdownTimeout limits the time for running responses to end after SIGTERM.
 	ShutdownTimeout time.Duration `yaml:"shutdown_timeout"`
-	// Hosts are the only names that clients may ask for, without a port, besides the
-	// upstreams' hosts: "*.example.com" is all below it. None: any.
+	// Hosts are the names of the mirror, without a port, besides the upstreams' hosts.
+	// Requests for other names are refused. "*.example.com" is all names below it. Empty:
+	// any name.
 	Hosts []string `yaml:"hosts"`
-	// DefaultUpstream serves the requests that name no registry.
+	// DefaultUpstream is the registry for requests that name none.
 	DefaultUpstream string `yaml:"default_upstream"`
-	// TrustedProxies are load balancers before the mirror: ranges as in AllowAddresses.
+	// TrustedProxies are load balancers in front of the mirror: ranges as in AllowAddresses.
 	TrustedProxies []string `yaml:"trusted_proxies"`
-	// ForwardedHeader is where they say who the client is: "X-Forwarded-For" or "Forwarded".
+	// ForwardedHeader is the header in which they name the client: "X-Forwarded-For" or
+	// "Forwarded".
 	ForwardedHeader string `yaml:"forwarded_header"`
-	// UnlistedUpstreams says what becomes of a registry that is not among
-	// Upstreams: "deny" or "allow".
+	// UnlistedUpstreams is "deny" or "allow", for registries that are not in Upstreams.
 	UnlistedUpstreams string `yaml:"unlisted_upstreams"`
 
 	TLS      TLS      `yaml:"tls"`
@@ -60,24 +61,24 @@ type Config struct {
 	Tags     Tags     `yaml:"tags"`
 	Timeouts Timeouts `yaml:"timeouts"`
 
-	// Upstreams are the registries to mirror, by the name clients use. Absent:
-	// the well-known public ones.
+	// Upstreams are the registries to mirror, by the name that clients use. Absent: the
+	// well-known public ones.
 	Upstreams map[string]Upstream `yaml:"upstreams"`
 
-	// Rules treat some images apart. Of each setting, the first rule that fits
-	// and has it decides.
+	// Rules are settings for some images. For each setting, the first rule that matches and
+	// has it applies.
 	Rules []Rule `yaml:"rules"`
 }
 
-// TLS is of the clients' listener. Without it they speak plain HTTP.
+// TLS is for the clients' listener. Without it the listener is plain HTTP.
 type TLS struct {
 	// Certificate is a PEM file with the certificate, then those of its issuers.
 	Certificate string `yaml:"certificate"`
-	// Key is a PEM file with its key. Both files are read again when they change.
+	// Key is a PEM file with its key. Both files are reloaded when they change.
 	Key string `yaml:"key"`
 }
 
-// On reports whether clients are to speak TLS.
+// On reports whether the clients' listener uses TLS.
 func (c TLS) On() bool { return c != TLS{} }
 
 // Pair reads the certificate and its key. Its errors say what to write.
@@ -105,14 +106,14 @@ func (c Config) Scheme() string {
 type Admin struct {
 	// Listen is where metrics, health checks, profiles and the admin API are.
 	Listen string `yaml:"listen"`
-	// Hosts are names that it is asked for by, besides addresses and those that only a
-	// cluster has: see admin.Config.
+	// Hosts are names of the listener, besides addresses and names within a cluster: see
+	// admin.Config.
 	Hosts []string `yaml:"hosts"`
-	// Token is what requests to the admin API that change state must show, and those for
-	// profiles. None: they must come from the host itself, and Listen be a loopback address.
+	// Token is required for changes by the admin API and for profiles. Empty: these
+	// requests must come from the host itself, and Listen must be a loopback address.
 	Token string `yaml:"token"`
-	// TokenFile holds it instead; it is read for each such request, so that it can
-	// be changed.
+	// TokenFile has the token instead. It is read for each such request, so that it can be
+	// changed.
 	TokenFile string `yaml:"token_file"`
 }
 
@@ -122,30 +123,30 @@ type Log struct {
 }
 
 type Tracing struct {
-	// Endpoint is a collector's URL for OTLP over HTTP. Empty: what the environment
-	// names, or none.
+	// Endpoint is a collector's URL for OTLP over HTTP. Empty: that of the environment, or
+	// none.
 	Endpoint string `yaml:"endpoint"`
-	// SampleRatio is the share of traces begun here that are recorded, 0 to 1. A
-	// client's trace is recorded if the client says so.
+	// SampleRatio is the share of new traces that are recorded, 0 to 1. A client's trace is
+	// recorded if its traceparent says so.
 	SampleRatio float64 `yaml:"sample_ratio"`
 }
 
 type Storage struct {
 	// Path is the cache's folder. Empty: see defaultStoragePath.
 	Path string `yaml:"path"`
-	// MaxSize bounds the blobs on disk; 0: only MinFree does.
+	// MaxSize limits the blobs on disk; 0: only MinFree limits them.
 	MaxSize storage.Size `yaml:"max_size"`
-	// MinFree is the free space left to others on the file system.
+	// MinFree is the space on the file system that must stay free.
 	MinFree storage.Size `yaml:"min_free"`
-	// MaxIndex bounds what tags and lists take of the index, and what links do; 0: nothing does.
+	// MaxIndex limits the index: tags and lists together, and links; 0: no limit.
 	MaxIndex storage.Size `yaml:"max_index"`
-	// HighMark is the share of MaxSize above which eviction begins, and LowMark the
-	// one that it goes down to; of MinFree they leave as much more free.
+	// HighMark is the share of MaxSize above which eviction begins, and LowMark the share
+	// at which it ends. For MinFree they apply as the same distance.
 	HighMark storage.Size `yaml:"high_mark"`
 	LowMark  storage.Size `yaml:"low_mark"`
-	// MaxFills bounds the downloads in progress.
+	// MaxFills limits the concurrent downloads.
 	MaxFills int `yaml:"max_fills"`
-	// ScrubEvery is the time in which every blob is read again and checked; 0: never.
+	// ScrubEvery is the period in which every blob is read and checked; 0: never.
 	ScrubEvery time.Duration `yaml:"scrub_every"`
 }
 
@@ -154,9 +155,9 @@ type Tags struct {
 	FreshFor time.Duration `yaml:"fresh_for"`
 	// MaxStale is how long a tag is served while its registry fails.
 	MaxStale time.Duration `yaml:"max_stale"`
-	// RevalidateTimeout is how long a client waits for a tag to be checked.
+	// RevalidateTimeout is how long a client waits for the check of a tag.
 	RevalidateTimeout time.Duration `yaml:"revalidate_timeout"`
-	// NegativeFor is how long a registry's "not found" is remembered.
+	// NegativeFor is how long a registry's "not found" is cached.
 	NegativeFor time.Duration `yaml:"negative_for"`
 }
 
@@ -164,18 +165,18 @@ type Timeouts struct {
 	Dial           time.Duration `yaml:"dial"`
 	TLSHandshake   time.Duration `yaml:"tls_handshake"`
 	ResponseHeader time.Duration `yaml:"response_header"`
-	// Progress is how long 16 KiB of a download may take; a whole one has no limit.
+	// Progress is how long 16 KiB of a download may take; a whole download has no limit.
 	Progress time.Duration `yaml:"progress"`
 }
 
 type Upstream struct {
 	// URL is the registry's base URL. Absent for a well-known name: its public one.
 	URL string `yaml:"url"`
-	// URLs are tried in order, in place of URL.
+	// URLs are tried in order. They replace URL.
 	URLs []string `yaml:"urls"`
 	// Aliases are other names that clients may use for the registry.
 	Aliases []string `yaml:"aliases"`
-	// Hosts are the names of this mirror under which it is this registry alone.
+	// Hosts are names of the mirror under which it serves this registry only.
 	Hosts    []string `yaml:"hosts"`
 	Username string   `yaml:"username"`
 	Password string   `yaml:"password"`
@@ -183,22 +184,22 @@ type Upstream struct {
 	PasswordFile string `yaml:"password_file"`
 	DockerConfig string `yaml:"docker_config"`
 	Keychain     string `yaml:"keychain"`
-	// Accounts are several, in place of the five keys before.
+	// Accounts are several accounts. They replace the five keys above.
 	Accounts []Account `yaml:"accounts"`
-	// CAFile holds PEM certificates trusted besides the system's.
+	// CAFile has PEM certificates that are trusted besides the system's.
 	CAFile string `yaml:"ca_file"`
-	// TokenRealms are the hosts besides the registry's own that may get the credential.
+	// TokenRealms are hosts, besides the registry's own, that may get the credential.
 	TokenRealms []string `yaml:"token_realms"`
-	// AllowAddresses are ranges that the registry's hosts may be in although they
-	// are private or the like: "10.0.0.0/8", or one address.
+	// AllowAddresses are private or similar ranges in which the registry's hosts may be:
+	// "10.0.0.0/8", or one address.
 	AllowAddresses []string `yaml:"allow_addresses"`
-	// AllowHTTPRedirects lets a registry at https lead to http for content by digest.
+	// AllowHTTPRedirects allows an https registry to redirect to http for content by digest.
 	AllowHTTPRedirects bool `yaml:"allow_http_redirects"`
-	// RaceAfter is how long one of several URLs may take to begin with content
-	// by digest before another is asked too; 0: none ever is.
+	// RaceAfter is how long one of several URLs may take to begin its answer for content by
+	// digest before another one is asked too; 0: no other is asked.
 	RaceAfter time.Duration `yaml:"race_after"`
-	// MaxConnections bounds the connections to each of the registry's hosts. No repository
-	// takes all of them.
+	// MaxConnections limits the connections to each of the registry's hosts. No repository
+	// uses all of them.
 	MaxConnections int `yaml:"max_connections"`
 }
 
@@ -277,7 +278,7 @@ func (u Upstream) completed(k Upstream) Upstream {
 	if len(u.addresses()) == 0 {
 		u.URL, u.URLs = k.URL, k.URLs
 	}
-	if u.Aliases == nil { // an empty list is somebody's wish
+	if u.Aliases == nil { // an empty list is on purpose
 		u.Aliases = k.Aliases
 	}
 	if len(u.TokenRealms) == 0 && slices.Equal(u.addresses(), k.addresses()) {
@@ -376,8 +377,6 @@ func (c Config) StorageConfig() (storage.Config, error) {
 		LowMark:    c.Storage.LowMark.Percent,
 		MaxFills:   c.Storage.MaxFills,
 		Share:      c.FairShare.Percent / 100,
-		Pinned:     c.ProxyConfig().Pinned(),
-		PinFits:    proxy.PinMatches,
 		ScrubEvery: c.Storage.ScrubEvery,
 	}
 	if s.Path != "" {
@@ -393,7 +392,7 @@ func (c Config) StorageConfig() (storage.Config, error) {
 const SystemStoragePath = "/var/lib/cachalot"
 
 // defaultStoragePath is the system's folder for a service, and the user's own
-// cache for somebody who only tries cachalot.
+// cache for a user who only tries cachalot.
 func defaultStoragePath() (string, error) {
 	if os.Geteuid() == 0 || unix.Access(SystemStoragePath, unix.W_OK) == nil {
 		return SystemStoragePath, nil

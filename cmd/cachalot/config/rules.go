@@ -12,20 +12,20 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// Rule treats the images that fit one of its patterns apart. What it does
-// not set, a later rule may.
+// Rule has settings for the images that match one of its patterns. A later rule may set
+// what it does not set.
 type Rule struct {
 	// Match are patterns of UPSTREAM/REPOSITORY, optionally with :TAG.
 	Match []string `yaml:"match"`
 	// Access is "allow" or "deny".
 	Access string `yaml:"access"`
-	// FreshFor takes the place of tags.fresh_for.
+	// FreshFor replaces tags.fresh_for.
 	FreshFor *time.Duration `yaml:"fresh_for"`
-	// KeepFor is how long after its last use content goes; 0: no limit.
+	// KeepFor is how long after its last use content is evicted; 0: no limit.
 	KeepFor *time.Duration `yaml:"keep_for"`
-	// NoStore: content is passed on and not kept.
+	// NoStore: content is sent to clients and not stored.
 	NoStore *bool `yaml:"no_store"`
-	// OnDenied is what becomes of a tag that the upstream refuses: keep or follow.
+	// OnDenied is keep or follow, for a tag that the upstream refuses.
 	OnDenied string `yaml:"on_denied"`
 	// Pin: content is never evicted.
 	Pin *bool `yaml:"pin"`
@@ -48,7 +48,7 @@ func (v *validator) rules(c *Config) {
 }
 
 // pattern says what is wrong with the images that a pattern is for, or nothing:
-// a rule that fits none would be a rule that nobody notices is not in force.
+// a rule that matches no image would silently have no effect.
 func (c *Config) pattern(pattern string) string {
 	name, repository, ok := strings.Cut(pattern, "/")
 	if !ok || strings.ContainsAny(name, `*?[]{}\`) {
@@ -56,7 +56,7 @@ func (c *Config) pattern(pattern string) string {
 	}
 	if _, ok := c.Upstreams[name]; ok {
 		if name == "docker.io" && !strings.Contains(repository, "/") && !strings.Contains(repository, "**") {
-			return fmt.Sprintf("%q fits no image, for Docker Hub's official ones are in library; write docker.io/library/%s", pattern, repository)
+			return fmt.Sprintf("%q matches no image: Docker Hub's official images are below library; write docker.io/library/%s", pattern, repository)
 		}
 		return ""
 	}

@@ -61,7 +61,7 @@ func (c *Config) validate(at positions, already []Problem) []Problem {
 	v.atLeastOne(c.MaxConnections, "max_connections")
 	v.atLeastOne(c.MaxChecks, "max_checks")
 	if c.FairShare.Percent <= 0 || c.FairShare.Percent > 50 {
-		v.fail(fmt.Sprintf("%q is no share that leaves as much to others; write 1%% to 50%%, such as 25%%", c.FairShare), "fair_share")
+		v.fail(fmt.Sprintf("%q is out of range; write 1%% to 50%%, such as 25%%", c.FairShare), "fair_share")
 	}
 	v.addressRanges(c.TrustedProxies, "trusted_proxies")
 	v.oneOf(c.ForwardedHeader, "forwarded_header", "X-Forwarded-For", "Forwarded")
@@ -163,7 +163,7 @@ func (v *validator) tls(c TLS) {
 // tracing never repeats the address, as url does not.
 func (v *validator) tracing(c Tracing) {
 	if !(c.SampleRatio >= 0 && c.SampleRatio <= 1) { // nor NaN
-		v.fail("not a share of all; write a number from 0 to 1, such as 0.1", "tracing.sample_ratio")
+		v.fail("not a share; write a number from 0 to 1, such as 0.1", "tracing.sample_ratio")
 	}
 	if c.Endpoint == "" {
 		return
@@ -171,7 +171,7 @@ func (v *validator) tracing(c Tracing) {
 	u, err := url.Parse(c.Endpoint)
 	switch {
 	case err == nil && u.User != nil:
-		v.fail("a credential in the URL; give it by the environment variable OTEL_EXPORTER_OTLP_HEADERS", "tracing.endpoint")
+		v.fail("a credential in the URL; set it in the environment variable OTEL_EXPORTER_OTLP_HEADERS", "tracing.endpoint")
 	case err != nil, u.Scheme != "http" && u.Scheme != "https", u.Hostname() == "", u.RawQuery != "", u.Fragment != "":
 		v.fail("not the URL of a collector; write one such as http://otel-collector:4318", "tracing.endpoint")
 	}
@@ -182,13 +182,13 @@ const minIndex = 1 << 20
 
 func (v *validator) storage(s Storage) {
 	if s.MaxSize == (storage.Size{}) && s.MinFree == (storage.Size{}) {
-		v.fail("no limit, with min_free 0 as well; write a size such as 50GiB, or a share of the disk such as 80%", "storage.max_size", "storage.min_free")
+		v.fail("no limit, and min_free is 0 too; write a size such as 50GiB, or a share of the disk such as 80%", "storage.max_size", "storage.min_free")
 	}
 	if s.MinFree.Percent >= 100 {
 		v.fail("the whole disk; write how much of it to leave free, such as 5%", "storage.min_free")
 	}
 	if s.MaxIndex.Percent > 0 || s.MaxIndex.Bytes > 0 && s.MaxIndex.Bytes < minIndex {
-		v.fail(fmt.Sprintf("%q is not a bound for the index; write a size from 1MiB on, such as 256MiB, or 0 for none", s.MaxIndex), "storage.max_index")
+		v.fail(fmt.Sprintf("%q is not a limit for the index; write a size of 1MiB or more, such as 256MiB, or 0 for none", s.MaxIndex), "storage.max_index")
 	}
 	if s.HighMark.Percent == 0 {
 		v.fail(fmt.Sprintf("%q is not a share of max_size; write one such as 98%%", s.HighMark), "storage.high_mark")
@@ -236,7 +236,7 @@ func (v *validator) durations(c *Config) {
 func (v *validator) upstreams(c *Config) {
 	names := slices.Sorted(maps.Keys(c.Upstreams))
 	if len(names) == 0 {
-		v.fail("no registry; name at least one, or remove the key for the well-known ones", "upstreams")
+		v.fail("no registry; name at least one, or remove the key to use the well-known ones", "upstreams")
 		return
 	}
 	for _, name := range names {
@@ -266,7 +266,7 @@ func (v *validator) upstream(name string, u Upstream) bool {
 		v.fail(fmt.Sprintf("missing, and %s is not a well-known registry; write its address, such as https://%s", name, name), key+".url", key)
 	}
 	if beside := u.beside().given(); len(u.Accounts) > 0 && len(beside) > 0 {
-		v.fail("given along with accounts; make it one of them, or remove them", join(key, beside[0]))
+		v.fail("given along with accounts; move it into accounts, or remove accounts", join(key, beside[0]))
 	}
 	for i, a := range u.Accounts {
 		if item := fmt.Sprintf("%s.accounts[%d]", key, i); a == (Account{}) && !v.below(item) {
@@ -303,7 +303,7 @@ func addressRange(s string) (netip.Prefix, error) {
 	case p.Addr().Is4In6() && p.Bits() >= mapped:
 		return netip.Prefix{}, fmt.Errorf("%q is IPv4 written as IPv6; write %s", s, netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-mapped).Masked())
 	case p != p.Masked():
-		return netip.Prefix{}, fmt.Errorf("%q begins inside a range; write %s, or %s for that one address", s, p.Masked(), p.Addr())
+		return netip.Prefix{}, fmt.Errorf("%q has bits after its prefix; write %s, or %s for that one address", s, p.Masked(), p.Addr())
 	}
 	return p, nil
 }
@@ -322,7 +322,7 @@ func (v *validator) names(c *Config, names []string) {
 			case !isHost(a) && !isWord(a):
 				v.fail(fmt.Sprintf("%q is not a name for a registry; write a host or a word in small letters, such as dockerhub", a), key)
 			case taken && !v.done[join("upstreams", owner)]:
-				v.fail(fmt.Sprintf("%s is a name of %s already; write another one", a, owner), key)
+				v.fail(fmt.Sprintf("%s is already a name of %s; write another one", a, owner), key)
 			}
 			alias[a] = name
 		}
@@ -332,7 +332,7 @@ func (v *validator) names(c *Config, names []string) {
 			case !isHost(h) || strings.Contains(h, ":"):
 				v.fail(fmt.Sprintf("%q is not the name of a host; write one without a port, such as hub.mirror.example", h), key)
 			case taken:
-				v.fail(fmt.Sprintf("%s leads to %s already; write another one", h, owner), key)
+				v.fail(fmt.Sprintf("%s already leads to %s; write another one", h, owner), key)
 			}
 			host[strings.ToLower(h)] = name
 		}

@@ -22,7 +22,7 @@ func (p *planner) builders() {
 	}
 	path := filepath.Join(dir, buildersFile)
 	if p.in.Root.exists(path) && !p.in.Root.ours(path) {
-		p.say("%s was there and stays: new builders of docker buildx ask what it says", path)
+		p.say("%s exists and stays: new builders of docker buildx use it as it is", path)
 		return
 	}
 	registries := slices.DeleteFunc(slices.Clone(p.in.Registries), p.set.isDirect)

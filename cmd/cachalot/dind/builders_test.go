@@ -21,7 +21,7 @@ func TestBuilders(t *testing.T) {
 		{name: "again", args: command, there: map[string]string{buildxFile: marker}, wantArgs: command, wantFiles: map[string]string{buildxFile: content}, wantLog: line(buildxFile)},
 		{
 			name: "a user's", args: command, there: map[string]string{buildxFile: "debug = true\n"}, wantArgs: command, wantFiles: map[string]string{},
-			wantLog: []string{buildxFile + " was there and stays: new builders of docker buildx ask what it says"},
+			wantLog: []string{buildxFile + " exists and stays: new builders of docker buildx use it as it is"},
 		},
 		{
 			name: "nowhere to write", args: command, there: map[string]string{"/root/.docker": "a file"}, wantArgs: command, wantFiles: map[string]string{},

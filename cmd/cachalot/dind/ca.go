@@ -23,11 +23,11 @@ func readAuthority(root Root, value string) ([]byte, error) {
 	if !strings.Contains(value, "-----BEGIN") {
 		path := strings.TrimSpace(value)
 		if !filepath.IsAbs(path) {
-			return nil, errors.New("write certificates as PEM text, or the full path of a file that has them")
+			return nil, errors.New("write certificates as PEM text, or the full path of their file")
 		}
 		b, err := root.read(path)
 		if err != nil {
-			return nil, fmt.Errorf("%w; the file must be in this container, or write the certificates themselves", err)
+			return nil, fmt.Errorf("%w; the file must be in this container, or write the certificates as PEM text", err)
 		}
 		text = b
 	}
@@ -36,7 +36,7 @@ func readAuthority(root Root, value string) ([]byte, error) {
 		return nil, err
 	}
 	if len(certificates) == 0 {
-		return nil, errors.New("there is no certificate in it; write PEM text with its line breaks")
+		return nil, errors.New("no certificate in it; write PEM text with its line breaks")
 	}
 	return encode(certificates), nil
 }
@@ -49,7 +49,7 @@ func parseCertificates(text []byte) ([]*x509.Certificate, error) {
 			return certificates, nil
 		}
 		if block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("there is a %s in it; write certificates only", block.Type)
+			return nil, fmt.Errorf("it has a %s; write certificates only", block.Type)
 		}
 		c, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
@@ -164,6 +164,6 @@ func (p *planner) trustAuthority() {
 	}
 	if p.write(combined, append(content, more...), "so dockerd does not trust "+caVariable+" everywhere") {
 		p.env = p.env.with(sslVariable, combined)
-		p.say("%s is trusted: %s=%s has it beside what is in %s", caVariable, sslVariable, combined, path)
+		p.say("%s is trusted: %s=%s has it and the certificates of %s", caVariable, sslVariable, combined, path)
 	}
 }

@@ -45,7 +45,7 @@ func TestAuthority(t *testing.T) {
 		added   = "CACHALOT_CA is trusted: it is added to " + bundle
 		mine    = "/home/me/.config/cachalot/cachalot.crt"
 		both    = "/home/me/.config/cachalot/ca-certificates.crt"
-		byMe    = "CACHALOT_CA is trusted: SSL_CERT_FILE=" + both + " has it beside what is in "
+		byMe    = "CACHALOT_CA is trusted: SSL_CERT_FILE=" + both + " has it and the certificates of "
 		myBuild = "new builders of docker buildx ask https://mirror:5000 first for images of well-known registries: /home/me/.docker/buildx/buildkitd.default.toml"
 	)
 	ca, system, second := newAuthority(t, "ours"), newAuthority(t, "system"), newAuthority(t, "second")
@@ -93,7 +93,7 @@ func TestAuthority(t *testing.T) {
 			name: "a user's bundle", env: []string{tls, "CACHALOT_CA=" + ca, "SSL_CERT_FILE=/mine.pem", "XDG_CONFIG_HOME=/xdg"}, there: map[string]string{"/mine.pem": strings.TrimSpace(system), bundle: ca}, wantArgs: []string{flag},
 			wantEnv:   map[string]string{"SSL_CERT_FILE": "/xdg/cachalot/ca-certificates.crt"},
 			wantFiles: with(toml(authorityFile), "/xdg/cachalot/ca-certificates.crt", system+ca),
-			wantLog:   []string{asks, "CACHALOT_CA is trusted: SSL_CERT_FILE=/xdg/cachalot/ca-certificates.crt has it beside what is in /mine.pem", build},
+			wantLog:   []string{asks, "CACHALOT_CA is trusted: SSL_CERT_FILE=/xdg/cachalot/ca-certificates.crt has it and the certificates of /mine.pem", build},
 		},
 		{
 			name: "rootless", uid: 1000, env: []string{tls, "CACHALOT_CA=" + ca}, there: map[string]string{bundle: system}, wantArgs: []string{flag},

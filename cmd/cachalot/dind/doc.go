@@ -5,10 +5,10 @@
 //	       (version)             (pure but              (files, GET /v2/, a line
 //	                              for reading)           for each decision)
 //
-// What a user has written wins: flags, daemon.json, files in certs.d and variables
-// stay as they are, and a line says what that means for the mirror. Files made
-// here begin with a comment that says so, and are made anew at each start.
+// Settings of the user win: flags, daemon.json, files in certs.d and variables stay as
+// they are, and a line says how that affects the mirror. Files of this package begin
+// with a comment that says so, and are written again at each start.
 //
-// What each version of dockerd can do was read from its source, and is named
-// where it decides something.
+// The features of each dockerd version are from its source, and are named in the code
+// that depends on them.
 package dind

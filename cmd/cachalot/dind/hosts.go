@@ -26,7 +26,7 @@ func (p *planner) hosts() bool {
 	dir := p.certsDir()
 	standard := filepath.Join(dir, "_default")
 	if p.in.Root.exists(standard) && !p.in.Root.ours(filepath.Join(standard, "hosts.toml")) {
-		p.warn("%s was there and stays: dockerd asks what it says, not %s", standard, p.set.mirror)
+		p.warn("%s exists and stays: dockerd asks the servers in it, not %s", standard, p.set.mirror)
 		p.kept = true
 		return false
 	}
@@ -45,7 +45,7 @@ func (p *planner) hosts() bool {
 	}
 	p.host(dir, p.set.mirror.Host, p.itself())
 	for _, d := range p.others() {
-		p.host(dir, d.name, fmt.Sprintf("# By %s, %s itself is asked, and no mirror.\n", d.why, d.name))
+		p.host(dir, d.name, fmt.Sprintf("# %s: %s is asked directly, without a mirror.\n", d.why, d.name))
 	}
 	p.clear(dir)
 	return true
@@ -132,6 +132,6 @@ func (p *planner) sayKept() {
 		}
 	}
 	if len(kept) > 0 {
-		p.say("images of %s are pulled as %s says, which had them already", strings.Join(kept, ", "), dir)
+		p.say("images of %s are pulled as the existing files in %s say", strings.Join(kept, ", "), dir)
 	}
 }

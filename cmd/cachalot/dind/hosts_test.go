@@ -47,16 +47,16 @@ func TestHosts(t *testing.T) {
 		},
 		{
 			name: "a user's _default", there: user, env: []string{"CI_REGISTRY=ci.example"}, wantArgs: asked, wantFiles: map[string]string{buildxFile: ""},
-			wantLog: []string{"warning: /etc/docker/certs.d/_default was there and stays: dockerd asks what it says, not http://mirror:5000", buildersAsk},
+			wantLog: []string{"warning: /etc/docker/certs.d/_default exists and stays: dockerd asks the servers in it, not http://mirror:5000", buildersAsk},
 		},
 		{
 			name: "a user's _default has a CA alone", there: map[string]string{certs + "_default/ca.crt": ""}, wantArgs: asked, wantFiles: map[string]string{buildxFile: ""},
-			wantLog: []string{"warning: /etc/docker/certs.d/_default was there and stays: dockerd asks what it says, not http://mirror:5000", buildersAsk},
+			wantLog: []string{"warning: /etc/docker/certs.d/_default exists and stays: dockerd asks the servers in it, not http://mirror:5000", buildersAsk},
 		},
 		{
 			name: "a user's _default, classic", there: user, args: []string{"-svfs"}, wantArgs: []string{"-svfs", hubFlag}, wantFiles: map[string]string{buildxFile: ""},
 			wantLog: []string{
-				"warning: /etc/docker/certs.d/_default was there and stays: dockerd asks what it says, not http://mirror:5000",
+				"warning: /etc/docker/certs.d/_default exists and stays: dockerd asks the servers in it, not http://mirror:5000",
 				"docker pull and docker run ask http://mirror:5000 first for images of Docker Hub", buildersAsk,
 			},
 		},
@@ -71,7 +71,7 @@ func TestHosts(t *testing.T) {
 			},
 			wantFiles: map[string]string{defaultFile: "", buildxFile: ""},
 			wantLog: usual("images of ci.example:5050 (CI_REGISTRY) are pulled without it",
-				"images of ci.example:5050, harbor.example are pulled as /etc/docker/certs.d says, which had them already"),
+				"images of ci.example:5050, harbor.example are pulled as the existing files in /etc/docker/certs.d say"),
 		},
 		{
 			name: "nowhere to write", there: map[string]string{"/etc/docker/certs.d": "a file"}, wantArgs: asked, wantFiles: map[string]string{buildxFile: ""},
@@ -111,7 +111,7 @@ func TestDirect(t *testing.T) {
 			wantArgs: []string{hubFlag}, wantLog: usual(gitlab),
 			wantFiles: map[string]string{
 				defaultFile: "", itselfFile: "", buildxFile: "",
-				certs + "gitlab.example_5050_/hosts.toml": "# By CI_REGISTRY, gitlab.example:5050 itself is asked, and no mirror.\n",
+				certs + "gitlab.example_5050_/hosts.toml": "# CI_REGISTRY: gitlab.example:5050 is asked directly, without a mirror.\n",
 				certs + "gitlab.example_443_/hosts.toml":  "",
 				certs + "gitlab.example/hosts.toml":       "",
 			},
@@ -138,7 +138,7 @@ func TestDirect(t *testing.T) {
 		},
 		{
 			name: "CI_REGISTRY is odd", env: []string{"CI_REGISTRY=$REGISTRY"}, wantArgs: []string{hubFlag},
-			wantLog: usual(`warning: CI_REGISTRY is not used: "$registry" is no registry's name; write one such as quay.io`),
+			wantLog: usual(`warning: CI_REGISTRY is not used: "$registry" is not the name of a registry; write one such as quay.io`),
 		},
 		{
 			name: "insecure arguments", args: []string{"--insecure-registry", "plain.example:5000", "--insecure-registry=http://other.example", "--insecure-registry=127.0.0.0/8"},

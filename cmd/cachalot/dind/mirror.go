@@ -11,7 +11,7 @@ func (p *planner) mirror() {
 	reason := p.classic()
 	if p.dropsDriver(reason) {
 		p.env = p.env.without(driverVariable)
-		p.say("%s=overlay2 is dropped: with it, docker pull is mirrored for Docker Hub only; %s=true keeps it", driverVariable, keepVariable)
+		p.say("%s=overlay2 is removed: with it, docker pull uses the mirror for Docker Hub only; %s=true keeps it", driverVariable, keepVariable)
 	} else if reason == "" {
 		reason = p.classicBy(p.env.get(driverVariable), driverVariable+"="+p.env.get(driverVariable))
 	}
@@ -68,7 +68,7 @@ func (p *planner) registryMirror(unused bool) bool {
 	case p.set.isDirect(hub):
 		return false
 	case p.set.mirror.Path != "" && !p.in.Version.takesPath():
-		p.warn("%s takes no mirror with a path; write a URL without one, or take a base of 24.0.8 or later", p.in.Version)
+		p.warn("%s allows no mirror with a path; write a URL without one, or use a base image of 24.0.8 or later", p.in.Version)
 		return false
 	}
 	p.add("--registry-mirror=" + url)

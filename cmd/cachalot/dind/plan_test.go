@@ -270,7 +270,7 @@ func TestRegistryMirror(t *testing.T) {
 		{
 			name: "path, old", version: "24.0.7", env: []string{"CACHALOT_MIRROR=https://mirror/below"},
 			wantLog: []string{
-				"warning: dockerd 24.0.7 takes no mirror with a path; write a URL without one, or take a base of 24.0.8 or later",
+				"warning: dockerd 24.0.7 allows no mirror with a path; write a URL without one, or use a base image of 24.0.8 or later",
 				"warning: dockerd does not ask https://mirror/below",
 				"warning: new builders of docker buildx do not ask the mirror: BuildKit puts a path after /v2; write a URL without one",
 			},

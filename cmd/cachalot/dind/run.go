@@ -128,12 +128,12 @@ func (p probe) ask(ctx context.Context) error {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("the mirror does not answer as one: GET %s: %s", address, resp.Status)
+		return fmt.Errorf("this is not a mirror: GET %s: %s", address, resp.Status)
 	}
 	return nil
 }
 
-// explained says what to do about a certificate that nobody here trusts.
+// explained says what to do about a certificate that is not trusted here.
 func explained(err error, ca []byte) error {
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); !ok {
 		return err
@@ -141,5 +141,5 @@ func explained(err error, ca []byte) error {
 	if ca == nil {
 		return fmt.Errorf("%w; write its CA's certificate in %s", err, caVariable)
 	}
-	return fmt.Errorf("%w, not with %s either", err, caVariable)
+	return fmt.Errorf("%w, also with %s", err, caVariable)
 }

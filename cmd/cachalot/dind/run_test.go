@@ -161,12 +161,12 @@ func TestProbe(t *testing.T) {
 	}{
 		{"well", plain.URL, "", 1, ""},
 		{"path", plain.URL + "/below", "", 1, ""},
-		{"not a mirror", plain.URL + "/other", "", 1, "the mirror does not answer as one: GET " + plain.URL + "/other/v2/: 404 Not Found"},
-		{"redirect", plain.URL + "/moved", "", 1, "the mirror does not answer as one: GET " + plain.URL + "/moved/v2/: 301 Moved Permanently"},
+		{"not a mirror", plain.URL + "/other", "", 1, "this is not a mirror: GET " + plain.URL + "/other/v2/: 404 Not Found"},
+		{"redirect", plain.URL + "/moved", "", 1, "this is not a mirror: GET " + plain.URL + "/moved/v2/: 301 Moved Permanently"},
 		{"closed", closed.URL, "", 0, "connection refused"},
 		{"CA", encrypted.URL, ca, 1, ""},
 		{"no CA", encrypted.URL, "", 0, "certificate signed by unknown authority; write its CA's certificate in CACHALOT_CA"},
-		{"another CA", encrypted.URL, newAuthority(t, "another"), 0, "certificate signed by unknown authority, not with CACHALOT_CA either"},
+		{"another CA", encrypted.URL, newAuthority(t, "another"), 0, "certificate signed by unknown authority, also with CACHALOT_CA"},
 		{"http, not https", strings.Replace(plain.URL, "http", "https", 1), "", 0, "server gave HTTP response to HTTPS client"},
 	} {
 		before := asked.Load()

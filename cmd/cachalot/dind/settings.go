@@ -69,7 +69,7 @@ func readSettings(in Input) (settings, error) {
 	if value := env.get(keepVariable); value != "" {
 		keep, err := strconv.ParseBool(value)
 		if err != nil {
-			bad(keepVariable, strconv.Quote(value)+" is neither true nor false; write one of them")
+			bad(keepVariable, strconv.Quote(value)+" is not known; write true or false")
 		}
 		s.keepDriver = keep
 	}

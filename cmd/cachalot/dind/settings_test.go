@@ -29,20 +29,20 @@ func TestWrongVariables(t *testing.T) {
 		{"query", []string{"CACHALOT_MIRROR=http://mirror/?x"}, after},
 		{"password", []string{"CACHALOT_MIRROR=http://me:secret@mirror"}, after},
 		{"v2", []string{"CACHALOT_MIRROR=http://mirror/v2/"}, "CACHALOT_MIRROR: clients add /v2 themselves; leave it out"},
-		{"direct", []string{"CACHALOT_DIRECT=quay.io https://a.example"}, `CACHALOT_DIRECT: "https://a.example" is no registry's name; write one such as quay.io`},
-		{"direct, two", []string{"CACHALOT_DIRECT=a/b,B"}, "CACHALOT_DIRECT: \"a/b\" is no registry's name; write one such as quay.io\nCACHALOT_DIRECT: \"B\" is no registry's name; write one such as quay.io"},
-		{"driver", []string{"CACHALOT_KEEP_DRIVER=yes"}, `CACHALOT_KEEP_DRIVER: "yes" is neither true nor false; write one of them`},
-		{"CA is a word", []string{"CACHALOT_CA=ca.pem"}, "CACHALOT_CA: write certificates as PEM text, or the full path of a file that has them"},
-		{"no CA file", []string{"CACHALOT_CA=/no/ca.pem"}, "CACHALOT_CA: read /no/ca.pem: no such file or directory; the file must be in this container, or write the certificates themselves"},
-		{"empty CA file", []string{"CACHALOT_CA=/empty"}, "CACHALOT_CA: there is no certificate in it; write PEM text with its line breaks"},
-		{"CA in one line", []string{"CACHALOT_CA=" + strings.ReplaceAll(ca, "\n", `\n`)}, "CACHALOT_CA: there is no certificate in it; write PEM text with its line breaks"},
-		{"a key", []string{"CACHALOT_CA=" + ca + key}, "CACHALOT_CA: there is a PRIVATE KEY in it; write certificates only"},
+		{"direct", []string{"CACHALOT_DIRECT=quay.io https://a.example"}, `CACHALOT_DIRECT: "https://a.example" is not the name of a registry; write one such as quay.io`},
+		{"direct, two", []string{"CACHALOT_DIRECT=a/b,B"}, "CACHALOT_DIRECT: \"a/b\" is not the name of a registry; write one such as quay.io\nCACHALOT_DIRECT: \"B\" is not the name of a registry; write one such as quay.io"},
+		{"driver", []string{"CACHALOT_KEEP_DRIVER=yes"}, `CACHALOT_KEEP_DRIVER: "yes" is not known; write true or false`},
+		{"CA is a word", []string{"CACHALOT_CA=ca.pem"}, "CACHALOT_CA: write certificates as PEM text, or the full path of their file"},
+		{"no CA file", []string{"CACHALOT_CA=/no/ca.pem"}, "CACHALOT_CA: read /no/ca.pem: no such file or directory; the file must be in this container, or write the certificates as PEM text"},
+		{"empty CA file", []string{"CACHALOT_CA=/empty"}, "CACHALOT_CA: no certificate in it; write PEM text with its line breaks"},
+		{"CA in one line", []string{"CACHALOT_CA=" + strings.ReplaceAll(ca, "\n", `\n`)}, "CACHALOT_CA: no certificate in it; write PEM text with its line breaks"},
+		{"a key", []string{"CACHALOT_CA=" + ca + key}, "CACHALOT_CA: it has a PRIVATE KEY; write certificates only"},
 		{"CA garbled", []string{"CACHALOT_CA=-----BEGIN CERTIFICATE-----\nc2VjcmV0\n-----END CERTIFICATE-----\n"}, "CACHALOT_CA: a certificate in it cannot be read: x509: malformed certificate; copy it again, with its line breaks"},
 		{
 			"all at once",
 			[]string{"CACHALOT_MIRROR=mirror", "CACHALOT_DIRECT=!", "CACHALOT_CA=x", "CACHALOT_KEEP_DRIVER=2"},
-			url + "\nCACHALOT_DIRECT: \"!\" is no registry's name; write one such as quay.io" +
-				"\nCACHALOT_CA: write certificates as PEM text, or the full path of a file that has them\nCACHALOT_KEEP_DRIVER: \"2\" is neither true nor false; write one of them",
+			url + "\nCACHALOT_DIRECT: \"!\" is not the name of a registry; write one such as quay.io" +
+				"\nCACHALOT_CA: write certificates as PEM text, or the full path of their file\nCACHALOT_KEEP_DRIVER: \"2\" is not known; write true or false",
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -25,7 +25,7 @@ func (p *planner) classic() string {
 	}
 	switch {
 	case p.flags.usernsRemap != "" || p.json.UsernsRemap != "":
-		return "userns-remap takes the classic image store"
+		return "userns-remap needs the classic image store"
 	case said && on:
 		return ""
 	case said:

@@ -10,7 +10,7 @@ func TestDriver(t *testing.T) {
 	t.Parallel()
 	const (
 		json    = "/etc/docker/daemon.json"
-		dropped = "DOCKER_DRIVER=overlay2 is dropped: with it, docker pull is mirrored for Docker Hub only; CACHALOT_KEEP_DRIVER=true keeps it"
+		dropped = "DOCKER_DRIVER=overlay2 is removed: with it, docker pull uses the mirror for Docker Hub only; CACHALOT_KEEP_DRIVER=true keeps it"
 	)
 	gone := map[string]string{driverVariable: ""}
 	asked := []string{hubFlag}
@@ -59,7 +59,7 @@ func TestDriver(t *testing.T) {
 		},
 		{
 			name: "userns-remap", args: []string{"--userns-remap", "default"}, wantArgs: []string{"--userns-remap", "default", hubFlag},
-			wantLog: because("userns-remap takes the classic image store"),
+			wantLog: because("userns-remap needs the classic image store"),
 		},
 		{name: "28", version: "28.5.2", env: []string{overlay2}, wantArgs: asked, wantLog: because("dockerd 28.5.2 has the containerd image store only with the feature containerd-snapshotter")},
 		{name: "28, feature on", version: "28.5.2", there: on, wantArgs: asked, wantLog: usual()},

@@ -97,7 +97,7 @@ func (f *folder) change(name string, put *block) error {
 	return nil
 }
 
-var errNotAFile = errors.New("it is a link, or no file at all")
+var errNotAFile = errors.New("it is a link, or not a file")
 
 // read returns a file's content and permissions, and nothing for one that is not there.
 func (f *folder) read(file string) ([]byte, fs.FileMode, error) {
@@ -130,7 +130,7 @@ func (f *folder) hides(name string, hosts []byte) error {
 	}
 	for _, e := range entries {
 		if slices.Contains([]string{".crt", ".cert", ".key"}, path.Ext(e.Name())) {
-			return fmt.Errorf("%s is there, which containerd would pass over beside a hosts.toml; write a hosts.toml that names it", path.Join(name, e.Name()))
+			return fmt.Errorf("containerd would ignore %s beside a hosts.toml; write a hosts.toml that names it", path.Join(name, e.Name()))
 		}
 	}
 	return nil

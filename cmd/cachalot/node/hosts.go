@@ -42,10 +42,10 @@ func with(file []byte, b block) ([]byte, error) {
 	}
 	before, err := parse(rest)
 	if err != nil {
-		return nil, fmt.Errorf("it is no TOML: %w", err)
+		return nil, fmt.Errorf("not TOML: %w", err)
 	}
 	if slices.Contains(before.hosts, b.url) {
-		return nil, fmt.Errorf("it has %s already, by somebody else", b.url)
+		return nil, fmt.Errorf("it already has %s, from another program", b.url)
 	}
 	for _, at := range places(rest) {
 		// The last line may have no line break; what comes after it begins with
@@ -59,7 +59,7 @@ func with(file []byte, b block) ([]byte, error) {
 			return file, nil
 		}
 	}
-	return nil, errors.New("no place in it is found for the mirror; name the mirror there yourself, as \"cachalot client containerd\" prints it")
+	return nil, errors.New("no place for the mirror in it; add the mirror yourself, as \"cachalot client containerd\" prints it")
 }
 
 // without returns a hosts.toml without an owner's blocks.
@@ -72,7 +72,7 @@ func without(file []byte, owner string) ([]byte, error) {
 		}
 		length := bytes.Index(file[from:], []byte("\n"+end(owner)))
 		if length < 0 {
-			return nil, fmt.Errorf("the line %q is missing; remove what begins with %q by hand", end(owner), strings.TrimSpace(begin(owner)))
+			return nil, fmt.Errorf("the line %q is missing; remove the block that begins with %q by hand", end(owner), strings.TrimSpace(begin(owner)))
 		}
 		to := from + length + len("\n"+end(owner))
 		switch {

@@ -166,8 +166,8 @@ func TestWithRefuses(t *testing.T) {
 	t.Parallel()
 	b := exampleBlock("one", "http://192.0.2.1:5000")
 	for file, want := range map[string]string{
-		"server = ":                        "it is no TOML",
-		"[host.\"http://192.0.2.1:5000\"]": "has http://192.0.2.1:5000 already",
+		"server = ":                        "not TOML",
+		"[host.\"http://192.0.2.1:5000\"]": "already has http://192.0.2.1:5000",
 		begin("one") + b.lines:             `the line "# cachalot one: end." is missing`,
 		// A table may not come before keys of the file itself.
 		"host.\"https://b\".skip_verify = true\n": "no place",

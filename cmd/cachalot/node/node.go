@@ -68,7 +68,7 @@ func New(cfg Config, log *slog.Logger) (*Node, error) {
 	case !ownerRegexp.MatchString(cfg.Owner):
 		return nil, &ConfigError{"owner", "write lower-case letters, digits, dots and hyphens"}
 	case !filepath.IsAbs(cfg.Dir):
-		return nil, &ConfigError{"config-path", "write the full path of the folder that config_path of containerd's configuration names"}
+		return nil, &ConfigError{"config-path", "write the full path of the folder in config_path of containerd's configuration"}
 	}
 	cfg.Mirror = strings.TrimRight(bracketsRegexp.ReplaceAllString(cfg.Mirror, "$1$2"), "/")
 	n := &Node{cfg: cfg, blocks: map[string]block{}, log: log, said: map[string]string{}}
@@ -110,12 +110,12 @@ func (n *Node) Run(ctx context.Context) error {
 		} else if failures++; failures >= patience && ctx.Err() == nil {
 			n.say("mirror", slog.LevelWarn, "the mirror does not answer: containerd asks the registries themselves", "mirror", n.cfg.Mirror, "error", err)
 			if err := n.remove(); err != nil {
-				n.say("remove", slog.LevelError, "the mirror is not taken out of a file", "error", err)
+				n.say("remove", slog.LevelError, "cannot remove the mirror from a file", "error", err)
 			}
 		}
 		select {
 		case <-ctx.Done():
-			n.log.Info("the mirror is taken out of containerd's configuration", "config_path", n.cfg.Dir)
+			n.log.Info("removed the mirror from containerd's configuration", "config_path", n.cfg.Dir)
 			return n.remove()
 		case <-tick.C:
 		}
@@ -187,7 +187,7 @@ func (n *Node) put() {
 		failed = map[string]error{"": err}
 	}
 	for _, name := range slices.Sorted(maps.Keys(failed)) {
-		n.say("file "+name, slog.LevelWarn, "it stays as it is: containerd may not ask the mirror", "path", n.file(name), "error", failed[name])
+		n.say("file "+name, slog.LevelWarn, "file not changed: containerd may not ask the mirror", "path", n.file(name), "error", failed[name])
 	}
 	maps.DeleteFunc(n.said, func(subject, _ string) bool {
 		name, ok := strings.CutPrefix(subject, "file ")
@@ -197,7 +197,7 @@ func (n *Node) put() {
 		n.say("mirror", slog.LevelInfo, "containerd asks the mirror", "mirror", n.cfg.Mirror, "config_path", n.cfg.Dir)
 	}
 	if _, ok := n.blocks[defaultName]; ok && len(direct) > 0 {
-		n.say("direct", slog.LevelInfo, "some registries have folders of their own: the mirror is not asked for them", "registries", strings.Join(direct, " "))
+		n.say("direct", slog.LevelInfo, "some registries have folders of their own: containerd does not ask the mirror for them", "registries", strings.Join(direct, " "))
 	}
 }
 

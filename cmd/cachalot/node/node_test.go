@@ -238,7 +238,7 @@ func TestKept(t *testing.T) {
 		"certificates": {func(t *testing.T, dir string) {
 			t.Helper()
 			put(t, dir, "_default/ca.crt", "a certificate", 0o644)
-		}, "_default/ca.crt is there"},
+		}, "would ignore _default/ca.crt"},
 		"a link": {func(t *testing.T, dir string) {
 			t.Helper()
 			put(t, dir, "real/hosts.toml", "server = \"https://a\"\n", 0o644)
@@ -253,10 +253,10 @@ func TestKept(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, "escapes"},
-		"no TOML": {func(t *testing.T, dir string) {
+		"not TOML": {func(t *testing.T, dir string) {
 			t.Helper()
 			put(t, dir, "_default/hosts.toml", "server: https://a\n", 0o644)
-		}, "no TOML"},
+		}, "not TOML"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -12,7 +12,7 @@ import (
 // Bar shows how far long work is, where it is written to a terminal, and nothing
 // elsewhere. It is for one goroutine at a time.
 type Bar struct {
-	to     io.Writer // nil: nobody sees it
+	to     io.Writer // nil: it is not shown
 	uneven bool      // no rate is shown: some of it is done without work
 	what   string
 	bar    *progressbar.ProgressBar
@@ -43,7 +43,7 @@ func (b *Bar) At(done, all int64, what string) {
 	_ = b.bar.Set64(min(done, all-1)) // it is only shown; there it would end, and more may come
 	if what != b.what {
 		b.what = what
-		b.bar.Describe(what) // draws it anew
+		b.bar.Describe(what) // draws it again
 	}
 }
 

@@ -13,9 +13,9 @@ import (
 )
 
 const (
-	// completeTime is how long somebody who has pressed a key waits.
+	// completeTime limits the wait after the key for completion.
 	completeTime = 2 * time.Second
-	// mostCompletions is more than anybody reads.
+	// mostCompletions limits the list, so that it stays readable.
 	mostCompletions = 200
 )
 
@@ -24,7 +24,7 @@ func complete(cmd *cobra.Command, flag string, values ...string) {
 	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
 }
 
-// completer offers what begins with what was written; nothing where nobody answers.
+// completer returns the completions of what was written; none if the mirror does not answer.
 type completer func(ask *asker, written string) []string
 
 type completion = func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective)

@@ -4,8 +4,8 @@
 //	           (--admin, the     ├─ list ──────► pages ───────► rows as they come
 //	           token)            └─ stream ────► JSON lines ──► Bar, and a line for each image
 //
-// What is asked and answered is package proxy's, so that neither side is written
-// twice. What comes from the network goes to the terminal through safe alone.
+// The types of requests and answers are those of package admin, so that they are
+// defined once. All text from the network passes safe before it goes to the terminal.
 //
-// An [Error] has the exit code of what went wrong.
+// An [Error] has the exit code of the process.
 package ops

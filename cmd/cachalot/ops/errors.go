@@ -59,7 +59,7 @@ func refused(p *admin.Problem) *Error {
 	case http.StatusUnauthorized, http.StatusForbidden, http.StatusMisdirectedRequest:
 		code = Refused
 		if p.Status == http.StatusUnauthorized {
-			detail += "; write it to CACHALOT_ADMIN_TOKEN, or name its file by --token-file"
+			detail += "; write it to CACHALOT_ADMIN_TOKEN, or give its file with --token-file"
 		}
 	}
 	return errorf(code, "%s%w", detail, &silent{p})

@@ -64,7 +64,7 @@ func header(at string, now looked, before *looked, took time.Duration, trouble s
 	t := st.Traffic
 	first := fmt.Sprintf("cachalot %s at %s, started %s; %s UTC", st.Version, at, when(st.Started, st.Now), st.Now.UTC().Format(time.TimeOnly))
 	if trouble != "" {
-		first = "IT DOES NOT ANSWER: " + trouble
+		first = "NO ANSWER: " + trouble
 	}
 	var grown admin.TrafficStats
 	if took > 0 {
@@ -72,7 +72,7 @@ func header(at string, now looked, before *looked, took time.Duration, trouble s
 	}
 	return []string{
 		safe(first),
-		fmt.Sprintf("Kept   %s", kept(st.Storage)),
+		fmt.Sprintf("Stored %s", stored(st.Storage)),
 		fmt.Sprintf("Total  %s requests, %s hit; %s served, %s fetched, %s", humanize.Comma(t.Requests), percent(hits(t), t.Requests),
 			size(t.ServedBytes), size(t.FetchedBytes), saved(t)),
 		fmt.Sprintf("Now    %s requests, %s hit; %s served, %s fetched; %d of %d downloads", perSecond(t.Requests, was.Requests, took, number),

@@ -43,7 +43,7 @@ func TestFrame(t *testing.T) {
 		want   string
 	}{
 		{"first", nil, `cachalot 1.2 at http://mirror:5001, started 1 hour ago; 04:00:02 UTC
-Kept   10 GiB in 1,234 blobs, 20.0 % of the 50 GiB that it may take
+Stored 10 GiB in 1,234 blobs, 20.0 % of the limit of 50 GiB
 Total  300 requests, 50.0 % hit; 300 MiB served, 50 MiB fetched, 250 MiB (83.3 %) saved
 Now    - requests, - hit; - served, - fetched; 2 of 256 downloads
 
@@ -57,7 +57,7 @@ docker.io/acme/app  downloading  [##########..........]  50 MiB of 100 MiB  -   
 docker.io/\x1b[2J   waiting      [????????????????????]  0 B                -     0        sha256:fedcba987654
 `},
 		{"later", &before, `cachalot 1.2 at http://mirror:5001, started 1 hour ago; 04:00:02 UTC
-Kept   10 GiB in 1,234 blobs, 20.0 % of the 50 GiB that it may take
+Stored 10 GiB in 1,234 blobs, 20.0 % of the limit of 50 GiB
 Total  300 requests, 50.0 % hit; 300 MiB served, 50 MiB fetched, 250 MiB (83.3 %) saved
 Now    100/s requests, 50.0 % hit; 100 MiB/s served, 15 MiB/s fetched; 2 of 256 downloads
 
@@ -81,7 +81,7 @@ docker.io/\x1b[2J   waiting      [????????????????????]  0 B                0 B/
 	if got := lines(frame("x", restarted, &before, "", 0, 0))[3]; !strings.HasPrefix(got, "Now    - requests, - hit; - served") {
 		t.Error(got)
 	}
-	if got := lines(frame("x", now, &before, "no answer", 0, 0))[0]; got != "IT DOES NOT ANSWER: no answer" {
+	if got := lines(frame("x", now, &before, "no answer", 0, 0))[0]; got != "NO ANSWER: no answer" {
 		t.Error(got)
 	}
 }

@@ -16,10 +16,10 @@ func newInspect() *cobra.Command {
 	a := &asking{}
 	return a.flags(&cobra.Command{
 		Use:   "inspect IMAGE|DIGEST",
-		Short: "Show what is kept of an image, or one blob",
+		Short: "Show which parts of an image, or a blob, are stored",
 		Long: `inspect shows the platforms and layers of an image, and which of them a running
-mirror keeps; or, of a digest, the blob and where it was seen. Nothing is fetched:
-the layers of a manifest that is not kept are not known.`,
+mirror stores. For a digest it shows the blob, and the repositories it was seen in.
+Nothing is fetched: the layers of a manifest that is not stored are not known.`,
 		Example: `  cachalot inspect alpine:3.22
   cachalot inspect ghcr.io/acme/app:v1 --output json | jq '.manifests[] | select(.complete) | .platform'`,
 		Args:              cobra.ExactArgs(1),
@@ -68,14 +68,14 @@ func showBlob(w io.Writer, b admin.BlobAnswer, now time.Time) error {
 	t.row("Stored", when(b.Stored, now))
 	again := ""
 	if b.UsedAgain {
-		again = "; again and again, so it stays longer"
+		again = "; used repeatedly, so it stays longer"
 	}
 	t.row("Used", fmt.Sprintf("%s, %s%s", things(b.Uses, "time"), when(b.LastUsed, now), again))
 	if !b.Expires.IsZero() && b.Expires.Unix() > 0 {
-		t.row("Goes", when(b.Expires, now)+", unless it is used or pinned")
+		t.row("Expires", when(b.Expires, now)+", unless it is used or pinned")
 	}
 	if b.Unwanted {
-		t.row("Unwanted", "no tag holds it any more, so it goes first")
+		t.row("Orphaned", "no tag refers to it, so it is evicted first")
 	}
 	t.row("Pinned", pinnedBy(b.PinnedBy))
 	if b.Filling {
@@ -112,14 +112,14 @@ func showImage(w io.Writer, i admin.ImageAnswer, now time.Time) error {
 			whole++
 		}
 	}
-	t.row("Kept", fmt.Sprintf("%s; %d of %s whole", size(i.KeptSize), whole, things(len(i.Manifests), "manifest")))
+	t.row("Stored", fmt.Sprintf("%s; %d of %s complete", size(i.KeptSize), whole, things(len(i.Manifests), "manifest")))
 	if err := t.end(); err != nil {
 		return err
 	}
 	if _, err := fmt.Fprintln(w); err != nil {
 		return err
 	}
-	t = newTable(w, "PLATFORM", "KEPT", "OF IT KEPT", "LAYERS", "DIGEST")
+	t = newTable(w, "PLATFORM", "STORED", "BYTES", "LAYERS", "DIGEST")
 	for _, m := range i.Manifests {
 		state, layers := "no", "-"
 		if m.Kept {
@@ -136,7 +136,7 @@ func showImage(w io.Writer, i admin.ImageAnswer, now time.Time) error {
 			of += " of " + size(m.Size)
 		}
 		if m.Complete {
-			state = "whole"
+			state = "complete"
 		}
 		t.row(platform(m), state, of, layers, m.Digest)
 	}
@@ -171,7 +171,7 @@ func showLayers(w io.Writer, manifests []admin.ManifestAnswer) error {
 	if _, err := fmt.Fprintln(w); err != nil {
 		return err
 	}
-	t := newTable(w, "LAYER OF", "KEPT", "SIZE", "DIGEST", "MEDIA TYPE")
+	t := newTable(w, "LAYER OF", "STORED", "SIZE", "DIGEST", "MEDIA TYPE")
 	for _, m := range manifests {
 		layers := m.Layers
 		if m.Config != nil {

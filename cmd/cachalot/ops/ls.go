@@ -36,7 +36,7 @@ func (l *listing) kind(args []string) listed {
 	case l.blobs:
 		return listed{"blobs", blobOrders(), []string{"DIGEST", "KIND", "SIZE", "STORED", "LAST USED", "USES", "PINNED", "REPOSITORIES"}, blobRow}
 	case len(args) == 1:
-		return listed{"tags", nil, []string{"TAG", "DIGEST", "STATE", "CHECKED", "LAST USED", "KEPT"}, tagRow}
+		return listed{"tags", nil, []string{"TAG", "DIGEST", "STATE", "CHECKED", "LAST USED", "STORED"}, tagRow}
 	}
 	return listed{"repositories", repositoryOrders(), []string{"REPOSITORY", "TAGS", "BLOBS", "ON DISK", "USES", "LAST USED", "PINNED"}, repositoryRow}
 }
@@ -50,12 +50,12 @@ func newLs() *cobra.Command {
 	cmd := l.flags(&cobra.Command{
 		Use:   "ls [REPOSITORY]",
 		Short: "List repositories, the tags of one, or blobs",
-		Long: `ls lists the repositories of which a running mirror keeps something; with a
-repository its tags; and with --blobs blobs, of all or of that repository.
+		Long: `ls lists the repositories that have content in a running mirror. With a repository
+it lists the tags. With --blobs it lists blobs, of all repositories or of that one.
 
-A tag's state is what the next pull finds: fresh is served without asking the
-registry, stale after asking it, and expired only if it answers. The sums by
-repository are taken every few seconds.`,
+The state of a tag is for the next pull: fresh is served without asking the registry,
+stale after asking it, and expired only if the registry answers. The sums by
+repository are a few seconds old.`,
 		Example: `  cachalot ls --sort bytes --limit 20
   cachalot ls alpine
   cachalot ls --blobs --sort last_used --min-size 100MiB
@@ -72,10 +72,10 @@ repository are taken every few seconds.`,
 	f := cmd.Flags()
 	f.BoolVar(&l.blobs, "blobs", false, "list blobs, manifests among them")
 	f.StringVar(&l.sort, "sort", "", "`ORDER`: "+strings.Join(repositoryOrders(), ", ")+"; of blobs: "+strings.Join(blobOrders(), ", "))
-	f.IntVar(&l.limit, "limit", 100, "list `N` at most; 0: all")
-	f.StringVar(&l.upstream, "upstream", "", "of this `UPSTREAM` only")
+	f.IntVar(&l.limit, "limit", 100, "list at most `N`; 0: all")
+	f.StringVar(&l.upstream, "upstream", "", "only of this `UPSTREAM`")
 	f.StringVar(&l.minSize, "min-size", "", "blobs of this `SIZE` or larger, such as 100MiB")
-	f.StringVar(&l.unusedSince, "unused-for", "", "blobs that were not used for this `DURATION`, such as 720h")
+	f.StringVar(&l.unusedSince, "unused-for", "", "blobs not used for this `DURATION`, such as 720h")
 	_ = cmd.RegisterFlagCompletionFunc("sort", func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 		return l.kind(args).orders, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveKeepOrder
 	})
@@ -87,17 +87,17 @@ func (l *listing) check(args []string) error {
 	k := l.kind(args)
 	switch {
 	case !l.blobs && (l.minSize != "" || l.unusedSince != ""):
-		return errorf(Usage, "--min-size and --unused-for are for --blobs")
+		return errorf(Usage, "--min-size and --unused-for need --blobs")
 	case l.upstream != "" && len(args) == 1:
-		return errorf(Usage, "--upstream is not for a repository, which has its upstream in its name")
+		return errorf(Usage, "--upstream cannot be used with a repository, whose name has the upstream; remove one of the two")
 	case l.sort != "" && k.orders == nil:
-		return errorf(Usage, "--sort is not for tags, which are listed by name")
+		return errorf(Usage, "--sort cannot be used for tags, which are listed by name; remove it")
 	case l.sort != "" && !slices.Contains(k.orders, l.sort):
 		return errorf(Usage, "--sort: %q is not known; write %s", l.sort, strings.Join(k.orders, ", "))
 	case l.limit < 0:
 		return errorf(Usage, "--limit: %d is below 0; write 0 for all", l.limit)
 	case l.ranked(k) && (l.limit == 0 || l.limit > maxPage):
-		return errorf(Usage, "--limit: by %s the mirror lists %d at most; all there are is for --sort %s", l.sort, maxPage, k.orders[0])
+		return errorf(Usage, "--limit: --sort %s lists %d at most; to list all, write --sort %s", l.sort, maxPage, k.orders[0])
 	}
 	return nil
 }
@@ -133,16 +133,16 @@ func (l *listing) show(cmd *cobra.Command, args []string, c *client) error {
 	case err != nil:
 		return err
 	case n == 0 && !sums.Taken.IsZero():
-		cmd.PrintErrf("nothing of that was kept when the mirror last added up, %s\n", when(sums.Taken, now))
+		cmd.PrintErrf("nothing of that was stored at the last count, %s\n", when(sums.Taken, now))
 	case n == 0 && !l.output.json():
-		cmd.PrintErrln("nothing of that is kept")
+		cmd.PrintErrln("nothing of that is stored")
 	case more:
 		cmd.PrintErrf("the first %d; --limit 0 lists all\n", n)
 	case l.ranked(k) && n == l.limit && n < maxPage:
 		cmd.PrintErrf("the first %d by %s; --limit lists up to %d\n", n, l.sort, maxPage)
 	}
 	if sums.Truncated {
-		cmd.PrintErrln("the mirror has more repositories than it adds up; the others are left out")
+		cmd.PrintErrln("the mirror has more repositories than it counts; the others are not listed")
 	}
 	return nil
 }

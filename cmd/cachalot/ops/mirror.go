@@ -42,8 +42,8 @@ type Mirror struct {
 
 // Flags adds those that say which mirror is asked.
 func (m *Mirror) Flags(f *pflag.FlagSet) {
-	f.StringVar(&m.URL, "admin", "", "`URL` of the mirror's admin.listen; none means CACHALOT_ADMIN, or "+DefaultAdmin)
-	f.StringVar(&m.TokenFile, "token-file", "", "`FILE` with the token of admin.token; none means CACHALOT_ADMIN_TOKEN")
+	f.StringVar(&m.URL, "admin", "", "`URL` of the mirror's admin.listen; default: CACHALOT_ADMIN, or "+DefaultAdmin)
+	f.StringVar(&m.TokenFile, "token-file", "", "`FILE` with the token of admin.token; default: CACHALOT_ADMIN_TOKEN")
 }
 
 // client asks one mirror.
@@ -91,7 +91,7 @@ func (m *Mirror) base() (*url.URL, error) {
 	u, err := url.Parse(text)
 	switch {
 	case err == nil && u.User != nil:
-		return nil, errorf(Usage, "%s: a URL with a password in it; the token goes into CACHALOT_ADMIN_TOKEN, or --token-file", from)
+		return nil, errorf(Usage, "%s: the URL has a password; write the token to CACHALOT_ADMIN_TOKEN, or to a file for --token-file", from)
 	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.RawQuery != "" || u.Fragment != "":
 		return nil, errorf(Usage, "%s: %q is not the URL of a mirror's admin.listen; write one such as %s", from, text, DefaultAdmin)
 	}
@@ -119,7 +119,7 @@ func (m *Mirror) token() (string, error) {
 	}
 	text = strings.TrimSpace(text)
 	if len(text) > maxToken || strings.ContainsFunc(text, func(r rune) bool { return r > unicode.MaxASCII || unicode.IsSpace(r) || unicode.IsControl(r) }) {
-		return "", errorf(Usage, "%s: this is no token; it has one word of ASCII, as from openssl rand -hex 32", from)
+		return "", errorf(Usage, "%s: not a token; write one word of ASCII, as from openssl rand -hex 32", from)
 	}
 	return text, nil
 }
@@ -164,7 +164,7 @@ func (c *client) ask(ctx context.Context, method, path string, query url.Values,
 			return nil, refused(&p)
 		}
 	}
-	return nil, errorf(Failed, "%s answers %s, and not as cachalot's admin API does; --admin wants the address of admin.listen, which is not that of listen", c.base, resp.Status)
+	return nil, errorf(Failed, "%s answers %s, which is not from cachalot's admin API; give --admin the address of admin.listen, not that of listen", c.base, resp.Status)
 }
 
 // get reads a whole answer.
@@ -188,7 +188,7 @@ func (c *client) whole(ctx context.Context, method, path string, query url.Value
 		return nil, c.unreachable(ctx, err)
 	}
 	if resp.StatusCode != http.StatusNoContent && !json.Valid(b) {
-		return nil, errorf(Failed, "%s answers what is no JSON, and not as cachalot's admin API does; --admin wants the address of admin.listen", c.base)
+		return nil, errorf(Failed, "%s answers without JSON, so it is not cachalot's admin API; give --admin the address of admin.listen", c.base)
 	}
 	return b, nil
 }
@@ -196,7 +196,7 @@ func (c *client) whole(ctx context.Context, method, path string, query url.Value
 // read decodes an answer into what package proxy makes it of.
 func (c *client) read(b []byte, into any) error {
 	if err := json.Unmarshal(b, into); err != nil {
-		return errorf(Failed, "%s answers what this cachalot does not understand, perhaps of another version: %w", c.base, err)
+		return errorf(Failed, "cannot read the answer of %s, which may be another version of cachalot: %w", c.base, err)
 	}
 	return nil
 }
@@ -211,7 +211,7 @@ func (c *client) stream(ctx context.Context, path string, body any, line func([]
 		return err
 	}
 	defer resp.Body.Close()
-	quiet := time.AfterFunc(silence, func() { cancel(errors.New("it has said nothing for a minute")) })
+	quiet := time.AfterFunc(silence, func() { cancel(errors.New("no line for a minute")) })
 	defer quiet.Stop()
 	lines := bufio.NewScanner(resp.Body)
 	lines.Buffer(nil, maxAnswer)

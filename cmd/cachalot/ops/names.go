@@ -33,7 +33,7 @@ func readNames(r io.Reader, from string) (names, notes []string, err error) {
 	case isCompose(b):
 		names, notes, err = composeNames(b)
 	case isManifest(b):
-		err = fmt.Errorf("this is Kubernetes' YAML; write it as JSON, as kubectl get pods -o json does")
+		err = fmt.Errorf("this is YAML of Kubernetes; give JSON, as from kubectl get pods -o json")
 	default:
 		names, err = lineNames(b)
 	}
@@ -83,7 +83,7 @@ func jsonNames(b []byte) (names, notes []string, err error) {
 	case o.Services != nil:
 		return composeNames(b) // JSON is YAML
 	}
-	return nil, nil, fmt.Errorf("this JSON is neither of Kubernetes nor of compose; kubectl get pods -o json prints what is wanted")
+	return nil, nil, fmt.Errorf("this JSON is neither of Kubernetes nor of compose; give the output of kubectl get pods -o json")
 }
 
 func (o *kubeObject) images(names []string) []string {
@@ -119,13 +119,13 @@ func composeNames(b []byte) (names, notes []string, err error) {
 	for _, name := range slices.Sorted(maps.Keys(file.Services)) {
 		switch s := file.Services[name]; {
 		case strings.Contains(s.Image, "$"):
-			notes = append(notes, fmt.Sprintf("service %s is left out: its image has a variable, %s; docker compose config fills them in", name, s.Image))
+			notes = append(notes, fmt.Sprintf("service %s is skipped: its image has a variable, %s; docker compose config replaces variables", name, s.Image))
 		case s.Image != "":
 			names = append(names, s.Image)
 		case s.Build != nil:
-			notes = append(notes, fmt.Sprintf("service %s is left out: it is built, and names no image", name))
+			notes = append(notes, fmt.Sprintf("service %s is skipped: it is built, and names no image", name))
 		default:
-			notes = append(notes, fmt.Sprintf("service %s is left out: it names no image", name))
+			notes = append(notes, fmt.Sprintf("service %s is skipped: it names no image", name))
 		}
 	}
 	return names, notes, nil
@@ -142,7 +142,7 @@ func lineNames(b []byte) (names []string, err error) {
 		case 1:
 			names = append(names, words[0])
 		default:
-			return nil, fmt.Errorf("line %d: %q is not the name of an image; write one a line", n, strings.TrimSpace(line))
+			return nil, fmt.Errorf("line %d: %q is not the name of an image; write one name a line", n, strings.TrimSpace(line))
 		}
 	}
 	return names, nil

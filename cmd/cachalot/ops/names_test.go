@@ -68,20 +68,20 @@ volumes: {data: {}}
 `,
 			[]string{"postgres:17", "nginx:1.29"},
 			[]string{
-				"x: service app is left out: it is built, and names no image",
-				"x: service none is left out: it names no image",
-				"x: service worker is left out: its image has a variable, ${REGISTRY:-docker.io}/acme/worker:$TAG; docker compose config fills them in",
+				"x: service app is skipped: it is built, and names no image",
+				"x: service none is skipped: it names no image",
+				"x: service worker is skipped: its image has a variable, ${REGISTRY:-docker.io}/acme/worker:$TAG; docker compose config replaces variables",
 			},
 			"",
 		},
 		{"compose as JSON", `{"name": "shop", "services": {"db": {"image": "postgres:17", "networks": {"default": null}}}}`, []string{"postgres:17"}, nil, ""},
 		{"lines", "\uFEFF# ours\r\nalpine:3.22\r\n\r\n  ghcr.io/acme/app:v1  # the app\n#nginx\nbusybox", []string{"alpine:3.22", "ghcr.io/acme/app:v1", "busybox"}, nil, ""},
 		{"nothing", " \n", nil, nil, ""},
-		{"two on a line", "alpine\nbusybox nginx\n", nil, nil, `x: line 2: "busybox nginx" is not the name of an image; write one a line`},
-		{"hostile line", "alpine\n\x1b[2J x\n", nil, nil, `x: line 2: "\x1b[2J x" is not the name of an image; write one a line`},
-		{"other JSON", `{"images": ["alpine"]}`, nil, nil, "x: this JSON is neither of Kubernetes nor of compose; kubectl get pods -o json prints what is wanted"},
+		{"two on a line", "alpine\nbusybox nginx\n", nil, nil, `x: line 2: "busybox nginx" is not the name of an image; write one name a line`},
+		{"hostile line", "alpine\n\x1b[2J x\n", nil, nil, `x: line 2: "\x1b[2J x" is not the name of an image; write one name a line`},
+		{"other JSON", `{"images": ["alpine"]}`, nil, nil, "x: this JSON is neither of Kubernetes nor of compose; give the output of kubectl get pods -o json"},
 		{"broken JSON", `{"kind": "List", `, nil, nil, "x: read JSON: unexpected end of JSON input"},
-		{"manifest", "apiVersion: v1\nkind: Pod\nspec: {}\n", nil, nil, "x: this is Kubernetes' YAML; write it as JSON, as kubectl get pods -o json does"},
+		{"manifest", "apiVersion: v1\nkind: Pod\nspec: {}\n", nil, nil, "x: this is YAML of Kubernetes; give JSON, as from kubectl get pods -o json"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()

@@ -68,7 +68,7 @@ func TestNotCachalot(t *testing.T) {
 		"problem":  jsonAnswer(http.StatusNotFound, problemJSON, "{}"),
 	} {
 		_, _, err := ask(t, answer, "pin", "alpine")
-		if e, ok := errors.AsType[*Error](err); !ok || e.Code != Failed || !strings.Contains(e.Error(), "not as cachalot's admin API does") {
+		if e, ok := errors.AsType[*Error](err); !ok || e.Code != Failed || !strings.Contains(e.Error(), "cachalot's admin API; give --admin the address of admin.listen") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -147,7 +147,7 @@ func TestWarmBatches(t *testing.T) {
 	for _, n := range sizes {
 		sum += n
 	}
-	want := fmt.Sprintf("2099 of 2,100 images here, 1 failed; %d B, of which %d B fetched", 10*len(sizes), 5*len(sizes))
+	want := fmt.Sprintf("2099 of 2,100 images stored, 1 failed; %d B, of which %d B fetched", 10*len(sizes), 5*len(sizes))
 	if sum != 2099 || len(sizes) < 3 || !strings.Contains(stdout, "Bad: failed: no name\n") || !strings.Contains(stdout, want) || err == nil || err.Error() != "1 of 2,100 images could not be fetched" {
 		t.Errorf("%v: %v\n%s, want %s", sizes, err, stdout, want)
 	}
@@ -157,10 +157,10 @@ func TestWarmBatches(t *testing.T) {
 func TestWarmBrokenOff(t *testing.T) {
 	t.Parallel()
 	for body, want := range map[string]string{
-		`{"event": "progress", "images": 1}` + "\n":                            "broke off before the end",
-		`{"event": "end", "images": 1, "error": "stopping"}` + "\n":            "the mirror ended it: stopping",
-		`{"event": "progress"}` + "\nnonsense\n":                               "does not understand",
-		`{"event": "image", "image": "a", "error": "\u001b[2J\u009bx"}` + "\n": "broke off before the end",
+		`{"event": "progress", "images": 1}` + "\n":                            "ended early",
+		`{"event": "end", "images": 1, "error": "stopping"}` + "\n":            "the mirror stopped: stopping",
+		`{"event": "progress"}` + "\nnonsense\n":                               "cannot read the answer of",
+		`{"event": "image", "image": "a", "error": "\u001b[2J\u009bx"}` + "\n": "ended early",
 	} {
 		stdout, _, err := ask(t, jsonAnswer(http.StatusOK, "application/x-ndjson", body), "warm", "a")
 		if e, ok := errors.AsType[*Error](err); !ok || e.Code != Failed || !strings.Contains(e.Error(), want) {

@@ -14,10 +14,11 @@ func newPin() *cobra.Command {
 	comment := ""
 	cmd := a.flags(&cobra.Command{
 		Use:   "pin [PATTERN]",
-		Short: "Keep repositories from being evicted, or list what is kept so",
-		Long: `pin lists what a running mirror never evicts, by its configuration's rules and by
-earlier pins. With a repository, or a pattern of repositories as in rules, it pins
-all that came through those, and comes. It is kept until unpin, through restarts.`,
+		Short: "Pin repositories, or list pins",
+		Long: `pin lists the pins of a running mirror, from its configuration's rules and from this
+command. Pinned content is never evicted. With a repository, or a pattern of
+repositories as in rules, it pins all content pulled through them, now and later,
+until unpin, also after restarts.`,
 		Example: `  cachalot pin
   cachalot pin alpine --comment "every build"
   cachalot pin 'ghcr.io/acme/**'`,
@@ -82,9 +83,9 @@ func newUnpin() *cobra.Command {
 	a := &asking{}
 	return a.flags(&cobra.Command{
 		Use:   "unpin PATTERN",
-		Short: "Take a pin off",
-		Long: `unpin takes off what pin has put on a running mirror: the repository or pattern, as
-pin lists it. What rules of the configuration pin is taken off there.`,
+		Short: "Remove a pin",
+		Long: `unpin removes a pin that the command pin added to a running mirror: the repository or
+pattern, as pin lists it. Pins from rules are removed in the configuration.`,
 		Example: `  cachalot unpin 'ghcr.io/acme/**'`,
 		Args:    cobra.ExactArgs(1),
 		ValidArgsFunction: a.completes(func(ask *asker, _ string) []string {
@@ -97,7 +98,7 @@ pin lists it. What rules of the configuration pin is taken off there.`,
 			if a.output.json() {
 				return nil // as the API, which answers with nothing
 			}
-			return say(cmd, "%s is a pin no more", args[0])
+			return say(cmd, "%s is no longer pinned", args[0])
 		}),
 	})
 }

@@ -26,15 +26,17 @@ func newPurge() *cobra.Command {
 	p := &purging{}
 	cmd := p.flags(&cobra.Command{
 		Use:   "purge [IMAGE|REPOSITORY|DIGEST]",
-		Short: "Remove an image, a repository, or what nobody uses",
-		Long: `purge removes what a running mirror keeps: an image, which has a tag or a digest,
-with what no other tag of its repository holds; a whole repository, which has
-neither; a blob, by its digest; all of an upstream; or what was not used for a
-while, of all, an upstream or a repository. Clients that read it read on, and the
-next pull fetches it again.
+		Short: "Remove an image, a repository, or unused content",
+		Long: `purge removes content from a running mirror:
+- an image with a tag or digest, and its content that no other tag of the repository uses
+- a whole repository, named without tag and digest
+- a blob, by its digest
+- all content of an upstream
+- unused content, of all, of an upstream or of a repository
+Clients that are reading it get all of it, and the next pull fetches it again.
 
-An image or a digest goes at once. For the others purge says what would go, and
-asks; where standard input is no terminal it wants --yes, or --dry-run.`,
+An image or a digest is removed at once. For the others purge prints what it would
+remove, and asks. If standard input is not a terminal, give --yes or --dry-run.`,
 		Example: `  cachalot purge alpine:3.22
   cachalot purge docker.io/library/alpine
   cachalot purge --unused-for 720h --dry-run
@@ -49,10 +51,10 @@ asks; where standard input is no terminal it wants --yes, or --dry-run.`,
 		ValidArgsFunction: p.completes(images),
 	})
 	f := cmd.Flags()
-	f.StringVar(&p.wanted.Upstream, "upstream", "", "what came from this `UPSTREAM`")
-	f.StringVar(&p.wanted.UnusedFor, "unused-for", "", "what was not used for this `DURATION`, such as 720h")
-	f.BoolVar(&p.wanted.Pinned, "pinned", false, "what is pinned, too")
-	f.BoolVar(&p.wanted.DryRun, "dry-run", false, "remove nothing, and list what would go")
+	f.StringVar(&p.wanted.Upstream, "upstream", "", "content of this `UPSTREAM`")
+	f.StringVar(&p.wanted.UnusedFor, "unused-for", "", "content not used for this `DURATION`, such as 720h")
+	f.BoolVar(&p.wanted.Pinned, "pinned", false, "pinned content too")
+	f.BoolVar(&p.wanted.DryRun, "dry-run", false, "only list what would be removed")
 	f.BoolVarP(&p.yes, "yes", "y", false, "do not ask")
 	p.completesFlag(cmd, "upstream", upstreams)
 	return cmd
@@ -63,7 +65,7 @@ func (p *purging) check(args []string) error {
 	w := &p.wanted
 	if len(args) == 0 {
 		if w.Upstream == "" && w.UnusedFor == "" {
-			return errorf(Usage, "say what is to go: an image, a repository, a digest, --upstream or --unused-for")
+			return errorf(Usage, "nothing to remove; name an image, a repository or a digest, or give --upstream or --unused-for")
 		}
 		return nil
 	}
@@ -71,7 +73,7 @@ func (p *purging) check(args []string) error {
 	_, last, _ := cutLast(name, "/")
 	switch {
 	case w.Upstream != "":
-		return errorf(Usage, "--upstream is for all of it; leave out %s, or --upstream", name)
+		return errorf(Usage, "--upstream removes all of the upstream; remove %s, or --upstream", name)
 	case isDigest(name):
 		w.Digest = name
 	case strings.ContainsAny(last, ":@"):
@@ -80,7 +82,7 @@ func (p *purging) check(args []string) error {
 		w.Repository = name
 	}
 	if w.UnusedFor != "" && w.Repository == "" {
-		return errorf(Usage, "--unused-for is for a repository, an upstream, or all; %s goes whatever its use", name)
+		return errorf(Usage, "--unused-for is for a repository, an upstream or all; remove it, because %s is removed whether used or not", name)
 	}
 	return nil
 }
@@ -102,7 +104,7 @@ func (p *purging) purge(cmd *cobra.Command, _ []string, c *client) error {
 			if r := p.wanted.Repository; r != "" {
 				hint = fmt.Sprintf(". For one image write its tag, as in %s:latest", r)
 			}
-			return errorf(Usage, "this removes %s, and nobody can be asked: give --yes, or --dry-run to see what would go%s", p.what(), hint)
+			return errorf(Usage, "this removes %s and needs a confirmation: give --yes, or --dry-run to list it%s", p.what(), hint)
 		}
 		if goOn, err := p.ask(cmd, c); err != nil || !goOn {
 			return err
@@ -142,7 +144,7 @@ func (p *purging) what() string {
 	what := cmp.Or(p.wanted.Repository, p.wanted.Upstream, "the mirror")
 	switch {
 	case p.wanted.UnusedFor != "":
-		what = "what of " + what + " was not used for " + p.wanted.UnusedFor
+		what = "content of " + what + " not used for " + p.wanted.UnusedFor
 	case p.wanted.Repository != "":
 		what = "the repository " + what + " with all its tags"
 	default:
@@ -173,7 +175,7 @@ func (p *purging) ask(cmd *cobra.Command, c *client) (bool, error) {
 	return false, errorf(Failed, "nothing was removed")
 }
 
-// isTerminal says whether somebody can be asked.
+// isTerminal reports whether a confirmation can be asked for.
 func isTerminal(cmd *cobra.Command) bool {
 	f, ok := cmd.InOrStdin().(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
@@ -183,11 +185,11 @@ func isTerminal(cmd *cobra.Command) bool {
 func became(result string) string {
 	switch result {
 	case "unlinked":
-		return "kept for others"
+		return "not removed: used by other repositories"
 	case "pinned":
-		return "kept: pinned"
+		return "not removed: pinned"
 	case "busy":
-		return "kept: busy"
+		return "not removed: busy"
 	}
 	return result
 }
@@ -202,9 +204,9 @@ func summary(a admin.PurgeAnswer) string {
 	for _, stays := range []struct {
 		n   int
 		why string
-	}{{a.Unlinked, "for other repositories have it"}, {a.Pinned, "for it is pinned"}, {a.Busy, "for it is being downloaded"}} {
+	}{{a.Unlinked, "used by other repositories"}, {a.Pinned, "pinned"}, {a.Busy, "being downloaded"}} {
 		if stays.n > 0 {
-			text += fmt.Sprintf("; %s kept, %s", things(stays.n, "blob"), stays.why)
+			text += fmt.Sprintf("; %s not removed: %s", things(stays.n, "blob"), stays.why)
 		}
 	}
 	return text

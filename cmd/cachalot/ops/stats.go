@@ -16,12 +16,12 @@ func newStats() *cobra.Command {
 	a := &asking{}
 	return a.flags(&cobra.Command{
 		Use:   "stats",
-		Short: "Show what the mirror keeps, and what that has saved",
-		Long: `stats shows what a running mirror keeps and may keep, what its clients asked for
-since it started, and how much of that no registry saw; then the same by upstream,
-with its state and what is left of its rate limit.
+		Short: "Show what is stored, and what that saves",
+		Long: `stats shows what a running mirror stores and may store, the requests and bytes since
+it started, and how many bytes it did not have to fetch. Then it shows the same by
+upstream, with its state and the rest of its rate limit.
 
-A hit is a request that was answered without a download of its own.`,
+A hit is a request answered without its own download.`,
 		Example: `  cachalot stats
   cachalot stats --output json | jq .traffic.saved_bytes`,
 		Args: cobra.NoArgs,
@@ -66,14 +66,14 @@ func (c *client) upstreams(ctx context.Context) (map[string]admin.UpstreamAnswer
 func showStats(w io.Writer, at string, st admin.StatsAnswer, health map[string]admin.UpstreamAnswer) error {
 	t := newTable(w)
 	t.row("Mirror", fmt.Sprintf("cachalot %s at %s, started %s", st.Version, at, when(st.Started, st.Now)))
-	t.row("Kept", kept(st.Storage))
-	t.row("Disk", fmt.Sprintf("%s free of %s; %s are left to others", size(st.Storage.DiskFreeBytes), size(st.Storage.DiskBytes), size(st.Storage.MinFreeBytes)))
+	t.row("Stored", stored(st.Storage))
+	t.row("Disk", fmt.Sprintf("%s free of %s; %s of it stay free", size(st.Storage.DiskFreeBytes), size(st.Storage.DiskBytes), size(st.Storage.MinFreeBytes)))
 	if n := st.Storage.QuarantineBytes; n > 0 {
 		t.row("Damaged", size(n)+" in quarantine")
 	}
 	t.row("Requests", fmt.Sprintf("%s, of which %s hit", humanize.Comma(st.Traffic.Requests), percent(hits(st.Traffic), st.Traffic.Requests)))
 	t.row("Bytes", fmt.Sprintf("%s served, %s fetched: %s", size(st.Traffic.ServedBytes), size(st.Traffic.FetchedBytes), saved(st.Traffic)))
-	t.row("Downloads", fmt.Sprintf("%d running, %d may at once", st.Fills.Running, st.Fills.Limit))
+	t.row("Downloads", fmt.Sprintf("%d running, at most %d at once", st.Fills.Running, st.Fills.Limit))
 	if err := t.end(); err != nil {
 		return err
 	}
@@ -89,10 +89,10 @@ func showStats(w io.Writer, at string, st admin.StatsAnswer, health map[string]a
 	return t.end()
 }
 
-func kept(s admin.StorageStats) string {
+func stored(s admin.StorageStats) string {
 	text := fmt.Sprintf("%s in %s", size(s.Bytes), things(s.Blobs, "blob"))
 	if s.LimitBytes > 0 {
-		text += fmt.Sprintf(", %s of the %s that it may take", percent(s.Bytes, s.LimitBytes), size(s.LimitBytes))
+		text += fmt.Sprintf(", %s of the limit of %s", percent(s.Bytes, s.LimitBytes), size(s.LimitBytes))
 	}
 	if !s.Counted {
 		text += "; still counting"

@@ -33,13 +33,13 @@ func newTop() *cobra.Command {
 	once := false
 	cmd := a.flags(&cobra.Command{
 		Use:   "top",
-		Short: "Watch what the mirror does",
-		Long: `top shows what a running mirror does now: requests and bytes a second since the
-last look, how its upstreams are and what is left of their rate limits, and the
-downloads in progress. Ctrl-C ends it.
+		Short: "Show what the mirror does now",
+		Long: `top shows what a running mirror does now: requests and bytes a second since the last
+refresh, the state of its upstreams and the rest of their rate limits, and the
+downloads in progress. Ctrl-C stops it.
 
-Where standard output is no terminal, it shows one look and ends. As JSON that is an
-object of the API's stats, upstreams and fills.`,
+If standard output is not a terminal, it shows one sample and exits. As JSON that is
+an object of the API's stats, upstreams and fills.`,
 		Example: `  cachalot top --interval 5s
   cachalot top --once --output json | jq .fills`,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -59,8 +59,8 @@ object of the API's stats, upstreams and fills.`,
 			return watch(ctx, c, interval, out)
 		}),
 	})
-	cmd.Flags().DurationVar(&interval, "interval", 2*time.Second, "look again after this `DURATION`")
-	cmd.Flags().BoolVar(&once, "once", false, "look once, and end")
+	cmd.Flags().DurationVar(&interval, "interval", 2*time.Second, "refresh every `DURATION`")
+	cmd.Flags().BoolVar(&once, "once", false, "show one sample and exit")
 	return cmd
 }
 

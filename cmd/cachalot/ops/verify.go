@@ -26,10 +26,10 @@ func (m *Mirror) Verify(ctx context.Context, dryRun bool, progress func(done, al
 	})
 	switch {
 	case errors.Is(err, errInterrupted):
-		err = errorf(Failed, "interrupted after %s of %s; %s", size(found.Bytes), size(found.Total), "what was found damaged stays put away")
+		err = errorf(Failed, "interrupted after %s of %s; %s", size(found.Bytes), size(found.Total), "damaged blobs that were found stay in quarantine")
 	case err != nil:
 	case found.Event != "end":
-		err = errorf(Failed, "%s broke off before the end", c.base)
+		err = errorf(Failed, "the answer of %s ended early", c.base)
 	case found.Error != "":
 		err = errorf(Failed, "%s", found.Error)
 	}

@@ -35,24 +35,24 @@ func newWarm() *cobra.Command {
 	w := &warming{}
 	cmd := w.flags(&cobra.Command{
 		Use:   "warm [IMAGE...]",
-		Short: "Fetch images before somebody asks for them",
-		Long: `warm makes a running mirror fetch images as a client's pull would, and says when
-each is there. What is there already, or on its way to a client, is not fetched
+		Short: "Fetch images in advance",
+		Long: `warm makes a running mirror fetch images as a client's pull would, and prints a line
+for each. Content that is stored, or being downloaded for a client, is not fetched
 again. It counts against the registry's rate limit, as a pull does.
 
-Images are named by arguments, and in files: a name a line, with # before comments;
-what kubectl get -o json prints, of pods or what makes them; or a compose file, whose
-services with variables in their image's name, or without one, are left out.
+Images are named by arguments, or in a file: one name a line, with # before comments;
+the output of kubectl get -o json, of pods or of their Deployments and the like; or a
+compose file. Services without an image, or with a variable in its name, are skipped.
 
-Ctrl-C ends it; downloads that have begun then come to their end. It exits with 1
-where an image could not be fetched.`,
+Ctrl-C stops the command; downloads that have begun finish. It exits with 1 if an
+image could not be fetched.`,
 		Example: `  cachalot warm alpine:3.22 ghcr.io/acme/app:v1 --platform linux/amd64,linux/arm64
   cachalot warm --file images.txt
   kubectl get pods --all-namespaces --output json | cachalot warm --file -
   cachalot warm --file docker-compose.yml --output json`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 && w.file == "" {
-				return errorf(Usage, "name an image, or a file of names by --file; - is standard input")
+				return errorf(Usage, "name an image, or a file of names with --file; - is standard input")
 			}
 			return nil
 		},
@@ -61,7 +61,7 @@ where an image could not be fetched.`,
 	})
 	f := cmd.Flags()
 	f.StringVarP(&w.file, "file", "f", "", "`FILE` with names of images; -: standard input")
-	f.StringSliceVar(&w.platforms, "platform", nil, "`PLATFORM` such as linux/arm64, again for others; all; none means linux and the mirror's own architecture")
+	f.StringSliceVar(&w.platforms, "platform", nil, "`PLATFORM` such as linux/arm64, or all; may be repeated; default: linux with the mirror's architecture")
 	complete(cmd, "platform", "linux/amd64", "linux/arm64", "linux/arm/v7", "all")
 	return cmd
 }
@@ -130,7 +130,7 @@ func (w *warming) warm(cmd *cobra.Command, args []string, c *client) error {
 	sum := w.sum()
 	if err != nil {
 		if errors.Is(err, errInterrupted) {
-			return errorf(Failed, "interrupted with %d of %s here, in all %s of %s; downloads that have begun come to their end",
+			return errorf(Failed, "interrupted with %d of %s stored, in all %s of %s; downloads that have begun finish",
 				sum.ImagesDone-sum.ImagesFailed, things(w.all, "image"), size(sum.Done), size(sum.Size))
 		}
 		if sum.ImagesDone > 0 {
@@ -145,7 +145,7 @@ func (w *warming) warm(cmd *cobra.Command, args []string, c *client) error {
 	}
 	switch {
 	case !asked:
-		return errorf(Usage, "no name was one that the mirror can fetch")
+		return errorf(Usage, "the mirror can fetch none of these names")
 	case sum.ImagesFailed > 0:
 		return errorf(Failed, "%d of %s could not be fetched", sum.ImagesFailed, things(w.all, "image"))
 	}
@@ -222,7 +222,7 @@ func (w *warming) request(ctx context.Context, c *client, batch []string) error 
 		case "end":
 			ended = true
 			if e.Error != "" {
-				return errorf(Failed, "the mirror ended it: %s", e.Error)
+				return errorf(Failed, "the mirror stopped: %s", e.Error)
 			}
 		}
 		w.now = e
@@ -231,7 +231,7 @@ func (w *warming) request(ctx context.Context, c *client, batch []string) error 
 		return nil
 	})
 	if err == nil && !ended {
-		err = errorf(Failed, "%s broke off before the end", c.base)
+		err = errorf(Failed, "the answer of %s ended early", c.base)
 	}
 	if err == nil {
 		w.past, w.now = w.sum(), admin.WarmEvent{}
@@ -261,7 +261,7 @@ func (w *warming) sum() admin.WarmEvent {
 }
 
 func (w *warming) progress(sum admin.WarmEvent) string {
-	text := fmt.Sprintf("%d of %s here", sum.ImagesDone-sum.ImagesFailed, things(w.all, "image"))
+	text := fmt.Sprintf("%d of %s stored", sum.ImagesDone-sum.ImagesFailed, things(w.all, "image"))
 	if sum.ImagesFailed > 0 {
 		text += fmt.Sprintf(", %d failed", sum.ImagesFailed)
 	}

@@ -20,6 +20,7 @@ func (m *mirror) adminConfig(addr net.Addr, version string) admin.Config {
 		Gatherer: m.metrics.registry,
 		Ready:    m.ready,
 		Current:  m.current.use,
+		Pins:     m.pins,
 		Loopback: ok && tcp.IP.IsLoopback(),
 		Hosts:    hosts,
 		Token:    cfg.ReadToken,

@@ -25,7 +25,7 @@ func listen(ctx context.Context, address, key string) (*net.TCPListener, error) 
 	case errors.Is(err, syscall.EADDRINUSE):
 		return nil, fmt.Errorf("%w; stop the process that has this address, or set %s to another one", err, key)
 	case errors.Is(err, syscall.EACCES):
-		return nil, fmt.Errorf("%w; this user may not have this port, set %s to one above 1023", err, key)
+		return nil, fmt.Errorf("%w; this user cannot use this port; set %s to one above 1023", err, key)
 	default:
 		return nil, fmt.Errorf("%w; set %s to an address of this host, such as :5000", err, key)
 	}

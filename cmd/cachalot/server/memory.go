@@ -28,13 +28,13 @@ const (
 func newMemory(share float64, log *slog.Logger) (*bounds.Memory, error) {
 	_, err := memlimit.Set(memlimit.WithRatio(cgroupShare), memlimit.WithProvider(memlimit.FromCgroup))
 	if err != nil && !errors.Is(err, memlimit.ErrNoLimit) && !errors.Is(err, memlimit.ErrNoCgroup) && !errors.Is(err, memlimit.ErrCgroupsNotSupported) {
-		log.Warn("cannot tell the memory limit of the cgroup; set GOMEMLIMIT", "error", err)
+		log.Warn("cannot read the memory limit of the cgroup; set GOMEMLIMIT", "error", err)
 	}
 	limit := debug.SetMemoryLimit(-1)
 	if limit == math.MaxInt64 {
 		all, err := memlimit.FromSystem()
 		if err != nil {
-			return nil, fmt.Errorf("how much memory does this machine have? set GOMEMLIMIT: %w", err)
+			return nil, fmt.Errorf("cannot read the machine's memory; set GOMEMLIMIT: %w", err)
 		}
 		limit = int64(min(all, math.MaxInt64))
 	}

@@ -33,34 +33,34 @@ func newMetrics(b Build, memory *bounds.Memory, open func() float64, limit int) 
 		proxy:    proxy.NewMetrics(),
 		reloaded: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "config_last_reload_successful",
-			Help: "Whether the last reading of the configuration file succeeded.",
+			Help: "Whether the last load of the configuration file succeeded.",
 		}),
 	}
 	m.panics = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "panics_total",
-		Help: "Panics, each of which ended the one request, download or check that it happened in. The log has their stacks; each is a bug.",
+		Help: "Panics. Each is a bug, ended one request, download or check, and has its stack in the log.",
 	})
 	m.reloaded.Set(1)
 	buildInfo := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name:        "build_info",
-		Help:        "Which cachalot this is; always 1.",
+		Help:        "Version of this process; always 1.",
 		ConstLabels: prometheus.Labels{"version": b.Version, "revision": b.Revision, "go_version": runtime.Version()},
 	})
 	buildInfo.Set(1)
 	connectionsLimit := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "connections_limit",
-		Help: "Connections of clients that may be open at once. Idle ones are closed for further ones, which wait where there are none.",
+		Help: "Limit on open client connections. At the limit idle ones are closed for new ones; without idle ones, new ones wait.",
 	})
 	connectionsLimit.Set(float64(limit))
 	own := []prometheus.Collector{m.reloaded, m.panics, buildInfo, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "connections",
-		Help: "Open connections of clients.",
+		Help: "Open client connections.",
 	}, open), connectionsLimit, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "memory_budget_used_bytes",
-		Help: "What manifests and lists that are held in memory take of their budget.",
+		Help: "Memory in use of the budget for manifests and lists.",
 	}, func() float64 { return float64(memory.Taken()) }), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "memory_budget_bytes",
-		Help: "The budget for manifests and lists in memory: a quarter of the memory limit. What does not fit is answered 503.",
+		Help: "Budget for manifests and lists in memory: a quarter of the memory limit. Requests above it are answered 503.",
 	}, func() float64 { return float64(memory.Limit()) })}
 
 	prefixed := prometheus.WrapRegistererWithPrefix("cachalot_", m.registry)

@@ -54,7 +54,7 @@ func (m *mirror) tryReload() error {
 	}
 	m.stuck.limit.Store(int64(next.SendTimeout))
 	m.clients.trust(config.AddressRanges(next.TrustedProxies))
-	m.store.SetPinned(next.ProxyConfig().Pinned())
+	m.pins.SetRules(next.ProxyConfig().Pinned())
 	m.store.SetListed(next.Listed())
 	old := m.current.swap(g)
 	m.retiring.Go(task.Guard("close of the former configuration", old.close))
@@ -80,7 +80,7 @@ func (m *mirror) loses(next config.Config) error {
 	case empty:
 		return fmt.Errorf("%s is empty: write the configuration to it, or restart to run without one", m.file)
 	case slices.Equal(slices.Sorted(maps.Keys(next.Upstreams)), builtIn) && !slices.Equal(slices.Sorted(maps.Keys(m.cfg.Upstreams)), builtIn):
-		return fmt.Errorf("%s has no upstreams any more, and the built-in ones would take the place of those that were configured: write the upstreams to it, or restart", m.file)
+		return fmt.Errorf("%s has no upstreams, and the built-in ones would replace the configured ones: write the upstreams to it, or restart", m.file)
 	}
 	return nil
 }

@@ -318,8 +318,8 @@ func TestReloadOfCutFileChangesNothing(t *testing.T) {
 	for text, says := range map[string]string{
 		"":                         "is empty",
 		"# comments alone\n---\n":  "is empty",
-		"listen: 127.0.0.1:0\n":    "has no upstreams any more",
-		"tags: {fresh_for: 1m}\n#": "has no upstreams any more",
+		"listen: 127.0.0.1:0\n":    "has no upstreams, and the built-in ones",
+		"tags: {fresh_for: 1m}\n#": "has no upstreams, and the built-in ones",
 	} {
 		if err := os.WriteFile(r.file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)

@@ -1,5 +1,5 @@
-// Package server is a running mirror: its listeners, TLS, the configuration and its
-// reload, tracing, metrics, and the order in which all of it begins and ends.
+// Package server runs a mirror: listeners, TLS, the configuration and its reload,
+// tracing, metrics, and the order of start and shutdown.
 //
 //	file ─► config ─┬─► storage ─────────────────────────┐
 //	                └─► generation: upstream, proxy ─────┤
@@ -17,6 +17,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -49,6 +50,7 @@ type mirror struct {
 	clients  *boundedListener
 	stuck    *stuckClients
 	admin    *http.Server
+	pins     *admin.Pins
 	endLong  context.CancelFunc // ends what goes on in the admin API
 	current  current
 	draining atomic.Bool
@@ -114,7 +116,7 @@ func (m *mirror) run(ctx context.Context, b Build, l, adminListener *net.TCPList
 	m.proxyMetrics, m.upstreamMetrics = m.metrics.proxy, m.metrics.upstream
 	task.OnPanic(func(p *task.PanicError) {
 		m.metrics.panics.Inc()
-		m.log.Error("panic; only what it happened in has ended: report this as a bug", "work", p.Work, "panic", fmt.Sprint(p.Value), "stack", string(p.Stack))
+		m.log.Error("panic; only this work has ended: report this as a bug", "work", p.Work, "panic", fmt.Sprint(p.Value), "stack", string(p.Stack))
 	})
 
 	if m.tracing, err = newTracing(ctx, m.cfg.Tracing, b, os.LookupEnv, m.log); err != nil {
@@ -178,8 +180,13 @@ func (m *mirror) openStore() (folder string, err error) {
 	if err != nil {
 		return "", err
 	}
+	m.pins = admin.OpenPins(filepath.Join(cfg.Path, "pins.json"), m.log)
+	m.pins.SetRules(m.cfg.ProxyConfig().Pinned())
+	cfg.Pinned = m.pins.Pinned()
 	m.store, err = storage.Open(cfg, m.metrics.storage, m.log)
 	switch {
+	case err == nil:
+		m.pins.Tell(m.store.SetPinned)
 	case errors.Is(err, storage.ErrLocked):
 		err = fmt.Errorf("open the cache: %w; stop that process, or set storage.path to another folder", err)
 	case errors.Is(err, os.ErrPermission), errors.Is(err, syscall.EROFS):
@@ -189,7 +196,7 @@ func (m *mirror) openStore() (folder string, err error) {
 		}
 		err = fmt.Errorf("open the cache: %w; give this user the folder %s, or set storage.path to another one", err, wanted)
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		err = fmt.Errorf("open the cache: %w; make room there, or set storage.path to a folder on another disk", err)
+		err = fmt.Errorf("open the cache: %w; free space there, or set storage.path to a folder on another disk", err)
 	case err != nil:
 		err = fmt.Errorf("open the cache: %w; or set storage.path to another folder", err)
 	}
@@ -254,7 +261,7 @@ func (m *mirror) warnOfFullListener() func() {
 			return
 		}
 		last = time.Now()
-		m.log.Warn("max_connections reached, or nearly, by few clients: idle connections are closed for further ones; where there are none, clients wait, and those with many connections get no more",
+		m.log.Warn("max_connections reached, or nearly: idle connections are closed for new ones; otherwise clients wait",
 			"max_connections", limit)
 	}
 }

@@ -57,7 +57,7 @@ func (s *stuckClients) run(ctx context.Context) {
 	}
 }
 
-// look cuts off whoever has acknowledged nothing for the limit, while something
+// look closes connections of clients that have acknowledged nothing for the limit, while something
 // waits to be.
 func (s *stuckClients) look(now time.Time) {
 	limit := time.Duration(s.limit.Load())
@@ -76,7 +76,7 @@ func (s *stuckClients) look(now time.Time) {
 		case now.Sub(before.since) < limit:
 			seen[tcp] = before
 		default:
-			s.log.Info("client cut off, for it takes nothing of its answer", "client", tcp.RemoteAddr().String(), "seconds", now.Sub(before.since).Seconds())
+			s.log.Info("client read nothing; closing the connection", "client", tcp.RemoteAddr().String(), "seconds", now.Sub(before.since).Seconds())
 			_ = tcp.SetLinger(0) // nor shall the kernel keep what it does not take
 			_ = tcp.Close()      // the handler's write fails, and closes it again
 		}

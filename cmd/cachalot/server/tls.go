@@ -87,9 +87,9 @@ func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 		err = c.load(files)
 	}
 	if err != nil {
-		c.log.Warn("certificate not read again; the one before stays", "error", err)
+		c.log.Warn("certificate not reloaded; the old one stays in effect", "error", err)
 	} else {
-		c.log.Info("certificate read again", "file", c.cfg.Certificate, "expires", c.pair.Leaf.NotAfter)
+		c.log.Info("certificate reloaded", "file", c.cfg.Certificate, "expires", c.pair.Leaf.NotAfter)
 	}
 	return c.pair, nil
 }
@@ -130,7 +130,7 @@ type tlsConn struct {
 	accepted *connection // nil: of another listener
 	wire     *wire
 	listener *tlsListener
-	greeted  bool                // the handshake has been tried; belongs to whoever reads
+	greeted  bool                // the handshake has been tried; owned by the reader
 	state    tls.ConnectionState // after it
 }
 
@@ -156,7 +156,7 @@ func (c *tlsConn) Read(p []byte) (int, error) {
 // explain tells why there is no TLS: to the log, and to who speaks HTTP.
 func (c *tlsConn) explain(err error) {
 	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) {
-		return // a probe, or somebody who left
+		return // a probe, or a client that disconnected
 	}
 	c.listener.log.Info("TLS handshake failed", "client", c.RemoteAddr().String(), "error", err)
 	if record, ok := errors.AsType[tls.RecordHeaderError](err); ok && record.Conn != nil {

@@ -56,7 +56,7 @@ func newTracing(ctx context.Context, cfg config.Tracing, b Build, lookup func(st
 	described, err := resource.New(ctx, resource.WithTelemetrySDK(), resource.WithHost(),
 		resource.WithAttributes(attribute.String("service.name", "cachalot"), attribute.String("service.version", b.Version)), resource.WithFromEnv())
 	if err != nil {
-		log.Warn("what OTEL_RESOURCE_ATTRIBUTES says of this process is not all told to the collector")
+		log.Warn("OTEL_RESOURCE_ATTRIBUTES is not sent in full to the collector")
 	}
 	limits := sdktrace.NewSpanLimits()
 	limits.AttributeValueLengthLimit = 1024 // errors have any length

@@ -1,0 +1,197 @@
+package admin
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cachalot-registry/cachalot/proxy"
+	"github.com/cachalot-registry/cachalot/storage"
+)
+
+// Pin is a pattern of repositories that are pinned at run time.
+type Pin struct {
+	Pattern string    `json:"match"` // as in [proxy.Rule]
+	Created time.Time `json:"created"`
+	Comment string    `json:"comment,omitempty"`
+}
+
+const (
+	// mostPins bounds what an eviction compares each blob's places with.
+	mostPins = 1000
+	// maxPinFile is above that many of the longest.
+	maxPinFile = 4 << 20
+)
+
+// errTooManyPins: unpin some first.
+var errTooManyPins = fmt.Errorf("more than %d pins", mostPins)
+
+// Pins say which repositories are pinned: those of the configuration's rules, and those of
+// patterns that are set at run time, which a file keeps over restarts.
+type Pins struct {
+	file string
+
+	patterns atomic.Pointer[[]Pin] // in their order; what it points to never changes
+
+	mu    sync.Mutex // held while patterns and their file change; guards the fields below
+	rules func(upstream, repository string) bool
+	tell  func(pinned func(upstream, repository string) bool)
+}
+
+// OpenPins reads the pins of earlier runs. A file that makes no sense is put aside: the
+// mirror starts in any case.
+func OpenPins(file string, log *slog.Logger) *Pins {
+	p := &Pins{file: file, tell: func(func(upstream, repository string) bool) {}}
+	pins, err := p.read()
+	if err != nil {
+		aside := file + ".damaged"
+		log.Error("cannot read pins; only pins of the configuration apply: pin again", "put_aside", aside, "error", err)
+		if err := os.Rename(file, aside); err != nil {
+			log.Warn("cannot put the file of pins aside", "error", err)
+		}
+	}
+	p.patterns.Store(&pins)
+	return p
+}
+
+// SetRules changes what the configuration pins; nil: nothing.
+func (p *Pins) SetRules(rules func(upstream, repository string) bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.rules = rules
+	p.tell(p.pinned())
+}
+
+// Tell has set called with what is pinned, now and after each change.
+func (p *Pins) Tell(set func(pinned func(upstream, repository string) bool)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.tell = set
+	p.tell(p.pinned())
+}
+
+// Pinned returns what says whether a repository is pinned; nil: none is.
+func (p *Pins) Pinned() func(upstream, repository string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.pinned()
+}
+
+// pinned is Pinned; p.mu is held.
+func (p *Pins) pinned() func(upstream, repository string) bool {
+	rules, patterns := p.rules, p.list()
+	if len(patterns) == 0 {
+		return rules
+	}
+	return func(upstream, repository string) bool {
+		return rules != nil && rules(upstream, repository) || slices.ContainsFunc(patterns, func(one Pin) bool {
+			return proxy.PinMatches(one.Pattern, upstream, repository)
+		})
+	}
+}
+
+// list is the patterns of run time, in their order. They must not be changed.
+func (p *Pins) list() []Pin { return *p.patterns.Load() }
+
+// add pins the repositories that a pattern is of, from the next eviction on, and over
+// restarts. added is false where that was so already.
+func (p *Pins) add(one Pin) (added bool, err error) {
+	err = p.change(func(pins []Pin) ([]Pin, error) {
+		i, found := slices.BinarySearchFunc(pins, one.Pattern, byPattern)
+		switch {
+		case found:
+			return pins, nil
+		case len(pins) >= mostPins:
+			return nil, errTooManyPins
+		}
+		added = true
+		return slices.Insert(slices.Clone(pins), i, one), nil
+	})
+	return added, err
+}
+
+// remove takes a pattern off; removed is false where it was none.
+func (p *Pins) remove(pattern string) (removed bool, err error) {
+	err = p.change(func(pins []Pin) ([]Pin, error) {
+		i, found := slices.BinarySearchFunc(pins, pattern, byPattern)
+		if !found {
+			return pins, nil
+		}
+		removed = true
+		return slices.Delete(slices.Clone(pins), i, i+1), nil
+	})
+	return removed, err
+}
+
+func byPattern(p Pin, pattern string) int {
+	switch {
+	case p.Pattern < pattern:
+		return -1
+	case p.Pattern > pattern:
+		return 1
+	}
+	return 0
+}
+
+// change writes what a change makes of the patterns, and then tells what is pinned.
+func (p *Pins) change(change func([]Pin) ([]Pin, error)) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	before := p.list()
+	after, err := change(before)
+	if err != nil || len(after) == len(before) {
+		return err
+	}
+	if err := p.write(after); err != nil {
+		return fmt.Errorf("keep pins: %w", err)
+	}
+	p.patterns.Store(&after)
+	p.tell(p.pinned())
+	return nil
+}
+
+// pinFile is what stands in the file.
+type pinFile struct {
+	Version int   `json:"version"`
+	Pins    []Pin `json:"pins"`
+}
+
+func (p *Pins) read() ([]Pin, error) {
+	f, err := os.Open(p.file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	b, err := io.ReadAll(io.LimitReader(f, maxPinFile))
+	if err != nil {
+		return nil, err
+	}
+	var kept pinFile
+	if err := json.Unmarshal(b, &kept); err != nil {
+		return nil, err
+	}
+	if kept.Version != 1 || len(kept.Pins) > mostPins {
+		return nil, fmt.Errorf("version %d with %d pins", kept.Version, len(kept.Pins))
+	}
+	slices.SortFunc(kept.Pins, func(a, b Pin) int { return byPattern(a, b.Pattern) })
+	return kept.Pins, nil
+}
+
+func (p *Pins) write(pins []Pin) error {
+	b, err := json.MarshalIndent(pinFile{1, pins}, "", "  ")
+	if err != nil {
+		return err
+	}
+	return storage.WriteFile(p.file, append(b, '\n'))
+}
