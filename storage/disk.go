@@ -124,6 +124,12 @@ func (k disk) fills() string      { return filepath.Join(k.root, "fills") }
 func (k disk) index() string      { return filepath.Join(k.root, "index") }
 func (k disk) quarantine() string { return filepath.Join(k.root, "quarantine") }
 
+// has reports whether the digest has a file.
+func (k disk) has(d digest.Digest) bool {
+	_, err := os.Stat(k.blob(d))
+	return err == nil
+}
+
 func (k disk) blob(d digest.Digest) string {
 	hex := d.Encoded()
 	return filepath.Join(k.root, "blobs", d.Algorithm().String(), hex[:2], hex)

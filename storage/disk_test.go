@@ -47,7 +47,7 @@ func TestResumeAfterRestart(t *testing.T) {
 	close(o.hold)
 
 	s = openStore(t, dir)
-	if got := s.filling.Load(); got != 1<<19 {
+	if got := s.space.filling(); got != 1<<19 {
 		t.Errorf("%d bytes in fills/ after restart", got)
 	}
 	mustFetch(t, s, o, Miss)
@@ -55,8 +55,8 @@ func TestResumeAfterRestart(t *testing.T) {
 	if o.sent.Load() != 1<<20 {
 		t.Errorf("%d bytes from upstream in all, want each once", o.sent.Load())
 	}
-	if s.filling.Load() != 0 || s.reserved.Load() != 0 {
-		t.Errorf("%d filling, %d reserved at rest", s.filling.Load(), s.reserved.Load())
+	if s.space.filling() != 0 || s.space.promised() != 0 {
+		t.Errorf("%d filling, %d reserved at rest", s.space.filling(), s.space.promised())
 	}
 	checkDisk(t, s)
 }
@@ -87,11 +87,11 @@ func TestDamagedPartial(t *testing.T) {
 	if err := os.WriteFile(disk{root: dir}.partial(partialOf(o2.digest(), scope().Upstream)), make([]byte, 2000), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s.grow(blocks(2000))
+	s.space.grow(blocks(2000))
 	mustFetch(t, s, o2, Miss)
 	settle(t, s)
-	if s.filling.Load() != 0 {
-		t.Errorf("%d bytes counted in fills/ at rest", s.filling.Load())
+	if s.space.filling() != 0 {
+		t.Errorf("%d bytes counted in fills/ at rest", s.space.filling())
 	}
 	checkDisk(t, s)
 }
@@ -364,8 +364,8 @@ func TestTooBig(t *testing.T) {
 		t.Error("another blob was evicted in vain")
 	}
 	mustFetch(t, s, &origin{content: content(4, 2<<20), noSize: true}, Miss) // which is known too late for that
-	if s.reserved.Load() != 0 || s.filling.Load() != 0 {
-		t.Errorf("%d reserved, %d filling at rest", s.reserved.Load(), s.filling.Load())
+	if s.space.promised() != 0 || s.space.filling() != 0 {
+		t.Errorf("%d reserved, %d filling at rest", s.space.promised(), s.space.filling())
 	}
 	checkDisk(t, s)
 }
@@ -391,7 +391,7 @@ func TestDiskFull(t *testing.T) {
 			}
 		})
 	}
-	if _, err := s.fills.of(o.digest(), scope().Upstream).await(t.Context(), func(st state) bool { return st.written == 8<<20 }); err != nil {
+	if _, err := s.gate.runningOf(o.digest())[0].await(t.Context(), func(st state) bool { return st.written == 8<<20 }); err != nil {
 		t.Fatal(err)
 	}
 	// Somebody else's file takes all but a little, which ends within a chunk.
@@ -439,8 +439,8 @@ func TestOldPartials(t *testing.T) {
 	if _, err := os.Stat(k.partial(partialOf(old, scope().Upstream))); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("old partial: %v", err)
 	}
-	if _, err := os.Stat(k.partial(partialOf(young, scope().Upstream))); err != nil || s.filling.Load() != block {
-		t.Errorf("young partial: %v; %d bytes counted", err, s.filling.Load())
+	if _, err := os.Stat(k.partial(partialOf(young, scope().Upstream))); err != nil || s.space.filling() != block {
+		t.Errorf("young partial: %v; %d bytes counted", err, s.space.filling())
 	}
 }
 

@@ -66,7 +66,7 @@
 //
 // A [Scope] says by its Keep how long what is asked for through it stays. A fill
 // goes by the most generous of those who joined it, whoever started it. That is
-// settled once it has verified, under Store.mu: who comes later to a fill that is
+// settled once it has verified, under gate.mu: who comes later to a fill that is
 // not kept waits until it has left, and starts another. A partial belongs to the
 // fill that goes on with it, so one that is not to be kept goes with its fill,
 // however that ends. A link is written when its blob is.
@@ -89,7 +89,7 @@
 // trim works in steps of some 100 us, or of one blob, and rests a hundred times
 // as long after each, so that hits hardly notice. Where a fill, or maintenance, finds a limit
 // broken nobody rests until that has an end. Records are looked at by one goroutine at
-// a time, and what it picks (Store.picked) goes by whoever evicts: a fill that waits
+// a time, and what it picks (evictor.picked) goes by whoever evicts: a fill that waits
 // uses what trim has found. Where pins and use leave too little for the low mark,
 // nothing goes for it, only what a fill needs.
 //
@@ -121,8 +121,8 @@
 //
 // What counts for the limits and in the metrics is what files take of the disk, in
 // blocks of 4 KiB: a million manifests of 1 KiB are 4 GB. Blobs are ledger.bytes,
-// partials Store.filling, damaged ones Store.quarantined, and what running fills have
-// yet to take Store.reserved. The index and its reserve are in none of them.
+// partials space.partial, damaged ones space.quarantined, and what running fills have
+// yet to take space.reserved. The index and its reserve are in none of them.
 //
 // # Damage
 //
@@ -144,9 +144,9 @@
 // cursor is a digest, kept in the index.
 //
 // quarantine asks once more what is wrong while no other caller can have the digest
-// (Store.going), for the file may be another by now. Readers that have the damaged
+// (gate.exclusive), for the file may be another by now. Readers that have the damaged
 // one open go on with it; nothing can be done for them. A file that can be neither
-// moved nor removed is in Store.condemned: Get takes it for missing, and the next fill
+// moved nor removed is in health.condemned: Get takes it for missing, and the next fill
 // that can be kept is renamed over it.
 //
 // Verify takes no lock. It renames what it has read, if that still has its name;
@@ -166,26 +166,15 @@
 //
 // # Locks
 //
-// Store.mu guards the tables of fills, of open, vanishing, suspect and condemned blobs,
-// the hits not yet written, and small content in memory; fill.mu guards one fill's
-// progress. fill.mu may be taken
-// under Store.mu, never the other way round. No file or network I/O happens under
-// either, but for one stat before a fill starts. ledger.mu is held while records
-// are written, and Store.flushing while hits are; neither is taken under Store.mu.
-// piece.mu guards what has come of a piece, and is held with no other.
-// Store.pinning is held while pins.json is written, and Store.summing by who takes or
-// reads the last Summary; nothing is taken under either but what reading the index takes.
-// Store.evicting is held by who picks victims or evicts one, and Store.trimming by who
-// evicts down to the low mark; they are taken first, trimming before evicting. They
-// are channels, for who holds them may rest. None is held for a look at all records
-// but these, which hits never take. Store.reserving is held while the books are added
-// up, and while reserved bytes become some of a fill, and those a blob's: nothing is counted twice, or never.
-// ledger.mu is taken under it.
-// Store.quarantining is held while quarantine/ is listed, counted and trimmed, and
-// guards what was there the last time; Store.mu and ledger.mu are taken under it.
-// The index's own locks are taken last.
+// Each type says beside its fields what its lock guards. They are taken in this order:
 //
-// Whoever wants a digest that is in Store.going waits, then looks again: its blob
-// or partial is being removed. So nobody gets a file that is about to go, and who
-// removes it sees every hit.
+//	evictor.trimming ─► evictor.turn ─► a digest, by gate.exclusive ─► accessLog.flushing ─► ledger.mu
+//	health.listing ────────────────────► a digest, by gate.exclusive ─► space.mu ──────────► ledger.mu
+//	gate.mu ─► fill.mu, accessLog.mu
+//
+// gate.mu is held for a moment, and not while its caller has a digest for itself. No file
+// or network I/O happens under gate.mu, fill.mu and accessLog.mu, but for one stat before a
+// fill starts. summaries.turn, health.mu and piece.mu have no other under
+// them but the index's own, which come last. A hit on a file takes gate.mu, accessLog.mu
+// and gate.mu; one on small content in memory takes accessLog.mu alone.
 package storage

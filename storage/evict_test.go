@@ -24,7 +24,7 @@ func TestAgain(t *testing.T) {
 		o := &origin{content: content(1, smallBlob)}
 		again := func() bool {
 			t.Helper()
-			s.flushTouched()
+			s.access.flush()
 			r, ok, err := s.index.Record(o.digest())
 			if err != nil || !ok {
 				t.Fatalf("record: %v %v", ok, err)
@@ -61,7 +61,7 @@ func indexOnly(t *testing.T) *Store {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	m := NewMetrics()
-	s := &Store{log: log, ctx: t.Context()}
+	s := &Store{log: log, ctx: t.Context(), gate: newGate()}
 	s.index = index.Open(index.Config{Dir: filepath.Join(t.TempDir(), "index"), Pinned: s.Pinned, Rest: rest}, m.index, log)
 	t.Cleanup(func() {
 		if err := s.index.Close(); err != nil {
@@ -69,7 +69,10 @@ func indexOnly(t *testing.T) *Store {
 		}
 	})
 	s.ledger = newLedger(s.index, m)
-	s.waiting.Store(1) // no rests
+	s.access = newAccessLog(s.ledger, log)
+	s.space = &space{blobs: s.ledger.total, free: func() (int64, int64, error) { return 1 << 40, 1 << 40, nil }, metrics: m, log: log}
+	s.evictor = newEvictor(s)
+	s.evictor.waiting.Store(1) // no rests
 	s.readIndex()
 	return s
 }
@@ -113,7 +116,7 @@ func TestVictims(t *testing.T) {
 				}
 			}
 			var got []int64
-			victims, _ := s.victims(tc.bytes)
+			victims, _ := s.evictor.victims(tc.bytes)
 			for _, v := range victims {
 				got = append(got, v.Accessed)
 			}
@@ -152,7 +155,7 @@ func TestVictims_Manifests(t *testing.T) {
 				}
 			}
 			var got []int64
-			victims, _ := s.victims(1)
+			victims, _ := s.evictor.victims(1)
 			for _, v := range victims {
 				got = append(got, v.Accessed)
 			}
@@ -201,7 +204,7 @@ func TestLikeSimulator(t *testing.T) {
 			continue
 		}
 		if over := s.ledger.total() + r.Size - capacity; over > 0 {
-			victims, _ := s.victims(over + capacity/20)
+			victims, _ := s.evictor.victims(over + capacity/20)
 			for _, v := range victims {
 				evicted++
 				if err := s.ledger.drop(v.digest, always); err != nil {

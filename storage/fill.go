@@ -48,9 +48,9 @@ type fill struct {
 	promised int64     // bytes reserved, and not yet taken of the disk
 
 	left        chan struct{}           // closed once it is in the store's table no more
-	shut        bool                    // who comes waits until it has left; guarded by Store.mu
-	settling    bool                    // it is about to become a blob; guarded by Store.mu
-	admitted    map[index.Place]string  // media types of the places that get a link with its own; guarded by Store.mu, nil once they have
+	shut        bool                    // who comes waits until it has left; guarded by gate.mu
+	settling    bool                    // it is about to become a blob; guarded by gate.mu
+	admitted    map[index.Place]string  // media types of the places that get a link with its own; guarded by gate.mu, nil once they have
 	connections atomic.Int32            // to the upstream, as run last saw; for who looks on
 	progress    atomic.Int64            // Unix nanoseconds of the last byte, or of the start; 0: not started
 	stop        context.CancelCauseFunc // ends run; set before it has a slot
@@ -84,7 +84,7 @@ func (f *fill) publish(change func()) {
 	f.changed = make(chan struct{})
 }
 
-// retain adds a reader, who wants the blob kept so. Store.mu is held: see noStore.
+// retain adds a reader, who wants the blob kept so. gate.mu is held: see noStore.
 func (f *fill) retain(keep Retention) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -129,7 +129,7 @@ func (f *fill) run(ctx context.Context) {
 		defer f.endSpan(span)
 		err = task.Try("download", func() error { return f.fetch(own) })
 	}
-	defer func() { s.reserved.Add(-f.promised) }() // until a blob has it in the books
+	defer func() { s.space.release(f.promised) }() // until a blob has it in the books
 	switch {
 	case err == nil:
 		f.publish(func() { f.phase = verified }) // readers get the last byte before it is durable
@@ -276,7 +276,7 @@ func (f *fill) openStream(ctx context.Context) (*stream, error) {
 		if err := f.file.Truncate(0); err != nil {
 			return nil, errors.Join(errSpill, err, st.Close())
 		}
-		f.store.grow(-blocks(f.written))
+		f.store.space.grow(-blocks(f.written))
 		f.hash.Reset()
 		f.publish(func() { f.written = 0 })
 	}
@@ -303,7 +303,7 @@ func (f *fill) reserveTo(size int64) int64 {
 // fits is an error where a blob of size bytes cannot be kept, whatever goes for it: so
 // nothing does.
 func (f *fill) fits(size int64) error {
-	if need := blocks(size) - blocks(f.written); size > f.reserveTo(size) && !f.store.couldFit(need) {
+	if need := blocks(size) - blocks(f.written); size > f.reserveTo(size) && !f.store.evictor.couldFit(need) {
 		return fmt.Errorf("%w: no room for %d bytes", errSpill, need)
 	}
 	return nil
@@ -315,7 +315,7 @@ func (f *fill) reserve(length int64) error {
 	if need <= 0 {
 		return nil
 	}
-	if !f.store.makeRoom(need) {
+	if !f.store.evictor.reserve(need) {
 		return fmt.Errorf("%w: no room for %d bytes", errSpill, need)
 	}
 	f.promised += need
@@ -343,7 +343,7 @@ func (f *fill) copy(st *stream) error {
 			}
 			_, _ = f.hash.Write(buf[:n]) // a hash never fails
 			f.promised -= grown
-			f.store.take(grown)
+			f.store.space.spend(grown)
 			f.publish(func() { f.written += int64(n) })
 			runtime.Gosched() // readers first
 		}
@@ -384,36 +384,18 @@ func (f *fill) settle(ctx context.Context) (kept bool) {
 // noStore says that no one who joined wants the blob kept. That is final: the
 // fill is shut then. If it is wanted, nothing removes the digest from now on until the
 // fill has left.
-func (f *fill) noStore() bool {
-	s := f.store
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for going := s.going[f.digest]; going != nil; going = s.going[f.digest] {
-		s.mu.Unlock()
-		<-going
-		s.mu.Lock()
-	}
-	f.shut = f.state().keep.NoStore
-	f.settling = !f.shut
-	return f.shut
-}
+func (f *fill) noStore() bool { return !f.store.gate.settle(f) }
 
 // here reports whether another upstream's fill has made the blob already.
 func (f *fill) here() bool {
-	f.store.mu.Lock()
-	_, condemned := f.store.condemned[f.digest]
-	f.store.mu.Unlock()
 	_, recorded, err := f.store.index.Record(f.digest)
-	return !condemned && recorded && err == nil && f.store.exists(f.digest)
+	return !f.store.health.isCondemned(f.digest) && recorded && err == nil && f.store.exists(f.digest)
 }
 
 // link lets the places have the blob that were told so while it came.
 func (f *fill) link(ctx context.Context) {
 	s := f.store
-	s.mu.Lock()
-	places := f.admitted
-	f.admitted = nil
-	s.mu.Unlock()
+	places := s.gate.takeAdmitted(f)
 	places[f.place] = f.state().mediaType
 	for p, mediaType := range places {
 		if err := s.index.PutLink(p, f.digest, index.Link{MediaType: mediaType, Size: f.written}); err != nil {
@@ -428,13 +410,10 @@ func (f *fill) commit() error {
 	if err := s.disk.commit(f.file, f.partial()); err != nil {
 		return err
 	}
-	s.clear(f.digest)
-	s.reserving.Lock() // it is counted once: in fills/, then as a blob
-	defer s.reserving.Unlock()
-	defer s.grow(-blocks(f.written))
+	s.health.clear(f.digest)
 	now := time.Now()
 	r := index.Record{Size: f.written, Accessed: now.Unix(), Until: f.state().keep.until(now), Manifest: f.place.Manifest}
-	if err := s.ledger.add(f.digest, r); err != nil {
+	if err := s.space.commit(blocks(f.written), func() error { return s.ledger.add(f.digest, r) }); err != nil {
 		return errors.Join(fmt.Errorf("record blob: %w", err), os.Remove(s.disk.blob(f.digest))) // it would never go
 	}
 	return nil
@@ -447,10 +426,6 @@ func (f *fill) discard() {
 }
 
 // close makes who comes from now on wait until the fill has left.
-func (f *fill) close() {
-	f.store.mu.Lock()
-	defer f.store.mu.Unlock()
-	f.shut = true
-}
+func (f *fill) close() { f.store.gate.shut(f) }
 
 func (f *fill) partial() partial { return partialOf(f.digest, f.place.Upstream) }

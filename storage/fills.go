@@ -8,7 +8,7 @@ import (
 )
 
 // fills are the downloads in progress: one for a digest and upstream, so that what an
-// upstream sends, says, or fails to send is no other's. Store.mu is held for all of it.
+// upstream sends, says, or fails to send is no other's. gate.mu is held for all of it.
 type fills map[digest.Digest]map[string]*fill
 
 // of is an upstream's download of the digest; nil: there is none.
@@ -68,24 +68,26 @@ func (t fills) among(d digest.Digest, upstream string) bool {
 	return t.of(d, upstream) != nil
 }
 
-// Filling reports whether the digest is being downloaded.
-func (s *Store) Filling(d digest.Digest) bool { return s.fillingFrom(d, "") }
-
-func (s *Store) fillingFrom(d digest.Digest, upstream string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.fills.among(d, upstream)
+// write reports whether a download writes the partial, or is about to.
+func (t fills) write(p partial) bool {
+	for upstream := range t[p.digest] {
+		if originName(upstream) == p.origin {
+			return true
+		}
+	}
+	return false
 }
+
+// Filling reports whether the digest is being downloaded.
+func (s *Store) Filling(d digest.Digest) bool { return s.gate.filling(d, "") }
 
 // Fill returns the download of a digest that is in progress; of several, the one that
 // has come furthest.
 func (s *Store) Fill(d digest.Digest) (FillInfo, bool) {
-	s.mu.Lock()
-	infos := make([]FillInfo, 0, len(s.fills[d]))
-	for _, f := range s.fills[d] {
+	var infos []FillInfo
+	for _, f := range s.gate.runningOf(d) {
 		infos = append(infos, f.info())
 	}
-	s.mu.Unlock()
 	if len(infos) == 0 {
 		return FillInfo{}, false
 	}

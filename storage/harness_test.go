@@ -168,18 +168,12 @@ func mustFetch(t *testing.T, s *Store, o *origin, want Outcome) {
 func settle(t *testing.T, s *Store) {
 	t.Helper()
 	for {
-		s.mu.Lock()
-		var f *fill
-		for _, f = range s.fills.list() {
-			break
-		}
-		s.mu.Unlock()
-		if f == nil {
-			s.trimming <- struct{}{}
-			<-s.trimming
+		running := s.gate.running()
+		if len(running) == 0 {
+			s.evictor.waitTrimmed()
 			return
 		}
-		if _, err := f.await(t.Context(), func(st state) bool { return st.phase > streaming }); err != nil {
+		if _, err := running[0].await(t.Context(), func(st state) bool { return st.phase > streaming }); err != nil {
 			t.Fatal(err)
 		}
 		runtime.Gosched() // it is leaving the table
@@ -209,8 +203,8 @@ func checkDisk(t *testing.T, s *Store) {
 	if err := s.disk.partials(func(_ partial, info os.FileInfo) { broken += blocks(info.Size()) }); err != nil {
 		t.Error(err)
 	}
-	if got := s.filling.Load(); got != broken || s.reserved.Load() != 0 {
-		t.Errorf("books say %d bytes in fills/ and %d to come, the disk %d at rest", got, s.reserved.Load(), broken)
+	if got := s.space.filling(); got != broken || s.space.promised() != 0 {
+		t.Errorf("books say %d bytes in fills/ and %d to come, the disk %d at rest", got, s.space.promised(), broken)
 	}
 	s.ledger.mu.Lock()
 	defer s.ledger.mu.Unlock()
@@ -240,7 +234,7 @@ func put(t *testing.T, s *Store, seed uint64, size int, accessed int64, manifest
 // setRecord changes what the index says of a blob, after all hits until now.
 func setRecord(t *testing.T, s *Store, d digest.Digest, change func(*index.Record)) {
 	t.Helper()
-	s.flushTouched()
+	s.access.flush()
 	if err := s.ledger.update(slices.Values([]digest.Digest{d}), func(_ digest.Digest, r *index.Record) { change(r) }); err != nil {
 		t.Fatal(err)
 	}
@@ -289,7 +283,7 @@ func countLinksOf(t *testing.T, s *Store, d digest.Digest) (n int) {
 func checkNothing(t *testing.T, s *Store) {
 	t.Helper()
 	checkDisk(t, s)
-	if bytes, filling, n := s.ledger.total(), s.filling.Load(), countLinks(t, s); bytes != 0 || filling != 0 || n != 0 {
+	if bytes, filling, n := s.ledger.total(), s.space.filling(), countLinks(t, s); bytes != 0 || filling != 0 || n != 0 {
 		t.Errorf("%d bytes in blobs, %d in fills/, %d links; want nothing", bytes, filling, n)
 	}
 }

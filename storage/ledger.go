@@ -96,6 +96,14 @@ func (l *ledger) totals() (bytes, count int64) {
 	return l.bytes, l.count
 }
 
+// size is how long a blob is by its record, and by its link where it has none.
+func (l *ledger) size(d digest.Digest, linked int64) int64 {
+	if r, ok, err := l.index.Record(d); err == nil && ok {
+		return r.Size
+	}
+	return linked
+}
+
 // add records a blob that has just become one.
 func (l *ledger) add(d digest.Digest, r index.Record) error {
 	l.mu.Lock()

@@ -73,8 +73,8 @@ func (s *Store) Blobs(ctx context.Context, q BlobQuery, after digest.Digest, n i
 		}
 		looked++
 		after = d
-		if r, ok, err := s.index.Record(d); err == nil && ok && q.fits(s.current(d, r)) {
-			page = append(page, s.info(d, s.current(d, r)))
+		if r, ok, err := s.index.Record(d); err == nil && ok && q.fits(s.access.current(d, r)) {
+			page = append(page, s.info(d, s.access.current(d, r)))
 		}
 	}
 	return page, "", nil
@@ -84,7 +84,7 @@ func (s *Store) Blobs(ctx context.Context, q BlobQuery, after digest.Digest, n i
 // look at all of them.
 func (s *Store) TopBlobs(ctx context.Context, q BlobQuery, o Order, n int) ([]BlobInfo, error) {
 	top := top{order: o, most: min(n, MostBlobs)}
-	offer := func(d digest.Digest, r index.Record) { top.offer(victim{d, s.current(d, r)}) }
+	offer := func(d digest.Digest, r index.Record) { top.offer(victim{d, s.access.current(d, r)}) }
 	var err error
 	if q.Upstream == "" {
 		err = s.index.Records("", func(d []byte, r index.Record) bool {
@@ -124,7 +124,7 @@ func (s *Store) Blob(d digest.Digest) (BlobInfo, error) {
 	case !ok:
 		return BlobInfo{}, ErrNotFound
 	}
-	return s.info(d, s.current(d, r)), nil
+	return s.info(d, s.access.current(d, r)), nil
 }
 
 // digests walks the blobs that may fit q, each once, in order.
@@ -137,16 +137,6 @@ func (s *Store) digests(q BlobQuery, after digest.Digest) iter.Seq2[digest.Diges
 
 func (q BlobQuery) fits(r index.Record) bool {
 	return r.Size >= q.MinSize && (q.UnusedSince.IsZero() || r.Accessed < q.UnusedSince.Unix())
-}
-
-// current is a record with the hits that are not in it yet.
-func (s *Store) current(d digest.Digest, r index.Record) index.Record {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if u, ok := s.touched[d]; ok {
-		u.apply(&r)
-	}
-	return r
 }
 
 func (s *Store) info(d digest.Digest, r index.Record) BlobInfo {
@@ -183,9 +173,7 @@ func (s *Store) Links(d digest.Digest, n int) ([]Link, error) {
 // Origins calls visit for each upstream that has given the digest, until it returns false.
 // It may call it twice for one.
 func (s *Store) Origins(d digest.Digest, visit func(upstream string) bool) error {
-	s.mu.Lock()
-	sent := s.fills.sentBy(d) // before the links: the blob can be read before it has one
-	s.mu.Unlock()
+	sent := s.gate.sentBy(d) // before the links: the blob can be read before it has one
 	for _, upstream := range sent {
 		if !visit(upstream) {
 			return nil

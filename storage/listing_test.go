@@ -94,7 +94,7 @@ func TestUses(t *testing.T) {
 			t.Errorf("a hit has written: %+v %v", r, err)
 		}
 	}
-	s.flushTouched()
+	s.access.flush()
 	b := open(t, s, Scope{Upstream: "u", Repository: "r"}, d, nil)
 	b.Close()
 	if err := s.Close(); err != nil {

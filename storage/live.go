@@ -32,16 +32,15 @@ type Stats struct {
 // Stats takes no look at the index.
 func (s *Store) Stats() Stats {
 	st := Stats{
-		Partial: s.filling.Load(), Reserved: s.reserved.Load(), Quarantine: s.quarantined.Load(),
-		MaxSize: s.maxSize, LowMark: share(s.maxSize, s.lowMark), MinFree: max(s.minFree, index.Floor),
+		MaxSize: s.space.maxSize, LowMark: share(s.space.maxSize, s.evictor.lowMark), MinFree: max(s.space.minFree, index.Floor),
 		Fills: s.slots.places.Taken(), MaxFills: s.slots.places.Limit(), WaitingForIndex: s.index.Waiting(),
-		ScrubEvery: s.scrubEvery,
+		ScrubEvery: s.health.scrubEvery,
 	}
+	st.Partial, st.Reserved, st.Quarantine = s.space.state()
 	st.Bytes, st.Blobs, st.Counted = s.ledger.state()
 	st.Free, st.Total, _ = s.disk.space() // the log says so where others need it
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	st.Open, st.MemoryBytes = len(s.open), int64(s.memory.bytes)
+	st.MemoryBytes = s.access.memoryBytes()
+	st.Open = s.gate.opened()
 	return st
 }
 
@@ -67,9 +66,7 @@ type FillInfo struct {
 
 // Fills returns the downloads in progress, the oldest first.
 func (s *Store) Fills() []FillInfo {
-	s.mu.Lock()
-	fills := s.fills.list()
-	s.mu.Unlock()
+	fills := s.gate.running()
 	infos := make([]FillInfo, len(fills))
 	for i, f := range fills {
 		infos[i] = f.info()
@@ -115,6 +112,6 @@ func (s *Store) Verify(ctx context.Context, dryRun bool, progress func(read, all
 	defer context.AfterFunc(s.ctx, func() { cancel(ErrClosed) })()
 	defer cancel(nil)
 	v, err := Verify(ctx, s.disk.root, dryRun, progress)
-	s.tendQuarantine()
+	s.health.updateQuarantine()
 	return v, err
 }

@@ -68,7 +68,7 @@ func TestBooksAreDu(t *testing.T) {
 	if got, want := s.ledger.total(), du(filepath.Join(s.disk.root, "blobs")); got != want {
 		t.Errorf("books say %d bytes in blobs/, du %d", got, want)
 	}
-	if got, want := s.filling.Load(), du(s.disk.fills()); got != want || got == 0 {
+	if got, want := s.space.filling(), du(s.disk.fills()); got != want || got == 0 {
 		t.Errorf("books say %d bytes in fills/, du %d", got, want)
 	}
 	if err := s.Close(); err != nil {
@@ -77,9 +77,9 @@ func TestBooksAreDu(t *testing.T) {
 	checkDisk(t, s)
 	again := openStore(t, s.disk.root)
 	again.ledger.loaded(t.Context())
-	if again.ledger.total() != s.ledger.total() || again.filling.Load() != s.filling.Load() {
+	if again.ledger.total() != s.ledger.total() || again.space.filling() != s.space.filling() {
 		t.Errorf("books say %d and %d bytes after a restart, and %d and %d before",
-			again.ledger.total(), again.filling.Load(), s.ledger.total(), s.filling.Load())
+			again.ledger.total(), again.space.filling(), s.ledger.total(), s.space.filling())
 	}
 	if err := again.Close(); err != nil {
 		t.Fatal(err)

@@ -10,7 +10,7 @@ const maxContent = 16 << 20
 
 // memory has small blobs that were read a moment ago: manifests, which every
 // pull asks for, in the first place. They have been compared with their digests.
-// It is guarded by Store.mu.
+// It is guarded by accessLog.mu.
 type memory struct {
 	blobs *simplelru.LRU[digest.Digest, []byte]
 	bytes int

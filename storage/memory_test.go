@@ -48,7 +48,7 @@ func TestSmallInMemory(t *testing.T) {
 	}
 	setRecord(t, s, d, func(r *index.Record) { r.Accessed = 1 })
 	_ = inFile()
-	s.flushTouched()
+	s.access.flush()
 	r, _, err := s.index.Record(d)
 	if err != nil || r.Accessed == 1 {
 		t.Errorf("%+v, %v: a use from memory does not count", r, err)

@@ -190,7 +190,7 @@ func TestNoStoreClose(t *testing.T) {
 				t.Errorf("reader of a closed store: %v, want ErrClosed", err)
 			}
 			s = openStore(t, dir)
-			if got := s.filling.Load(); got != tc.want {
+			if got := s.space.filling(); got != tc.want {
 				t.Errorf("%d bytes left in fills/, want %d", got, tc.want)
 			}
 			checkDisk(t, s)
@@ -262,10 +262,8 @@ func TestNoStoreJoined(t *testing.T) {
 
 // begin puts a fill in the table that the test itself runs, step by step.
 func begin(s *Store, sc Scope, o *origin) *fill {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	f := newFill(s, sc, o.digest(), o.source)
-	s.fills.add(f)
+	s.gate.add(f)
 	return f
 }
 
@@ -285,9 +283,9 @@ func TestJoinWhileCommitting(t *testing.T) {
 	if b := open(t, s, scope(), f.digest, nil); b.Outcome != Hit {
 		t.Errorf("outcome %d", b.Outcome)
 	}
-	s.flushTouched()
+	s.access.flush()
 	s.ended(f)
-	s.flushTouched()
+	s.access.flush()
 	if r, ok, err := s.index.Record(f.digest); err != nil || !ok || r.Until != 0 {
 		t.Errorf("record %+v %v %v, want no limit", r, ok, err)
 	}
@@ -350,9 +348,7 @@ func TestLinkGoesWhileWaiting(t *testing.T) {
 		if err := s.index.PutLink(other.place(), o.digest(), index.Link{Size: -1}); err != nil {
 			t.Fatal(err)
 		}
-		s.mu.Lock()
-		s.goingLocked(o.digest())
-		s.mu.Unlock()
+		s.gate.hold(o.digest())
 		got := make(chan error)
 		go func() {
 			b, err := s.Get(context.WithoutCancel(t.Context()), other, o.digest(), nil)
@@ -364,9 +360,7 @@ func TestLinkGoesWhileWaiting(t *testing.T) {
 		synctest.Wait()
 		s.forget(o.digest())
 		f := begin(s, noStore(), o)
-		s.mu.Lock()
-		s.goneLocked(f.digest)
-		s.mu.Unlock()
+		s.gate.free(f.digest)
 		synctest.Wait()
 		f.run(t.Context())
 		if err := <-got; err != nil {
@@ -390,7 +384,7 @@ func TestNoStoreHit(t *testing.T) {
 	if got, err := io.ReadAll(b.Content); err != nil || !bytes.Equal(got, o.content) || b.Outcome != Hit || !b.Stored {
 		t.Errorf("%d bytes, %v, outcome %d, stored %v", len(got), err, b.Outcome, b.Stored)
 	}
-	s.flushTouched()
+	s.access.flush()
 	want := index.Record{Size: 1000, Accessed: 5, Until: 10, Orphaned: true}
 	if r, ok, err := s.index.Record(d); err != nil || !ok || r != want {
 		t.Errorf("record %+v %v %v, want %+v", r, ok, err, want)

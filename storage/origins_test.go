@@ -79,8 +79,8 @@ func TestOrigins(t *testing.T) {
 			}
 			open(t, s, evil("a"), d, lies.source).Close()
 			settle(t, s)
-			if s.filling.Load() != size/2 {
-				t.Errorf("%d bytes left, want a partial of half", s.filling.Load())
+			if s.space.filling() != size/2 {
+				t.Errorf("%d bytes left, want a partial of half", s.space.filling())
 			}
 			return func() { // it goes with age
 				for _, p := range s.idlePartialsOf(d) {
@@ -124,8 +124,8 @@ func TestOrigins(t *testing.T) {
 					t.Errorf("evil reads what it never sent: %v", err)
 				}
 				checkDisk(t, s)
-				if s.filling.Load() != 0 {
-					t.Errorf("%d bytes in fills/", s.filling.Load())
+				if s.space.filling() != 0 {
+					t.Errorf("%d bytes in fills/", s.space.filling())
 				}
 			})
 		})
@@ -161,7 +161,7 @@ func TestOrigins_Both(t *testing.T) {
 		for _, sc := range []Scope{scope(), other} {
 			open(t, s, sc, hub.digest(), nil).Close()
 		}
-		s.flushTouched()
+		s.access.flush()
 		if r, _, err := s.index.Record(hub.digest()); err != nil || r.Until != 0 {
 			t.Errorf("%+v, %v: want it kept as the more generous one says", r, err)
 		}
@@ -231,7 +231,7 @@ func TestOrigins_Removed(t *testing.T) {
 		},
 		"evicted": func(t *testing.T, s *Store, d digest.Digest) {
 			t.Helper()
-			s.flushTouched()
+			s.access.flush()
 			r, _, err := s.index.Record(d)
 			if !s.evict(victim{d, r}) || err != nil {
 				t.Errorf("not evicted; %v", err)

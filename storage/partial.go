@@ -64,22 +64,6 @@ func (s *Store) eachPartial(visit func(partial, fs.FileInfo)) {
 	}
 }
 
-// writing reports whether a download writes the partial, or is about to.
-func (s *Store) writing(p partial) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.writingLocked(p)
-}
-
-func (s *Store) writingLocked(p partial) bool {
-	for upstream := range s.fills[p.digest] {
-		if originName(upstream) == p.origin {
-			return true
-		}
-	}
-	return false
-}
-
 // removePartial removes a partial. Readers that have the file open keep it.
 func (s *Store) removePartial(p partial) {
 	name := s.disk.partial(p)
@@ -89,7 +73,7 @@ func (s *Store) removePartial(p partial) {
 	}
 	switch {
 	case err == nil:
-		s.grow(-blocks(info.Size()))
+		s.space.grow(-blocks(info.Size()))
 	case !errors.Is(err, fs.ErrNotExist):
 		s.log.Warn("cannot remove partial", "digest", p.digest, "error", err)
 	}
@@ -98,7 +82,7 @@ func (s *Store) removePartial(p partial) {
 // idlePartials is what broken downloads take of the disk.
 func (s *Store) idlePartials() (bytes int64) {
 	s.eachPartial(func(p partial, info fs.FileInfo) {
-		if !s.writing(p) {
+		if !s.gate.writing(p) {
 			bytes += blocks(info.Size())
 		}
 	})
@@ -113,7 +97,7 @@ func (s *Store) idlePartialsOf(d digest.Digest) (left []partial) {
 	}
 	for _, e := range entries { // names alone: a purge asks for each digest
 		origin, ok := strings.CutPrefix(e.Name(), flatName(d)+".")
-		if p := (partial{d, origin}); ok && !s.writing(p) {
+		if p := (partial{d, origin}); ok && !s.gate.writing(p) {
 			left = append(left, p)
 		}
 	}
@@ -126,6 +110,6 @@ func (s *Store) dropPartials(age time.Duration) {
 		if time.Since(info.ModTime()) < age {
 			return
 		}
-		s.shutOut(p.digest, func() bool { return s.going[p.digest] != nil || s.writingLocked(p) }, func() { s.removePartial(p) })
+		s.gate.exclusivePartial(p, func() { s.removePartial(p) })
 	})
 }

@@ -42,37 +42,23 @@ const (
 // its end; what is being downloaded stays.
 func (s *Store) Purge(d digest.Digest, p Purge) (became PurgeResult, room int64, err error) {
 	if p.DryRun {
-		s.settled(d)
+		s.gate.settled(d)
 		became, room, err = s.purge(d, p)
 	} else {
-		for !s.alone(d, func() { became, room, err = s.purge(d, p) }) {
-			s.settled(d)
+		for !s.gate.exclusive(d, func() { became, room, err = s.purge(d, p) }) {
+			s.gate.settled(d)
 		}
 	}
-	if became == Absent && err == nil && s.fillingFrom(d, p.Upstream) {
+	if became == Absent && err == nil && s.gate.filling(d, p.Upstream) {
 		became = Busy
 	}
 	return became, room, err
 }
 
-// settled waits for what is over in a moment: a removal, or a download that has all
-// its bytes.
-func (s *Store) settled(d digest.Digest) {
-	s.mu.Lock()
-	over := s.going[d]
-	if f := s.fills.ending(d); f != nil {
-		over = f.left
-	}
-	s.mu.Unlock()
-	if over != nil {
-		<-over
-	}
-}
-
 // Kept says whether a blob that has verified is on the disk. It waits until that is
 // decided.
 func (s *Store) Kept(d digest.Digest) bool {
-	s.settled(d)
+	s.gate.settled(d)
 	return s.exists(d)
 }
 
@@ -102,7 +88,7 @@ func (s *Store) purge(d digest.Digest, p Purge) (PurgeResult, int64, error) {
 		return Absent, 0, nil
 	case pinned && !p.Pinned:
 		return Pinned, 0, nil
-	case !p.UnusedSince.IsZero() && s.current(d, r).Accessed >= p.UnusedSince.Unix():
+	case !p.UnusedSince.IsZero() && s.access.current(d, r).Accessed >= p.UnusedSince.Unix():
 		return InUse, 0, nil
 	}
 	if elsewhere {
@@ -117,7 +103,7 @@ func (s *Store) purge(d digest.Digest, p Purge) (PurgeResult, int64, error) {
 		if err := os.Remove(s.disk.blob(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return Busy, 0, fmt.Errorf("remove blob: %w", err)
 		}
-		s.clear(d)
+		s.health.clear(d)
 		for _, partial := range s.idlePartialsOf(d) {
 			s.removePartial(partial)
 		}
@@ -155,7 +141,7 @@ func (s *Store) PurgeAll(ctx context.Context, p Purge, each func(digest.Digest, 
 				return context.Cause(ctx)
 			}
 			last = d
-			if r, ok, err := s.index.Record(d); err == nil && ok && !q.fits(s.current(d, r)) {
+			if r, ok, err := s.index.Record(d); err == nil && ok && !q.fits(s.access.current(d, r)) {
 				continue // Purge would say so too, after a look at its links
 			}
 			became, room, err := s.Purge(d, p)

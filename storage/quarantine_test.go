@@ -61,7 +61,7 @@ func checkQuarantine(t *testing.T, s *Store, want map[digest.Digest][]byte) {
 	if err != nil || len(want) > 0 {
 		t.Errorf("not in quarantine: %v, %v", slices.Collect(maps.Keys(want)), err)
 	}
-	if got := s.quarantined.Load(); got != sum {
+	if got := s.space.inQuarantine(); got != sum {
 		t.Errorf("%d bytes counted in quarantine, the disk has %d", got, sum)
 	}
 }
@@ -119,7 +119,7 @@ func TestWrongSize(t *testing.T) {
 						t.Errorf("error %v, want ErrUnlinked: the link went with the damaged blob", err)
 					}
 				}
-				s.tendQuarantine()
+				s.health.updateQuarantine()
 				checkDisk(t, s)
 				checkQuarantine(t, s, map[digest.Digest][]byte{o.digest(): damaged})
 				if got := testutil.ToFloat64(s.metrics.quarantined); got != 1 {
@@ -290,10 +290,10 @@ func TestSpoilt(t *testing.T) {
 	mustFetch(t, s, first, Miss)
 	settle(t, s)
 	mustFetch(t, s, first, Hit)
-	s.retryCondemned()
+	s.health.retryCondemned()
 	checkDisk(t, s)
-	if len(s.condemned) > 0 {
-		t.Errorf("still condemned: %v", s.condemned)
+	if len(*s.health.condemned.Load()) > 0 {
+		t.Errorf("still condemned: %v", *s.health.condemned.Load())
 	}
 	mustFetch(t, s, second, Miss)
 	settle(t, s)
@@ -335,7 +335,7 @@ func TestQuarantineBounds(t *testing.T) {
 	for i, size := range []int{mib / 2, mib, mib, 3 * mib} {
 		d := put(t, s, uint64(i), size, 1, false)
 		damaged := overwrite(t, s, d, cut(size-1))
-		s.recheck(d)
+		s.health.recheck(d)
 		if digests[i] = d; i == 1 || i == 2 {
 			left[d] = damaged // 3 MiB are too much, and then there is no room for the oldest
 		}
@@ -344,7 +344,7 @@ func TestQuarantineBounds(t *testing.T) {
 	if got := testutil.ToFloat64(s.metrics.quarantineBytes); got != 2*mib {
 		t.Errorf("quarantine_bytes %v", got)
 	}
-	if over := s.over(18*mib+1, 100); over != 1 {
+	if over := s.space.over(18*mib+1, 100); over != 1 {
 		t.Errorf("%d bytes too much, want 1: quarantine counts", over)
 	}
 	checkDisk(t, s)
@@ -356,7 +356,7 @@ func TestQuarantineBounds(t *testing.T) {
 	}
 	delete(left, digests[1])
 	delete(left, digests[2])
-	s.tendQuarantine()
+	s.health.updateQuarantine()
 	checkQuarantine(t, s, left)
 }
 
@@ -368,7 +368,7 @@ func TestUnopenable(t *testing.T) {
 	o := &origin{content: content(1, 1000)}
 	mustFetch(t, s, o, Miss)
 	settle(t, s)
-	if why := s.unopenable(o.digest())(); why != nil {
+	if why := s.health.unopenable(o.digest())(); why != nil {
 		t.Error(why)
 	}
 	// To open a terminal that is locked (pts(4)) is EIO.
@@ -384,7 +384,7 @@ func TestUnopenable(t *testing.T) {
 	if err := errors.Join(os.Remove(s.disk.blob(o.digest())), os.Symlink(fmt.Sprint("/dev/pts/", n), s.disk.blob(o.digest()))); err != nil {
 		t.Fatal(err)
 	}
-	if why := s.unopenable(o.digest())(); !errors.Is(why, unix.EIO) {
+	if why := s.health.unopenable(o.digest())(); !errors.Is(why, unix.EIO) {
 		t.Skip("a locked terminal can be opened: ", why)
 	}
 	mustFetch(t, s, o, Miss)

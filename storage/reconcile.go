@@ -78,7 +78,7 @@ func (s *Store) reconcileShard(prefix string, blobs map[digest.Digest]fs.DirEntr
 		switch info, err := e.Info(); {
 		case err != nil: // it has gone
 		case wrongSize(d, info.Size(), -1) != nil:
-			s.quarantine(d, s.badSize(d, -1))
+			s.health.quarantine(d, s.health.badSize(d, -1))
 		default:
 			records[d] = index.Record{Size: info.Size(), Accessed: info.ModTime().Unix()}
 		}
@@ -90,10 +90,7 @@ func (s *Store) reconcileShard(prefix string, blobs map[digest.Digest]fs.DirEntr
 	return found, lost
 }
 
-func (s *Store) exists(d digest.Digest) bool {
-	_, here := s.Length(d)
-	return here
-}
+func (s *Store) exists(d digest.Digest) bool { return s.disk.has(d) }
 
 // Length is how many bytes the blob on disk has; false: there is none.
 func (s *Store) Length(d digest.Digest) (bytes int64, here bool) {

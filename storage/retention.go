@@ -1,7 +1,6 @@
 package storage
 
 import (
-	"maps"
 	"math"
 	"slices"
 	"time"
@@ -45,54 +44,11 @@ func longer[T int64 | time.Duration](a, b T) T {
 	return max(a, b)
 }
 
-// use is what the hits on a blob will change in its record.
-type use struct {
-	accessed, until int64
-	times           uint32 // answers from the kept blob
-}
-
-func (u use) apply(r *index.Record) {
-	r.Again = r.Again || u.accessed-r.Accessed >= int64(correlationWindow/time.Second)
-	r.Accessed, r.Until, r.Orphaned = u.accessed, longer(r.Until, u.until), false
-	r.Uses += min(u.times, math.MaxUint32-r.Uses)
-}
-
-// touchLocked notes a use, which is so many hits. Nothing is written: see flushTouched.
-func (s *Store) touchLocked(d digest.Digest, keep Retention, hits uint32) {
-	if keep.NoStore {
-		return
-	}
-	now := time.Now()
-	u := use{now.Unix(), keep.until(now), hits}
-	if before, ok := s.touched[d]; ok {
-		u.until = longer(before.until, u.until)
-		u.times += min(before.times, math.MaxUint32-u.times)
-	}
-	s.touched[d] = u
-}
-
-// flushTouched writes the hits gathered since the last time. When it returns,
-// every hit before the call is in the index.
-func (s *Store) flushTouched() {
-	s.flushing.Lock()
-	defer s.flushing.Unlock()
-	s.mu.Lock()
-	touched := s.touched
-	s.touched = make(map[digest.Digest]use)
-	s.mu.Unlock()
-	if len(touched) == 0 {
-		return
-	}
-	if err := s.ledger.update(maps.Keys(touched), func(d digest.Digest, r *index.Record) { touched[d].apply(r) }); err != nil {
-		s.log.Warn("cannot record uses of blobs", "error", err)
-	}
-}
-
 // MarkOrphaned marks blobs that nothing points to any more: they are the first to
 // go when room is needed. A later hit takes the mark off. Digests that are not
 // on disk are passed over.
 func (s *Store) MarkOrphaned(digests []digest.Digest) error {
-	s.flushTouched() // hits until now are no later ones
+	s.access.flush() // hits until now are no later ones
 	return s.ledger.update(slices.Values(digests), func(_ digest.Digest, r *index.Record) { r.Orphaned = true })
 }
 

@@ -198,18 +198,14 @@ func TestExpiryMeetsHit(t *testing.T) {
 	open(t, s, hour, o.digest(), nil).Close()
 	s.ledger.mu.Lock() // the flush takes the hit and stops
 	var wg sync.WaitGroup
-	wg.Go(s.flushTouched)
+	wg.Go(s.access.flush)
 	for taken := false; !taken; {
-		s.mu.Lock()
-		taken = len(s.touched) == 0
-		s.mu.Unlock()
+		taken = s.access.pending() == 0
 	}
 	var gone bool
 	wg.Go(func() { gone = s.evict(v) })
 	for going := false; !going; {
-		s.mu.Lock()
-		going = s.going[v.digest] != nil
-		s.mu.Unlock()
+		going = s.gate.isHeld(v.digest)
 	}
 	s.ledger.mu.Unlock()
 	wg.Wait()

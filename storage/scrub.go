@@ -3,7 +3,6 @@ package storage
 import (
 	"errors"
 	"io/fs"
-	"maps"
 	"math"
 	"time"
 
@@ -22,39 +21,39 @@ const (
 // scrub reads every blob again once in scrubEvery, in the order of digests, and
 // what is suspected at once. It goes by the time that the process runs, so the
 // clock may be wrong, and where it was is kept in the index.
-func (s *Store) scrub() {
-	if s.scrubEvery <= 0 {
-		for s.rest(math.MaxInt64) {
+func (h *health) scrub() {
+	if h.scrubEvery <= 0 {
+		for h.rest(math.MaxInt64) {
 		}
 		return
 	}
-	last := s.scrubbed()
+	last := h.scrubbed()
 	saved := time.Now()
-	for s.rest(min(s.scrubEvery, maintenance)) { // a start has other work, and a round may be empty
-		for d, err := range s.disk.after(last) {
+	for h.rest(min(h.scrubEvery, maintenance)) { // a start has other work, and a round may be empty
+		for d, err := range h.disk.after(last) {
 			begun := time.Now()
 			var n int64
 			if err != nil {
-				s.log.Warn("cannot check blobs", "error", err)
+				h.log.Warn("cannot check blobs", "error", err)
 			} else {
-				n = s.recheck(d)
+				n = h.recheck(d)
 			}
-			if s.ctx.Err() != nil {
+			if h.ctx.Err() != nil {
 				break
 			}
 			if err == nil {
 				last = d
 			}
-			if time.Since(saved)+s.share(n)-time.Since(begun) >= maintenance {
-				s.setScrubbed(last)
+			if time.Since(saved)+h.share(n)-time.Since(begun) >= maintenance {
+				h.setScrubbed(last)
 				saved = time.Now()
 			}
-			if !s.turn(begun, n) {
+			if !h.turn(begun, n) {
 				break
 			}
 		}
-		if s.ctx.Err() != nil {
-			s.setScrubbed(last)
+		if h.ctx.Err() != nil {
+			h.setScrubbed(last)
 			return
 		}
 		last = ""
@@ -62,19 +61,19 @@ func (s *Store) scrub() {
 }
 
 // share is the part of the period that a blob of so many bytes has.
-func (s *Store) share(bytes int64) time.Duration {
-	s.ledger.loaded(s.ctx)
-	all, count := s.ledger.totals()
+func (h *health) share(bytes int64) time.Duration {
+	h.ledger.loaded(h.ctx)
+	all, count := h.ledger.totals()
 	part := float64(bytes+scrubWeight) / float64(max(all+count*scrubWeight, bytes+scrubWeight))
-	return time.Duration(part * float64(s.scrubEvery))
+	return time.Duration(part * float64(h.scrubEvery))
 }
 
 // turn waits until the share of a blob that was begun with is over. The share is
 // another when blobs have come or gone.
-func (s *Store) turn(begun time.Time, bytes int64) bool {
+func (h *health) turn(begun time.Time, bytes int64) bool {
 	for {
-		left := s.share(bytes) - time.Since(begun)
-		if !s.rest(min(left, maintenance)) {
+		left := h.share(bytes) - time.Since(begun)
+		if !h.rest(min(left, maintenance)) {
 			return false
 		}
 		if left <= maintenance {
@@ -85,51 +84,47 @@ func (s *Store) turn(begun time.Time, bytes int64) bool {
 
 // rest waits, and reads meanwhile what is suspected. It returns false when the
 // store closes.
-func (s *Store) rest(d time.Duration) bool {
+func (h *health) rest(d time.Duration) bool {
 	over := time.NewTimer(d)
 	defer over.Stop()
 	for {
 		select {
-		case <-s.ctx.Done():
+		case <-h.ctx.Done():
 			return false
 		case <-over.C:
 			return true
-		case <-s.suspected:
+		case <-h.suspected:
 		}
-		s.mu.Lock()
-		suspects := s.suspects
-		s.suspects = map[digest.Digest]struct{}{}
-		s.mu.Unlock()
-		for d := range maps.Keys(suspects) {
-			s.recheck(d)
+		for d := range h.takeSuspects() {
+			h.recheck(d)
 		}
 	}
 }
 
 // recheck reads a blob again, and puts it away where it is damaged.
-func (s *Store) recheck(d digest.Digest) (read int64) {
-	read, bad, err := s.disk.check(s.ctx, d, s.pace.WaitN)
-	s.metrics.scrubbed.Add(float64(read))
+func (h *health) recheck(d digest.Digest) (read int64) {
+	read, bad, err := h.disk.check(h.ctx, d, h.pace.WaitN)
+	h.metrics.scrubbed.Add(float64(read))
 	switch {
 	case bad != nil:
-		s.quarantineFile(d, *bad)
-	case err != nil && s.ctx.Err() == nil && !errors.Is(err, fs.ErrNotExist):
-		s.log.Warn("cannot check blob", "digest", d, "error", err)
+		h.quarantineFile(d, *bad)
+	case err != nil && h.ctx.Err() == nil && !errors.Is(err, fs.ErrNotExist):
+		h.log.Warn("cannot check blob", "digest", d, "error", err)
 	}
 	return read
 }
 
 // scrubbed is the last digest of this round that was read; "": none.
-func (s *Store) scrubbed() digest.Digest {
-	last, err := s.index.ScrubPosition()
+func (h *health) scrubbed() digest.Digest {
+	last, err := h.ledger.index.ScrubPosition()
 	if err != nil {
-		s.log.Warn("cannot read how far blobs were checked: from the start", "error", err)
+		h.log.Warn("cannot read how far blobs were checked: from the start", "error", err)
 	}
 	return last
 }
 
-func (s *Store) setScrubbed(last digest.Digest) {
-	if err := s.index.SetScrubPosition(last); err != nil {
-		s.log.Warn("cannot record how far blobs were checked", "error", err)
+func (h *health) setScrubbed(last digest.Digest) {
+	if err := h.ledger.index.SetScrubPosition(last); err != nil {
+		h.log.Warn("cannot record how far blobs were checked", "error", err)
 	}
 }

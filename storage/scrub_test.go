@@ -159,7 +159,7 @@ func TestScrubResumes(t *testing.T) {
 			t.Errorf("%v bytes read, want the other half", got)
 		}
 		checkQuarantine(t, s, map[digest.Digest][]byte{last.digest(): damaged})
-		if err := s.index.SetScrubPosition("nonsense"); err != nil || s.scrubbed() != "" {
+		if err := s.index.SetScrubPosition("nonsense"); err != nil || s.health.scrubbed() != "" {
 			t.Error("nonsense is a place to begin at")
 		}
 	})
@@ -175,7 +175,7 @@ func TestScrubWhileRead(t *testing.T) {
 	settle(t, s)
 	damaged := overwrite(t, s, o.digest(), flip(5))
 	b := open(t, s, scope(), o.digest(), nil)
-	s.recheck(o.digest())
+	s.health.recheck(o.digest())
 	checkDisk(t, s)
 	mustFetch(t, s, o, Miss)
 	settle(t, s)
@@ -190,7 +190,7 @@ func TestScrubWhileRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	old := &damage{info, ErrDigest}
-	s.quarantine(o.digest(), func() error { return old.still(s.disk.blob(o.digest())) })
+	s.health.quarantine(o.digest(), func() error { return old.still(s.disk.blob(o.digest())) })
 	mustFetch(t, s, o, Hit)
 	checkQuarantine(t, s, map[digest.Digest][]byte{o.digest(): damaged})
 }
@@ -227,7 +227,7 @@ func TestCheckLeavesCache(t *testing.T) {
 	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil || cached() > 0 {
 		t.Skip("this file system keeps its pages: ", err)
 	}
-	s.recheck(o.digest())
+	s.health.recheck(o.digest())
 	if n := cached(); n > 0 {
 		t.Errorf("%d pages of a cold blob are in the page cache", n)
 	}
@@ -235,7 +235,7 @@ func TestCheckLeavesCache(t *testing.T) {
 		t.Fatal(err)
 	}
 	warm := cached()
-	s.recheck(o.digest())
+	s.health.recheck(o.digest())
 	if n := cached(); n > warm || n < warm*9/10 || warm == 0 { // the kernel may take some at any time
 		t.Errorf("%d pages of a warm blob are in the page cache, %d before", n, warm)
 	}

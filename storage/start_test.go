@@ -82,7 +82,7 @@ func TestOpenWaitsForNoRecords(t *testing.T) {
 		mustFetch(t, s, fresh, Miss)
 		settle(t, s)
 		mustFetch(t, s, fresh, Hit)
-		s.flushTouched()
+		s.access.flush()
 		r, _, err := s.index.Record(kept[2].digest())
 		if err != nil || !s.evict(victim{kept[2].digest(), r}) {
 			t.Errorf("not forgotten: %v", err)
@@ -110,7 +110,7 @@ func TestHitWritesNothing(t *testing.T) {
 		o := &origin{content: content(1, 1000)}
 		mustFetch(t, s, o, Miss)
 		settle(t, s)
-		s.flushTouched()
+		s.access.flush()
 		synctest.Wait()
 		before := s.index.Writes()
 		for range 100 {
@@ -119,7 +119,7 @@ func TestHitWritesNothing(t *testing.T) {
 		if now := s.index.Writes(); now != before || s.index.Waiting() != 0 {
 			t.Errorf("%d writes, %d changes that wait", now-before, s.index.Waiting())
 		}
-		s.flushTouched()
+		s.access.flush()
 		if now := s.index.Writes(); now != before+1 {
 			t.Errorf("%d writes for all hits", now-before)
 		}

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/time/rate"
 
 	"github.com/cachalot-registry/cachalot/storage/index"
 	"github.com/cachalot-registry/cachalot/task"
@@ -55,51 +54,20 @@ type Store struct {
 	lock      *os.File
 	index     *index.Index
 	ledger    *ledger
+	gate      *gate
+	space     *space
+	evictor   *evictor
+	access    *accessLog
+	health    *health
+	summaries *summaries
 	metrics   *Metrics
 	log       *slog.Logger
-	maxSize   int64
-	minFree   int64
-	highMark  float64 // percent
-	lowMark   float64 // percent
 	slots     *slots
 	buffers   *pieceBuffers // for what fills fetch ahead
 	ctx       context.Context
 	stop      context.CancelCauseFunc
 	running   sync.WaitGroup                                         // fills, maintenance and scrub
-	filling   atomic.Int64                                           // what fills/ takes of the disk, in bytes
-	reserved  atomic.Int64                                           // what running fills have yet to take of it
 	pins      atomic.Pointer[func(upstream, repository string) bool] // see SetPinned
-	reserving sync.Mutex                                             // held while the books are added up, and while reserved bytes become some of fills/, and those a blob's
-	trimming  chan struct{}                                          // has a value while somebody evicts down to the low mark
-	waiting   atomic.Int32                                           // fills that cannot go on before something is evicted: nobody rests then
-	evicting  chan struct{}                                          // has a value of the one who picks victims or evicts one; guards the next three
-	picked    []victim                                               // go next, in this order
-	noMore    int64                                                  // no more bytes than these could be evicted
-	lookAgain time.Time                                              // until then that is taken for true
-	flushing  sync.Mutex                                             // held by the one that writes touched
-
-	summing      chan struct{} // has a value while one takes, or reads, the next two
-	summary      *Summary      // the last one; nil: none
-	summaryUntil time.Time     // it is given out until then
-
-	scrubEvery    time.Duration
-	pace          *rate.Limiter // of what is read again
-	suspected     chan struct{} // has a value when suspects has
-	quarantined   atomic.Int64  // what quarantine/ takes of the disk, in bytes
-	quarantineMax int64
-	quarantining  sync.Mutex // held by the one that looks after quarantine/; guards inQuarantine
-	inQuarantine  map[digest.Digest]fs.FileInfo
-
-	mu      sync.Mutex // guards the fields below
-	closed  bool
-	fills   fills
-	open    map[digest.Digest]int           // readers of blobs on disk
-	going   map[digest.Digest]chan struct{} // not to be opened or joined; closed when that is over
-	touched map[digest.Digest]use           // not yet in the index
-	memory  *memory                         // small blobs
-
-	suspects  map[digest.Digest]struct{}     // to be read again
-	condemned map[digest.Digest]func() error // damaged, and cannot be moved: as good as not there
 }
 
 // Open opens or creates the folder in cfg.Path. It returns as soon as blobs can
@@ -130,38 +98,35 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	ctx, stop := context.WithCancelCause(context.Background())
 	s := &Store{
 		disk: k, lock: lock, metrics: m, log: log,
-		maxSize: cfg.MaxSize.of(total), minFree: cfg.MinFree.of(total), highMark: cfg.HighMark, lowMark: cfg.LowMark,
-		trimming: make(chan struct{}, 1), evicting: make(chan struct{}, 1),
 		slots: newSlots(cfg.MaxFills, cfg.Share), buffers: newPieceBuffers(),
 		ctx: ctx, stop: stop,
-		fills:   fills{},
-		open:    map[digest.Digest]int{},
-		going:   map[digest.Digest]chan struct{}{},
-		touched: map[digest.Digest]use{},
-		memory:  newMemory(),
-
-		summing: make(chan struct{}, 1),
-
-		scrubEvery: cfg.ScrubEvery, pace: rate.NewLimiter(scrubRate, checkSize),
-		suspected: make(chan struct{}, 1), suspects: map[digest.Digest]struct{}{},
-		condemned: map[digest.Digest]func() error{},
+		gate: newGate(),
 	}
 	s.index = index.Open(index.Config{Dir: k.index(), Max: cfg.MaxIndex, Pinned: s.Pinned, Rest: rest}, m.index, log)
 	s.ledger = newLedger(s.index, m)
-	s.quarantineMax = cmp.Or(s.maxSize, total) / quarantineShare
-	m.limit.Set(float64(s.maxSize))
-	m.minFree.Set(float64(max(s.minFree, index.Floor)))
+	s.space = &space{
+		maxSize: cfg.MaxSize.of(total), minFree: cfg.MinFree.of(total), blobs: s.ledger.total, free: k.space,
+		metrics: m, log: log,
+	}
+	s.access = newAccessLog(s.ledger, log)
+	s.evictor = newEvictor(s)
+	s.evictor.highMark, s.evictor.lowMark = cfg.HighMark, cfg.LowMark
+	s.summaries = newSummaries(s.sumUp)
+	s.health = newHealth(ctx, k, s.ledger, s.space, m, log, exclusion{s.gate.exclusive, s.gate.exclusiveIdle, s.forget})
+	s.health.scrubEvery, s.health.quarantineMax = cfg.ScrubEvery, cmp.Or(s.space.maxSize, total)/quarantineShare
+	m.limit.Set(float64(s.space.maxSize))
+	m.minFree.Set(float64(max(s.space.minFree, index.Floor)))
 	m.fillsLimit.Set(float64(cfg.MaxFills))
 	m.disk.Store(&s.disk)
 	s.SetListed(cfg.Listed)
 	s.SetPinned(cfg.Pinned)
-	if err := k.partials(func(_ partial, info fs.FileInfo) { s.grow(blocks(info.Size())) }); err != nil {
+	if err := k.partials(func(_ partial, info fs.FileInfo) { s.space.grow(blocks(info.Size())) }); err != nil {
 		log.Warn("cannot list partial downloads", "error", err)
 	}
-	s.tendQuarantine()
-	log.Info("storage open", "path", cfg.Path, "max_bytes", s.maxSize, "free_bytes", free, "min_free_bytes", s.minFree)
+	s.health.updateQuarantine()
+	log.Info("storage open", "path", cfg.Path, "max_bytes", s.space.maxSize, "free_bytes", free, "min_free_bytes", s.space.minFree)
 	s.running.Go(task.Keep(ctx, "maintenance", s.maintain))
-	s.running.Go(task.Keep(ctx, "scrub", s.scrub))
+	s.running.Go(task.Keep(ctx, "scrub", s.health.scrub))
 	s.running.Go(task.Keep(ctx, "bounds of the index", func() { s.index.Run(ctx) }))
 	return s, nil
 }
@@ -169,12 +134,11 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 // Close breaks off what is being filled (what is to be kept is resumed later)
 // and closes the index. Blobs that are open stay readable.
 func (s *Store) Close() error {
-	s.mu.Lock()
-	s.closed = true
-	s.mu.Unlock()
+	s.gate.close()
+	s.access.close()
 	s.stop(ErrClosed)
 	s.running.Wait()
-	s.flushTouched()
+	s.access.flush()
 	return errors.Join(s.index.Close(), s.lock.Close())
 }
 
@@ -254,18 +218,12 @@ var errAgain = errors.New("look again")
 
 func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) (*Blob, error) {
 	l, linked := s.link(sc, d)
-	s.mu.Lock()
-	if small, ok := s.memory.get(d); ok && linked && !s.closed {
-		s.touchLocked(d, sc.Keep, 1)
-		s.mu.Unlock()
-		return inMemory(d, l.MediaType, small), nil
+	if linked {
+		if small, ok := s.access.hit(d, sc.Keep); ok {
+			return inMemory(d, l.MediaType, small), nil
+		}
 	}
-	f, mediaType, err := s.joinLocked(sc, d, linked)
-	_, condemned := s.condemned[d]
-	if f == nil && err == nil {
-		s.open[d]++ // keeps an eviction away while the file is opened
-	}
-	s.mu.Unlock()
+	f, mediaType, err := s.gate.enter(sc, d, linked) // which keeps an eviction away while the file is opened
 	switch {
 	case err != nil:
 		return nil, err
@@ -274,7 +232,7 @@ func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) 
 	}
 
 	var file *os.File
-	if err = fs.ErrNotExist; !condemned {
+	if err = fs.ErrNotExist; !s.health.isCondemned(d) {
 		file, err = os.Open(s.disk.blob(d))
 	}
 	switch {
@@ -282,70 +240,86 @@ func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) 
 		return s.hit(file, sc, d, l)
 	case err == nil:
 		_ = file.Close()
-		s.leave(d)
+		s.gate.leave(d)
 		// A fill of this scope may have begun since its link was looked up, or ended.
-		filling := s.fillingFrom(d, sc.Upstream)
+		filling := s.gate.filling(d, sc.Upstream)
 		if _, linked = s.link(sc, d); filling || linked {
 			return nil, errAgain
 		}
 		return nil, ErrUnlinked
 	case unreadable(err):
-		s.leave(d)
-		s.quarantine(d, s.unopenable(d))
+		s.gate.leave(d)
+		s.health.quarantine(d, s.health.unopenable(d))
 		return nil, errAgain
 	case !errors.Is(err, fs.ErrNotExist):
-		s.leave(d)
+		s.gate.leave(d)
 		return nil, fmt.Errorf("open blob: %w", err)
 	}
-	s.leave(d)
+	s.gate.leave(d)
 	if src == nil {
 		return nil, ErrNotFound
 	}
 	return s.start(ctx, sc, d, src, linked)
 }
 
-// hit returns a blob on disk; its place in s.open is the caller's. A file that
+// hit returns a blob on disk, and leaves the digest that the caller has entered. A file that
 // is not as long as its blob is put away.
 func (s *Store) hit(file *os.File, sc Scope, d digest.Digest, l index.Link) (*Blob, error) {
 	info, err := file.Stat()
 	if err != nil {
-		s.leave(d)
+		s.gate.leave(d)
 		return nil, errors.Join(fmt.Errorf("stat blob: %w", err), file.Close())
 	}
 	if !s.fits(sc, d, l, info.Size()) {
 		_ = file.Close() // not read
-		s.leave(d)
-		s.quarantine(d, s.badSize(d, l.Size))
+		s.gate.leave(d)
+		s.health.quarantine(d, s.health.badSize(d, l.Size))
 		return nil, errAgain
 	}
 	var small []byte
 	if info.Size() < smallBlob {
 		if small, err = readSmall(file, d); err != nil {
 			_ = file.Close() // not served
-			s.leave(d)
-			s.quarantineFile(d, damage{info, err})
+			s.gate.leave(d)
+			s.health.quarantineFile(d, damage{info, err})
 			return nil, errAgain
 		}
 	}
-	s.mu.Lock()
-	s.touchLocked(d, sc.Keep, 1)
-	if small != nil {
-		s.memory.add(d, small)
-	}
-	s.mu.Unlock()
+	s.access.touch(d, sc.Keep, 1, small)
 	var once sync.Once
 	return &Blob{
 		Digest: d, Size: info.Size(), MediaType: l.MediaType, Outcome: Hit, Stored: true, Content: file,
 		wait:   verifiedAlready,
 		hold:   func(int64) {},
-		broken: func() { s.broken(file, d) },
+		broken: func() { s.health.broken(file, d) },
 		close: func() {
 			once.Do(func() {
 				_ = file.Close() // only read
-				s.leave(d)
+				s.gate.leave(d)
 			})
 		},
 	}, nil
+}
+
+// fits says whether a file is as long as its blob. Only where the link does not
+// say so, or says something else, is the record read.
+func (s *Store) fits(sc Scope, d digest.Digest, l index.Link, size int64) bool {
+	if l.Size == size && size > 0 {
+		return true
+	}
+	want := s.ledger.size(d, l.Size)
+	if wrongSize(d, size, want) != nil {
+		return false
+	}
+	if want >= 0 && l.Size != want { // it was made before the record, or is of an earlier, damaged file
+		if err := s.PutLink(sc, d, l.MediaType); err != nil {
+			s.log.Warn("cannot record link", "digest", d, "error", err)
+		}
+		if l.Size >= 0 {
+			s.health.suspect(d)
+		}
+	}
+	return true
 }
 
 // readSmall returns what the file has, and leaves it as it was. An error says that
@@ -374,87 +348,26 @@ func inMemory(d digest.Digest, mediaType string, b []byte) *Blob {
 
 func verifiedAlready(context.Context) error { return nil }
 
-// grow counts what fills/ takes of the disk.
-func (s *Store) grow(bytes int64) {
-	s.filling.Add(bytes)
-	s.metrics.partial.Add(float64(bytes))
-}
-
-// leave ends what s.open[d]++ began.
-func (s *Store) leave(d digest.Digest) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.open[d]--; s.open[d] == 0 {
-		delete(s.open, d)
-	}
-}
-
-// joinLocked joins the upstream's fill of the digest; nil if there is none. It first
-// waits until nothing removes the digest: s.mu is free then. mediaType is what was said
-// of a place that the fill did not start in.
-func (s *Store) joinLocked(sc Scope, d digest.Digest, linked bool) (f *fill, mediaType string, err error) {
-	for over := s.leavingLocked(sc, d); over != nil; over = s.leavingLocked(sc, d) {
-		s.mu.Unlock()
-		<-over
-		s.mu.Lock()
-	}
-	f = s.fills.of(d, sc.Upstream)
-	switch {
-	case s.closed:
-		return nil, "", ErrClosed
-	case f == nil:
-		return nil, "", nil
-	case !linked && f.place != sc.place():
-		var admitted bool
-		if mediaType, admitted = f.admitted[sc.place()]; !admitted {
-			return nil, "", ErrUnlinked
-		}
-	}
-	f.retain(sc.Keep)
-	return f, mediaType, nil
-}
-
-// leavingLocked is closed when what keeps the scope from the digest is over; nil:
-// nothing does.
-func (s *Store) leavingLocked(sc Scope, d digest.Digest) chan struct{} {
-	if going := s.going[d]; going != nil {
-		return going
-	}
-	if f := s.fills.of(d, sc.Upstream); f != nil && f.shut {
-		return f.left
-	}
-	return nil
-}
-
 // start starts a fill, or joins that of another caller who was quicker.
 func (s *Store) start(ctx context.Context, sc Scope, d digest.Digest, src Source, linked bool) (*Blob, error) {
-	s.mu.Lock()
-	f, mediaType, err := s.joinLocked(sc, d, linked)
-	if f == nil && err == nil && s.condemned[d] == nil && s.exists(d) {
-		err = errAgain // it has come since it was looked for: a fill that ended
+	own := newFill(s, sc, d, src)
+	f, mediaType, err := s.gate.start(sc, own, linked,
+		func() bool { return !s.health.isCondemned(d) && s.exists(d) },
+		func() { s.running.Go(task.Guard("download", func() { own.run(ctx) })) })
+	switch {
+	case err != nil:
+		return nil, err
+	case f == own:
+		return f.blob(ctx, Miss, "")
 	}
-	if f != nil || err != nil {
-		s.mu.Unlock()
-		if err != nil {
-			return nil, err
-		}
-		return f.joined(ctx, mediaType)
-	}
-	f = newFill(s, sc, d, src)
-	s.fills.add(f)
-	f.retain(sc.Keep)
-	s.running.Go(task.Guard("download", func() { f.run(ctx) }))
-	s.mu.Unlock()
-	return f.blob(ctx, Miss, "")
+	return f.joined(ctx, mediaType)
 }
 
 // ended takes a fill out of the table.
 func (s *Store) ended(f *fill) {
-	s.mu.Lock()
-	s.fills.remove(f)
-	close(f.left)
-	if st := f.state(); st.phase == verified && !f.shut {
-		s.touchLocked(f.digest, st.keep, 0) // some may have joined since the record was written
-	}
-	s.mu.Unlock()
+	s.gate.ended(f, func() {
+		if st := f.state(); st.phase == verified && !f.shut {
+			s.access.touch(f.digest, st.keep, 0, nil) // some may have joined since the record was written
+		}
+	})
 }

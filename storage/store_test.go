@@ -303,9 +303,7 @@ func TestFillSlots(t *testing.T) {
 		t.Error("second fill started beside the first")
 	}
 	for waiting := true; waiting; runtime.Gosched() { // until it is given up
-		s.mu.Lock()
-		waiting = s.fills.among(second.digest(), "")
-		s.mu.Unlock()
+		waiting = s.Filling(second.digest())
 	}
 	close(first.hold)
 	mustFetch(t, s, second, Miss)

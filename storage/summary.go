@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"time"
 )
@@ -46,31 +45,10 @@ const (
 // Summary takes a look at all links, records and tags: some seconds of one
 // processor with a million blobs (BenchmarkLookAtMillion). One look is for all who
 // ask meanwhile, and for ten times as long as it has taken.
-func (s *Store) Summary(ctx context.Context) (Summary, error) {
-	select {
-	case s.summing <- struct{}{}:
-		defer func() { <-s.summing }()
-	case <-ctx.Done():
-		return Summary{}, context.Cause(ctx)
-	}
-	if old := s.summary; old != nil && time.Now().Before(s.summaryUntil) {
-		return *old, nil
-	}
-	began := time.Now()
-	sum, err := s.sumUp(ctx)
-	if err != nil {
-		return Summary{}, fmt.Errorf("sum up the index: %w", err)
-	}
-	s.summary, s.summaryUntil = &sum, time.Now().Add(max(summaryAge, 10*time.Since(began)))
-	return sum, nil
-}
+func (s *Store) Summary(ctx context.Context) (Summary, error) { return s.summaries.get(ctx) }
 
-// InvalidateSummary has the next Summary look anew: what was asked for has changed it.
-func (s *Store) InvalidateSummary() {
-	s.summing <- struct{}{}
-	s.summary = nil
-	<-s.summing
-}
+// InvalidateSummary has the next Summary take another look, after a change that was asked for.
+func (s *Store) InvalidateSummary() { s.summaries.invalidate() }
 
 // sums are a Summary in the making. Names are found by the bytes of a walk, so that a
 // link allocates nothing.

@@ -65,7 +65,7 @@ func (s *Store) link(sc Scope, d digest.Digest) (l index.Link, ok bool) {
 // which media type (manifests; "" for blobs). Of what is not here no link is made; see
 // [Store.Admit].
 func (s *Store) PutLink(sc Scope, d digest.Digest, mediaType string) error {
-	l := index.Link{MediaType: mediaType, Size: s.size(d, -1)}
+	l := index.Link{MediaType: mediaType, Size: s.ledger.size(d, -1)}
 	if l.Size < 0 && !s.exists(d) {
 		return nil
 	}
@@ -78,12 +78,5 @@ const maxAdmitted = 4096
 // Admit lets the scope join a download of the digest from its upstream, and records that
 // once it has verified. It returns false where there is none, or too many have joined.
 func (s *Store) Admit(sc Scope, d digest.Digest, mediaType string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	f := s.fills.of(d, sc.Upstream)
-	if f == nil || f.shut || f.admitted == nil || len(f.admitted) >= maxAdmitted {
-		return false
-	}
-	f.admitted[sc.place()] = mediaType
-	return true
+	return s.gate.admit(sc.place(), d, mediaType)
 }

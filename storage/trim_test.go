@@ -150,7 +150,7 @@ func fullStore(t *testing.T, change ...func(*Config)) (*Store, *messages, []dige
 	if _, err := s.ledger.found(blobs, func(digest.Digest) bool { return true }); err != nil {
 		t.Fatal(err)
 	}
-	if over := s.over(0, s.highMark); over > 0 || over <= -block {
+	if over := s.space.over(0, s.evictor.highMark); over > 0 || over <= -block {
 		t.Fatalf("%d bytes above the high mark", over)
 	}
 	return s, log, order
@@ -173,7 +173,7 @@ func TestNobodyWaits(t *testing.T) {
 			}
 			time.Sleep(minRest)
 		}
-		if i := len(s.trimming); i != 1 {
+		if !s.evictor.isTrimming() {
 			t.Error("nobody evicts")
 		}
 		settle(t, s)
@@ -181,7 +181,7 @@ func TestNobodyWaits(t *testing.T) {
 		if n := log.count(waited); n != 0 {
 			t.Errorf("%d downloads waited for an eviction", n)
 		}
-		if over := s.over(0, s.lowMark); over > 0 || over <= -block {
+		if over := s.space.over(0, s.evictor.lowMark); over > 0 || over <= -block {
 			t.Errorf("%d bytes above the low mark", over)
 		}
 		gone := testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace)) / block
@@ -221,7 +221,7 @@ func TestOutrun(t *testing.T) {
 			t.Errorf("%v, %v: %v", r, known, err)
 		}
 		settle(t, s)
-		if over := s.over(0, s.lowMark); over > 0 || over <= -block {
+		if over := s.space.over(0, s.evictor.lowMark); over > 0 || over <= -block {
 			t.Errorf("%d bytes above the low mark", over)
 		}
 		if err := s.Close(); err != nil {
@@ -237,7 +237,7 @@ func TestTrimStops(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, _, _ := fullStore(t)
 		const need = records / 9 * block // up to the limit, nearly
-		if !s.makeRoom(need) {
+		if !s.evictor.reserve(need) {
 			t.Fatal("no room")
 		}
 		for testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace)) < need+10*block { // the low mark is a tenth below
@@ -245,13 +245,13 @@ func TestTrimStops(t *testing.T) {
 		}
 		synctest.Wait() // it rests
 		before := testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace))
-		s.reserved.Add(-need)
+		s.space.release(need)
 		settle(t, s)
-		if gone := testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace)) - before; gone > 0 && s.over(block, s.lowMark) <= 0 {
+		if gone := testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace)) - before; gone > 0 && s.space.over(block, s.evictor.lowMark) <= 0 {
 			t.Errorf("%v bytes too many", gone)
 		}
-		if len(s.picked) > 0 {
-			t.Errorf("%d stay in memory", len(s.picked))
+		if len(s.evictor.picked) > 0 {
+			t.Errorf("%d stay in memory", len(s.evictor.picked))
 		}
 		if err := s.Close(); err != nil {
 			t.Error(err)
@@ -271,7 +271,7 @@ func TestCloseWhileTrimming(t *testing.T) {
 				mustFetch(t, s, &origin{content: content(1, block)}, Miss)
 				time.Sleep(rests*minRest + minRest/2)
 				gone := testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace))
-				if log.count(looked) != 1 || len(s.trimming) != 1 || gone > 0 != (name == "evicts") {
+				if log.count(looked) != 1 || !s.evictor.isTrimming() || gone > 0 != (name == "evicts") {
 					t.Fatalf("too early or too late: %v bytes have gone", gone)
 				}
 				start := time.Now()
@@ -300,9 +300,9 @@ func TestTrimSpares(t *testing.T) {
 		}
 		pin(t, s, blobs[0])
 		open(t, s, Scope{Upstream: "u", Repository: "r"}, blobs[1], nil)
-		s.mu.Lock()
-		s.open[blobs[2]]++ // someone who is about to open it
-		s.mu.Unlock()
+		if f, _, err := s.gate.enter(Scope{Upstream: "u", Repository: "r"}, blobs[2], true); f != nil || err != nil { // someone who is about to open it
+			t.Error(f, err)
+		}
 		open(t, s, Scope{Upstream: "u", Repository: "r"}, blobs[3], nil).Close()
 		blobs = append(blobs, put(t, s, 99, block, 99, false))
 		checkDisk(t, s)
@@ -340,8 +340,8 @@ func TestUnreachableMark(t *testing.T) {
 			t.Errorf("%v bytes went in vain", gone)
 		}
 		// What is needed goes all the same, and no more.
-		need := -s.over(0, 100) + 3*block
-		if !s.makeRoom(need) || s.makeRoom(fills*2*block) {
+		need := -s.space.over(0, 100) + 3*block
+		if !s.evictor.reserve(need) || s.evictor.reserve(fills*2*block) {
 			t.Error("no room, or too much")
 		}
 		settle(t, s)
@@ -356,7 +356,7 @@ func TestUnreachableMark(t *testing.T) {
 		s.SetPinned(nil)
 		time.Sleep(2 * maintenance)
 		settle(t, s)
-		if over := s.over(0, s.lowMark); over > 0 || over <= -block {
+		if over := s.space.over(0, s.evictor.lowMark); over > 0 || over <= -block {
 			t.Errorf("%d bytes above the low mark without pins", over)
 		}
 		if err := s.Close(); err != nil {

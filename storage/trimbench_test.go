@@ -33,15 +33,15 @@ func BenchmarkHitWhileEvicting(b *testing.B) {
 		b.Run(fmt.Sprintf("%d blobs/%s", n, name), func(b *testing.B) {
 			size := int64(n) * block
 			s, hot := hotStore(b, Config{Path: manyBlobs(b, n), Pinned: tc.pinned, MaxSize: Size{Bytes: 2*size + 1000*smallBlob}}, n)
-			s.waiting.Store(tc.waiting)
+			s.evictor.waiting.Store(tc.waiting)
 			ask := answering(b, s, hot)
 			// What is reserved is above the high mark; without it nothing goes.
 			var reserved int64
 			evict := func() {
-				if len(s.trimming) == 0 {
+				if !s.evictor.isTrimming() {
 					reserved += size / 10
-					s.reserved.Add(size / 10)
-					s.trim()
+					s.space.release(-size / 10)
+					s.evictor.trim()
 				}
 			}
 			measure := func(before func()) (all [len(hot)][]time.Duration) {
@@ -58,11 +58,10 @@ func BenchmarkHitWhileEvicting(b *testing.B) {
 					return measure(func() {})
 				}
 				reserved = size
-				s.reserved.Add(reserved)
+				s.space.release(-reserved)
 				defer func() {
-					s.reserved.Add(-reserved)
-					s.trimming <- struct{}{}
-					<-s.trimming
+					s.space.release(reserved)
+					s.evictor.waitTrimmed()
 				}()
 				return measure(evict)
 			}

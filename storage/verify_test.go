@@ -70,7 +70,7 @@ func TestVerify(t *testing.T) {
 			if beside {
 				mustFetch(t, s, origins[0], Miss) // before the store has taken note
 				settle(t, s)
-				s.tendQuarantine()
+				s.health.updateQuarantine()
 				if got := testutil.ToFloat64(s.metrics.quarantined); got != 3 {
 					t.Errorf("quarantined_blobs_total %v", got)
 				}

@@ -1,0 +1,96 @@
+package storage
+
+import (
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/storage/index"
+)
+
+// waitTrimmed waits until nothing goes in the background.
+func (e *evictor) waitTrimmed() {
+	e.trimming <- struct{}{}
+	<-e.trimming
+}
+
+// isTrimming reports whether blobs go in the background.
+func (e *evictor) isTrimming() bool { return len(e.trimming) == 1 }
+
+// TestEvictor: a reservation that fits evicts nothing, one above the high mark has blobs go
+// down to the low mark, and one above the limit has as many go as it needs, or none.
+func TestEvictor(t *testing.T) {
+	t.Parallel()
+	const limit = 20 // blocks; the high mark is 18, the low mark 15
+	for name, tc := range map[string]struct {
+		blobs, partial int
+		pinned, busy   func(i int) bool
+		need           int
+		fits           bool
+		gone           int // the least recently used
+	}{
+		"nothing is here":              {need: 10, fits: true},
+		"it fits":                      {blobs: 10, need: 8, fits: true},
+		"above the high mark":          {blobs: 10, need: 9, fits: true, gone: 4},
+		"above the limit":              {blobs: 18, need: 5, fits: true, gone: 8},
+		"all must go":                  {blobs: 18, need: 20, fits: true, gone: 18},
+		"more than the limit":          {blobs: 18, need: 21},
+		"all is pinned":                {blobs: 18, pinned: func(int) bool { return true }, need: 5},
+		"all is in use":                {blobs: 18, busy: func(int) bool { return true }, need: 5},
+		"enough is not pinned":         {blobs: 18, pinned: func(i int) bool { return i >= 3 }, need: 5, fits: true, gone: 3},
+		"too much is pinned":           {blobs: 18, pinned: func(i int) bool { return i >= 2 }, need: 5},
+		"broken downloads are enough":  {blobs: 10, partial: 8, need: 5, fits: true},
+		"broken downloads and more go": {blobs: 10, partial: 8, need: 12, fits: true, gone: 7},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := indexOnly(t)
+			e, partial := s.evictor, int64(tc.partial)*block
+			s.space.maxSize, e.highMark, e.lowMark = limit*block, 90, 75
+			s.space.grow(partial)
+			number := map[digest.Digest]int{}
+			is := func(of func(int) bool, d digest.Digest) bool { return of != nil && of(number[d]) }
+			var gone []int
+			e.store = evictable{
+				evict: func(v victim) bool {
+					gone = append(gone, number[v.digest])
+					return s.ledger.drop(v.digest, func() bool { return true }) == nil
+				},
+				busy:         func(d digest.Digest) bool { return is(tc.busy, d) },
+				pinned:       func(d digest.Digest) bool { return is(tc.pinned, d) },
+				havePins:     func() bool { return tc.pinned != nil },
+				idlePartials: func() int64 { return partial },
+				dropPartials: func(time.Duration) { s.space.grow(-partial); partial = 0 },
+			}
+			for i := range tc.blobs {
+				d := digest.FromString(strconv.Itoa(i))
+				number[d] = i
+				if err := s.ledger.add(d, index.Record{Size: block, Accessed: int64(i), Manifest: true}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			need := int64(tc.need) * block
+			if fits := e.couldFit(need); fits != tc.fits || len(gone) > 0 {
+				t.Errorf("it could fit: %t; gone: %v", fits, gone)
+			}
+			if fits := e.reserve(need); fits != tc.fits || s.space.promised() != 0 != fits {
+				t.Errorf("it fits: %t; %d bytes reserved", fits, s.space.promised())
+			}
+			e.waitTrimmed()
+			if len(gone) != tc.gone {
+				t.Errorf("gone: %v, want the first %d", gone, tc.gone)
+			}
+			for i, n := range gone {
+				if n != i {
+					t.Errorf("gone: %v, want the least recently used first", gone)
+					break
+				}
+			}
+			if e.isTrimming() {
+				t.Error("still trimming")
+			}
+		})
+	}
+}

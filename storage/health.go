@@ -1,0 +1,113 @@
+package storage
+
+import (
+	"context"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/time/rate"
+)
+
+// health finds damaged blobs and takes them out of use: it reads blobs again (scrub),
+// moves damaged files to quarantine, and condemns those that cannot be moved.
+type health struct {
+	disk    disk
+	ledger  *ledger
+	space   *space
+	metrics *Metrics
+	log     *slog.Logger
+	ctx     context.Context // ends the scrub
+	blobs   exclusion
+
+	scrubEvery    time.Duration // in which every blob is read again; 0: never
+	pace          *rate.Limiter // of what is read again
+	quarantineMax int64         // bytes of the disk
+
+	// listing is held while quarantine/ is listed, counted and trimmed, and guards
+	// listed. space.mu, ledger.mu and the locks of exclusion are taken under it.
+	listing sync.Mutex
+	listed  map[digest.Digest]fs.FileInfo // by the last listing; nil: there was none
+
+	suspected chan struct{} // holds a value when there are suspects
+
+	mu       sync.Mutex // guards suspects, and changes of condemned; no lock is taken under it
+	suspects map[digest.Digest]struct{}
+
+	// condemned is damaged blobs whose files can be neither moved nor removed, and what
+	// says that one still is. The map never changes: each hit reads it without a lock.
+	condemned atomic.Pointer[map[digest.Digest]func() error]
+}
+
+// exclusion is what health needs of the store to change a blob.
+type exclusion struct {
+	exclusive     func(digest.Digest, func()) bool // see gate.exclusive
+	exclusiveIdle func(digest.Digest, func()) bool // see gate.exclusiveIdle
+	forget        func(digest.Digest)              // drops the record and links of a blob that is not on disk
+}
+
+func newHealth(ctx context.Context, k disk, l *ledger, a *space, m *Metrics, log *slog.Logger, blobs exclusion) *health {
+	h := &health{
+		disk: k, ledger: l, space: a, metrics: m, log: log, ctx: ctx, blobs: blobs,
+		pace: rate.NewLimiter(scrubRate, checkSize), suspected: make(chan struct{}, 1), suspects: map[digest.Digest]struct{}{},
+	}
+	h.condemned.Store(&map[digest.Digest]func() error{})
+	return h
+}
+
+// suspect has a blob read again soon.
+func (h *health) suspect(d digest.Digest) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.suspects) < maxSuspects {
+		h.suspects[d] = struct{}{}
+	}
+	select {
+	case h.suspected <- struct{}{}:
+	default: // it holds one already
+	}
+}
+
+// takeSuspects returns the suspects, which are none after that.
+func (h *health) takeSuspects() map[digest.Digest]struct{} {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	suspects := h.suspects
+	h.suspects = map[digest.Digest]struct{}{}
+	return suspects
+}
+
+// isCondemned reports whether the digest's file is to be taken for missing.
+func (h *health) isCondemned(d digest.Digest) bool { return (*h.condemned.Load())[d] != nil }
+
+// condemn has the digest's file taken for missing until clear; bad says what is wrong
+// with it, if it still is.
+func (h *health) condemn(d digest.Digest, bad func() error) {
+	h.changeCondemned(func(all map[digest.Digest]func() error) { all[d] = bad })
+}
+
+// clear says that the digest's file, if it has one, may be served.
+func (h *health) clear(d digest.Digest) {
+	if h.isCondemned(d) {
+		h.changeCondemned(func(all map[digest.Digest]func() error) { delete(all, d) })
+	}
+}
+
+func (h *health) changeCondemned(change func(map[digest.Digest]func() error)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	all := maps.Clone(*h.condemned.Load())
+	change(all)
+	h.condemned.Store(&all)
+}
+
+// retryCondemned tries once more to move what could not be moved.
+func (h *health) retryCondemned() {
+	for d, bad := range *h.condemned.Load() {
+		h.quarantine(d, bad)
+	}
+}

@@ -1,0 +1,197 @@
+package storage
+
+import (
+	"cmp"
+	"container/heap"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/storage/index"
+)
+
+const (
+	// mostVictims are picked at once, which bounds the memory that takes, to
+	// some 20 MiB.
+	mostVictims = 1 << 16
+	// smallBlob is a size below which eviction gains nothing: configs and the
+	// like, which every pull needs. They go last, with the manifests.
+	smallBlob = 64 << 10
+	// smallShare: they do so while they take no more than this share of all bytes; as a
+	// rule they take some hundredths. Else manifests of 4 MiB would have all layers go.
+	smallShare = 8
+	// onceShare: blobs used only once go first while they are more than this
+	// share of all bytes. docs/eviction.md has what that is worth.
+	onceShare = 4
+	// correlationWindow is how close uses are that count as one: the jobs of a pipeline
+	// start at once, and many clients fetch a blob in parts.
+	correlationWindow = time.Minute
+)
+
+// victim is a blob that may be evicted.
+type victim struct {
+	digest digest.Digest
+	index.Record
+}
+
+// diskBytes is what the blob takes of the disk.
+func (v victim) diskBytes() int64 { return blocks(v.Size) }
+
+// Classes of victims, in the order in which they go.
+const (
+	orphaned = iota // nothing points to it
+	limited
+	probation
+	protected
+	small // or a manifest
+)
+
+func (v victim) class() int {
+	switch {
+	case v.Orphaned:
+		return orphaned
+	case v.Until != 0:
+		return limited
+	case v.Manifest || v.Size < smallBlob:
+		return small
+	}
+	return v.byUse()
+}
+
+// byUse is the class of what is not small.
+func (v victim) byUse() int {
+	if v.Again {
+		return protected
+	}
+	return probation
+}
+
+// victims picks the blobs to evict for so many bytes, those that go first before
+// others, and returns what they take of the disk. It looks at every record and
+// keeps no more than it picks, by each rule: which one holds is known at the end.
+func (e *evictor) victims(bytes int64) (picked []victim, sum int64) {
+	var pickers []*picker
+	for _, r := range []rule{{}, {evenOnce: true}, {evenSmall: true}, {evenOnce: true, evenSmall: true}} {
+		pickers = append(pickers, &picker{rule: r, bytes: bytes})
+	}
+	var all shares
+	wanted := func(v victim) bool {
+		return slices.ContainsFunc(pickers, func(p *picker) bool { return p.wants(v) })
+	}
+	begun, seen := time.Now(), 0
+	err := e.index.Records("", func(d []byte, r index.Record) bool {
+		if seen++; seen >= step {
+			e.breathe(time.Since(begun))
+			begun, seen = time.Now(), 0
+		}
+		v := victim{Record: r}
+		all.add(v)
+		if !wanted(v) {
+			return e.ctx.Err() == nil
+		}
+		v.digest = digest.Digest(d)
+		if e.store.havePins() {
+			seen += pinStep
+		}
+		if wanted(v) && !e.store.busy(v.digest) && !e.store.pinned(v.digest) {
+			for _, p := range pickers {
+				p.offer(v)
+			}
+		}
+		return e.ctx.Err() == nil
+	})
+	if err != nil {
+		e.log.Error("cannot read index for eviction", "error", err)
+	}
+	holds := all.rule(e.ledger.total())
+	p := pickers[slices.IndexFunc(pickers, func(p *picker) bool { return p.rule == holds })]
+	slices.SortFunc(p.picked, p.compare)
+	return p.picked, p.sum
+}
+
+// rule says which victims are like others.
+type rule struct {
+	evenOnce  bool // what was used once is like what was used again, or else nothing new could stay
+	evenSmall bool // small ones and manifests are like large ones
+}
+
+// class is a victim's, by the rule.
+func (r rule) class(v victim) int {
+	c := v.class()
+	if c == small && r.evenSmall {
+		c = v.byUse()
+	}
+	if c == probation && r.evenOnce {
+		return protected
+	}
+	return c
+}
+
+// shares are what blobs of a kind take of the disk.
+type shares struct{ once, small, smallOnce int64 }
+
+func (s *shares) add(v victim) {
+	switch v.class() {
+	case probation:
+		s.once += v.diskBytes()
+	case small:
+		s.small += v.diskBytes()
+		if v.byUse() == probation {
+			s.smallOnce += v.diskBytes()
+		}
+	}
+}
+
+// rule is the one that holds where all blobs take so many bytes.
+func (s *shares) rule(total int64) rule {
+	r, once := rule{evenSmall: s.small > total/smallShare}, s.once
+	if r.evenSmall {
+		once += s.smallOnce
+	}
+	r.evenOnce = once <= total/onceShare
+	return r
+}
+
+// picker picks the least valuable victims that are so many bytes. They are a
+// heap, with the most valuable on top.
+type picker struct {
+	rule
+
+	bytes  int64
+	picked []victim
+	sum    int64 // of the sizes of picked
+}
+
+// compare orders victims by class; in it the sooner limit goes first, then the
+// less recently used.
+func (p *picker) compare(v, w victim) int {
+	return cmp.Or(cmp.Compare(p.class(v), p.class(w)), cmp.Compare(v.Expires(), w.Expires()),
+		cmp.Compare(v.Accessed, w.Accessed), cmp.Compare(v.digest, w.digest))
+}
+
+// wants errs on the side of a victim without its digest.
+func (p *picker) wants(v victim) bool {
+	return p.sum < p.bytes && len(p.picked) < mostVictims || p.compare(v, p.picked[0]) < 0
+}
+
+// offer picks v if it wants it, and lets go what is too much then.
+func (p *picker) offer(v victim) {
+	if !p.wants(v) {
+		return
+	}
+	heap.Push(p, v)
+	for p.sum += v.diskBytes(); len(p.picked) > mostVictims || len(p.picked) > 1 && p.sum-p.picked[0].diskBytes() >= p.bytes; {
+		p.sum -= heap.Pop(p).(victim).diskBytes()
+	}
+}
+
+func (p *picker) Len() int           { return len(p.picked) }
+func (p *picker) Less(i, j int) bool { return p.compare(p.picked[j], p.picked[i]) < 0 }
+func (p *picker) Swap(i, j int)      { p.picked[i], p.picked[j] = p.picked[j], p.picked[i] }
+func (p *picker) Push(v any)         { p.picked = append(p.picked, v.(victim)) }
+func (p *picker) Pop() any {
+	v := p.picked[len(p.picked)-1]
+	p.picked = p.picked[:len(p.picked)-1]
+	return v
+}
