@@ -128,6 +128,26 @@ func TestVictims(t *testing.T) {
 	}
 }
 
+// TestVictims_SameSecond: what is used all the time stays when all blobs were used within
+// one second.
+func TestVictims_SameSecond(t *testing.T) {
+	t.Parallel()
+	s := indexOnly(t)
+	kept := digest.FromString("kept")
+	if err := s.ledger.add(kept, index.Record{Size: 2 * smallBlob, Accessed: 7, Uses: 20}); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 20 {
+		if err := s.ledger.add(digest.FromString(strconv.Itoa(i)), index.Record{Size: 2 * smallBlob, Accessed: 7, Uses: uint32(i % 2)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	victims, _ := s.evictor.victims(20 * 2 * smallBlob)
+	if len(victims) != 20 || slices.ContainsFunc(victims, func(v victim) bool { return v.digest == kept }) {
+		t.Errorf("%d of 20 picked, or the one that is used most", len(victims))
+	}
+}
+
 // TestVictims_Manifests: however many manifests there are, and however large, they get no
 // more than a share of the room for themselves.
 func TestVictims_Manifests(t *testing.T) {

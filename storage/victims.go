@@ -164,10 +164,11 @@ type picker struct {
 }
 
 // compare orders victims by class; in it the sooner limit goes first, then the
-// less recently used.
+// less recently used, then, of those used in the same second, the less often used: a cache
+// may be replaced in a second, and what is used all the time stays.
 func (p *picker) compare(v, w victim) int {
 	return cmp.Or(cmp.Compare(p.class(v), p.class(w)), cmp.Compare(v.Expires(), w.Expires()),
-		cmp.Compare(v.Accessed, w.Accessed), cmp.Compare(v.digest, w.digest))
+		cmp.Compare(v.Accessed, w.Accessed), cmp.Compare(v.Uses, w.Uses), cmp.Compare(v.digest, w.digest))
 }
 
 // wants errs on the side of a victim without its digest.
