@@ -15,6 +15,9 @@ import (
 // made of them. What does not fit is refused, and may be asked for again. Of the work on
 // it, see Work.
 type Memory struct {
+	// Processors are lent to Work that takes long; nil: none are.
+	Processors *Processors
+
 	places *Bulkhead // a place is a KiB
 	work   *semaphore.Weighted
 }
@@ -40,7 +43,7 @@ var ErrNoMemory = errors.New("no memory is left for this; ask again later, or gi
 // NewMemory is a budget of so many bytes, of which a registry, or a client that others
 // would lack them for, has no more than a share.
 func NewMemory(bytes int64, share float64) *Memory {
-	return &Memory{NewBulkhead(max(1, int(bytes/kib)), share), semaphore.NewWeighted(int64(max(1, runtime.GOMAXPROCS(0)/2)))}
+	return &Memory{places: NewBulkhead(max(1, int(bytes/kib)), share), work: semaphore.NewWeighted(int64(max(1, runtime.GOMAXPROCS(0)/2)))}
 }
 
 // Limit is the budget, in bytes.

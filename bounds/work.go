@@ -25,6 +25,7 @@ func (m *Memory) Work(ctx context.Context, bytes int64, f func()) error {
 			return err
 		}
 		defer m.work.Release(1)
+		defer m.Processors.Borrow()()
 	}
 	f()
 	return nil

@@ -61,6 +61,7 @@ type siege struct {
 	image   ut.Image      // of the honest one, and kept
 	secret  ut.Content    // of team/app of the private one, and kept
 	quiet   time.Duration // the 99th percentile of an honest client's pulls before the attack
+	busy    time.Duration // see floodPast; 0: not measured
 	// scheduled: the mirror comes before who attacks it, and an honest client before both.
 	// That takes root; where it may not be, the figures are those of a busy machine.
 	scheduled bool
@@ -170,9 +171,28 @@ func (s *siege) beside(attack func()) (peak int) {
 	if killed != 0 {
 		s.t.Errorf("%d processes killed", killed)
 	}
-	s.t.Logf("peak of the cgroup %d of %d MiB, %.0f goroutines afterwards; %d probes, p99 %s, the longest %s; honest pulls p99 %s, quiet %s",
-		peak>>20, limit>>20, s.Metrics(s.t)["go_goroutines"], len(found.Probes), percentile(found.Probes, 99), percentile(found.Probes, 100), percentile(found.Pulls, 99), s.quiet)
+	s.t.Logf("peak of the cgroup %d of %d MiB, %.0f goroutines afterwards; %d probes, p99 %s, the longest %s; honest pulls p99 %s, quiet %s, beside a flood past the mirror %s",
+		peak>>20, limit>>20, s.Metrics(s.t)["go_goroutines"], len(found.Probes), percentile(found.Probes, 99), percentile(found.Probes, 100), percentile(found.Pulls, 99), s.quiet, s.busy)
 	return peak
+}
+
+// floodPast measures what the machine is to an honest client while attackers and their
+// registry are as busy as in a flood, and do not ask the mirror: they would be elsewhere.
+func (s *siege) floodPast(n int, path func(i int) string) {
+	s.t.Helper()
+	found := s.honestly(1, func() {
+		defer s.giveWay()()
+		flood(n, n, 100, func(i int) {
+			resp, err := http.Get(s.evil.URL + path(i)) //nolint:noctx // loopback
+			if err != nil {
+				s.t.Error(err)
+				return
+			}
+			_, _ = io.Copy(io.Discard, resp.Body)
+			_ = resp.Body.Close()
+		})
+	})
+	s.busy = percentile(found.Pulls, 99)
 }
 
 // attempts is how often an attack is made: as often as the variable says, or few times.

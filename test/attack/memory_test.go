@@ -73,6 +73,7 @@ func TestMemory_Manifests(t *testing.T) {
 		m := fmt.Sprintf(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","layers":[],"a":%d}%s`, i, padding)
 		s.evil.AddManifest("a/b", ut.NewContent("application/vnd.oci.image.manifest.v1+json", []byte(m)), fmt.Sprint("t", i))
 	}
+	s.floodPast(3*n, func(i int) string { return fmt.Sprintf("/v2/a/b/manifests/t%d", i%n) })
 	before := s.hub.Count()
 	var served, later, slow, other atomic.Int64
 	s.during(func() {
@@ -100,8 +101,8 @@ func TestMemory_Manifests(t *testing.T) {
 	if served.Load() == 0 || other.Load() > 0 {
 		t.Errorf("%d manifests served, %d told to come back, %d neither", served.Load(), later.Load(), other.Load())
 	}
-	// Within a second all of the small cache goes, and uses in one second are alike.
-	if asked := s.hub.Count() - before; asked > 20 {
+	// All of the small cache is replaced each second, but for what is used all the time.
+	if asked := s.hub.Count() - before; asked > 2 {
 		t.Errorf("the honest registry was asked %d times for what is kept", asked)
 	}
 	t.Logf("%d of %d manifests of 4 MiB served, %d told to come back, of %d the registry was too slow", served.Load(), n, later.Load(), slow.Load())
@@ -126,6 +127,7 @@ func TestMemory_Parsed(t *testing.T) {
 	}
 	paths := []string{"manifests/t0", "manifests/t1", "manifests/t2", "tags/list", "tags/list?n=1", "referrers/" + s.secret.Digest.String(), "referrers/" + s.secret.Digest.String() + "?artifactType=a/b"}
 	n := attempts(t, 210)
+	s.floodPast(2*n, func(i int) string { return fmt.Sprintf("/v2/a%d/b/%s", i/len(paths), paths[i%len(paths)]) })
 	statuses := map[int]int{}
 	var mu sync.Mutex // guards statuses
 	peak := s.during(func() {
