@@ -7,19 +7,15 @@ import (
 	"runtime"
 	"sync"
 	"time"
-
-	"golang.org/x/sync/semaphore"
 )
 
 // Memory is a budget for what is read whole into memory: manifests, lists, and what is
 // made of them. What does not fit is refused, and may be asked for again. Of the work on
 // it, see Work.
 type Memory struct {
-	// Processors are lent to Work that takes long; nil: none are.
-	Processors *Processors
-
 	places *Bulkhead // a place is a KiB
-	work   *semaphore.Weighted
+	// turns are for Work: a value for each processor that it may have, from when on.
+	turns chan time.Time
 }
 
 const (
@@ -43,7 +39,11 @@ var ErrNoMemory = errors.New("no memory is left for this; ask again later, or gi
 // NewMemory is a budget of so many bytes, of which a registry, or a client that others
 // would lack them for, has no more than a share.
 func NewMemory(bytes int64, share float64) *Memory {
-	return &Memory{places: NewBulkhead(max(1, int(bytes/kib)), share), work: semaphore.NewWeighted(int64(max(1, runtime.GOMAXPROCS(0)/2)))}
+	m := &Memory{NewBulkhead(max(1, int(bytes/kib)), share), make(chan time.Time, max(1, runtime.GOMAXPROCS(0)/2))}
+	for range cap(m.turns) {
+		m.turns <- time.Time{}
+	}
+	return m
 }
 
 // Limit is the budget, in bytes.

@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"time"
 )
 
 const (
 	// heavy is how long a body is, in bytes, that keeps a processor busy for more than the
 	// millisecond in which others notice nothing.
 	heavy = 64 << 10
+	// restShare is for how much longer than the work a processor is left to others after it.
+	restShare = 3
 	// perElement is what an element of a list or an object takes in memory, in bytes, where
 	// JSON becomes Go's values: a header, more than once while its list grows, and what it
 	// says.
@@ -17,18 +20,39 @@ const (
 )
 
 // Work runs f on a body of so many bytes; -1: of any number. Where they are many it keeps
-// a processor busy: so it does on half of the processors at most, and waits for its turn as
-// long as ctx. Who wants something small has the others. A nil Memory has no bound.
+// a processor busy: so it does on half of the processors at most, for a quarter of their
+// time, and waits for its turn as long as ctx. Who wants something small has the others. A
+// nil Memory has no bound.
 func (m *Memory) Work(ctx context.Context, bytes int64, f func()) error {
 	if m != nil && (bytes < 0 || bytes >= heavy) {
-		if err := m.work.Acquire(ctx, 1); err != nil {
+		if err := m.turn(ctx); err != nil {
 			return err
 		}
-		defer m.work.Release(1)
-		defer m.Processors.Borrow()()
+		began := time.Now()
+		defer func() {
+			now := time.Now()
+			m.turns <- now.Add(restShare * now.Sub(began))
+		}()
 	}
 	f()
 	return nil
+}
+
+// turn waits until work may begin.
+func (m *Memory) turn(ctx context.Context) error {
+	select {
+	case from := <-m.turns:
+		rested := time.NewTimer(time.Until(from))
+		defer rested.Stop()
+		select {
+		case <-rested.C:
+			return nil
+		case <-ctx.Done():
+			m.turns <- from
+		}
+	case <-ctx.Done():
+	}
+	return context.Cause(ctx)
 }
 
 // Work is [Memory.Work] of the account of ctx.

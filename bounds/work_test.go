@@ -5,9 +5,11 @@ import (
 	"errors"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 // TestWork: half of the processors work on what is large, and what is small waits for none
@@ -44,6 +46,35 @@ func TestWork(t *testing.T) {
 			if err := <-ended; err != nil {
 				t.Error(err)
 			}
+		}
+	})
+}
+
+// TestWork_Rests: after work its processor is left to others, for three times as long.
+func TestWork_Rests(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := NewMemory(1<<20, DefaultShare)
+		var all sync.WaitGroup
+		for range cap(m.turns) {
+			all.Go(func() {
+				if err := m.Work(t.Context(), heavy, func() { time.Sleep(time.Second) }); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		ended := time.Now()
+		soon, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := m.Work(soon, heavy, func() { t.Error("it works at once") }); !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+		if err := m.Work(t.Context(), heavy, func() {}); err != nil {
+			t.Error(err)
+		}
+		if rested := time.Since(ended); rested != 3*time.Second {
+			t.Errorf("a processor was left to others for %s, want 3s", rested)
 		}
 	})
 }

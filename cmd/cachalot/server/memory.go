@@ -39,7 +39,6 @@ func newMemory(share float64, log *slog.Logger) (*bounds.Memory, error) {
 		limit = int64(min(all, math.MaxInt64))
 	}
 	m := bounds.NewMemory(max(leastBudget, limit/budgetPart), share)
-	m.Processors = bounds.NewProcessors()
 	log.Debug("memory", "limit_bytes", limit, "budget_bytes", m.Limit())
 	return m, nil
 }
