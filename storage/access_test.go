@@ -42,7 +42,7 @@ func TestAccessLog(t *testing.T) {
 		"a limit is renewed":    {before: index.Record{Until: 1}, touch: func(l *accessLog) { l.touch(d, hour, 1, nil) }, used: true, again: true, uses: 1, limited: true},
 		"no limit wins":         {before: index.Record{Until: 1}, touch: func(l *accessLog) { l.touch(d, Retention{}, 1, nil); l.touch(d, hour, 1, nil) }, used: true, again: true, uses: 2},
 		"the mark goes":         {before: index.Record{Orphaned: true}, touch: func(l *accessLog) { l.touch(d, Retention{}, 1, nil) }, used: true, again: true, uses: 1},
-		"uses at once are one":  {before: index.Record{Accessed: time.Now().Unix()}, touch: func(l *accessLog) { l.touch(d, Retention{}, 1, nil) }, used: true, uses: 1},
+		"uses at once are one":  {before: index.Record{Accessed: time.Now().Add(hour.For).Unix()}, touch: func(l *accessLog) { l.touch(d, Retention{}, 1, nil) }, used: true, uses: 1},
 		"a fill ends":           {touch: func(l *accessLog) { l.touch(d, hour, 0, nil) }, used: true, again: true},
 		"from memory":           {touch: func(l *accessLog) { l.touch(d, hour, 0, []byte("a")); l.hit(d, hour) }, used: true, again: true, uses: 1},
 		"from memory, once out": {touch: func(l *accessLog) { l.hit(d, hour) }},

@@ -67,8 +67,8 @@ func isPrivateName(host string) bool {
 func Name(host string) string {
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		host = h
-	} else {
-		host = strings.Trim(host, "[]")
+	} else if address, ok := strings.CutPrefix(host, "["); ok {
+		host = strings.TrimSuffix(address, "]")
 	}
 	return strings.TrimSuffix(strings.ToLower(host), ".")
 }
