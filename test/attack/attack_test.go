@@ -61,7 +61,7 @@ type siege struct {
 	image   ut.Image      // of the honest one, and kept
 	secret  ut.Content    // of team/app of the private one, and kept
 	quiet   time.Duration // the 99th percentile of an honest client's pulls before the attack
-	busy    time.Duration // see floodPast; 0: not measured
+	busy    time.Duration // of pulls while the attack went elsewhere; 0: not measured
 	// scheduled: the mirror comes before who attacks it, and an honest client before both.
 	// That takes root; where it may not be, the figures are those of a busy machine.
 	scheduled bool
@@ -171,28 +171,37 @@ func (s *siege) beside(attack func()) (peak int) {
 	if killed != 0 {
 		s.t.Errorf("%d processes killed", killed)
 	}
-	s.t.Logf("peak of the cgroup %d of %d MiB, %.0f goroutines afterwards; %d probes, p99 %s, the longest %s; honest pulls p99 %s, quiet %s, beside a flood past the mirror %s",
-		peak>>20, limit>>20, s.Metrics(s.t)["go_goroutines"], len(found.Probes), percentile(found.Probes, 99), percentile(found.Probes, 100), percentile(found.Pulls, 99), s.quiet, s.busy)
+	busy := ""
+	if s.busy > 0 {
+		busy = fmt.Sprint(", with the attack elsewhere ", s.busy)
+	}
+	s.t.Logf("peak of the cgroup %d of %d MiB, %.0f goroutines afterwards; %d probes, p99 %s, the longest %s; honest pulls p99 %s, quiet %s%s",
+		peak>>20, limit>>20, s.Metrics(s.t)["go_goroutines"], len(found.Probes), percentile(found.Probes, 99), percentile(found.Probes, 100), percentile(found.Pulls, 99), s.quiet, busy)
 	return peak
 }
 
-// floodPast measures what the machine is to an honest client while attackers and their
-// registry are as busy as in a flood, and do not ask the mirror: they would be elsewhere.
-func (s *siege) floodPast(n int, path func(i int) string) {
+// elsewhere measures what the machine is to an honest client while attackers and their
+// registry are busy with each other, and do not ask the mirror.
+func (s *siege) elsewhere(attack func()) {
 	s.t.Helper()
 	found := s.honestly(1, func() {
 		defer s.giveWay()()
-		flood(n, n, 100, func(i int) {
-			resp, err := http.Get(s.evil.URL + path(i)) //nolint:noctx // loopback
-			if err != nil {
-				s.t.Error(err)
-				return
-			}
-			_, _ = io.Copy(io.Discard, resp.Body)
-			_ = resp.Body.Close()
-		})
+		attack()
 	})
 	s.busy = percentile(found.Pulls, 99)
+}
+
+// floodRegistry gets n paths of the hostile registry itself, at once, and 100 a second.
+func (s *siege) floodRegistry(n int, path func(i int) string) {
+	flood(n, n, 100, func(i int) {
+		resp, err := http.Get(s.evil.URL + path(i)) //nolint:noctx // loopback
+		if err != nil {
+			s.t.Error(err)
+			return
+		}
+		_, _ = io.Copy(io.Discard, resp.Body)
+		_ = resp.Body.Close()
+	})
 }
 
 // attempts is how often an attack is made: as often as the variable says, or few times.
@@ -240,10 +249,10 @@ func flood(n, at, perSecond int, attack func(i int)) {
 	workers.Wait()
 }
 
-// hangUp sends a request and leaves at once.
-func (s *siege) hangUp(address, path string) {
+// hangUp sends a server a request and leaves at once.
+func hangUp(server, address, path string) {
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}, Timeout: 5 * time.Second}
-	c, err := d.Dial("tcp", s.URL[len("http://"):])
+	c, err := d.Dial("tcp", server[len("http://"):])
 	if err != nil {
 		return
 	}

@@ -73,7 +73,9 @@ func TestMemory_Manifests(t *testing.T) {
 		m := fmt.Sprintf(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","layers":[],"a":%d}%s`, i, padding)
 		s.evil.AddManifest("a/b", ut.NewContent("application/vnd.oci.image.manifest.v1+json", []byte(m)), fmt.Sprint("t", i))
 	}
-	s.floodPast(3*n, func(i int) string { return fmt.Sprintf("/v2/a/b/manifests/t%d", i%n) })
+	s.elsewhere(func() {
+		s.floodRegistry(3*n, func(i int) string { return fmt.Sprintf("/v2/a/b/manifests/t%d", i%n) })
+	})
 	before := s.hub.Count()
 	var served, later, slow, other atomic.Int64
 	s.during(func() {
@@ -127,7 +129,9 @@ func TestMemory_Parsed(t *testing.T) {
 	}
 	paths := []string{"manifests/t0", "manifests/t1", "manifests/t2", "tags/list", "tags/list?n=1", "referrers/" + s.secret.Digest.String(), "referrers/" + s.secret.Digest.String() + "?artifactType=a/b"}
 	n := attempts(t, 210)
-	s.floodPast(2*n, func(i int) string { return fmt.Sprintf("/v2/a%d/b/%s", i/len(paths), paths[i%len(paths)]) })
+	s.elsewhere(func() {
+		s.floodRegistry(2*n, func(i int) string { return fmt.Sprintf("/v2/a%d/b/%s", i/len(paths), paths[i%len(paths)]) })
+	})
 	statuses := map[int]int{}
 	var mu sync.Mutex // guards statuses
 	peak := s.during(func() {

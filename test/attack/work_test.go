@@ -19,10 +19,13 @@ func TestWork_HangUps(t *testing.T) {
 	s := lay(t, "")
 	s.evil.Fault(ut.Match{}, ut.Delay(100*time.Millisecond))
 	n := attempts(t, 5000)
+	s.elsewhere(func() {
+		flood(n, 64, 3250, func(i int) { hangUp(s.evil.URL, "127.0.0.2", fmt.Sprintf("/v2/a/b/manifests/t%d", i)) })
+	})
 	var most atomic.Int64
 	s.during(func() {
 		flood(n, 64, 3250, func(i int) {
-			s.hangUp("127.0.0.2", fmt.Sprintf("/v2/evil.test/a/b/manifests/t%d", i))
+			hangUp(s.URL, "127.0.0.2", fmt.Sprintf("/v2/evil.test/a/b/manifests/t%d", i))
 			if i%1000 == 0 {
 				most.Store(max(most.Load(), int64(s.Metrics(t)["go_goroutines"])))
 			}
@@ -48,7 +51,7 @@ func TestWork_SlowBlobs(t *testing.T) {
 		blobs = append(blobs, c)
 	}
 	s.during(func() {
-		flood(n, 64, asFast, func(i int) { s.hangUp("127.0.0.2", "/v2/evil.test/a/b/blobs/"+blobs[i].Digest.String()) })
+		flood(n, 64, asFast, func(i int) { hangUp(s.URL, "127.0.0.2", "/v2/evil.test/a/b/blobs/"+blobs[i].Digest.String()) })
 		s.cold(40, "/v2/library/app/blobs/", s.hub, "library/app")
 	})
 }
