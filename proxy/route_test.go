@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
@@ -290,7 +291,9 @@ func TestManyNames(t *testing.T) {
 	img := other.AddImage("team/app", "1", ut.NewImage(51, 1000))
 	m := newMirror(t, func(c *Config) {
 		c.TrustedProxies, c.ForwardedHeader = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, "X-Forwarded-For"
-		c.Unlisted = func(name string) (*upstream.Registry, error) { return registry(t, name, other.URL), nil }
+		c.Unlisted = func(name string) (*upstream.Registry, error) {
+			return registry(t, name, other.URL, func(c *upstream.Config) { c.Timeouts.ResponseHeader = 10 * time.Minute }), nil // it pauses while all others are asked for
+		}
 	}, registry(t, "docker.io", hub.URL))
 	arrived, gate := make(chan struct{}), make(chan struct{})
 	other.Fault(ut.Match{Op: ut.Token, Times: 1}, ut.Arrived(arrived), ut.Pause(gate))
