@@ -122,9 +122,7 @@ func BenchmarkHitInMemory(b *testing.B) {
 	if err := blob.Wait(b.Context()); err != nil {
 		b.Fatal(err)
 	}
-	for s.Filling(d) {
-		time.Sleep(time.Millisecond)
-	}
+	s.gate.settled(d)
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {

@@ -89,7 +89,7 @@
 // trim works in steps of some 100 us, or of one blob, and rests a hundred times
 // as long after each, so that hits hardly notice. Where a fill, or maintenance, finds a limit
 // broken nobody rests until that has an end. Records are looked at by one goroutine at
-// a time, and what it picks (evictor.picked) goes by whoever evicts: a fill that waits
+// a time, and what it picks (evictor.picked) is evicted by trim or by a fill: a fill that waits
 // uses what trim has found. Where pins and use leave too little for the low mark,
 // nothing goes for it, only what a fill needs.
 //

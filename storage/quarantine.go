@@ -59,7 +59,7 @@ func (h *health) tryQuarantine(d digest.Digest, bad func() error) {
 		h.condemn(d, bad)
 		return
 	}
-	h.log.Error("blob damaged on disk: fetched anew when it is asked for", "digest", d, "damage", why, "quarantine", into)
+	h.log.Error("blob damaged on disk; the next request downloads it", "digest", d, "damage", why, "quarantine", into)
 	h.clear(d)
 	h.blobs.forget(d)
 }
@@ -89,7 +89,7 @@ func (h *health) updateQuarantine() {
 		}
 		if _, ok, err := h.ledger.index.Record(f.digest); err == nil && ok && !h.disk.has(f.digest) {
 			h.blobs.exclusiveIdle(f.digest, func() {
-				h.log.Warn("somebody has put a blob into quarantine: fetched anew when it is asked for", "digest", f.digest)
+				h.log.Warn("blob found in quarantine; the next request downloads it", "digest", f.digest)
 				h.blobs.forget(f.digest)
 			})
 		}
