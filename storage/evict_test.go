@@ -72,7 +72,7 @@ func indexOnly(t *testing.T) *Store {
 	s.access = newAccessLog(s.ledger, log)
 	s.space = &space{blobs: s.ledger.total, free: func() (int64, int64, error) { return 1 << 40, 1 << 40, nil }, metrics: m, log: log}
 	s.evictor = newEvictor(s)
-	s.evictor.waiting.Store(1) // no rests
+	s.evictor.waiting.enter() // no rests
 	s.readIndex()
 	return s
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -47,7 +46,7 @@ type evictor struct {
 
 	// trimming holds a value while blobs go in the background. It is taken before turn.
 	trimming chan struct{}
-	waiting  atomic.Int32 // callers that cannot go on before something is evicted: nothing rests then
+	waiting  waiters // that cannot go on before something is evicted: nothing rests then
 
 	// turn holds a value of the one that picks victims or evicts one, and guards the
 	// fields below. It is a channel, for its holder may rest; no mutex is held when it is taken.
@@ -81,23 +80,57 @@ func newEvictor(s *Store) *evictor {
 
 // breathe rests after a step that took so long, unless a fill waits.
 func (e *evictor) breathe(took time.Duration) {
-	if e.waiting.Load() > 0 {
-		return
+	select {
+	case <-e.waiting.some():
+	default:
+		rest(e.ctx, took)
 	}
-	rest(e.ctx, took)
 }
 
 // rest follows a step that took so long.
 func rest(ctx context.Context, took time.Duration) {
-	pauseFor(ctx, min(max(restShare*took, minRest), maxRest))
+	rested := time.NewTimer(min(max(restShare*took, minRest), maxRest))
+	defer rested.Stop()
+	select {
+	case <-rested.C:
+	case <-ctx.Done():
+	}
 }
 
-func pauseFor(ctx context.Context, d time.Duration) {
-	over := time.NewTimer(d)
-	defer over.Stop()
-	select {
-	case <-over.C:
-	case <-ctx.Done():
+// waiters counts who waits.
+type waiters struct {
+	mu    sync.Mutex
+	count int
+	are   chan struct{} // closed while there are some; nil: none has asked for it
+}
+
+// some is closed while there are waiters, and once the first one comes.
+func (w *waiters) some() <-chan struct{} {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.channel()
+}
+
+func (w *waiters) channel() chan struct{} {
+	if w.are == nil {
+		w.are = make(chan struct{})
+	}
+	return w.are
+}
+
+// enter adds one, until leave is called.
+func (w *waiters) enter() (leave func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.count++; w.count == 1 {
+		close(w.channel())
+	}
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.count--; w.count == 0 {
+			w.are = nil
+		}
 	}
 }
 
@@ -125,8 +158,7 @@ func (e *evictor) couldFit(need int64) bool {
 		return true
 	}
 	e.ledger.loaded(e.ctx)
-	e.waiting.Add(1)
-	defer e.waiting.Add(-1)
+	defer e.waiting.enter()()
 	e.turn <- struct{}{}
 	defer func() { <-e.turn }()
 	need -= e.store.idlePartials()
@@ -144,8 +176,7 @@ func (e *evictor) couldFit(need int64) bool {
 // not rest until then: its look at all records is waited for and used.
 func (e *evictor) evictFor(need int64) bool {
 	e.ledger.loaded(e.ctx)
-	e.waiting.Add(1)
-	defer e.waiting.Add(-1)
+	defer e.waiting.enter()()
 	e.turn <- struct{}{}
 	defer func() { <-e.turn }()
 	e.store.dropPartials(0)

@@ -27,13 +27,15 @@ func BenchmarkHitWhileEvicting(b *testing.B) {
 	n := benchBlobs(b)
 	for name, tc := range map[string]struct {
 		pinned  func(upstream, repository string) bool
-		waiting int32 // with somebody who waits, as for a download, nothing is paced
-		idle    bool  // nothing goes: how much two measurements of the same differ
-	}{"paced": {}, "with pins": {pinned: pinnedBase}, "full speed": {waiting: 1}, "nothing": {idle: true}} {
+		waiting bool // with somebody who waits, as for a download, nothing is paced
+		idle    bool // nothing goes: how much two measurements of the same differ
+	}{"paced": {}, "with pins": {pinned: pinnedBase}, "full speed": {waiting: true}, "nothing": {idle: true}} {
 		b.Run(fmt.Sprintf("%d blobs/%s", n, name), func(b *testing.B) {
 			size := int64(n) * block
 			s, hot := hotStore(b, Config{Path: manyBlobs(b, n), Pinned: tc.pinned, MaxSize: Size{Bytes: 2*size + 1000*smallBlob}}, n)
-			s.evictor.waiting.Store(tc.waiting)
+			if tc.waiting {
+				defer s.evictor.waiting.enter()()
+			}
 			ask := answering(b, s, hot)
 			// What is reserved is above the high mark; without it nothing goes.
 			var reserved int64
