@@ -23,7 +23,7 @@ const (
 	goneStep  = 8   // blobs that are evicted
 	restShare = 199
 	minRest   = time.Millisecond       // timers are no finer
-	maxRest   = 200 * time.Millisecond // a fill may come to wait in it
+	maxRest   = 200 * time.Millisecond // a step that was interrupted seems long
 )
 
 // maxLooking is how long at most a look at all records is believed that found too
@@ -78,21 +78,20 @@ func newEvictor(s *Store) *evictor {
 	}
 }
 
-// breathe rests after a step that took so long, unless a fill waits.
-func (e *evictor) breathe(took time.Duration) {
-	select {
-	case <-e.waiting.some():
-	default:
-		rest(e.ctx, took)
-	}
-}
+// breathe rests after a step that took so long, until a fill waits: it may want what the
+// one that rests holds.
+func (e *evictor) breathe(took time.Duration) { restUntil(e.ctx, took, e.waiting.some()) }
 
 // rest follows a step that took so long.
-func rest(ctx context.Context, took time.Duration) {
+func rest(ctx context.Context, took time.Duration) { restUntil(ctx, took, nil) }
+
+// restUntil is rest, and ends with what over says.
+func restUntil(ctx context.Context, took time.Duration, over <-chan struct{}) {
 	rested := time.NewTimer(min(max(restShare*took, minRest), maxRest))
 	defer rested.Stop()
 	select {
 	case <-rested.C:
+	case <-over:
 	case <-ctx.Done():
 	}
 }

@@ -2,7 +2,9 @@ package storage
 
 import (
 	"strconv"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -93,4 +95,38 @@ func TestEvictor(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestEvictor_FillWaits: what evicts in the background rests no longer once a fill waits for
+// what it holds, also where the rest has begun.
+func TestEvictor_FillWaits(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		e := &evictor{ctx: t.Context()}
+		rests := func() time.Duration {
+			begun := time.Now()
+			e.breathe(time.Second)
+			return time.Since(begun)
+		}
+		if took := rests(); took != maxRest {
+			t.Errorf("with no fill that waits it rests for %s, want %s", took, maxRest)
+		}
+		var rested sync.WaitGroup
+		rested.Go(func() {
+			if took := rests(); took != time.Millisecond {
+				t.Errorf("a fill comes after 1ms; it rests for %s", took)
+			}
+		})
+		time.Sleep(time.Millisecond)
+		leave, other := e.waiting.enter(), e.waiting.enter()
+		rested.Wait()
+		leave()
+		if took := rests(); took != 0 {
+			t.Errorf("a second fill still waits; it rests for %s", took)
+		}
+		other()
+		if took := rests(); took != maxRest {
+			t.Errorf("with none any more it rests for %s, want %s", took, maxRest)
+		}
+	})
 }
