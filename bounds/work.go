@@ -11,8 +11,14 @@ const (
 	// heavy is how long a body is, in bytes, that keeps a processor busy for more than the
 	// millisecond in which others notice nothing.
 	heavy = 64 << 10
-	// restShare is for how much longer than the work a processor is left to others after it.
+	// restShare is for how much longer than the work a processor is left to others after it,
+	// at least.
 	restShare = 3
+	// stretch bounds what others wait for the work: at a random time half of what it takes.
+	// With rests that grow with its square, half of stretch is the mean of all times.
+	stretch = time.Millisecond / 2
+	// maxRest is the end of that growth: what takes so long has not had its processor alone.
+	maxRest = 2 * time.Second
 	// perElement is what an element of a list or an object takes in memory, in bytes, where
 	// JSON becomes Go's values: a header, more than once while its list grows, and what it
 	// says.
@@ -21,8 +27,8 @@ const (
 
 // Work runs f on a body of so many bytes; -1: of any number. Where they are many it keeps
 // a processor busy: so it does on half of the processors at most, for a quarter of their
-// time, and waits for its turn as long as ctx. Who wants something small has the others. A
-// nil Memory has no bound.
+// time and less where it takes long at a stretch, and waits for its turn as long as ctx. Who
+// wants something small has the others. A nil Memory has no bound.
 func (m *Memory) Work(ctx context.Context, bytes int64, f func()) error {
 	if m != nil && (bytes < 0 || bytes >= heavy) {
 		if err := m.turn(ctx); err != nil {
@@ -31,11 +37,17 @@ func (m *Memory) Work(ctx context.Context, bytes int64, f func()) error {
 		began := time.Now()
 		defer func() {
 			now := time.Now()
-			m.turns <- now.Add(restShare * now.Sub(began))
+			m.turns <- now.Add(rest(now.Sub(began)))
 		}()
 	}
 	f()
 	return nil
+}
+
+// rest is how long a processor is left to others after work that took so long.
+func rest(took time.Duration) time.Duration {
+	squared := time.Duration(float64(took) * float64(took) / float64(stretch))
+	return max(restShare*took, min(squared, maxRest))
 }
 
 // turn waits until work may begin.

@@ -50,7 +50,21 @@ func TestWork(t *testing.T) {
 	})
 }
 
-// TestWork_Rests: after work its processor is left to others, for three times as long.
+// TestRest: the longer work takes, the more times as long others have its processor.
+func TestRest(t *testing.T) {
+	t.Parallel()
+	for took, want := range map[time.Duration]time.Duration{
+		0: 0, 100 * time.Microsecond: 300 * time.Microsecond, time.Millisecond: 3 * time.Millisecond,
+		5 * time.Millisecond: 50 * time.Millisecond, 25 * time.Millisecond: 1250 * time.Millisecond,
+		100 * time.Millisecond: maxRest, time.Second: 3 * time.Second, time.Hour: 3 * time.Hour,
+	} {
+		if got := rest(took); got != want {
+			t.Errorf("after %s it rests for %s, want %s", took, got, want)
+		}
+	}
+}
+
+// TestWork_Rests: after work its processor is left to others.
 func TestWork_Rests(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -109,7 +109,7 @@ upstreams:
 		t.Fatal(err)
 	}
 	s.waitKept(s.secret)
-	s.quiet = percentile(s.honestly(50, func() {}).Pulls[1:], 99) // the first one fetches
+	s.quiet = percentile(s.honestly(100, func() {}).Pulls[1:], 99) // the first one fetches
 	return s
 }
 

@@ -15,41 +15,59 @@ import (
 
 // TestOrigin: while a hostile registry sends, refuses or leaves behind something else in
 // the place of what an honest one has, that one's clients get their bytes as if it were
-// not there.
+// not there. It prints how long they take, beside how long they take undisturbed.
 func TestOrigin(t *testing.T) {
 	s := lay(t, "")
-	release := make(chan struct{})
-	defer close(release)
 	garbage := bytes.Repeat([]byte("x"), 2<<20)
-	lies := map[string][]ut.Fault{
-		"nothing":            nil,
-		"trickles":           {ut.Body("", garbage), ut.TrickleAfter(20<<10, 50*time.Millisecond)},
-		"stalls":             {ut.Body("", garbage), ut.StallAfter(20<<10, release)},
-		"breaks off":         {ut.Body("", garbage), ut.CutAfter(1 << 20)},
-		"refuses late":       {ut.Delay(time.Second), ut.Status(http.StatusNotFound)},
-		"fails":              {ut.Status(http.StatusInternalServerError)},
-		"another media type": {ut.Body("text/html", garbage), ut.StallAfter(20<<10, release)},
+	trickle := ut.TrickleAfter(20<<10, 50*time.Millisecond)
+	lies := []struct {
+		name   string
+		faults func(stall ut.Fault) []ut.Fault
+	}{
+		{"trickles", func(ut.Fault) []ut.Fault { return []ut.Fault{ut.Body("", garbage), trickle} }},
+		{"stalls", func(stall ut.Fault) []ut.Fault { return []ut.Fault{ut.Body("", garbage), stall} }},
+		{"another media type", func(stall ut.Fault) []ut.Fault { return []ut.Fault{ut.Body("text/html", garbage), stall} }},
+		{"refuses late", func(ut.Fault) []ut.Fault { return []ut.Fault{ut.Delay(time.Second), ut.Status(http.StatusNotFound)} }},
+		{"breaks off", func(ut.Fault) []ut.Fault { return []ut.Fault{ut.Body("", garbage), ut.CutAfter(1 << 20)} }},
+		{"fails", func(ut.Fault) []ut.Fault { return []ut.Fault{ut.Status(http.StatusInternalServerError)} }},
 	}
-	const rounds = 7
-	took := map[string][]time.Duration{}
+	const pairs = 15
+	seed := uint64(3000)
+	pull := func(name string, lie func(stall ut.Fault) []ut.Fault) (all time.Duration) {
+		var faults []ut.Fault
+		if lie != nil {
+			release := make(chan struct{})
+			defer close(release) // the next one finds a place of the registry's
+			faults = lie(ut.StallAfter(20<<10, release))
+		}
+		seed++
+		img := s.hub.AddImage("library/victim", name, ut.NewImage(seed, 4<<20))
+		for _, c := range []ut.Content{img.Index, img.Layers[0]} {
+			all += s.victim(name, faults, c)
+		}
+		return all
+	}
 	s.beside(func() {
-		seed := uint64(3000)
-		for range rounds {
-			for name, faults := range lies {
-				seed++
-				img := s.hub.AddImage("library/victim", name, ut.NewImage(seed, 4<<20))
-				var all time.Duration
-				for _, c := range []ut.Content{img.Index, img.Layers[0]} {
-					all += s.victim(name, faults, c)
+		for _, lie := range lies {
+			var took, ratios []float64
+			for i := range pairs {
+				var disturbed, undisturbed time.Duration
+				if i%2 == 0 { // neither is always the first one
+					undisturbed = pull("nothing", nil)
 				}
-				took[name] = append(took[name], all)
+				disturbed = pull(lie.name, lie.faults)
+				if i%2 != 0 {
+					undisturbed = pull("nothing", nil)
+				}
+				took = append(took, disturbed.Seconds()*1000)
+				ratios = append(ratios, disturbed.Seconds()/undisturbed.Seconds())
 			}
+			slices.Sort(took)
+			slices.Sort(ratios)
+			t.Logf("%s: the honest registry's client has all after %.0f ms, %.2f of what it is undisturbed (medians of %d pairs, quartiles %.2f and %.2f)",
+				lie.name, took[pairs/2], ratios[pairs/2], pairs, ratios[pairs/4], ratios[pairs*3/4])
 		}
 	})
-	for name, all := range took {
-		half, undisturbed := percentile(all, 50), percentile(took["nothing"], 50)
-		t.Logf("%s: the honest registry's client has all after %s, %.2f of what it is undisturbed (medians of %d)", name, half, float64(half)/float64(undisturbed), rounds)
-	}
 }
 
 // victim pulls content of the honest registry that the hostile one has begun to send, if
@@ -69,7 +87,10 @@ func (s *siege) victim(name string, faults []ut.Fault, c ut.Content) time.Durati
 			defer close(left)
 			_ = s.get(ctx, http.DefaultClient, "/v2/evil.test/a/b/"+kind+c.Digest.String(), c) // it gets what evil sends
 		}()
-		<-arrived
+		select {
+		case <-arrived:
+		case <-left: // refused: the registry has failed too often
+		}
 		leave()
 		<-left
 	}
