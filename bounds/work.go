@@ -18,7 +18,7 @@ const (
 	// With rests that grow with its square, half of stretch is the mean of all times.
 	stretch = time.Millisecond / 2
 	// maxRest is the end of that growth: what takes so long has not had its processor alone.
-	maxRest = 2 * time.Second
+	maxRest = time.Second
 	// perElement is what an element of a list or an object takes in memory, in bytes, where
 	// JSON becomes Go's values: a header, more than once while its list grows, and what it
 	// says.

@@ -55,7 +55,7 @@ func TestRest(t *testing.T) {
 	t.Parallel()
 	for took, want := range map[time.Duration]time.Duration{
 		0: 0, 100 * time.Microsecond: 300 * time.Microsecond, time.Millisecond: 3 * time.Millisecond,
-		5 * time.Millisecond: 50 * time.Millisecond, 25 * time.Millisecond: 1250 * time.Millisecond,
+		5 * time.Millisecond: 50 * time.Millisecond, 20 * time.Millisecond: 800 * time.Millisecond,
 		100 * time.Millisecond: maxRest, time.Second: 3 * time.Second, time.Hour: 3 * time.Hour,
 	} {
 		if got := rest(took); got != want {
