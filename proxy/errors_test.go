@@ -204,7 +204,7 @@ func TestHostileUpstream(t *testing.T) {
 func fetched(t *testing.T, m *upstream.Metrics) (bytes float64) {
 	t.Helper()
 	r := prometheus.NewRegistry()
-	r.MustRegister(m.Collectors()...)
+	r.MustRegister(m)
 	families, err := r.Gather()
 	if err != nil {
 		t.Fatal(err)

@@ -6,12 +6,15 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
 // Metrics of one [Store]. The caller registers them and adds the prefix.
 type Metrics struct {
+	prometheus.Collector // all of them
+
 	fills        prometheus.Gauge
 	fillsWaiting prometheus.Gauge
 	fillsLimit   prometheus.Gauge
@@ -23,7 +26,6 @@ type Metrics struct {
 	limit        prometheus.Gauge
 	blobs        prometheus.Gauge
 	disk         atomic.Pointer[disk] // whose free space is read at each scrape; nil before Open
-	free         prometheus.GaugeFunc
 	minFree      prometheus.Gauge
 	evictedBytes *prometheus.CounterVec
 	evictionAge  *prometheus.HistogramVec
@@ -37,58 +39,60 @@ type Metrics struct {
 
 // NewMetrics returns metrics at zero.
 func NewMetrics() *Metrics {
+	all := prometheus.NewRegistry()
+	reg := promauto.With(all)
 	m := &Metrics{
-		index: index.NewMetrics(),
-		fills: prometheus.NewGauge(prometheus.GaugeOpts{
+		Collector: all, index: index.NewMetrics(),
+		fills: reg.NewGauge(prometheus.GaugeOpts{
 			Name: "fills_in_progress", Help: "Downloads from upstreams in progress.",
 		}),
-		fillsWaiting: prometheus.NewGauge(prometheus.GaugeOpts{
+		fillsWaiting: reg.NewGauge(prometheus.GaugeOpts{
 			Name: "fills_waiting", Help: "Downloads that wait for one of those in progress to end.",
 		}),
-		fillsLimit: prometheus.NewGauge(prometheus.GaugeOpts{
+		fillsLimit: reg.NewGauge(prometheus.GaugeOpts{
 			Name: "fills_limit", Help: "Downloads that may be in progress at once; further ones wait.",
 		}),
-		resumes: prometheus.NewCounter(prometheus.CounterOpts{
+		resumes: reg.NewCounter(prometheus.CounterOpts{
 			Name: "fill_resumes_total", Help: "Downloads that broke and were continued where they stopped.",
 		}),
-		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
+		failures: reg.NewCounterVec(prometheus.CounterOpts{
 			Name: "fill_failures_total", Help: "Downloads that ended without a blob, by reason: upstream, digest (wrong content), disk or closed. What an upstream does not have counts as none.",
 		}, []string{"reason"}),
-		spills: prometheus.NewCounter(prometheus.CounterOpts{
+		spills: reg.NewCounter(prometheus.CounterOpts{
 			Name: "fill_spills_total", Help: "Downloads passed on to clients without being kept, for want of disk space.",
 		}),
-		bytes: prometheus.NewGauge(prometheus.GaugeOpts{
+		bytes: reg.NewGauge(prometheus.GaugeOpts{
 			Name: "storage_bytes", Help: "Bytes that blobs take on disk, in blocks of 4 KiB.",
 		}),
-		partial: prometheus.NewGauge(prometheus.GaugeOpts{
+		partial: reg.NewGauge(prometheus.GaugeOpts{
 			Name: "storage_partial_bytes", Help: "Bytes that downloads in progress or broken off take on disk, in blocks of 4 KiB.",
 		}),
-		limit: prometheus.NewGauge(prometheus.GaugeOpts{
+		limit: reg.NewGauge(prometheus.GaugeOpts{
 			Name: "storage_limit_bytes", Help: "Bytes that blobs and downloads may take on disk; 0 is no limit but free space.",
 		}),
-		blobs: prometheus.NewGauge(prometheus.GaugeOpts{
+		blobs: reg.NewGauge(prometheus.GaugeOpts{
 			Name: "storage_blobs", Help: "Blobs on disk.",
 		}),
-		minFree: prometheus.NewGauge(prometheus.GaugeOpts{
+		minFree: reg.NewGauge(prometheus.GaugeOpts{
 			Name: "storage_min_free_bytes", Help: "Free space that is left to others on the disk: blobs are removed, or not kept, for it.",
 		}),
-		evictedBytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+		evictedBytes: reg.NewCounterVec(prometheus.CounterOpts{
 			Name: "evicted_bytes_total", Help: "Bytes on disk of removed blobs, by reason: space (to make room), age (keep_for was over) or purge (somebody said so).",
 		}, []string{"reason"}),
-		evictionAge: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		evictionAge: reg.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "eviction_age_seconds", Help: "Time since last use of removed blobs, by reason: space (to make room) or age (keep_for was over).",
 			Buckets:                         []float64{60, 600, 3600, 6 * 3600, 86400, 3 * 86400, 7 * 86400, 30 * 86400},
 			NativeHistogramBucketFactor:     1.1,
 			NativeHistogramMaxBucketNumber:  160,
 			NativeHistogramMinResetDuration: time.Hour,
 		}, []string{"reason"}),
-		scrubbed: prometheus.NewCounter(prometheus.CounterOpts{
+		scrubbed: reg.NewCounter(prometheus.CounterOpts{
 			Name: "scrubbed_bytes_total", Help: "Bytes of blobs read again to compare their digests.",
 		}),
-		quarantined: prometheus.NewCounter(prometheus.CounterOpts{
+		quarantined: reg.NewCounter(prometheus.CounterOpts{
 			Name: "quarantined_blobs_total", Help: "Blobs found damaged on disk and taken away, to be fetched anew.",
 		}),
-		quarantineBytes: prometheus.NewGauge(prometheus.GaugeOpts{
+		quarantineBytes: reg.NewGauge(prometheus.GaugeOpts{
 			Name: "quarantine_bytes", Help: "Bytes of damaged blobs kept to be looked at; they count towards the limit of storage_bytes.",
 		}),
 	}
@@ -100,7 +104,8 @@ func NewMetrics() *Metrics {
 		m.evictedBytes.WithLabelValues(reason)
 		m.evictionAge.WithLabelValues(reason)
 	}
-	m.free = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	all.MustRegister(m.index)
+	reg.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "storage_free_bytes", Help: "Free space on the disk that holds the blobs; NaN where it cannot be read.",
 	}, func() float64 {
 		if k := m.disk.Load(); k != nil {
@@ -111,15 +116,6 @@ func NewMetrics() *Metrics {
 		return math.NaN()
 	})
 	return m
-}
-
-// Collectors are what the caller registers.
-func (m *Metrics) Collectors() []prometheus.Collector {
-	return append(m.index.Collectors(),
-		m.fills, m.fillsWaiting, m.fillsLimit, m.resumes, m.failures, m.spills,
-		m.bytes, m.partial, m.limit, m.blobs, m.free, m.minFree, m.evictedBytes, m.evictionAge,
-		m.scrubbed, m.quarantined, m.quarantineBytes,
-	)
 }
 
 // Reasons of fill_failures_total.

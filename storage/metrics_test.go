@@ -59,7 +59,7 @@ func TestMetricsOfSlots(t *testing.T) {
 func TestMetricsOfSpace(t *testing.T) {
 	t.Parallel()
 	m := NewMetrics()
-	if n := testutil.ToFloat64(m.free); !math.IsNaN(n) {
+	if n := gathered(t, m, "storage_free_bytes"); !math.IsNaN(n) {
 		t.Errorf("%v bytes free before there is a disk", n)
 	}
 	s := openStore(t, t.TempDir(), func(c *Config) { c.MinFree = Size{Bytes: 100 << 20} })
@@ -67,7 +67,7 @@ func TestMetricsOfSpace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := testutil.ToFloat64(s.metrics.free); n <= 0 || n > float64(total) {
+	if n := gathered(t, s.metrics, "storage_free_bytes"); n <= 0 || n > float64(total) {
 		t.Errorf("%v bytes free of %d", n, total)
 	}
 	if n := testutil.ToFloat64(s.metrics.minFree); n != 100<<20 {
@@ -113,7 +113,7 @@ func TestMetricsOfFailures(t *testing.T) {
 func gathered(t *testing.T, m *Metrics, name string) float64 {
 	t.Helper()
 	registry := prometheus.NewPedanticRegistry()
-	registry.MustRegister(m.Collectors()...)
+	registry.MustRegister(m)
 	families, err := registry.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -130,7 +130,7 @@ func gathered(t *testing.T, m *Metrics, name string) float64 {
 func TestMetricsLint(t *testing.T) {
 	t.Parallel()
 	registry := prometheus.NewPedanticRegistry()
-	registry.MustRegister(NewMetrics().Collectors()...)
+	registry.MustRegister(NewMetrics())
 	if problems, err := testutil.GatherAndLint(registry); err != nil || len(problems) > 0 {
 		t.Errorf("%v, %v", problems, err)
 	}

@@ -5,11 +5,14 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
 // Metrics counts what crosses the wire to upstreams. One instance serves all
 // registries. The names lack the application's prefix, which its registerer adds.
 type Metrics struct {
+	prometheus.Collector // all of them
+
 	fetched   *prometheus.CounterVec
 	requests  *prometheus.CounterVec
 	seconds   *prometheus.HistogramVec
@@ -23,16 +26,19 @@ type Metrics struct {
 }
 
 func NewMetrics() *Metrics {
+	all := prometheus.NewRegistry()
+	reg := promauto.With(all)
 	return &Metrics{
-		fetched: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Collector: all,
+		fetched: reg.NewCounterVec(prometheus.CounterOpts{
 			Name: "fetched_bytes_total",
 			Help: "Body bytes of content read from upstreams, by upstream and kind (manifest, blob, tags, referrers).",
 		}, []string{"upstream", "kind"}),
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+		requests: reg.NewCounterVec(prometheus.CounterOpts{
 			Name: "upstream_requests_total",
 			Help: "Requests to upstreams, redirects and token requests included, by upstream, op and status code (error: no answer; canceled: no caller waited).",
 		}, []string{"upstream", "op", "code"}),
-		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		seconds: reg.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "upstream_request_seconds",
 			Help:    "Time until an upstream's answer begins, by upstream and op.",
 			Buckets: []float64{.005, .02, .05, .1, .2, .5, 1, 2, 5, 10, 30},
@@ -41,35 +47,31 @@ func NewMetrics() *Metrics {
 			NativeHistogramMaxBucketNumber:  160,
 			NativeHistogramMinResetDuration: time.Hour,
 		}, []string{"upstream", "op"}),
-		limit: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		limit: reg.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "upstream_ratelimit_limit",
 			Help: "Pulls that an upstream allows in its window, from its last answer.",
 		}, []string{"upstream"}),
-		remaining: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		remaining: reg.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "upstream_ratelimit_remaining",
 			Help: "Pulls left in an upstream's window, from its last answer.",
 		}, []string{"upstream"}),
-		up: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		up: reg.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "upstream_up",
 			Help: "Whether the host of an upstream's URL is asked: 0 after 5 failed requests in a row, until one succeeds.",
 		}, []string{"upstream", "host"}),
-		lastSuccess: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		lastSuccess: reg.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "upstream_last_success_timestamp_seconds",
 			Help: "Unix time of the last answer with a status below 500 from one of an upstream's own hosts.",
 		}, []string{"upstream"}),
-		credentials: prometheus.NewCounterVec(prometheus.CounterOpts{
+		credentials: reg.NewCounterVec(prometheus.CounterOpts{
 			Name: "upstream_credential_failures_total",
 			Help: "Failures to read or renew an account's credential, or to get it from its helper or cloud.",
 		}, []string{"upstream"}),
-		refused: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		refused: reg.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "upstream_logins_refused",
 			Help: "Accounts whose login is refused: they pause; stored content is served.",
 		}, []string{"upstream"}),
 	}
-}
-
-func (m *Metrics) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.fetched, m.requests, m.seconds, m.limit, m.remaining, m.up, m.lastSuccess, m.credentials, m.refused}
 }
 
 func (m *Metrics) answered(upstream, op, code string, took time.Duration) {

@@ -33,7 +33,7 @@ func TestMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	registry := prometheus.NewPedanticRegistry()
-	registry.MustRegister(r.metrics.Collectors()...)
+	registry.MustRegister(r.metrics)
 	if n := testutil.ToFloat64(r.metrics.limit); n != 100 {
 		t.Errorf("limit %v", n)
 	}

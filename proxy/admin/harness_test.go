@@ -154,12 +154,9 @@ func newAdmin(t *testing.T, m *mirror, metrics *upstream.Metrics, change func(*C
 	t.Helper()
 	reg := prometheus.NewRegistry()
 	prefixed := prometheus.WrapRegistererWithPrefix("cachalot_", reg)
-	collectors := m.metrics.Collectors()
+	prefixed.MustRegister(m.metrics)
 	if metrics != nil {
-		collectors = append(collectors, metrics.Collectors()...)
-	}
-	for _, c := range collectors {
-		prefixed.MustRegister(c)
+		prefixed.MustRegister(metrics)
 	}
 	a := &admin{t: t, m: m, doc: newDocument(t), log: &bytes.Buffer{}}
 	cfg := Config{

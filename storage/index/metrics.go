@@ -1,9 +1,14 @@
 package index
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
 
 // Metrics of one [Index]. The caller registers them and adds the prefix.
 type Metrics struct {
+	prometheus.Collector // all of them
+
 	tags           prometheus.Gauge
 	tagsBytes      prometheus.Gauge
 	tagsLimit      prometheus.Gauge
@@ -13,26 +18,24 @@ type Metrics struct {
 
 // NewMetrics returns metrics at zero.
 func NewMetrics() *Metrics {
+	all := prometheus.NewRegistry()
+	reg := promauto.With(all)
 	return &Metrics{
-		tags: prometheus.NewGauge(prometheus.GaugeOpts{
+		Collector: all,
+		tags: reg.NewGauge(prometheus.GaugeOpts{
 			Name: "storage_tags", Help: "Tags and lists that the index knows of, kept or only asked for.",
 		}),
-		tagsBytes: prometheus.NewGauge(prometheus.GaugeOpts{
+		tagsBytes: reg.NewGauge(prometheus.GaugeOpts{
 			Name: "storage_tags_bytes", Help: "Bytes that tags and lists take of the index.",
 		}),
-		tagsLimit: prometheus.NewGauge(prometheus.GaugeOpts{
+		tagsLimit: reg.NewGauge(prometheus.GaugeOpts{
 			Name: "storage_tags_limit_bytes", Help: "Bytes that tags and lists may take of the index; 0 is no limit.",
 		}),
-		evictedTags: prometheus.NewCounter(prometheus.CounterOpts{
+		evictedTags: reg.NewCounter(prometheus.CounterOpts{
 			Name: "evicted_tags_total", Help: "Tags and lists that the index has forgotten to make room for others.",
 		}),
-		unrecordedTags: prometheus.NewCounter(prometheus.CounterOpts{
+		unrecordedTags: reg.NewCounter(prometheus.CounterOpts{
 			Name: "unrecorded_tags_total", Help: "Tags and lists that were not recorded, for the index had no room for them.",
 		}),
 	}
-}
-
-// Collectors are what the caller registers.
-func (m *Metrics) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.tags, m.tagsBytes, m.tagsLimit, m.evictedTags, m.unrecordedTags}
 }

@@ -109,10 +109,7 @@ func (m *mirror) run(ctx context.Context, b Build, l, adminListener *net.TCPList
 	if m.memory, err = newMemory(m.cfg.FairShare.Percent/100, m.log); err != nil {
 		return err
 	}
-	m.metrics, err = newMetrics(b, m.memory, func() float64 { return float64(m.clients.places.Taken()) }, m.cfg.MaxConnections)
-	if err != nil {
-		return err
-	}
+	m.metrics = newMetrics(b, m.memory, func() float64 { return float64(m.clients.places.Taken()) }, m.cfg.MaxConnections)
 	m.proxyMetrics, m.upstreamMetrics = m.metrics.proxy, m.metrics.upstream
 	task.OnPanic(func(p *task.PanicError) {
 		m.metrics.panics.Inc()
