@@ -12,6 +12,8 @@ import (
 	"sync"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/storage/download"
 )
 
 // state is what a reader sees of a fill at one moment.
@@ -71,7 +73,7 @@ func (f *fill) blob(ctx context.Context, o Outcome, mediaType string) (*Blob, er
 	r := &fillReader{ctx: ctx, fill: f, last: math.MaxInt64}
 	if err == nil && st.phase == spilled {
 		if err = r.goAlone(st); err == nil {
-			st.size, st.mediaType = r.alone.size, r.alone.mediaType
+			st.size, st.mediaType = r.alone.Size(), r.alone.MediaType()
 		}
 	}
 	if err != nil {
@@ -109,7 +111,7 @@ type fillReader struct {
 	off  int64
 	last int64 // held back, with all after it, until the blob has verified
 
-	alone    *stream // what the file of a spilled fill lacks
+	alone    *download.Stream // what the file of a spilled fill lacks
 	ahead    *bufio.Reader
 	hash     hash.Hash // of all bytes before aloneAt
 	aloneAt  int64
@@ -125,7 +127,7 @@ func (r *fillReader) Seek(offset int64, whence int) (int64, error) {
 	case io.SeekEnd:
 		size := r.fill.state().size
 		if r.alone != nil {
-			size = r.alone.size
+			size = r.alone.Size()
 		}
 		if size < 0 {
 			return 0, errors.New("seek: size not known yet")
@@ -167,7 +169,11 @@ func (r *fillReader) Read(p []byte) (int, error) {
 	case st.phase == verified:
 		return 0, io.EOF
 	}
-	return r.readAlone(p, st)
+	n, err := r.readAlone(p, st)
+	if isWrong(err) && r.alone != nil {
+		r.alone.Wrong()
+	}
+	return n, err
 }
 
 // visible is how far the file may be read.
@@ -195,11 +201,14 @@ func (r *fillReader) goAlone(st state) error {
 	if err != nil {
 		return fmt.Errorf("copy hash: %w", err)
 	}
-	s, err := openStream(r.ctx, r.fill.src, st.written, nil, func(int64, error) { r.fill.store.metrics.resumes.Inc() })
+	s, err := download.Open(r.ctx, r.fill.src, st.written, nil, func(int64, error) { r.fill.store.metrics.resumes.Inc() })
 	if err != nil {
 		return err
 	}
-	if _, err := io.CopyN(io.Discard, s, st.written-s.pos); err != nil {
+	if _, err := io.CopyN(io.Discard, s, st.written-s.Pos()); err != nil {
+		if isWrong(err) {
+			s.Wrong()
+		}
 		return errors.Join(err, s.Close())
 	}
 	r.alone, r.ahead, r.hash, r.aloneAt = s, bufio.NewReaderSize(s, 32<<10), h, st.written
@@ -235,8 +244,8 @@ func (r *fillReader) readAlone(p []byte, st state) (int, error) {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return 0, err
 	}
-	end := errors.Is(err, io.EOF) || r.aloneAt > r.last || r.aloneAt == r.alone.size
-	if !end && r.alone.size < 0 {
+	end := errors.Is(err, io.EOF) || r.aloneAt > r.last || r.aloneAt == r.alone.Size()
+	if !end && r.alone.Size() < 0 {
 		_, err := r.ahead.Peek(1)
 		end = errors.Is(err, io.EOF)
 	}
@@ -258,7 +267,7 @@ func (r *fillReader) verifyRest() error {
 		return err
 	}
 	if sum := digest.NewDigest(r.fill.digest.Algorithm(), r.hash); sum != r.fill.digest {
-		return r.alone.refuse(fmt.Errorf("%w: got %s", ErrDigest, sum))
+		return fmt.Errorf("%w: got %s", ErrDigest, sum)
 	}
 	r.verified = true
 	return nil

@@ -16,6 +16,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/cachalot-registry/cachalot/storage/download"
 	"github.com/cachalot-registry/cachalot/storage/index"
 	"github.com/cachalot-registry/cachalot/task"
 )
@@ -63,7 +64,7 @@ type Store struct {
 	metrics   *Metrics
 	log       *slog.Logger
 	slots     *slots
-	buffers   *pieceBuffers // for what fills fetch ahead
+	buffers   *download.Buffers // for what fills fetch ahead
 	ctx       context.Context
 	stop      context.CancelCauseFunc
 	running   sync.WaitGroup                                         // fills, maintenance and scrub
@@ -98,7 +99,7 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	ctx, stop := context.WithCancelCause(context.Background())
 	s := &Store{
 		disk: k, lock: lock, metrics: m, log: log,
-		slots: newSlots(cfg.MaxFills, cfg.Share), buffers: newPieceBuffers(),
+		slots: newSlots(cfg.MaxFills, cfg.Share), buffers: download.NewBuffers(),
 		ctx: ctx, stop: stop,
 		gate: newGate(),
 	}
@@ -200,7 +201,7 @@ func (b *Blob) Close() { b.close() }
 //
 // The most generous Keep of those who wait for a fill decides whether, and how
 // long, its blob is kept. A hit renews a limit, but for one that is not to store.
-func (s *Store) Get(ctx context.Context, sc Scope, d digest.Digest, src Source) (*Blob, error) {
+func (s *Store) Get(ctx context.Context, sc Scope, d digest.Digest, src download.Source) (*Blob, error) {
 	for range 10 {
 		b, err := s.get(ctx, sc, d, src)
 		if !errors.Is(err, errAgain) {
@@ -216,7 +217,7 @@ func (s *Store) Get(ctx context.Context, sc Scope, d digest.Digest, src Source) 
 // errAgain: what was found has changed meanwhile; look again.
 var errAgain = errors.New("look again")
 
-func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) (*Blob, error) {
+func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src download.Source) (*Blob, error) {
 	l, linked := s.link(sc, d)
 	if linked {
 		if small, ok := s.access.hit(d, sc.Keep); ok {
@@ -349,7 +350,7 @@ func inMemory(d digest.Digest, mediaType string, b []byte) *Blob {
 func verifiedAlready(context.Context) error { return nil }
 
 // start starts a fill, or joins that of another caller who was quicker.
-func (s *Store) start(ctx context.Context, sc Scope, d digest.Digest, src Source, linked bool) (*Blob, error) {
+func (s *Store) start(ctx context.Context, sc Scope, d digest.Digest, src download.Source, linked bool) (*Blob, error) {
 	own := newFill(s, sc, d, src)
 	f, mediaType, err := s.gate.start(sc, own, linked,
 		func() bool { return !s.health.isCondemned(d) && s.exists(d) },
