@@ -9,7 +9,6 @@ import (
 	"hash"
 	"io"
 	"math"
-	"sync"
 
 	"github.com/opencontainers/go-digest"
 
@@ -80,31 +79,15 @@ func (f *fill) blob(ctx context.Context, o Outcome, mediaType string) (*Blob, er
 		f.release()
 		return nil, err
 	}
-	var once sync.Once
 	return &Blob{
 		Digest: f.digest, Size: st.size, MediaType: cmp.Or(mediaType, st.mediaType), Outcome: o, Content: r,
 		Stored: st.phase != spilled && !st.keep.NoStore,
-		wait: func(ctx context.Context) error {
-			st, err := f.await(ctx, func(st state) bool { return st.phase > streaming })
-			switch {
-			case err != nil:
-				return err
-			case st.phase == spilled:
-				return ErrNotKept
-			}
-			return st.err
-		},
-		hold: func(last int64) { r.last = last },
-		close: func() {
-			once.Do(func() {
-				r.close()
-				f.release()
-			})
-		},
+		from:   r,
 	}, nil
 }
 
-// fillReader follows a fill. When the fill is spilled it goes on alone.
+// fillReader follows a fill, of which it has one use. When the fill is spilled it goes on
+// alone. It is what a [Blob] is opened from, and its content.
 type fillReader struct {
 	ctx  context.Context
 	fill *fill
@@ -273,8 +256,24 @@ func (r *fillReader) verifyRest() error {
 	return nil
 }
 
+func (r *fillReader) wait(ctx context.Context) error {
+	st, err := r.fill.await(ctx, func(st state) bool { return st.phase > streaming })
+	switch {
+	case err != nil:
+		return err
+	case st.phase == spilled:
+		return ErrNotKept
+	}
+	return st.err
+}
+
+func (r *fillReader) hold(last int64) { r.last = last }
+
+func (r *fillReader) broken() {} // its file may be no blob
+
 func (r *fillReader) close() {
 	if r.alone != nil {
 		_ = r.alone.Close() // given up or at its end
 	}
+	r.fill.release()
 }
