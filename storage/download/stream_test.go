@@ -103,3 +103,43 @@ func TestShorterThanBefore(t *testing.T) {
 		}
 	})
 }
+
+// TestStream_Wrong: the Source is told, once, of another length by the stream, and of
+// other content by its reader, unless that excuses it.
+func TestStream_Wrong(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		size int64 // announced; the content has 5 bytes
+		call func(*Stream)
+		want int
+	}{
+		"right":         {size: 5, call: func(*Stream) {}},
+		"said twice":    {size: 5, call: func(s *Stream) { s.Wrong(); s.Wrong() }, want: 1},
+		"excused":       {size: 5, call: func(s *Stream) { s.Excuse(); s.Wrong() }},
+		"longer":        {size: 4, call: func(*Stream) {}, want: 1},
+		"longer, again": {size: 4, call: func(s *Stream) { s.Wrong() }, want: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			told := 0
+			src := func(context.Context, Span) (*Part, error) {
+				return &Part{Body: io.NopCloser(strings.NewReader("bytes")), Size: tc.size, MediaType: "a/b", Wrong: func() { told++ }}, nil
+			}
+			st, err := Open(t.Context(), src, 0, nil, func(int64, error) {})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer st.Close()
+			got, err := io.ReadAll(st)
+			if changed := tc.size < 5; errors.Is(err, ErrChanged) != changed || !changed && (err != nil || st.Pos() != 5) {
+				t.Errorf("read %q, %v", got, err)
+			}
+			if tc.call(st); told != tc.want {
+				t.Errorf("told %d times, want %d", told, tc.want)
+			}
+			if st.Size() != tc.size || st.MediaType() != "a/b" || st.Connections() != 1 {
+				t.Errorf("size %d, media type %q, %d connections", st.Size(), st.MediaType(), st.Connections())
+			}
+		})
+	}
+}
