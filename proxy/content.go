@@ -15,6 +15,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/storage/download"
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
@@ -27,7 +28,7 @@ func (p *Proxy) blob(w *response, r *http.Request, t target) error {
 // came through another repository needs a HEAD to the upstream first.
 func (p *Proxy) open(ctx context.Context, t target, d digest.Digest) (*storage.Blob, error) {
 	b, err := p.get(ctx, t.scope(), d, p.source(t, d), func() error { return p.link(ctx, t, d) })
-	if errors.Is(err, storage.ErrDigest) || errors.Is(err, storage.ErrChanged) {
+	if errors.Is(err, storage.ErrDigest) || errors.Is(err, download.ErrChanged) {
 		return nil, p.broke(ctx, t, d, err)
 	}
 	if err != nil {
@@ -40,7 +41,7 @@ func (p *Proxy) open(ctx context.Context, t target, d digest.Digest) (*storage.B
 const maxLinks = 4
 
 // get is Store.Get, which calls link where the place has no link yet.
-func (p *Proxy) get(ctx context.Context, sc storage.Scope, d digest.Digest, src storage.Source, link func() error) (*storage.Blob, error) {
+func (p *Proxy) get(ctx context.Context, sc storage.Scope, d digest.Digest, src download.Source, link func() error) (*storage.Blob, error) {
 	b, err := p.store.Get(ctx, sc, d, src)
 	for tries := 0; errors.Is(err, storage.ErrUnlinked) && tries < maxLinks; tries++ {
 		if err := link(); err != nil {
@@ -53,11 +54,11 @@ func (p *Proxy) get(ctx context.Context, sc storage.Scope, d digest.Digest, src 
 
 // source fetches content by digest for the fill engine. What was refused a
 // moment ago is not asked for.
-func (p *Proxy) source(t target, d digest.Digest) storage.Source {
+func (p *Proxy) source(t target, d digest.Digest) download.Source {
 	var tried atomic.Bool // anew, after a body whose end may have been none
-	return func(ctx context.Context, s storage.Span) (*storage.Part, error) {
+	return func(ctx context.Context, s download.Span) (*download.Part, error) {
 		if err := p.negative.get(contentKey(t, d)); err != nil {
-			return nil, fmt.Errorf("%w: %w", storage.ErrRefused, err)
+			return nil, fmt.Errorf("%w: %w", download.ErrRefused, err)
 		}
 		span := upstream.Span{Offset: s.Offset, Length: s.Length, Spare: s.Spare}
 		if s.IfLong && !p.isLong(t, d, s) {
@@ -76,7 +77,7 @@ func (p *Proxy) source(t target, d digest.Digest) storage.Source {
 		if c.Size < 0 && c.Offset == 0 {
 			c.Body = openBody{c.Body, d.Verifier(), &tried}
 		}
-		return accounted((*storage.Part)(c), closed), nil
+		return accounted((*download.Part)(c), closed), nil
 	}
 }
 
@@ -90,7 +91,7 @@ func final(err error) error {
 	asked, ok := errors.AsType[*upstream.Error](err)
 	no := errors.Is(err, upstream.ErrNotFound) || errors.Is(err, upstream.ErrDenied)
 	if no || errors.Is(err, upstream.ErrInvalid) || errors.Is(err, upstream.ErrSigned) || ok && asked.RetryAfter > longestRest {
-		return fmt.Errorf("%w: %w", storage.ErrRefused, err)
+		return fmt.Errorf("%w: %w", download.ErrRefused, err)
 	}
 	return err
 }
@@ -340,7 +341,7 @@ func (p *Proxy) send(w *response, r *http.Request, t target, b *storage.Blob, lo
 // broke remembers the error of a download that failed half-way, and returns it.
 // That of a client that has left is none, and another URL is asked at once.
 func (p *Proxy) broke(ctx context.Context, t target, d digest.Digest, err error) error {
-	wrong := errors.Is(err, storage.ErrDigest) || errors.Is(err, storage.ErrChanged)
+	wrong := errors.Is(err, storage.ErrDigest) || errors.Is(err, download.ErrChanged)
 	if wrong && t.registry.HasOther(d) {
 		return &wrongURL{err}
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cachalot-registry/cachalot/bounds"
 	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/storage/download"
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
@@ -73,7 +74,7 @@ func answerTo(err error, kind upstream.Kind) answer {
 	case errors.Is(err, upstream.ErrTimeout):
 		a.status = http.StatusGatewayTimeout
 	case errors.Is(err, upstream.ErrUnavailable), errors.Is(err, upstream.ErrInvalid),
-		errors.Is(err, upstream.ErrUnsupported), errors.Is(err, storage.ErrDigest), errors.Is(err, storage.ErrChanged):
+		errors.Is(err, upstream.ErrUnsupported), errors.Is(err, storage.ErrDigest), errors.Is(err, download.ErrChanged):
 	case errors.Is(err, storage.ErrClosed), errors.Is(err, storage.ErrUnlinked): // it came and went, or thousands join it
 		a.status = http.StatusServiceUnavailable
 	case errors.Is(err, context.Canceled):
@@ -103,7 +104,7 @@ func publicText(err error) string {
 	for _, known := range []error{
 		errBusy, errNames, bounds.ErrNoMemory,
 		upstream.ErrNotFound, upstream.ErrDenied, upstream.ErrRateLimited, upstream.ErrTimeout, upstream.ErrUnavailable,
-		upstream.ErrUnsupported, upstream.ErrInvalid, upstream.ErrSigned, storage.ErrDigest, storage.ErrChanged, storage.ErrClosed, storage.ErrUnlinked,
+		upstream.ErrUnsupported, upstream.ErrInvalid, upstream.ErrSigned, storage.ErrDigest, download.ErrChanged, storage.ErrClosed, storage.ErrUnlinked,
 	} {
 		if errors.Is(err, known) {
 			return known.Error()

@@ -16,6 +16,7 @@ import (
 
 	"github.com/cachalot-registry/cachalot/bounds"
 	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/storage/download"
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
@@ -137,14 +138,14 @@ func list[T interface{ size() int }](p *Proxy, w *response, t target, name strin
 		return p.keep(ctx, sc, upstream.Resolved{Content: body})
 	}}
 	// What was evicted, or could not be kept, is fetched again.
-	again := func(ctx context.Context, s storage.Span) (*storage.Part, error) {
+	again := func(ctx context.Context, s download.Span) (*download.Part, error) {
 		ctx, closed := p.cfg.Memory.Account(ctx, t.holder())
 		body, err := fetch(ctx)
 		if err != nil {
 			closed()
 			return nil, err
 		}
-		part, err := storage.Bytes("", body)(ctx, s)
+		part, err := download.Bytes("", body)(ctx, s)
 		return accounted(part, closed), err
 	}
 	for try := 0; ; try++ {
@@ -175,7 +176,7 @@ func list[T interface{ size() int }](p *Proxy, w *response, t target, name strin
 }
 
 // readAll returns small content whole.
-func (p *Proxy) readAll(ctx context.Context, sc storage.Scope, d digest.Digest, src storage.Source) ([]byte, error) {
+func (p *Proxy) readAll(ctx context.Context, sc storage.Scope, d digest.Digest, src download.Source) ([]byte, error) {
 	b, err := p.store.Get(ctx, sc, d, src)
 	if err != nil {
 		return nil, err

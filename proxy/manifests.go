@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/storage/download"
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
@@ -75,7 +76,7 @@ func (p *Proxy) passSigned(w *response, r *http.Request, t target) error {
 // another may be tried.
 func elsewhere(err error) bool {
 	_, asked := errors.AsType[*upstream.Error](err)
-	return asked && !errors.Is(err, upstream.ErrRateLimited) || errors.Is(err, storage.ErrDigest) || errors.Is(err, storage.ErrChanged)
+	return asked && !errors.Is(err, upstream.ErrRateLimited) || errors.Is(err, storage.ErrDigest) || errors.Is(err, download.ErrChanged)
 }
 
 // tagPointer is the target's tag.
@@ -153,7 +154,7 @@ func (p *Proxy) keep(ctx context.Context, sc storage.Scope, res upstream.Resolve
 	if _, err := storage.ParseDigest(string(d)); err != nil {
 		d = digest.FromBytes(res.Content)
 	}
-	src := storage.Bytes(res.MediaType, res.Content)
+	src := download.Bytes(res.MediaType, res.Content)
 	b, err := p.get(ctx, sc, d, src, func() error {
 		if p.store.Admit(sc, d, res.MediaType) {
 			return nil

@@ -9,7 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/cachalot-registry/cachalot/bounds"
-	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/storage/download"
 )
 
 // maxRead bounds what is remembered of lists that were read, in bytes of memory.
@@ -89,7 +89,7 @@ func (p *Proxy) holds(ctx context.Context, t target, bytes int) (done func(), er
 }
 
 // accounted is a part whose memory is let go of when it is closed.
-func accounted(part *storage.Part, closed func()) *storage.Part {
+func accounted(part *download.Part, closed func()) *download.Part {
 	if part == nil {
 		closed()
 		return nil

@@ -8,6 +8,7 @@ import (
 
 	"github.com/cachalot-registry/cachalot/proxy/image"
 	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/storage/download"
 )
 
 // longBlob is a size from which it is worth a request more to fetch a blob in
@@ -48,7 +49,7 @@ func (p *Proxy) noteSizes(ctx context.Context, t target, b *storage.Blob) {
 }
 
 // isLong reports whether a blob is known to go on well beyond the span.
-func (p *Proxy) isLong(t target, d digest.Digest, s storage.Span) bool {
+func (p *Proxy) isLong(t target, d digest.Digest, s download.Span) bool {
 	size, _ := p.sizes.Peek(content{t.registry.Name(), d})
 	return size-s.Offset >= max(2*s.Length, longBlob)
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/cachalot-registry/cachalot/storage/download"
 	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
@@ -114,7 +115,7 @@ func BenchmarkHitInMemory(b *testing.B) {
 	s := benchStore(b, Config{Path: b.TempDir()})
 	content := []byte("a manifest")
 	d := digest.FromBytes(content)
-	blob, err := s.Get(b.Context(), scope(), d, Bytes("", content))
+	blob, err := s.Get(b.Context(), scope(), d, download.Bytes("", content))
 	if err != nil {
 		b.Fatal(err)
 	}

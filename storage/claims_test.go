@@ -9,6 +9,8 @@ import (
 	"testing/iotest"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/storage/download"
 )
 
 // TestFill_Claims: what an upstream announces makes nothing go; what it sends does, and
@@ -34,9 +36,9 @@ func TestFill_Claims(t *testing.T) {
 			if before != kept*mib {
 				t.Fatalf("%d bytes are kept", before)
 			}
-			liar := func(context.Context, Span) (*Part, error) {
-				body := io.MultiReader(bytes.NewReader(content(99, int(sent))), iotest.ErrReader(ErrRefused))
-				return &Part{Body: io.NopCloser(body), Size: 30 * mib}, nil
+			liar := func(context.Context, download.Span) (*download.Part, error) {
+				body := io.MultiReader(bytes.NewReader(content(99, int(sent))), iotest.ErrReader(download.ErrRefused))
+				return &download.Part{Body: io.NopCloser(body), Size: 30 * mib}, nil
 			}
 			d := digest.FromString("what is not sent")
 			if _, _, err := fetch(t, s, d, liar); err == nil {

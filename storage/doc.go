@@ -1,4 +1,4 @@
-// Package storage keeps blobs on local disk and fills them from a [Source].
+// Package storage keeps blobs on local disk and fills them from a [download.Source].
 //
 // # On disk
 //
@@ -54,13 +54,8 @@
 // reader reads what the file has and then the rest from the Source, with a
 // copy of the hash that far.
 //
-// A long blob on slow connections comes over several: see ahead. Each further one
-// brings a piece into memory, which the fill reads in its turn:
-//
-//	first part ─► front ──────────► stream ─► file ...
-//	piece ─► memory ──────┘  ▲
-//	piece ─► memory ─────────┤       as long as the front is as quick as alone
-//	tail ────────────────────┘       the rest, once more connections do not pay
+// The stream goes on after breaks, and over several connections where a long blob is
+// slow: see package download.
 //
 // # How long
 //
@@ -174,7 +169,7 @@
 //
 // gate.mu is held for a moment, and not while its caller has a digest for itself. No file
 // or network I/O happens under gate.mu, fill.mu and accessLog.mu, but for one stat before a
-// fill starts. summaries.turn, health.mu and piece.mu have no other under
+// fill starts. summaries.turn and health.mu have no other under
 // them but the index's own, which come last. A hit on a file takes gate.mu, accessLog.mu
 // and gate.mu; one on small content in memory takes accessLog.mu alone.
 package storage

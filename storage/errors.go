@@ -1,6 +1,10 @@
 package storage
 
-import "errors"
+import (
+	"errors"
+
+	"github.com/cachalot-registry/cachalot/storage/download"
+)
 
 var (
 	// ErrNotFound: the blob is not here.
@@ -10,10 +14,6 @@ var (
 	ErrUnlinked = errors.New("blob not seen in this repository")
 	// ErrDigest: the bytes that came are not the digest's.
 	ErrDigest = errors.New("content does not match its digest")
-	// ErrChanged: the upstream announced another length than before.
-	ErrChanged = errors.New("upstream changed the blob's length")
-	// ErrRefused marks a Source's error as final.
-	ErrRefused = errors.New("refused by upstream")
 	// ErrNotKept: the blob is passed on without being kept, for want of space.
 	ErrNotKept = errors.New("blob is not kept")
 	// ErrClosed: the store is closing.
@@ -23,4 +23,4 @@ var (
 )
 
 // isWrong reports whether err says that other content came than was asked for.
-func isWrong(err error) bool { return errors.Is(err, ErrDigest) || errors.Is(err, ErrChanged) }
+func isWrong(err error) bool { return errors.Is(err, ErrDigest) || errors.Is(err, download.ErrChanged) }

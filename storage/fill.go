@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/cachalot-registry/cachalot/storage/download"
 	"github.com/cachalot-registry/cachalot/storage/index"
 	"github.com/cachalot-registry/cachalot/task"
 )
@@ -39,7 +40,7 @@ type fill struct {
 	place   index.Place // that started it; others need a link to join
 	client  string      // whose request started it
 	digest  digest.Digest
-	src     Source
+	src     download.Source
 	started time.Time
 
 	// Owned by run until the phase is final, then read by readers.
@@ -67,7 +68,7 @@ type fill struct {
 	keep      Retention         // the most generous of those who joined
 }
 
-func newFill(s *Store, sc Scope, d digest.Digest, src Source) *fill {
+func newFill(s *Store, sc Scope, d digest.Digest, src download.Source) *fill {
 	return &fill{
 		store: s, place: sc.place(), client: sc.Client, keep: sc.Keep, digest: d, src: src, started: time.Now(),
 		left: make(chan struct{}), admitted: map[index.Place]string{},
@@ -161,7 +162,7 @@ func (f *fill) run(ctx context.Context) {
 		if wrong || panicked || f.written == 0 || f.noStore() {
 			f.discard()
 		}
-		if f.state().phase > opening || !errors.Is(err, ErrRefused) { // or else there was nothing to download
+		if f.state().phase > opening || !errors.Is(err, download.ErrRefused) { // or else there was nothing to download
 			s.metrics.failures.WithLabelValues(reason).Inc()
 		}
 		f.publish(func() { f.phase, f.err = failed, err })
@@ -214,23 +215,23 @@ func (f *fill) fetch(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = st.Close() }()
-	err = f.fits(st.size)
+	err = f.fits(st.Size())
 	if err == nil {
-		err = f.reserve(f.reserveTo(st.size))
+		err = f.reserve(f.reserveTo(st.Size()))
 	}
 	if err != nil {
 		// Readers need size and type before they go on alone.
-		f.publish(func() { f.size, f.mediaType = st.size, st.mediaType })
+		f.publish(func() { f.size, f.mediaType = st.Size(), st.MediaType() })
 		return err
 	}
-	f.publish(func() { f.phase, f.size, f.mediaType = streaming, st.size, st.mediaType })
-	if err := f.copy(st); err != nil {
-		return err
+	f.publish(func() { f.phase, f.size, f.mediaType = streaming, st.Size(), st.MediaType() })
+	if err = f.copy(st); err == nil {
+		err = f.verify()
 	}
-	if sum := f.sum(); sum != f.digest {
-		return st.refuse(fmt.Errorf("%w: got %s", ErrDigest, sum))
+	if isWrong(err) {
+		st.Wrong()
 	}
-	return nil
+	return err
 }
 
 // openPartial opens the file and hashes what an earlier fill left in it.
@@ -252,27 +253,27 @@ func (f *fill) openPartial() error {
 // openStream asks the Source for what the partial lacks. Where the upstream
 // knows no ranges, or the partial cannot be the blob's, it begins anew: no
 // reader has seen anything yet.
-func (f *fill) openStream(ctx context.Context) (*stream, error) {
+func (f *fill) openStream(ctx context.Context) (*download.Stream, error) {
 	resumed := func(offset int64, cause error) {
 		f.store.metrics.resumes.Inc()
 		resumedSpan(ctx, offset, cause)
 		f.store.log.InfoContext(ctx, "download broke and goes on", "upstream", f.place.Upstream, "repository", f.place.Repository,
 			"digest", f.digest, "offset", offset, "error", cause)
 	}
-	st, err := openStream(ctx, f.src, f.written, f.store.buffers, resumed)
-	if err == nil && st.pos > 0 && st.size >= 0 && st.size <= st.pos {
+	st, err := download.Open(ctx, f.src, f.written, f.store.buffers, resumed)
+	if err == nil && st.Pos() > 0 && st.Size() >= 0 && st.Size() <= st.Pos() {
 		if err := st.Close(); err != nil {
 			return nil, err
 		}
-		st, err = openStream(ctx, f.src, 0, f.store.buffers, resumed)
+		st, err = download.Open(ctx, f.src, 0, f.store.buffers, resumed)
 	}
 	switch {
 	case err != nil:
 		return nil, err
-	case st.pos == f.written && st.pos > 0:
-		st.wrong = nil // what an earlier fill left may be what is wrong
+	case st.Pos() == f.written && st.Pos() > 0:
+		st.Excuse() // what an earlier fill left may be what is wrong
 		f.store.metrics.resumes.Inc()
-	case st.pos == 0 && f.written > 0:
+	case st.Pos() == 0 && f.written > 0:
 		if err := f.file.Truncate(0); err != nil {
 			return nil, errors.Join(errSpill, err, st.Close())
 		}
@@ -323,16 +324,16 @@ func (f *fill) reserve(length int64) error {
 }
 
 // copy moves the stream into the file, a chunk at a time.
-func (f *fill) copy(st *stream) error {
+func (f *fill) copy(st *download.Stream) error {
 	buf := make([]byte, chunk)
 	for {
 		n, err := st.Read(buf)
-		f.connections.Store(st.connections())
+		f.connections.Store(st.Connections())
 		if n > 0 {
 			f.progressed()
 			grown := blocks(f.written+int64(n)) - blocks(f.written)
 			if f.promised < grown {
-				if err := f.reserve(max(f.reserveTo(st.size), f.written+int64(n))); err != nil {
+				if err := f.reserve(max(f.reserveTo(st.Size()), f.written+int64(n))); err != nil {
 					return err
 				}
 			}
@@ -355,6 +356,14 @@ func (f *fill) copy(st *stream) error {
 			return err
 		}
 	}
+}
+
+// verify compares the digest of what has come.
+func (f *fill) verify() error {
+	if sum := f.sum(); sum != f.digest {
+		return fmt.Errorf("%w: got %s", ErrDigest, sum)
+	}
+	return nil
 }
 
 func (f *fill) sum() digest.Digest {

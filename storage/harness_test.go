@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/goleak"
 
+	"github.com/cachalot-registry/cachalot/storage/download"
 	"github.com/cachalot-registry/cachalot/storage/index"
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
@@ -64,7 +65,7 @@ type origin struct {
 
 func (o *origin) digest() digest.Digest { return digest.FromBytes(o.content) }
 
-func (o *origin) source(ctx context.Context, s Span) (*Part, error) {
+func (o *origin) source(ctx context.Context, s download.Span) (*download.Part, error) {
 	offset := s.Offset
 	n := int(o.opens.Add(1)) - 1
 	if o.gate != nil {
@@ -102,7 +103,7 @@ func (o *origin) source(ctx context.Context, s Span) (*Part, error) {
 		}
 	}
 	body := &originBody{origin: o, ctx: ctx, Reader: bytes.NewReader(o.content[offset:end]), broken: broken, half: int64(len(o.content)) / 2, at: offset}
-	return &Part{Body: body, Offset: offset, Size: size, MediaType: "application/x-test"}, nil
+	return &download.Part{Body: body, Offset: offset, Size: size, MediaType: "application/x-test"}, nil
 }
 
 type originBody struct {
@@ -139,7 +140,7 @@ func (b *originBody) Close() error { return nil }
 func scope() Scope { return Scope{Upstream: "docker.io", Repository: "library/a"} }
 
 // fetch gets the whole blob through s.
-func fetch(t *testing.T, s *Store, d digest.Digest, src Source) ([]byte, Outcome, error) {
+func fetch(t *testing.T, s *Store, d digest.Digest, src download.Source) ([]byte, Outcome, error) {
 	t.Helper()
 	b, err := s.Get(t.Context(), scope(), d, src)
 	if err != nil {
@@ -218,7 +219,7 @@ func put(t *testing.T, s *Store, seed uint64, size int, accessed int64, manifest
 	t.Helper()
 	b := content(seed, size)
 	d := digest.FromBytes(b)
-	blob, err := s.Get(t.Context(), Scope{Upstream: "u", Repository: "r", Manifest: manifest}, d, Bytes("", b))
+	blob, err := s.Get(t.Context(), Scope{Upstream: "u", Repository: "r", Manifest: manifest}, d, download.Bytes("", b))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -289,7 +290,7 @@ func checkNothing(t *testing.T, s *Store) {
 }
 
 // open gets a blob that must be there.
-func open(t *testing.T, s *Store, sc Scope, d digest.Digest, src Source) *Blob {
+func open(t *testing.T, s *Store, sc Scope, d digest.Digest, src download.Source) *Blob {
 	t.Helper()
 	b, err := s.Get(t.Context(), sc, d, src)
 	if err != nil {

@@ -97,14 +97,6 @@ func (f *fill) info() FillInfo {
 	return i
 }
 
-// connections is how many bring the stream's bytes now.
-func (s *stream) connections() int32 {
-	if s.ahead == nil {
-		return 1
-	}
-	return int32(max(1, s.ahead.active()))
-}
-
 // Verify is [Verify] of this store's blobs; what it finds is forgotten at once, to
 // be fetched anew.
 func (s *Store) Verify(ctx context.Context, dryRun bool, progress func(read, all int64)) (Verification, error) {

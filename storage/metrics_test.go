@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/cachalot-registry/cachalot/storage/download"
 	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
@@ -95,10 +96,10 @@ func TestMetricsOfFailures(t *testing.T) {
 		err  error
 		want string
 	}{
-		{fmt.Errorf("%w: not found", ErrRefused), "0 0 0 0 "},
+		{fmt.Errorf("%w: not found", download.ErrRefused), "0 0 0 0 "},
 		{errors.New("no answer"), "1 0 0 0 "},
 	} {
-		_, err := s.Get(t.Context(), scope(), o.digest(), func(context.Context, Span) (*Part, error) { return nil, step.err })
+		_, err := s.Get(t.Context(), scope(), o.digest(), func(context.Context, download.Span) (*download.Part, error) { return nil, step.err })
 		if !errors.Is(err, step.err) {
 			t.Errorf("got %v", err)
 		}

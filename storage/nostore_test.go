@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/cachalot-registry/cachalot/storage/download"
 	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
@@ -88,7 +89,7 @@ func TestNoStoreEnds(t *testing.T) {
 	refused := func(from int) func(int) error {
 		return func(n int) error {
 			if n >= from {
-				return fmt.Errorf("%w: gone", ErrRefused)
+				return fmt.Errorf("%w: gone", download.ErrRefused)
 			}
 			return nil
 		}
@@ -105,9 +106,9 @@ func TestNoStoreEnds(t *testing.T) {
 		"verified":            {sent: size},
 		"verified, resumed":   {partial: 1000, sent: size - 1000},
 		"partial was whole":   {partial: size, sent: size},
-		"refused":             {origin: &origin{refuse: refused(0)}, want: ErrRefused},
-		"refused, resumed":    {origin: &origin{refuse: refused(0)}, partial: 1000, want: ErrRefused},
-		"broken":              {origin: &origin{refuse: refused(1), cuts: []int64{size / 2}}, want: ErrRefused, sent: size / 2},
+		"refused":             {origin: &origin{refuse: refused(0)}, want: download.ErrRefused},
+		"refused, resumed":    {origin: &origin{refuse: refused(0)}, partial: 1000, want: download.ErrRefused},
+		"broken":              {origin: &origin{refuse: refused(1), cuts: []int64{size / 2}}, want: download.ErrRefused, sent: size / 2},
 		"wrong bytes":         {digest: digest.FromString("x"), want: ErrDigest, sent: size},
 		"wrong bytes before":  {digest: digest.FromString("x"), partial: 1000, want: ErrDigest, sent: size - 1000},
 		"too big":             {maxSize: size / 2, sent: size},

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/storage/download"
 )
 
 // evil is a place of a registry that has nothing good in mind.
@@ -73,7 +75,7 @@ func TestOrigins(t *testing.T) {
 			lies.cuts = []int64{size / 2}
 			lies.refuse = func(n int) error {
 				if n > 0 {
-					return ErrRefused
+					return download.ErrRefused
 				}
 				return nil
 			}
@@ -91,7 +93,7 @@ func TestOrigins(t *testing.T) {
 		"refuses in the end": {func(t *testing.T, s *Store, d digest.Digest, lies *origin) func() {
 			t.Helper()
 			lies.gate = make(chan struct{})
-			lies.refuse = func(int) error { return ErrRefused }
+			lies.refuse = func(int) error { return download.ErrRefused }
 			got := make(chan error)
 			go func() {
 				_, err := s.Get(t.Context(), evil("a"), d, lies.source)
@@ -100,7 +102,7 @@ func TestOrigins(t *testing.T) {
 			synctest.Wait()
 			return func() {
 				lies.gate <- struct{}{}
-				if err := <-got; !errors.Is(err, ErrRefused) {
+				if err := <-got; !errors.Is(err, download.ErrRefused) {
 					t.Errorf("evil's own client: %v", err)
 				}
 			}

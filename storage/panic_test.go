@@ -9,6 +9,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/cachalot-registry/cachalot/storage/download"
 	"github.com/cachalot-registry/cachalot/task"
 )
 
@@ -31,12 +32,12 @@ func (p *panicking) Read(b []byte) (int, error) {
 // it; nothing is left of it, and the next one works.
 func TestFill_Panics(t *testing.T) {
 	t.Parallel()
-	for name, broken := range map[string]func(Source) Source{
-		"Source": func(Source) Source {
-			return func(context.Context, Span) (*Part, error) { panic("a bug in what asks") }
+	for name, broken := range map[string]func(download.Source) download.Source{
+		"Source": func(download.Source) download.Source {
+			return func(context.Context, download.Span) (*download.Part, error) { panic("a bug in what asks") }
 		},
-		"body": func(src Source) Source {
-			return func(ctx context.Context, s Span) (*Part, error) {
+		"body": func(src download.Source) download.Source {
+			return func(ctx context.Context, s download.Span) (*download.Part, error) {
 				part, err := src(ctx, s)
 				if err == nil {
 					part.Body = &panicking{part.Body, 200_000}
@@ -44,8 +45,8 @@ func TestFill_Panics(t *testing.T) {
 				return part, err
 			}
 		},
-		"no part": func(Source) Source {
-			return func(context.Context, Span) (*Part, error) { return nil, nil } //nolint:nilnil // the bug
+		"no part": func(download.Source) download.Source {
+			return func(context.Context, download.Span) (*download.Part, error) { return nil, nil } //nolint:nilnil // the bug
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

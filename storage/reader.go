@@ -9,9 +9,10 @@ import (
 	"hash"
 	"io"
 	"math"
-	"sync"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/storage/download"
 )
 
 // state is what a reader sees of a fill at one moment.
@@ -71,45 +72,29 @@ func (f *fill) blob(ctx context.Context, o Outcome, mediaType string) (*Blob, er
 	r := &fillReader{ctx: ctx, fill: f, last: math.MaxInt64}
 	if err == nil && st.phase == spilled {
 		if err = r.goAlone(st); err == nil {
-			st.size, st.mediaType = r.alone.size, r.alone.mediaType
+			st.size, st.mediaType = r.alone.Size(), r.alone.MediaType()
 		}
 	}
 	if err != nil {
 		f.release()
 		return nil, err
 	}
-	var once sync.Once
 	return &Blob{
 		Digest: f.digest, Size: st.size, MediaType: cmp.Or(mediaType, st.mediaType), Outcome: o, Content: r,
 		Stored: st.phase != spilled && !st.keep.NoStore,
-		wait: func(ctx context.Context) error {
-			st, err := f.await(ctx, func(st state) bool { return st.phase > streaming })
-			switch {
-			case err != nil:
-				return err
-			case st.phase == spilled:
-				return ErrNotKept
-			}
-			return st.err
-		},
-		hold: func(last int64) { r.last = last },
-		close: func() {
-			once.Do(func() {
-				r.close()
-				f.release()
-			})
-		},
+		from:   r,
 	}, nil
 }
 
-// fillReader follows a fill. When the fill is spilled it goes on alone.
+// fillReader follows a fill, of which it has one use. When the fill is spilled it goes on
+// alone. It is what a [Blob] is opened from, and its content.
 type fillReader struct {
 	ctx  context.Context
 	fill *fill
 	off  int64
 	last int64 // held back, with all after it, until the blob has verified
 
-	alone    *stream // what the file of a spilled fill lacks
+	alone    *download.Stream // what the file of a spilled fill lacks
 	ahead    *bufio.Reader
 	hash     hash.Hash // of all bytes before aloneAt
 	aloneAt  int64
@@ -125,7 +110,7 @@ func (r *fillReader) Seek(offset int64, whence int) (int64, error) {
 	case io.SeekEnd:
 		size := r.fill.state().size
 		if r.alone != nil {
-			size = r.alone.size
+			size = r.alone.Size()
 		}
 		if size < 0 {
 			return 0, errors.New("seek: size not known yet")
@@ -167,7 +152,11 @@ func (r *fillReader) Read(p []byte) (int, error) {
 	case st.phase == verified:
 		return 0, io.EOF
 	}
-	return r.readAlone(p, st)
+	n, err := r.readAlone(p, st)
+	if isWrong(err) && r.alone != nil {
+		r.alone.Wrong()
+	}
+	return n, err
 }
 
 // visible is how far the file may be read.
@@ -195,11 +184,14 @@ func (r *fillReader) goAlone(st state) error {
 	if err != nil {
 		return fmt.Errorf("copy hash: %w", err)
 	}
-	s, err := openStream(r.ctx, r.fill.src, st.written, nil, func(int64, error) { r.fill.store.metrics.resumes.Inc() })
+	s, err := download.Open(r.ctx, r.fill.src, st.written, nil, func(int64, error) { r.fill.store.metrics.resumes.Inc() })
 	if err != nil {
 		return err
 	}
-	if _, err := io.CopyN(io.Discard, s, st.written-s.pos); err != nil {
+	if _, err := io.CopyN(io.Discard, s, st.written-s.Pos()); err != nil {
+		if isWrong(err) {
+			s.Wrong()
+		}
 		return errors.Join(err, s.Close())
 	}
 	r.alone, r.ahead, r.hash, r.aloneAt = s, bufio.NewReaderSize(s, 32<<10), h, st.written
@@ -235,8 +227,8 @@ func (r *fillReader) readAlone(p []byte, st state) (int, error) {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return 0, err
 	}
-	end := errors.Is(err, io.EOF) || r.aloneAt > r.last || r.aloneAt == r.alone.size
-	if !end && r.alone.size < 0 {
+	end := errors.Is(err, io.EOF) || r.aloneAt > r.last || r.aloneAt == r.alone.Size()
+	if !end && r.alone.Size() < 0 {
 		_, err := r.ahead.Peek(1)
 		end = errors.Is(err, io.EOF)
 	}
@@ -258,14 +250,30 @@ func (r *fillReader) verifyRest() error {
 		return err
 	}
 	if sum := digest.NewDigest(r.fill.digest.Algorithm(), r.hash); sum != r.fill.digest {
-		return r.alone.refuse(fmt.Errorf("%w: got %s", ErrDigest, sum))
+		return fmt.Errorf("%w: got %s", ErrDigest, sum)
 	}
 	r.verified = true
 	return nil
 }
 
+func (r *fillReader) wait(ctx context.Context) error {
+	st, err := r.fill.await(ctx, func(st state) bool { return st.phase > streaming })
+	switch {
+	case err != nil:
+		return err
+	case st.phase == spilled:
+		return ErrNotKept
+	}
+	return st.err
+}
+
+func (r *fillReader) hold(last int64) { r.last = last }
+
+func (r *fillReader) broken() {} // its file may be no blob
+
 func (r *fillReader) close() {
 	if r.alone != nil {
 		_ = r.alone.Close() // given up or at its end
 	}
+	r.fill.release()
 }

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/storage/download"
 )
 
 // TestSlots_OneUpstreamStalls: whatever the downloads of one upstream's repository do,
@@ -21,11 +23,11 @@ func TestSlots_OneUpstreamStalls(t *testing.T) {
 		s := openStore(t, t.TempDir(), func(c *Config) { c.MaxFills = 32 })
 		ctx, leave := context.WithCancel(t.Context())
 		ended := make(chan error, 100)
-		stalled := func(ctx context.Context, _ Span) (*Part, error) {
+		stalled := func(ctx context.Context, _ download.Span) (*download.Part, error) {
 			r, w := io.Pipe()
 			context.AfterFunc(ctx, func() { w.CloseWithError(context.Cause(ctx)) })
 			go func() { _, _ = w.Write(make([]byte, 1000)) }() // and no more
-			return &Part{Body: r, Size: 1 << 20}, nil
+			return &download.Part{Body: r, Size: 1 << 20}, nil
 		}
 		for i := range 30 {
 			d := digest.FromString(fmt.Sprint("stalled ", i))

@@ -1,7 +1,6 @@
 package storage
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/cachalot-registry/cachalot/storage/download"
 	"github.com/cachalot-registry/cachalot/storage/index"
 	"github.com/cachalot-registry/cachalot/task"
 )
@@ -63,7 +63,7 @@ type Store struct {
 	metrics   *Metrics
 	log       *slog.Logger
 	slots     *slots
-	buffers   *pieceBuffers // for what fills fetch ahead
+	buffers   *download.Buffers // for what fills fetch ahead
 	ctx       context.Context
 	stop      context.CancelCauseFunc
 	running   sync.WaitGroup                                         // fills, maintenance and scrub
@@ -98,7 +98,7 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	ctx, stop := context.WithCancelCause(context.Background())
 	s := &Store{
 		disk: k, lock: lock, metrics: m, log: log,
-		slots: newSlots(cfg.MaxFills, cfg.Share), buffers: newPieceBuffers(),
+		slots: newSlots(cfg.MaxFills, cfg.Share), buffers: download.NewBuffers(),
 		ctx: ctx, stop: stop,
 		gate: newGate(),
 	}
@@ -142,55 +142,6 @@ func (s *Store) Close() error {
 	return errors.Join(s.index.Close(), s.lock.Close())
 }
 
-// Outcome says where a [Blob] came from.
-type Outcome int
-
-// Outcomes of [Store.Get].
-const (
-	Hit       Outcome = iota // from disk, or from a fill that has verified
-	Miss                     // this call started the fill
-	Collapsed                // joined a fill in progress
-)
-
-// Blob is an open blob. Close it.
-type Blob struct {
-	Digest    digest.Digest
-	Size      int64 // -1 while a fill does not know it
-	MediaType string
-	Outcome   Outcome
-	Stored    bool // on disk, or about to be as far as is known; false where it is not to be kept
-	// Content is the *os.File of a blob on disk, so that sendfile can be used, a
-	// *bytes.Reader of a small one, or a reader that follows a fill. It belongs to
-	// one goroutine.
-	Content io.ReadSeeker
-
-	wait   func(context.Context) error
-	hold   func(int64)
-	broken func() // nil: not on disk
-	close  func()
-}
-
-// Wait returns when the whole blob has verified, or the error of its fill.
-func (b *Blob) Wait(ctx context.Context) error { return b.wait(ctx) }
-
-// Hold keeps the byte at offset last, and all after it, from the reader until
-// the whole blob has verified: a range that ends there must not complete before.
-// Without it that is the blob's last byte.
-func (b *Blob) Hold(last int64) { b.hold(last) }
-
-// Broken says that Content could not be read, or ended early, in the midst of a
-// response. When it returns, a file that cannot be read on from there is in
-// quarantine, so that who asks again gets the blob from upstream; a file that can
-// is read whole in the background.
-func (b *Blob) Broken() {
-	if b.broken != nil {
-		b.broken()
-	}
-}
-
-// Close lets the blob go. The fill it came from goes on.
-func (b *Blob) Close() { b.close() }
-
 // Get opens a blob, joins its fill, or starts one with src. With a nil src it
 // starts none and fails with [ErrNotFound]. It waits, as long as ctx, for a
 // fill's Source to have opened, and returns its error if that failed.
@@ -200,7 +151,7 @@ func (b *Blob) Close() { b.close() }
 //
 // The most generous Keep of those who wait for a fill decides whether, and how
 // long, its blob is kept. A hit renews a limit, but for one that is not to store.
-func (s *Store) Get(ctx context.Context, sc Scope, d digest.Digest, src Source) (*Blob, error) {
+func (s *Store) Get(ctx context.Context, sc Scope, d digest.Digest, src download.Source) (*Blob, error) {
 	for range 10 {
 		b, err := s.get(ctx, sc, d, src)
 		if !errors.Is(err, errAgain) {
@@ -216,11 +167,11 @@ func (s *Store) Get(ctx context.Context, sc Scope, d digest.Digest, src Source) 
 // errAgain: what was found has changed meanwhile; look again.
 var errAgain = errors.New("look again")
 
-func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) (*Blob, error) {
+func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src download.Source) (*Blob, error) {
 	l, linked := s.link(sc, d)
 	if linked {
 		if small, ok := s.access.hit(d, sc.Keep); ok {
-			return inMemory(d, l.MediaType, small), nil
+			return openMemory(d, l.MediaType, small), nil
 		}
 	}
 	f, mediaType, err := s.gate.enter(sc, d, linked) // which keeps an eviction away while the file is opened
@@ -286,18 +237,9 @@ func (s *Store) hit(file *os.File, sc Scope, d digest.Digest, l index.Link) (*Bl
 		}
 	}
 	s.access.touch(d, sc.Keep, 1, small)
-	var once sync.Once
 	return &Blob{
 		Digest: d, Size: info.Size(), MediaType: l.MediaType, Outcome: Hit, Stored: true, Content: file,
-		wait:   verifiedAlready,
-		hold:   func(int64) {},
-		broken: func() { s.health.broken(file, d) },
-		close: func() {
-			once.Do(func() {
-				_ = file.Close() // only read
-				s.gate.leave(d)
-			})
-		},
+		from: onDisk{s, file, d},
 	}, nil
 }
 
@@ -338,18 +280,8 @@ func readSmall(file *os.File, d digest.Digest) ([]byte, error) {
 	return b, nil
 }
 
-// inMemory is a blob that needs no file.
-func inMemory(d digest.Digest, mediaType string, b []byte) *Blob {
-	return &Blob{
-		Digest: d, Size: int64(len(b)), MediaType: mediaType, Outcome: Hit, Stored: true, Content: bytes.NewReader(b),
-		wait: verifiedAlready, hold: func(int64) {}, close: func() {},
-	}
-}
-
-func verifiedAlready(context.Context) error { return nil }
-
 // start starts a fill, or joins that of another caller who was quicker.
-func (s *Store) start(ctx context.Context, sc Scope, d digest.Digest, src Source, linked bool) (*Blob, error) {
+func (s *Store) start(ctx context.Context, sc Scope, d digest.Digest, src download.Source, linked bool) (*Blob, error) {
 	own := newFill(s, sc, d, src)
 	f, mediaType, err := s.gate.start(sc, own, linked,
 		func() bool { return !s.health.isCondemned(d) && s.exists(d) },

@@ -15,6 +15,8 @@ import (
 	"testing/synctest"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/storage/download"
 )
 
 func TestColdThenWarm(t *testing.T) {
@@ -37,7 +39,7 @@ func TestSHA512(t *testing.T) {
 	s := openStore(t, t.TempDir())
 	b := content(1, 1000)
 	d := digest.SHA512.FromBytes(b)
-	got, _, err := fetch(t, s, d, Bytes("", b))
+	got, _, err := fetch(t, s, d, download.Bytes("", b))
 	if err != nil || !bytes.Equal(got, b) {
 		t.Fatalf("got %d bytes, %v", len(got), err)
 	}
@@ -209,7 +211,7 @@ func TestSourceErrors(t *testing.T) {
 	refused := &origin{content: content(11, 1000), cuts: []int64{500}, refuse: func(n int) error {
 		if n > 0 {
 			<-reading
-			return fmt.Errorf("%w: gone", ErrRefused)
+			return fmt.Errorf("%w: gone", download.ErrRefused)
 		}
 		return nil
 	}}
@@ -219,11 +221,11 @@ func TestSourceErrors(t *testing.T) {
 	}
 	defer b.Close()
 	close(reading)
-	if got, err := io.ReadAll(b.Content); !errors.Is(err, ErrRefused) || len(got) != 500 {
+	if got, err := io.ReadAll(b.Content); !errors.Is(err, download.ErrRefused) || len(got) != 500 {
 		t.Errorf("%d bytes, error %v", len(got), err)
 	}
 	changed := &origin{content: content(12, 1000), cuts: []int64{500}, size: func(n int) int64 { return int64(1000 + n) }}
-	if _, _, err := fetch(t, s, changed.digest(), changed.source); !errors.Is(err, ErrChanged) {
+	if _, _, err := fetch(t, s, changed.digest(), changed.source); !errors.Is(err, download.ErrChanged) {
 		t.Errorf("error %v, want ErrChanged", err)
 	}
 }
@@ -253,7 +255,7 @@ func TestLinks(t *testing.T) {
 		{Upstream: scope().Upstream, Repository: "library/b"},
 		{Upstream: scope().Upstream, Repository: scope().Repository, Manifest: true},
 	}
-	never := func(context.Context, Span) (*Part, error) {
+	never := func(context.Context, download.Span) (*download.Part, error) {
 		t.Error("source called for content that is here")
 		return nil, io.ErrUnexpectedEOF
 	}

@@ -12,6 +12,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/cachalot-registry/cachalot/storage/download"
 )
 
 // TestVerify finds what is damaged beside a running store, which downloads it
@@ -27,7 +29,7 @@ func TestVerify(t *testing.T) {
 			empty := &origin{content: []byte{}}
 			mustFetch(t, s, empty, Miss)
 			sha512 := digest.SHA512.FromBytes(content(1, 50))
-			if _, _, err := fetch(t, s, sha512, Bytes("", content(1, 50))); err != nil {
+			if _, _, err := fetch(t, s, sha512, download.Bytes("", content(1, 50))); err != nil {
 				t.Fatal(err)
 			}
 			settle(t, s)

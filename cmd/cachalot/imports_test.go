@@ -45,6 +45,8 @@ func onlyIn() map[string]string {
 func never() map[string][]string {
 	return map[string][]string{
 		module + "/storage": {"net/http", module + "/proxy", module + "/upstream", module + "/cmd"},
+		// It knows neither a disk nor HTTP, only a Source.
+		module + "/storage/download": {"net/http", module + "/storage", module + "/bounds", module + "/proxy", module + "/upstream", module + "/cmd"},
 		// It knows no blob, only what is recorded of one.
 		module + "/storage/index": {"net/http", module + "/bounds", module + "/proxy", module + "/upstream", module + "/cmd"},
 		module + "/upstream":      {module + "/proxy", module + "/storage", module + "/cmd"},

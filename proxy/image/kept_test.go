@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/cachalot-registry/cachalot/storage"
+	"github.com/cachalot-registry/cachalot/storage/download"
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
@@ -26,7 +27,7 @@ func keep(t *testing.T, repo string, manifests ...ut.Content) Kept {
 		}
 	})
 	for _, m := range manifests {
-		b, err := s.Get(t.Context(), storage.Scope{Upstream: "docker.io", Repository: repo, Manifest: true}, m.Digest, storage.Bytes(m.MediaType, m.Bytes))
+		b, err := s.Get(t.Context(), storage.Scope{Upstream: "docker.io", Repository: repo, Manifest: true}, m.Digest, download.Bytes(m.MediaType, m.Bytes))
 		if err != nil {
 			t.Fatal(err)
 		}

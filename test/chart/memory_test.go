@@ -57,8 +57,8 @@ func constants(t *testing.T, folder string) func(name string) int64 {
 // fixedMemory is what the process takes at most beside connections and downloads.
 func fixedMemory(t *testing.T) int64 {
 	t.Helper()
-	storage, command := constants(t, "storage"), constants(t, "cmd/cachalot/server")
-	pieces := storage("maxPieces") * storage("pieceSize")
+	storage, download, command := constants(t, "storage"), constants(t, "storage/download"), constants(t, "cmd/cachalot/server")
+	pieces := download("maxPieces") * download("pieceSize")
 	bulk := command("maxBulk") * (2*command("bulkSize") + command("bulkSize")/16)
 	return process + index + storage("maxContent") + pieces + bulk
 }

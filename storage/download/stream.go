@@ -1,7 +1,6 @@
-package storage
+package download
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,59 +9,6 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 )
-
-// A Source opens a blob at an upstream, or a span of it. It is called again, at
-// the offset reached, after a break, and by several goroutines at once where it
-// gives spans. An error that wraps [ErrRefused], from the Source or its Body, says
-// that asking again is useless; any other is worth another try.
-type Source func(ctx context.Context, s Span) (*Part, error)
-
-// Span is what a [Source] is asked for: a blob's bytes from Offset on.
-type Span struct {
-	Offset int64
-	// Length is how many bytes are wanted; 0: all to the end, which a Source
-	// without spans opens in any case.
-	Length int64
-	// IfLong: the Length holds only for a blob known to be much longer, or else
-	// the requests for the rest are not worth it.
-	IfLong bool
-	// Spare: it is wanted over one more connection, for a blob that has one.
-	// A Source fails at once that cannot give just the span, or has few
-	// connections left for other blobs.
-	Spare bool
-}
-
-// Part is what a [Source] opened: a blob's bytes from Offset to End.
-type Part struct {
-	Body      io.ReadCloser
-	Offset    int64 // as asked, or 0 where the upstream knows no ranges
-	End       int64 // 0: Size
-	Size      int64 // of the whole blob; -1 where the upstream did not say
-	MediaType string
-	// Wrong is called where the whole that began with this part proves to be other
-	// content, before its readers know; nil: it is all the same to the Source.
-	Wrong func()
-}
-
-// end is where a part of a blob of size bytes ends, given what was asked for.
-func (p *Part) end(asked Span, size int64) int64 {
-	whole := asked.Length == 0 || p.End == 0 || p.Offset != asked.Offset || p.End > asked.Offset+asked.Length
-	if whole {
-		return size
-	}
-	return min(asked.Offset+asked.Length, size) // where the part is less, it breaks off
-}
-
-// Bytes is a Source for content already in memory.
-func Bytes(mediaType string, content []byte) Source {
-	return func(_ context.Context, s Span) (*Part, error) {
-		size := int64(len(content))
-		if s.Offset > size {
-			s.Offset = 0
-		}
-		return &Part{Body: io.NopCloser(bytes.NewReader(content[s.Offset:])), Offset: s.Offset, Size: size, MediaType: mediaType}, nil
-	}
-}
 
 const (
 	// patience is how long a broken stream asks its Source again before it gives
@@ -77,11 +23,11 @@ const (
 	progress = 64 << 10
 )
 
-// stream reads a blob from its Source to the end, in order, across breaks and
+// Stream reads a blob from its Source to the end, in order, across breaks and
 // over as many connections as are worth it: see ahead. What it skips when an
 // upstream answers a range with the whole blob is not compared: the digest of
 // all that was handed out decides at the end.
-type stream struct {
+type Stream struct {
 	ctx     context.Context
 	src     Source
 	resumed func(offset int64, cause error) // told of every resume
@@ -99,9 +45,10 @@ type stream struct {
 	sinceAt int64     // pos then
 }
 
-// openStream asks src once, from offset at. The stream may begin at 0 instead:
-// see pos. Where r has some left it may open more connections.
-func openStream(ctx context.Context, src Source, at int64, r *pieceBuffers, resumed func(int64, error)) (*stream, error) {
+// Open asks src once, from offset at. The stream may begin at 0 instead:
+// see Pos. Where r has some left it may open more connections; nil: one connection.
+// resumed is told of every time that src is asked again.
+func Open(ctx context.Context, src Source, at int64, r *Buffers, resumed func(int64, error)) (*Stream, error) {
 	asked := Span{Offset: at}
 	if r != nil {
 		asked.Length, asked.IfLong = firstPart, true
@@ -114,7 +61,7 @@ func openStream(ctx context.Context, src Source, at int64, r *pieceBuffers, resu
 	if part.Offset != at && part.Offset != 0 {
 		return nil, errors.Join(fmt.Errorf("source opened offset %d, asked for %d", part.Offset, at), part.Body.Close())
 	}
-	s := &stream{
+	s := &Stream{
 		ctx: ctx, src: src, resumed: resumed,
 		body: part.Body, from: part.Offset, pos: part.Offset, end: part.end(asked, part.Size), size: part.Size, mediaType: part.MediaType, wrong: part.Wrong,
 		breaks: newBreaks(),
@@ -136,7 +83,7 @@ func newBreaks() *backoff.ExponentialBackOff {
 
 // Read gives the next bytes. io.EOF means that the blob is complete as far as
 // its length tells.
-func (s *stream) Read(p []byte) (int, error) {
+func (s *Stream) Read(p []byte) (int, error) {
 	for s.size < 0 || s.pos < s.size {
 		if s.size >= 0 && s.pos == s.end {
 			if err := s.advance(); err != nil {
@@ -167,23 +114,52 @@ func (s *stream) Read(p []byte) (int, error) {
 	return 0, io.EOF
 }
 
-// refuse tells the Source, once, where err says that the content is another one.
-func (s *stream) refuse(err error) error {
-	if isWrong(err) && s.wrong != nil {
+// Pos is the offset of the byte that Read gives next.
+func (s *Stream) Pos() int64 { return s.pos }
+
+// Size is the length of the whole blob; -1 while unknown.
+func (s *Stream) Size() int64 { return s.size }
+
+// MediaType is what the Source said first.
+func (s *Stream) MediaType() string { return s.mediaType }
+
+// Connections is how many bring the stream's bytes now.
+func (s *Stream) Connections() int32 {
+	if s.ahead == nil {
+		return 1
+	}
+	return int32(max(1, s.ahead.active()))
+}
+
+// Wrong tells the Source, once, that the content is another one: see [Part]. Where the
+// length is another one, the stream does that itself.
+func (s *Stream) Wrong() {
+	if s.wrong != nil {
 		s.wrong()
 		s.wrong = nil
+	}
+}
+
+// Excuse makes Wrong do nothing from now on: what an earlier download left may be what
+// is wrong.
+func (s *Stream) Excuse() { s.wrong = nil }
+
+// refuse tells the Source where err says that the length is another one.
+func (s *Stream) refuse(err error) error {
+	if errors.Is(err, ErrChanged) {
+		s.Wrong()
 	}
 	return err
 }
 
 // Close ends the parts being read.
-func (s *stream) Close() error {
+func (s *Stream) Close() error {
 	s.ahead.close()
 	return s.body.Close()
 }
 
 // advance goes on to the part after one that has ended where it should.
-func (s *stream) advance() error {
+func (s *Stream) advance() error {
 	_ = s.body.Close() // read to its end
 	body, end := s.ahead.take(s.pos)
 	if s.end = end; body != nil {
@@ -197,7 +173,7 @@ func (s *stream) advance() error {
 }
 
 // resume opens the rest of the part after a break.
-func (s *stream) resume(cause error) error {
+func (s *Stream) resume(cause error) error {
 	_ = s.body.Close() // it broke already
 	if errors.Is(cause, ErrRefused) || errors.Is(cause, ErrChanged) {
 		return s.refuse(cause)
@@ -234,7 +210,7 @@ func (s *stream) resume(cause error) error {
 
 // reopen asks the Source for what is left of the part and stands at pos when it
 // returns.
-func (s *stream) reopen() error {
+func (s *Stream) reopen() error {
 	asked := Span{Offset: s.pos}
 	if s.end < s.size {
 		asked.Length = s.end - s.pos

@@ -1,4 +1,4 @@
-package storage
+package download
 
 import (
 	"context"
@@ -51,7 +51,7 @@ type ahead struct {
 	cancel  context.CancelFunc
 	src     Source
 	size    int64
-	buffers *pieceBuffers
+	buffers *Buffers
 	latency time.Duration // of opening the first part
 	running sync.WaitGroup
 
@@ -75,7 +75,7 @@ type mark struct {
 }
 
 // newAhead follows the stream's first part, which took latency to open.
-func newAhead(ctx context.Context, src Source, s *stream, r *pieceBuffers, latency time.Duration) *ahead {
+func newAhead(ctx context.Context, src Source, s *Stream, r *Buffers, latency time.Duration) *ahead {
 	a := &ahead{src: src, size: s.size, next: s.end, buffers: r, latency: latency, connections: 1}
 	a.ctx, a.cancel = context.WithCancel(ctx)
 	return a
@@ -365,30 +365,4 @@ func (t *tail) drop() {
 	if body := t.take(); body != nil {
 		_ = body.Close() // given up
 	}
-}
-
-// pieceBuffers are the memory for pieces.
-type pieceBuffers struct {
-	places chan struct{} // one is held by each piece
-	pool   sync.Pool
-}
-
-func newPieceBuffers() *pieceBuffers { return &pieceBuffers{places: make(chan struct{}, maxPieces)} }
-
-// take returns a piece's buffer, or nil where there is none to be had.
-func (r *pieceBuffers) take() []byte {
-	select {
-	case r.places <- struct{}{}:
-	default:
-		return nil
-	}
-	if b, ok := r.pool.Get().(*[pieceSize]byte); ok {
-		return b[:]
-	}
-	return make([]byte, pieceSize)
-}
-
-func (r *pieceBuffers) give(buf []byte) {
-	r.pool.Put((*[pieceSize]byte)(buf[:pieceSize]))
-	<-r.places
 }

@@ -1,16 +1,13 @@
-package storage
+package download
 
 import (
 	"context"
 	"errors"
 	"io"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/opencontainers/go-digest"
 )
 
 // TestPatience: how long a Source is asked again that brings nothing any more.
@@ -33,7 +30,7 @@ func TestPatience(t *testing.T) {
 					body := io.MultiReader(strings.NewReader(tc.first[min(sp.Offset, int64(len(tc.first))):]), errReader{broken})
 					return &Part{Body: io.NopCloser(body), Offset: sp.Offset, Size: 8}, nil
 				}
-				st, err := openStream(t.Context(), src, 0, nil, func(int64, error) {})
+				st, err := Open(t.Context(), src, 0, nil, func(int64, error) {})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -70,7 +67,7 @@ func TestBreaksOff(t *testing.T) {
 					}
 					return &Part{Body: io.NopCloser(io.MultiReader(strings.NewReader(strings.Repeat("x", int(n))), errReader{io.ErrUnexpectedEOF})), Offset: sp.Offset, Size: size}, nil
 				}
-				st, err := openStream(t.Context(), src, 0, nil, func(int64, error) {})
+				st, err := Open(t.Context(), src, 0, nil, func(int64, error) {})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -97,7 +94,7 @@ func TestShorterThanBefore(t *testing.T) {
 			}
 			return &Part{Body: io.NopCloser(body), Size: -1}, nil
 		}
-		st, err := openStream(t.Context(), src, 0, nil, func(int64, error) {})
+		st, err := Open(t.Context(), src, 0, nil, func(int64, error) {})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -107,74 +104,42 @@ func TestShorterThanBefore(t *testing.T) {
 	})
 }
 
-// TestWrong: the Source is told, once, that it sent other content, though the only reader
-// has left; and not where it broke.
-func TestWrong(t *testing.T) {
+// TestStream_Wrong: the Source is told, once, of another length by the stream, and of
+// other content by its reader, unless that excuses it.
+func TestStream_Wrong(t *testing.T) {
 	t.Parallel()
-	for name, tt := range map[string]struct {
-		content string
-		size    int64
-		broken  bool
-		want    int32
+	for name, tc := range map[string]struct {
+		size int64 // announced; the content has 5 bytes
+		call func(*Stream)
+		want int
 	}{
-		"other bytes": {content: "other", size: 5, want: 1},
-		"more bytes":  {content: "rightly", size: 5, want: 1},
-		"right":       {content: "right", size: 5},
-		"broken":      {content: "oth", size: 5, broken: true},
+		"right":         {size: 5, call: func(*Stream) {}},
+		"said twice":    {size: 5, call: func(s *Stream) { s.Wrong(); s.Wrong() }, want: 1},
+		"excused":       {size: 5, call: func(s *Stream) { s.Excuse(); s.Wrong() }},
+		"longer":        {size: 4, call: func(*Stream) {}, want: 1},
+		"longer, again": {size: 4, call: func(s *Stream) { s.Wrong() }, want: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			var told atomic.Int32
+			told := 0
 			src := func(context.Context, Span) (*Part, error) {
-				body := io.Reader(strings.NewReader(tt.content))
-				if tt.broken {
-					body = io.MultiReader(body, errReader{ErrRefused})
-				}
-				return &Part{Body: io.NopCloser(body), Size: tt.size, Wrong: func() { told.Add(1) }}, nil
+				return &Part{Body: io.NopCloser(strings.NewReader("bytes")), Size: tc.size, MediaType: "a/b", Wrong: func() { told++ }}, nil
 			}
-			s := openStore(t, t.TempDir())
-			b, err := s.Get(t.Context(), scope(), digest.FromString("right"), src)
-			switch {
-			case err == nil:
-				b.Close()
-			case !isWrong(err) && !errors.Is(err, ErrRefused): // it is over before it is read
+			st, err := Open(t.Context(), src, 0, nil, func(int64, error) {})
+			if err != nil {
 				t.Fatal(err)
 			}
-			settle(t, s)
-			if n := told.Load(); n != tt.want {
-				t.Errorf("told %d times, want %d", n, tt.want)
+			defer st.Close()
+			got, err := io.ReadAll(st)
+			if changed := tc.size < 5; errors.Is(err, ErrChanged) != changed || !changed && (err != nil || st.Pos() != 5) {
+				t.Errorf("read %q, %v", got, err)
+			}
+			if tc.call(st); told != tc.want {
+				t.Errorf("told %d times, want %d", told, tc.want)
+			}
+			if st.Size() != tc.size || st.MediaType() != "a/b" || st.Connections() != 1 {
+				t.Errorf("size %d, media type %q, %d connections", st.Size(), st.MediaType(), st.Connections())
 			}
 		})
-	}
-}
-
-// TestWrongBefore: where the beginning is from an earlier download, who gave the rest is
-// not the one who was wrong, and is asked for all of it the next time.
-func TestWrongBefore(t *testing.T) {
-	t.Parallel()
-	s := openStore(t, t.TempDir())
-	d := digest.FromString("right")
-	get := func(content string, end error) (got string, wrong int32) {
-		var told atomic.Int32
-		b, err := s.Get(t.Context(), scope(), d, func(_ context.Context, span Span) (*Part, error) {
-			body := io.MultiReader(strings.NewReader(content[span.Offset:]), errReader{end})
-			return &Part{Body: io.NopCloser(body), Offset: span.Offset, Size: 5, Wrong: func() { told.Add(1) }}, nil
-		})
-		if err == nil {
-			all, _ := io.ReadAll(b.Content)
-			got = string(all)
-			b.Close()
-		}
-		settle(t, s)
-		return got, told.Load()
-	}
-	if _, wrong := get("wr", ErrRefused); wrong != 0 {
-		t.Errorf("told %d times of what broke", wrong)
-	}
-	if got, wrong := get("right", io.EOF); got == "wrght" || wrong != 0 {
-		t.Errorf("%q, told %d times", got, wrong)
-	}
-	if got, wrong := get("right", io.EOF); got != "right" || wrong != 0 {
-		t.Errorf("%q, told %d times", got, wrong)
 	}
 }

@@ -1,4 +1,4 @@
-package storage
+package download
 
 import (
 	"bytes"
@@ -71,6 +71,13 @@ func (l *network) source(ctx context.Context, s Span) (*Part, error) {
 	return &Part{Body: b, Offset: s.Offset, End: end, Size: int64(len(l.content))}, nil
 }
 
+// opened is how many connections there are now.
+func (l *network) opened() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.open
+}
+
 func sleep(ctx context.Context, d time.Duration) error {
 	select {
 	case <-time.After(d):
@@ -133,11 +140,11 @@ func (b *linkBody) Close() error {
 
 // download reads all of l in a bubble, with the room for pieces or without. late
 // is how far it was ever behind one connection that is never interrupted.
-func download(t *testing.T, l *network, r *pieceBuffers, reader time.Duration) (got []byte, took, late time.Duration, err error) {
+func download(t *testing.T, l *network, r *Buffers, reader time.Duration) (got []byte, took, late time.Duration, err error) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
-		st, oerr := openStream(t.Context(), l.source, 0, r, func(int64, error) { l.broke++ })
+		st, oerr := Open(t.Context(), l.source, 0, r, func(int64, error) { l.broke++ })
 		if oerr != nil {
 			err = oerr
 			return
@@ -224,7 +231,7 @@ func TestAhead(t *testing.T) {
 			t.Parallel()
 			l := tc.link
 			l.content = blob
-			got, took, late, err := download(t, l, newPieceBuffers(), tc.reader)
+			got, took, late, err := download(t, l, NewBuffers(), tc.reader)
 			l.whole(t, got, err)
 			if l.most > tc.most || l.most < tc.least {
 				t.Errorf("%d connections at once; want %d to %d", l.most, tc.least, tc.most)
@@ -290,7 +297,7 @@ func TestAheadBreaks(t *testing.T) {
 			t.Parallel()
 			l := tc.link
 			l.content, l.each, l.latency = blob, 8<<20, 50*time.Millisecond
-			got, took, _, err := download(t, l, newPieceBuffers(), 0)
+			got, took, _, err := download(t, l, NewBuffers(), 0)
 			l.whole(t, got, err)
 			if l.broke != tc.broke {
 				t.Errorf("broke %d times, want %d", l.broke, tc.broke)
@@ -316,7 +323,7 @@ func TestAheadIgnoresSpans(t *testing.T) {
 	}
 	var got []byte
 	synctest.Test(t, func(t *testing.T) {
-		st, err := openStream(t.Context(), src, 0, newPieceBuffers(), func(int64, error) {})
+		st, err := Open(t.Context(), src, 0, NewBuffers(), func(int64, error) {})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -332,7 +339,7 @@ func TestAheadIgnoresSpans(t *testing.T) {
 func TestAheadLeft(t *testing.T) {
 	t.Parallel()
 	blob := content(4, 96<<20)
-	r := newPieceBuffers()
+	r := NewBuffers()
 	for name, tc := range map[string]struct {
 		all    int64 // of the link
 		at     int64
@@ -350,15 +357,15 @@ func TestAheadLeft(t *testing.T) {
 				l := &network{content: blob, each: 8 << 20, all: tc.all, latency: 50 * time.Millisecond}
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
-				st, err := openStream(ctx, l.source, 0, r, func(int64, error) {})
+				st, err := Open(ctx, l.source, 0, r, func(int64, error) {})
 				if err != nil {
 					t.Fatal(err)
 				}
 				if _, err := io.CopyN(io.Discard, st, tc.at); err != nil {
 					t.Fatal(err)
 				}
-				if l.open < tc.open {
-					t.Errorf("%d connections; want %d at least", l.open, tc.open)
+				if n := l.opened(); n < tc.open {
+					t.Errorf("%d connections; want %d at least", n, tc.open)
 				}
 				if tc.cancel {
 					cancel()
@@ -375,7 +382,7 @@ func TestAheadLeft(t *testing.T) {
 // TestAheadShares: the pieces of all fills together have a bound.
 func TestAheadShares(t *testing.T) {
 	t.Parallel()
-	r := newPieceBuffers()
+	r := NewBuffers()
 	var held [][]byte
 	for range maxPieces {
 		held = append(held, r.take())
