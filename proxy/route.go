@@ -1,9 +1,9 @@
 package proxy
 
 import (
-	"regexp"
 	"strings"
 
+	"github.com/cachalot-registry/cachalot/hostport"
 	"github.com/cachalot-registry/cachalot/proxy/hosts"
 	"github.com/cachalot-registry/cachalot/upstream"
 )
@@ -25,6 +25,7 @@ func (p *Proxy) route(req request, client string) (reg *upstream.Registry, repo 
 	if more {
 		named = p.registries.configured(first)
 	}
+	virtual := p.registries.byHost[hosts.Name(req.host)]
 	switch {
 	case prefix != "":
 		reg, err = p.registries.find(client, prefix)
@@ -32,13 +33,13 @@ func (p *Proxy) route(req request, client string) (reg *upstream.Registry, repo 
 		reg = named
 	case ns != "":
 		reg, err = p.registries.find(client, ns)
-	case len(p.registries.byHost) > 0 && p.registries.byHost[hosts.Name(req.host)] != nil:
-		reg = p.registries.byHost[hosts.Name(req.host)]
+	case virtual != nil:
+		reg = virtual
 	default:
 		reg = p.registries.byDefault
 		// No account of Docker Hub has a dot or colon in it: that is a registry, if
-		// perhaps one with a bad name.
-		if more && reg.Name() == dockerHub && named == nil && (looksLikeHost(first) || strings.Contains(first, ".") && badHostRegexp.MatchString(first)) {
+		// perhaps one with a _, which none has. What is no host at all is a bad name.
+		if _, isHost := hostport.Parse(first); isHost && hostport.NamesRegistry(first) && more && named == nil && reg.Name() == dockerHub {
 			if reg, err = p.registries.find(client, first); err == nil {
 				return reg, rest, nil
 			}
@@ -47,7 +48,7 @@ func (p *Proxy) route(req request, client string) (reg *upstream.Registry, repo 
 	switch {
 	case err != nil:
 		return nil, "", err
-	case named == reg && (prefix != "" || isRegistry(first, rest, ns)), more && looksLikeHost(first) && p.registries.name(first) == reg.Name():
+	case named == reg && (prefix != "" || isRegistry(first, rest, ns)), more && hostport.NamesRegistry(first) && p.registries.name(first) == reg.Name():
 		return reg, rest, nil
 	}
 	return reg, name, nil
@@ -58,16 +59,5 @@ func (p *Proxy) route(req request, client string) (reg *upstream.Registry, repo 
 // plain word could be an account too, if one other part follows it (Docker Hub
 // has no deeper names), or if the registry is named otherwise.
 func isRegistry(first, rest, ns string) bool {
-	return looksLikeHost(first) || ns == "" && strings.Contains(rest, "/")
+	return hostport.NamesRegistry(first) || ns == "" && strings.Contains(rest, "/")
 }
-
-// looksLikeHost is the rule by which image names are told from registries' (the
-// distribution reference grammar).
-func looksLikeHost(s string) bool {
-	return s == "localhost" || strings.ContainsAny(s, ".:") && hostRegexp.MatchString(s)
-}
-
-// badHostRegexp is for names that were meant as a host's: no host has a _.
-var badHostRegexp = regexp.MustCompile(`^[a-zA-Z0-9_-]+[.][a-zA-Z0-9._-]+(:[0-9]+)?$`)
-
-var hostRegexp = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9.-]*[a-zA-Z0-9])?(:[0-9]+)?$`)

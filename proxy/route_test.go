@@ -23,7 +23,7 @@ func router(tb testing.TB, defaultUpstream string) *Proxy {
 	tb.Helper()
 	var all []Upstream
 	for name, also := range map[string][]string{
-		"docker.io": {"dockerhub", "index.docker.io"}, "quay.io": nil, "registry.example:5000": {"ours"}, "localhost": nil,
+		"docker.io": {"dockerhub", "index.docker.io"}, "quay.io": nil, "registry.example:5000": {"ours"}, "localhost": nil, "[2001:db8::1]:5000": nil,
 	} {
 		r, err := upstream.New(upstream.Config{Name: name, URLs: []string{"https://" + name}}, upstream.NewMetrics(), slog.New(slog.DiscardHandler))
 		if err != nil {
@@ -81,6 +81,13 @@ func TestRoute(t *testing.T) {
 		{"docker.io", none, "/v2/registry.example.5000/app/manifests/1?ns=registry.example:5000", "registry.example:5000", "app"},
 		{"docker.io", none, "/v2/localhost/app/manifests/1", "localhost", "app"},
 		{"docker.io", none, "/v2/bad_name.example/org/app/manifests/1", "", ""},
+		{"docker.io", none, "/v2/bad_name:5000/app/manifests/1", "", ""},
+		{"docker.io", none, "/v2/a..b/app/manifests/1", "", ""},
+		{"docker.io", none, "/v2/quay.io:0/app/manifests/1", "", ""},
+		{"docker.io", none, "/v2/[2001:db8::1]:5000/app/manifests/1", "[2001:db8::1]:5000", "app"},
+		{"docker.io", none, "/v2/[2001:db8::1]:5000/team/app/manifests/1?ns=[2001:db8::1]:5000", "[2001:db8::1]:5000", "team/app"},
+		{"docker.io", none, "/v2/[2001:db8::2]:5000/app/manifests/1", "", ""},
+		{"docker.io", none, "/v2/docker.io./alpine/manifests/1?ns=docker.io", "docker.io", "library/alpine"},
 		{"docker.io", none, "/v2/dockerhub/library/alpine/manifests/1", "docker.io", "library/alpine"},
 		{"docker.io", none, "/v2/dockerhub/app/manifests/1", "docker.io", "dockerhub/app"}, // an account's
 		{"docker.io", none, "/v2/Quay.io:443/team/app/manifests/1", "quay.io", "team/app"},

@@ -11,6 +11,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"github.com/cachalot-registry/cachalot/hostport"
 )
 
 // Config describes one registry.
@@ -138,7 +140,7 @@ func (c Config) Validate() (wrong []*KeyError) {
 	fail := func(key, format string, args ...any) {
 		wrong = append(wrong, &KeyError{key, fmt.Errorf(format, args...)})
 	}
-	if c.Name == "" || strings.ContainsAny(c.Name, "/?#@ \t\r\n") {
+	if !isHost(c.Name) {
 		fail("upstreams", "%q is not a registry name such as docker.io or registry.example:5000", c.Name)
 	}
 	if len(c.URLs) == 0 {
@@ -159,7 +161,7 @@ func (c Config) Validate() (wrong []*KeyError) {
 		switch {
 		case strings.HasPrefix(h, "https://"), strings.HasPrefix(h, "http://"):
 			fail(key, "a URL; write the host alone, such as auth.docker.io")
-		case !validHost(h):
+		case !isHost(h):
 			fail(key, "%q is not a host; write one such as auth.docker.io", h)
 		}
 	}
@@ -241,7 +243,9 @@ func parseBase(raw string) (*url.URL, error) {
 		return nil, errors.New("a credential in the URL; write it as username and password")
 	case u.Scheme != "http" && u.Scheme != "https":
 		return nil, errors.New("not an http or https URL; write one such as https://registry-1.docker.io")
-	case !validHost(u.Host):
+	case u.Host != "" && !isHost(u.Host):
+		return nil, errors.New("a bad host in the URL; write one such as registry.example:5000, in letters, digits, hyphens and dots")
+	case u.Host == "":
 		return nil, errors.New("no host in the URL; write one such as https://registry-1.docker.io")
 	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
 		return nil, fmt.Errorf("the URL has ? or #; write the address alone, such as https://%s", u.Host)
@@ -269,12 +273,10 @@ func splitBase(path string) (root, prefix string) {
 	return root, prefix
 }
 
-func validHost(h string) bool {
-	if h == "" || strings.ContainsAny(h, "/?#@ \t\r\n\\") {
-		return false
-	}
-	u, err := url.Parse("https://" + h)
-	return err == nil && u.Host == h && u.Hostname() != ""
+// isHost reports whether s is a host with or without a port, as [hostport] has it.
+func isHost(s string) bool {
+	_, ok := hostport.Parse(s)
+	return ok
 }
 
 // origin is u's scheme, host and port, in one spelling (RFC 6454 section 4).

@@ -1,8 +1,11 @@
 package upstream
 
 import (
+	"net/url"
 	"strings"
 	"testing"
+
+	"github.com/cachalot-registry/cachalot/hostport"
 )
 
 func TestCanonicalName(t *testing.T) {
@@ -28,7 +31,7 @@ func TestCanonicalName(t *testing.T) {
 
 		"": "", "word": "", "docker..io": "", "docker.io..": "", ".docker.io": "", "-a.b": "", "a-.b": "", "a_b.c": "",
 		"docker.io:": "", "docker.io:0": "", "docker.io:65536": "", "docker.io:+443": "", "docker.io:-1": "", "docker.io:4 4": "",
-		"docker.io:443:443": "", "docker.io/": "", "a@docker.io": "", "[::1]:5000": "", "dоcker.io": "", "docker.io\x00": "",
+		"docker.io:443:443": "", "docker.io/": "", "a@docker.io": "", "[::1]:5000": "", "dоcker.io": "", "docker.io\x00": "", "doc\u212aer.io": "", strings.Repeat("a", 64) + ".b": "",
 		strings.Repeat("a.", 127) + "b": "",
 	} {
 		got, ok := CanonicalName(name)
@@ -53,8 +56,8 @@ func FuzzCanonicalName(f *testing.F) {
 		if again, ok := CanonicalName(got); ok && again != got {
 			t.Errorf("%q: %q, and of that %q", name, got, again)
 		}
-		if u := "https://" + got; !validHost(got) {
-			t.Errorf("%q: %s is no URL", name, u)
+		if u, err := url.Parse("https://" + got); err != nil || u.Host != got || !hostport.IsRegistry(got) {
+			t.Errorf("%q: https://%s is no URL, or images cannot name it: %v", name, got, err)
 		}
 	})
 }

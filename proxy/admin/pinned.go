@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,6 +23,11 @@ type Pin struct {
 	Pattern string    `json:"match"` // as in [proxy.Rule]
 	Created time.Time `json:"created"`
 	Comment string    `json:"comment,omitempty"`
+}
+
+// matches reports whether the pin is of a repository.
+func (p Pin) matches(upstream, repository string) bool {
+	return proxy.PinMatches(p.Pattern, upstream, repository)
 }
 
 const (
@@ -93,7 +99,7 @@ func (p *Pins) pinned() func(upstream, repository string) bool {
 	}
 	return func(upstream, repository string) bool {
 		return rules != nil && rules(upstream, repository) || slices.ContainsFunc(patterns, func(one Pin) bool {
-			return proxy.PinMatches(one.Pattern, upstream, repository)
+			return one.matches(upstream, repository)
 		})
 	}
 }
@@ -101,13 +107,21 @@ func (p *Pins) pinned() func(upstream, repository string) bool {
 // list is the patterns of run time, in their order. They must not be changed.
 func (p *Pins) list() []Pin { return *p.patterns.Load() }
 
+// has reports whether a pattern is among those of run time.
+func (p *Pins) has(pattern string) bool {
+	_, found := search(p.list(), pattern)
+	return found
+}
+
 // add pins the repositories that a pattern is of, from the next eviction on, and over
-// restarts. added is false where that was so already.
-func (p *Pins) add(one Pin) (added bool, err error) {
+// restarts. It returns the pin of that pattern; added is false where there was one already.
+func (p *Pins) add(one Pin) (pin Pin, added bool, err error) {
+	pin = one
 	err = p.change(func(pins []Pin) ([]Pin, error) {
-		i, found := slices.BinarySearchFunc(pins, one.Pattern, byPattern)
+		i, found := search(pins, one.Pattern)
 		switch {
 		case found:
+			pin = pins[i]
 			return pins, nil
 		case len(pins) >= mostPins:
 			return nil, errTooManyPins
@@ -115,13 +129,13 @@ func (p *Pins) add(one Pin) (added bool, err error) {
 		added = true
 		return slices.Insert(slices.Clone(pins), i, one), nil
 	})
-	return added, err
+	return pin, added, err
 }
 
 // remove takes a pattern off; removed is false where it was none.
 func (p *Pins) remove(pattern string) (removed bool, err error) {
 	err = p.change(func(pins []Pin) ([]Pin, error) {
-		i, found := slices.BinarySearchFunc(pins, pattern, byPattern)
+		i, found := search(pins, pattern)
 		if !found {
 			return pins, nil
 		}
@@ -131,15 +145,12 @@ func (p *Pins) remove(pattern string) (removed bool, err error) {
 	return removed, err
 }
 
-func byPattern(p Pin, pattern string) int {
-	switch {
-	case p.Pattern < pattern:
-		return -1
-	case p.Pattern > pattern:
-		return 1
-	}
-	return 0
+// search is the one look-up of a pattern: where it is in pins, or would be.
+func search(pins []Pin, pattern string) (i int, found bool) {
+	return slices.BinarySearchFunc(pins, pattern, byPattern)
 }
+
+func byPattern(p Pin, pattern string) int { return strings.Compare(p.Pattern, pattern) }
 
 // change writes what a change makes of the patterns, and then tells what is pinned.
 func (p *Pins) change(change func([]Pin) ([]Pin, error)) error {

@@ -15,8 +15,8 @@ func TestPins_File(t *testing.T) {
 	open := func() *Pins { return OpenPins(file, slog.New(slog.DiscardHandler)) }
 	p := open()
 	for _, want := range []bool{true, false} {
-		if added, err := p.add(Pin{Pattern: "u/r"}); err != nil || added != want {
-			t.Error(added, err)
+		if pin, added, err := p.add(Pin{Pattern: "u/r", Comment: fmt.Sprint(want)}); err != nil || added != want || pin.Comment != "true" {
+			t.Error(pin, added, err)
 		}
 	}
 	p = open()
@@ -48,7 +48,7 @@ func TestPins_File(t *testing.T) {
 		full[n] = Pin{Pattern: fmt.Sprintf("p%04d", n)}
 	}
 	p.patterns.Store(&full)
-	if _, err := p.add(Pin{Pattern: "x"}); err == nil {
+	if _, _, err := p.add(Pin{Pattern: "x"}); err == nil {
 		t.Error("one too many")
 	}
 }
@@ -71,7 +71,7 @@ func TestPins_Tell(t *testing.T) {
 	}
 	p.SetRules(func(upstream, _ string) bool { return upstream == "docker.io" })
 	want(true, false)
-	if _, err := p.add(Pin{Pattern: "quay.io/by/*"}); err != nil {
+	if _, _, err := p.add(Pin{Pattern: "quay.io/by/*"}); err != nil {
 		t.Fatal(err)
 	}
 	want(true, true)

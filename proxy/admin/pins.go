@@ -26,7 +26,7 @@ func (c *call) pinnedBy(upstream, repository string) []string {
 		}
 	}
 	for _, pin := range c.Pins.list() {
-		if proxy.PinMatches(pin.Pattern, upstream, repository) {
+		if pin.matches(upstream, repository) {
 			by = append(by, pin.Pattern)
 		}
 	}
@@ -91,8 +91,7 @@ func (c *call) pin() error {
 	if len(wanted.Comment) > maxComment {
 		return invalid("comment", "longer than %d characters", maxComment)
 	}
-	pin := Pin{Pattern: pattern, Created: time.Now().UTC().Truncate(time.Second), Comment: wanted.Comment}
-	added, err := c.Pins.add(pin)
+	pin, added, err := c.Pins.add(Pin{Pattern: pattern, Created: time.Now().UTC().Truncate(time.Second), Comment: wanted.Comment})
 	switch {
 	case errors.Is(err, errTooManyPins):
 		return problemf(http.StatusConflict, "too_many", "%v; use patterns such as docker.io/acme/**", err)
@@ -100,11 +99,6 @@ func (c *call) pin() error {
 		return err
 	case added:
 		return c.answerAs(http.StatusCreated, apiPin(pin))
-	}
-	for _, there := range c.Pins.list() {
-		if there.Pattern == pattern {
-			pin = there
-		}
 	}
 	c.audit.attrs = append(c.audit.attrs, slog.Bool("unchanged", true))
 	return c.answer(apiPin(pin))
@@ -140,12 +134,7 @@ func (c *call) unpin() error {
 	match := c.query.Get("match")
 	c.audit.target = match
 	pattern := match
-	for _, pin := range c.Pins.list() { // as it is listed, if it is
-		if pin.Pattern == match {
-			match = ""
-		}
-	}
-	if match != "" {
+	if !c.Pins.has(match) { // a pin is taken as it is listed
 		var err error
 		if pattern, err = c.pinPattern(match); err != nil {
 			return err

@@ -1,11 +1,11 @@
 package admin
 
 import (
+	"net"
 	"net/http"
 	"strconv"
 
 	"github.com/cachalot-registry/cachalot/bounds"
-	"github.com/cachalot-registry/cachalot/proxy/hosts"
 )
 
 // maxAdminWork bounds what the admin listener does at once besides probes, which have
@@ -21,7 +21,11 @@ func besidesProbes(h http.Handler) http.Handler {
 			h.ServeHTTP(w, r)
 			return
 		}
-		holder := bounds.Holder{Client: bounds.Client(hosts.Name(r.RemoteAddr))}
+		address, _, err := net.SplitHostPort(r.RemoteAddr)
+		if err != nil {
+			address = r.RemoteAddr
+		}
+		holder := bounds.Holder{Client: bounds.Client(address)}
 		if !places.Enter(holder) {
 			w.Header().Set("Retry-After", strconv.Itoa(int(bounds.RetryAfter.Seconds())))
 			w.Header().Set("Connection", "close")

@@ -253,6 +253,7 @@ func TestPins(t *testing.T) {
 	}
 	a.refused(http.MethodDelete, "pins?match=docker.io/acme/**", "", http.StatusConflict, "configured")
 	a.refused(http.MethodDelete, "pins?match=busybox", "", http.StatusNotFound, "not_pinned")
+	a.refused(http.MethodDelete, "pins", "", http.StatusUnprocessableEntity, "invalid")
 	if status := a.ask(http.MethodDelete, "pins?match=alpine", "", nil); status != http.StatusNoContent {
 		t.Error(status)
 	}

@@ -1,12 +1,13 @@
 package clients
 
 import (
-	"net/netip"
 	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/cachalot-registry/cachalot/hostport"
 )
 
 // Settings are what a client's configuration is made of.
@@ -41,10 +42,7 @@ type view struct {
 }
 
 var (
-	// Names of services in Compose may have an underscore.
-	mirrorHostRegexp = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9._-]*[a-zA-Z0-9])?$`)
 	mirrorPathRegexp = regexp.MustCompile(`^(/[a-zA-Z0-9._~-]+)*$`)
-	registryRegexp   = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?$`)
 	caFileRegexp     = regexp.MustCompile(`^/[a-zA-Z0-9._/@+ -]+$`)
 )
 
@@ -69,7 +67,7 @@ func (s Settings) view() (view, error) {
 	for _, name := range s.Registries {
 		switch {
 		case !ValidRegistry(name):
-			return view{}, &SettingError{"registry", strconv.Quote(name[:min(len(name), maxName)]) + " is not the name of a registry; write one such as quay.io"}
+			return view{}, &SettingError{"registry", strconv.Quote(name[:min(len(name), maxShown)]) + " is not the name of a registry; write one such as quay.io"}
 		case name != v.Host && !slices.Contains(v.Registries, name): // a mirror cannot be its own
 			v.Registries = append(v.Registries, name)
 		}
@@ -80,32 +78,25 @@ func (s Settings) view() (view, error) {
 	return v, nil
 }
 
-// maxName bounds a registry's name and a host.
-const maxName = 255
+// maxShown bounds what an error repeats of a name.
+const maxShown = 255
 
-// ValidRegistry reports whether a configuration can name a registry so.
-func ValidRegistry(name string) bool { return len(name) <= maxName && registryRegexp.MatchString(name) }
+// ValidRegistry reports whether a configuration can name a registry so: as images do, but
+// not by an IPv6 address, which most clients do not take. A word alone is one too.
+func ValidRegistry(name string) bool {
+	h, ok := hostport.Parse(name)
+	return ok && h.InImage() && !h.Is6() && strings.ToLower(name) == name
+}
 
 // PathName is a registry's name for clients that put it into the path of an image's
 // name, where no colon may be: registry.example.5000.
 func PathName(registry string) string { return strings.ReplaceAll(registry, ":", ".") }
 
-// ValidHost reports whether s is a host with or without a port, as a URL or the Host of a
-// request has it.
+// ValidHost reports whether a configuration can name the mirror's host so, with or without
+// a port. A dot at its end, some clients do not take.
 func ValidHost(s string) bool {
-	host, port := s, ""
-	if i := strings.LastIndexByte(s, ':'); i > strings.LastIndexByte(s, ']') {
-		host, port = s[:i], s[i+1:]
-		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-			return false
-		}
-	}
-	if literal, ok := strings.CutPrefix(host, "["); ok {
-		literal, ok = strings.CutSuffix(literal, "]")
-		ip, err := netip.ParseAddr(literal)
-		return ok && err == nil && ip.Is6() && ip.Zone() == ""
-	}
-	return len(host) <= maxName && mirrorHostRegexp.MatchString(host)
+	h, ok := hostport.Parse(s)
+	return ok && !h.Rooted
 }
 
 // Hub is the mirror's URL for clients that mirror Docker Hub only. It has a path

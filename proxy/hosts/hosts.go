@@ -2,10 +2,11 @@
 package hosts
 
 import (
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/cachalot-registry/cachalot/hostport"
 )
 
 // List has the names that a listener is asked for by (RFC 9110 section 7.2); others are
@@ -14,7 +15,8 @@ import (
 // page read what the mirror answers; but the Host of its requests is the site's name.
 //
 // No name server is asked for an address, nor for localhost (RFC 6761 section 6.3): they
-// are served always. So is a request without a Host, which no browser sends.
+// are served always. So is a request without a Host, which no browser sends. A Host that
+// is no host is never served.
 //
 // The zero value serves no other host, and nil serves all.
 type List struct {
@@ -29,11 +31,10 @@ type List struct {
 func New(names ...string) *List {
 	h := &List{names: map[string]bool{}}
 	for _, name := range names {
-		name = Name(name)
-		if domain, ok := strings.CutPrefix(name, "*"); ok {
-			h.domains = append(h.domains, domain)
+		if domain, ok := strings.CutPrefix(name, "*."); ok {
+			h.domains = append(h.domains, "."+Name(domain))
 		} else {
-			h.names[name] = true
+			h.names[Name(name)] = true
 		}
 	}
 	return h
@@ -44,14 +45,21 @@ func (h *List) Serves(host string) bool {
 	if h == nil {
 		return true
 	}
-	host = Name(host)
-	if host == "" || host == "localhost" || h.names[host] || h.Private && isPrivateName(host) {
+	if host == "" {
 		return true
 	}
-	if _, err := netip.ParseAddr(host); err == nil {
+	asked, ok := hostport.Parse(host)
+	if !ok {
+		return false
+	}
+	name := asked.Name
+	if name == "localhost" || h.names[name] || h.Private && isPrivateName(name) {
 		return true
 	}
-	return slices.ContainsFunc(h.domains, func(domain string) bool { return strings.HasSuffix(host, domain) })
+	if _, err := netip.ParseAddr(name); err == nil {
+		return true
+	}
+	return slices.ContainsFunc(h.domains, func(domain string) bool { return strings.HasSuffix(name, domain) })
 }
 
 // isPrivateName reports whether a name is of one label, as of a container or a machine
@@ -63,14 +71,13 @@ func isPrivateName(host string) bool {
 	return !strings.Contains(host, ".") || strings.HasSuffix(host, ".svc") || strings.HasSuffix(host, ".svc.cluster.local")
 }
 
-// Name is the host of a Host, with or without a port, in one spelling.
+// Name is the name in a Host, with or without a port, in one spelling. What is no host
+// stays as it is, in small letters.
 func Name(host string) string {
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
-	} else if address, ok := strings.CutPrefix(host, "["); ok {
-		host = strings.TrimSuffix(address, "]")
+	if h, ok := hostport.Parse(host); ok {
+		return h.Name
 	}
-	return strings.TrimSuffix(strings.ToLower(host), ".")
+	return strings.ToLower(host)
 }
 
 // IsLoopback says whether a host, with or without a port, is this one by its

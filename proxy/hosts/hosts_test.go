@@ -5,6 +5,8 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+
+	"github.com/cachalot-registry/cachalot/hostport"
 )
 
 func TestHosts_Serves(t *testing.T) {
@@ -43,8 +45,21 @@ func TestHosts_Serves(t *testing.T) {
 		{named, "127.1", false},
 		{named, "0x7f000001", false},
 		{named, "2130706433", false},
+		// What is no host.
+		{private, ":5000", false},
+		{private, "cachalot:", false},
+		{private, "cachalot:0", false},
+		{private, "cachalot:5000:5000", false},
+		{private, "a@cachalot", false},
+		{private, "cachalot/", false},
+		{private, "[cachalot]", false},
+		{private, "[::1", false},
+		{private, "::1", false},
+		{private, "[fe80::1%eth0]:5000", false},
+		{private, ".", false},
 		// What no public name server answers for.
 		{private, "cachalot:5001", true},
+		{private, "my_mirror:5001", true},
 		{private, "cachalot-0.mirror-headless.ns.svc:5001", true},
 		{private, "mirror.ns.svc.cluster.local.", true},
 		{private, "cachalot.dev", false},
@@ -70,11 +85,14 @@ func FuzzHost(f *testing.F) {
 	h := New("mirror.test", "*.example.com")
 	f.Fuzz(func(t *testing.T, host string) {
 		name := Name(host)
-		if again := Name(name); again != name && !strings.ContainsAny(name, ":[].") {
+		if again := Name(name); again != name {
 			t.Errorf("%q: %q, and %q", host, name, again)
 		}
 		if !h.Serves(host) {
 			return
+		}
+		if _, ok := hostport.Parse(host); !ok && host != "" {
+			t.Errorf("%q is no host, and served", host)
 		}
 		// What a browser takes for the host of a URL, it sends as it is.
 		u, err := url.Parse("http://" + host + "/")

@@ -14,8 +14,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/distribution/reference"
-
+	"github.com/cachalot-registry/cachalot/hostport"
 	"github.com/cachalot-registry/cachalot/storage"
 	"github.com/cachalot-registry/cachalot/upstream"
 )
@@ -319,7 +318,7 @@ func (v *validator) names(c *Config, names []string) {
 		for i, a := range c.Upstreams[name].Aliases {
 			key := fmt.Sprintf("upstreams.%s.aliases[%d]", name, i)
 			switch owner, taken := alias[a]; {
-			case !isHost(a) && !isWord(a):
+			case !hostport.IsRegistry(a) && !isWord(a):
 				v.fail(fmt.Sprintf("%q is not a name for a registry; write a host or a word in small letters, such as dockerhub", a), key)
 			case taken && !v.done[join("upstreams", owner)]:
 				v.fail(fmt.Sprintf("%s is already a name of %s; write another one", a, owner), key)
@@ -329,7 +328,7 @@ func (v *validator) names(c *Config, names []string) {
 		for i, h := range c.Upstreams[name].Hosts {
 			key := fmt.Sprintf("upstreams.%s.hosts[%d]", name, i)
 			switch owner, taken := host[strings.ToLower(h)]; {
-			case !isHost(h) || strings.Contains(h, ":"):
+			case !hostport.IsRegistry(h) || strings.Contains(h, ":"):
 				v.fail(fmt.Sprintf("%q is not the name of a host; write one without a port, such as hub.mirror.example", h), key)
 			case taken:
 				v.fail(fmt.Sprintf("%s already leads to %s; write another one", h, owner), key)
@@ -348,7 +347,7 @@ func (v *validator) hostNames(list []string, key string) {
 			continue
 		}
 		domain, all := strings.CutPrefix(name, "*.")
-		if strings.Contains(name, ":") || !isHost(domain) && (all || !isWord(name)) {
+		if strings.Contains(name, ":") || !hostport.IsRegistry(domain) && (all || !isWord(name)) {
 			v.fail(fmt.Sprintf("%q is not the name of a host; write one without a port, such as mirror.example, or *.mirror.example for all below it", name), key)
 		}
 	}
@@ -356,7 +355,8 @@ func (v *validator) hostNames(list []string, key string) {
 
 // isWord says whether s could be the first part of a repository's name.
 func isWord(s string) bool {
-	return s != "" && s != "v2" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == "" && !strings.HasPrefix(s, "-") && !strings.HasSuffix(s, "-")
+	h, ok := hostport.Parse(s)
+	return ok && h.InImage() && !hostport.NamesRegistry(s) && strings.ToLower(s) == s && s != "v2"
 }
 
 // registry checks the values of an upstream, and makes the registry, as serve will, for
@@ -408,7 +408,7 @@ func registryName(name string) string {
 	if lower := strings.ToLower(name); lower != name {
 		return "a registry's name has no capital letters; write " + lower
 	}
-	if !isHost(name) {
+	if !hostport.IsRegistry(name) {
 		return fmt.Sprintf("%q is not the name of a registry; write the host that images are named with, such as docker.io", name)
 	}
 	// All spellings of it lead to this one, as Docker Hub's hosts lead to docker.io.
@@ -416,14 +416,4 @@ func registryName(name string) string {
 		return fmt.Sprintf("images of this registry are named with %s; write that", canonical)
 	}
 	return ""
-}
-
-// isHost says whether s could be the host or host:port part of an image name.
-func isHost(s string) bool {
-	ref, err := reference.Parse(s + "/a/b")
-	if err != nil || (!strings.ContainsAny(s, ".:") && s != "localhost") {
-		return false
-	}
-	named, ok := ref.(reference.Named)
-	return ok && reference.Domain(named) == s
 }
