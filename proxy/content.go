@@ -248,7 +248,7 @@ func (p *Proxy) serveWhole(w *response, r *http.Request, t target, d digest.Dige
 		outcome := b.Outcome
 		err = b.Wait(w.ctx)
 		b.Close()
-		if err != nil && !errors.Is(err, storage.ErrNotKept) {
+		if err != nil && !errors.Is(err, storage.ErrNotStored) {
 			return p.broke(w.ctx, t, d, err)
 		}
 		if b, err = p.open(w.ctx, t, d); err == nil {
@@ -307,7 +307,7 @@ func (p *Proxy) send(w *response, r *http.Request, t target, b *storage.Blob, lo
 	}
 	if t.kind == upstream.KindManifest && b.Outcome != storage.Hit {
 		// Small: a clean error is worth more than an early first byte.
-		if err := b.Wait(w.ctx); err != nil && !errors.Is(err, storage.ErrNotKept) {
+		if err := b.Wait(w.ctx); err != nil && !errors.Is(err, storage.ErrNotStored) {
 			return p.broke(w.ctx, t, b.Digest, err)
 		}
 	}

@@ -123,9 +123,9 @@ func (p *Proxy) check(ctx context.Context, ptr pointer, key cacheKey) (resolutio
 	case ptr.gone(err):
 		p.worked(ptr.key)
 		if known {
-			p.log.InfoContext(ctx, "gone upstream", "upstream", ptr.key.Upstream, "repository", ptr.key.Repository, "name", ptr.key.Name, "error", err)
+			p.log.InfoContext(ctx, "tag or list deleted upstream; removing it", "upstream", ptr.key.Upstream, "repository", ptr.key.Repository, "name", ptr.key.Name, "error", err)
 			if err := p.store.DeleteTag(ptr.key); err != nil {
-				p.log.WarnContext(ctx, "cannot forget tag", "error", err)
+				p.log.WarnContext(ctx, "cannot remove tag", "error", err)
 			}
 			p.release(ptr.key, tag.Digest)
 		}
@@ -141,7 +141,7 @@ func (p *Proxy) check(ctx context.Context, ptr pointer, key cacheKey) (resolutio
 	}
 	p.worked(ptr.key)
 	if err := p.store.PutTag(ptr.key, storage.Tag{Digest: d, Checked: time.Now()}, keptTimes*p.cfg.MaxStale); err != nil {
-		p.log.WarnContext(ctx, "cannot record tag", "upstream", ptr.key.Upstream, "repository", ptr.key.Repository, "name", ptr.key.Name, "error", err)
+		p.log.WarnContext(ctx, "cannot store tag", "upstream", ptr.key.Upstream, "repository", ptr.key.Repository, "name", ptr.key.Name, "error", err)
 	}
 	if known && d == tag.Digest {
 		return resolution{d, resultRevalidated}, nil

@@ -131,7 +131,7 @@ func (p *Proxy) fetch(ctx context.Context, t target, d digest.Digest) error {
 		return err
 	}
 	defer b.Close()
-	if err := b.Wait(ctx); err != nil && !errors.Is(err, storage.ErrNotKept) {
+	if err := b.Wait(ctx); err != nil && !errors.Is(err, storage.ErrNotStored) {
 		return err
 	}
 	return nil
@@ -164,7 +164,7 @@ func (p *Proxy) keep(ctx context.Context, sc storage.Scope, res upstream.Resolve
 		return "", err
 	}
 	defer b.Close()
-	if err := b.Wait(ctx); err != nil && !errors.Is(err, storage.ErrNotKept) {
+	if err := b.Wait(ctx); err != nil && !errors.Is(err, storage.ErrNotStored) {
 		return "", fmt.Errorf("store %s: %w", d, err)
 	}
 	if b.MediaType != res.MediaType { // the registry has another word for it now

@@ -46,11 +46,11 @@ func newNegativeCache(ttl time.Duration) (*negativeCache, error) {
 	return &negativeCache{entries, ttl}, err
 }
 
-func (e *negative) Error() string { return e.err.Error() + " (remembered)" }
+func (e *negative) Error() string { return e.err.Error() + " (cached)" }
 func (e *negative) Unwrap() error { return e.err }
 
 // Public is what a client is told.
-func (e *negative) Public() string { return publicText(e.err) + " (remembered)" }
+func (e *negative) Public() string { return publicText(e.err) + " (cached)" }
 
 // isNegative reports whether err comes from the cache: it is not to be kept for longer.
 func isNegative(err error) bool {

@@ -160,7 +160,7 @@ func (u *Pull) Fetch(ctx context.Context, kind upstream.Kind, d digest.Digest) (
 		return nil, err
 	}
 	switch err = b.Wait(ctx); {
-	case errors.Is(err, storage.ErrNotKept):
+	case errors.Is(err, storage.ErrNotStored):
 		err = errors.New("no space to store it")
 	case err != nil:
 		err = u.p.broke(ctx, t, d, err)

@@ -115,7 +115,7 @@ func limitRange(w *response, r *http.Request, b *storage.Blob) error {
 		return nil
 	}
 	if len(ranges) > 1 && b.Outcome != storage.Hit {
-		if err := b.Wait(w.ctx); errors.Is(err, storage.ErrNotKept) {
+		if err := b.Wait(w.ctx); errors.Is(err, storage.ErrNotStored) {
 			return nil // read once, in order: the whole blob
 		} else if err != nil {
 			return err

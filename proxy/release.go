@@ -59,9 +59,9 @@ func (p *Proxy) markOrphans() {
 		})
 		switch {
 		case err == nil:
-			p.log.Info("marked content of deleted tags for eviction", "tags", len(roots), "blobs", len(blobs))
+			p.log.Info("marked content of deleted tags as orphaned", "tags", len(roots), "blobs", len(blobs))
 		case p.ctx.Err() == nil:
-			p.log.Warn("cannot mark content of a deleted tag for eviction; it is evicted later", "error", err)
+			p.log.Warn("cannot mark content of deleted tags as orphaned; it is evicted later", "error", err)
 		}
 	}
 }

@@ -95,7 +95,7 @@ func (l *accessLog) flush() {
 		return
 	}
 	if err := l.ledger.update(maps.Keys(uses), func(d digest.Digest, r *index.Record) { uses[d].apply(r) }); err != nil {
-		l.log.Warn("cannot record uses of blobs", "error", err)
+		l.log.Warn("cannot record blob uses", "error", err)
 	}
 }
 

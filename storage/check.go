@@ -70,13 +70,13 @@ func (k disk) check(ctx context.Context, d digest.Digest, before func(context.Co
 		read += int64(n)
 		switch {
 		case errors.Is(err, io.EOF):
-			return read, &damage{info, fmt.Errorf("%w: it ends at %d of %d bytes", ErrDigest, read, info.Size())}, nil
+			return read, &damage{info, fmt.Errorf("%w: file ends at byte %d of %d", ErrDigest, read, info.Size())}, nil
 		case err != nil:
 			return read, &damage{info, fmt.Errorf("read at %d: %w", read, pathless(err))}, nil
 		}
 	}
 	if sum := digest.NewDigest(d.Algorithm(), hash); sum != d {
-		return read, &damage{info, fmt.Errorf("%w: %d bytes of %s", ErrDigest, read, sum)}, nil
+		return read, &damage{info, fmt.Errorf("%w: %d bytes with digest %s", ErrDigest, read, sum)}, nil
 	}
 	return read, nil, nil
 }

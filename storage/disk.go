@@ -183,7 +183,7 @@ func nameDurably(f *os.File, name string) (named bool, err error) {
 		return false, fmt.Errorf("create folder: %w", err)
 	}
 	if err := os.Rename(f.Name(), name); err != nil {
-		return false, fmt.Errorf("name file: %w", err)
+		return false, fmt.Errorf("rename file: %w", err)
 	}
 	return true, syncDir(dir)
 }
@@ -204,7 +204,7 @@ func syncDir(dir string) error {
 // folders' sync may fail.
 func (k disk) moveToQuarantine(d digest.Digest) error {
 	if err := os.Rename(k.blob(d), k.quarantined(d)); err != nil {
-		return fmt.Errorf("put blob into quarantine: %w", err)
+		return fmt.Errorf("move blob to quarantine: %w", err)
 	}
 	_ = errors.Join(syncDir(k.quarantine()), syncDir(filepath.Dir(k.blob(d))))
 	return nil

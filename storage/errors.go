@@ -14,8 +14,8 @@ var (
 	ErrChanged = errors.New("upstream changed the blob's length")
 	// ErrRefused marks a Source's error as final.
 	ErrRefused = errors.New("refused by upstream")
-	// ErrNotKept: the blob is passed on without being kept, for want of space.
-	ErrNotKept = errors.New("blob is not kept")
+	// ErrNotStored: the blob is passed on without being kept, for want of space.
+	ErrNotStored = errors.New("blob is not stored")
 	// ErrClosed: the store is closing.
 	ErrClosed = errors.New("storage is closed")
 	// ErrLocked: another process has the folder.

@@ -282,12 +282,12 @@ func (e *evictor) pick(need int64) bool {
 	if wanted > e.ledger.total() || wanted > e.noMore && time.Now().Before(e.lookAgain) {
 		return false // so it was a moment ago
 	}
-	e.log.Debug("looking at all records", "wanted_bytes", most)
+	e.log.Debug("scanning all records for blobs to evict", "wanted_bytes", most)
 	e.access.flush()
 	start := time.Now()
 	picked, bytes := e.victims(most)
 	if bytes < wanted && len(picked) < mostVictims {
-		e.log.Warn("no room: all other blobs are pinned or in use", "wanted_bytes", wanted, "evictable_bytes", bytes)
+		e.log.Warn("no space: all other blobs are pinned or in use", "wanted_bytes", wanted, "evictable_bytes", bytes)
 	}
 	if bytes < most && len(picked) < mostVictims {
 		n, sum := 0, int64(0)

@@ -103,7 +103,7 @@ func (f *fill) release() {
 }
 
 // errSpill: the disk cannot take the blob, the clients can.
-var errSpill = errors.New("not kept")
+var errSpill = errors.New("not stored")
 
 // run downloads the blob and makes it durable if it is to be kept. Whatever
 // happens to it, the fill ends in a final phase and leaves the store's table.
@@ -141,7 +141,7 @@ func (f *fill) run(ctx context.Context) {
 		f.publish(func() { f.phase, f.err = failed, err })
 	case errors.Is(err, errSpill):
 		s.metrics.spills.Inc()
-		s.log.WarnContext(own, "blob passed on without being kept", "digest", f.digest, "error", err)
+		s.log.WarnContext(own, "blob passed through and not stored", "digest", f.digest, "error", err)
 		f.discard()
 		f.publish(func() { f.phase = spilled })
 	default:
@@ -256,7 +256,7 @@ func (f *fill) openStream(ctx context.Context) (*stream, error) {
 	resumed := func(offset int64, cause error) {
 		f.store.metrics.resumes.Inc()
 		resumedSpan(ctx, offset, cause)
-		f.store.log.InfoContext(ctx, "download broke and goes on", "upstream", f.place.Upstream, "repository", f.place.Repository,
+		f.store.log.InfoContext(ctx, "download broke; resuming", "upstream", f.place.Upstream, "repository", f.place.Repository,
 			"digest", f.digest, "offset", offset, "error", cause)
 	}
 	st, err := openStream(ctx, f.src, f.written, f.store.buffers, resumed)
@@ -304,7 +304,7 @@ func (f *fill) reserveTo(size int64) int64 {
 // nothing does.
 func (f *fill) fits(size int64) error {
 	if need := blocks(size) - blocks(f.written); size > f.reserveTo(size) && !f.store.evictor.couldFit(need) {
-		return fmt.Errorf("%w: no room for %d bytes", errSpill, need)
+		return fmt.Errorf("%w: no space for %d bytes", errSpill, need)
 	}
 	return nil
 }
@@ -316,7 +316,7 @@ func (f *fill) reserve(length int64) error {
 		return nil
 	}
 	if !f.store.evictor.reserve(need) {
-		return fmt.Errorf("%w: no room for %d bytes", errSpill, need)
+		return fmt.Errorf("%w: no space for %d bytes", errSpill, need)
 	}
 	f.promised += need
 	return nil
@@ -374,7 +374,7 @@ func (f *fill) settle(ctx context.Context) (kept bool) {
 	}
 	if err := f.commit(); err != nil {
 		f.store.metrics.failures.WithLabelValues(reasonDisk).Inc()
-		f.store.log.ErrorContext(ctx, "cannot keep blob", "digest", f.digest, "error", err)
+		f.store.log.ErrorContext(ctx, "cannot store blob", "digest", f.digest, "error", err)
 		f.discard()
 		return false
 	}

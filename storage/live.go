@@ -56,7 +56,7 @@ type FillInfo struct {
 	Digest               digest.Digest
 	Upstream, Repository string // of the one who started it
 	Manifest             bool
-	State                string    // "waiting" for a slot or an answer, "downloading", "checking", or "passing on" what is not kept
+	State                string    // "waiting" for a slot or an answer, "downloading", "checking", or "passing through" what is not kept
 	Started              time.Time // when it was asked for
 	Written              int64     // bytes, those of an earlier try too
 	Size                 int64     // -1 while unknown
@@ -90,7 +90,7 @@ func (f *fill) info() FillInfo {
 	case streaming:
 		i.State, i.Connections = "downloading", int(f.connections.Load())
 	case spilled:
-		i.State, i.Connections, i.Readers = "passing on", f.users, f.users
+		i.State, i.Connections, i.Readers = "passing through", f.users, f.users
 	default:
 		i.State = "checking"
 	}

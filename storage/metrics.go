@@ -55,7 +55,7 @@ func NewMetrics() *Metrics {
 			Name: "fill_failures_total", Help: "Downloads that ended without a blob, by reason: upstream, digest (wrong content), disk or closed. What an upstream does not have counts as none.",
 		}, []string{"reason"}),
 		spills: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "fill_spills_total", Help: "Downloads passed on to clients without being kept, for want of disk space.",
+			Name: "fill_spills_total", Help: "Downloads passed through to clients and not stored, because there was no disk space.",
 		}),
 		bytes: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "storage_bytes", Help: "Bytes that blobs take on disk, in blocks of 4 KiB.",
@@ -70,13 +70,13 @@ func NewMetrics() *Metrics {
 			Name: "storage_blobs", Help: "Blobs on disk.",
 		}),
 		minFree: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "storage_min_free_bytes", Help: "Free space that is left to others on the disk: blobs are removed, or not kept, for it.",
+			Name: "storage_min_free_bytes", Help: "Free space that is left to others on the disk: blobs are evicted, or not stored, to keep it.",
 		}),
 		evictedBytes: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "evicted_bytes_total", Help: "Bytes on disk of removed blobs, by reason: space (to make room), age (keep_for was over) or purge (somebody said so).",
+			Name: "evicted_bytes_total", Help: "Bytes on disk of removed blobs, by reason: space (evicted for other blobs), age (keep_for was over) or purge (an operator removed them).",
 		}, []string{"reason"}),
 		evictionAge: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "eviction_age_seconds", Help: "Time since last use of removed blobs, by reason: space (to make room) or age (keep_for was over).",
+			Name: "eviction_age_seconds", Help: "Time since last use of removed blobs, by reason: space (evicted for other blobs) or age (keep_for was over).",
 			Buckets:                         []float64{60, 600, 3600, 6 * 3600, 86400, 3 * 86400, 7 * 86400, 30 * 86400},
 			NativeHistogramBucketFactor:     1.1,
 			NativeHistogramMaxBucketNumber:  160,
@@ -86,10 +86,10 @@ func NewMetrics() *Metrics {
 			Name: "scrubbed_bytes_total", Help: "Bytes of blobs read again to compare their digests.",
 		}),
 		quarantined: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "quarantined_blobs_total", Help: "Blobs found damaged on disk and taken away, to be fetched anew.",
+			Name: "quarantined_blobs_total", Help: "Blobs found damaged on disk and quarantined or removed; the next request downloads them.",
 		}),
 		quarantineBytes: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "quarantine_bytes", Help: "Bytes of damaged blobs kept to be looked at; they count towards the limit of storage_bytes.",
+			Name: "quarantine_bytes", Help: "Bytes of damaged blobs in quarantine; they count towards the limit of storage_bytes.",
 		}),
 	}
 	for _, reason := range []string{reasonUpstream, reasonDigest, reasonDisk, reasonClosed} {

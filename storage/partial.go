@@ -75,7 +75,7 @@ func (s *Store) removePartial(p partial) {
 	case err == nil:
 		s.space.grow(-blocks(info.Size()))
 	case !errors.Is(err, fs.ErrNotExist):
-		s.log.Warn("cannot remove partial", "digest", p.digest, "error", err)
+		s.log.Warn("cannot remove partial download", "digest", p.digest, "error", err)
 	}
 }
 

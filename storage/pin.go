@@ -28,7 +28,7 @@ func (s *Store) isPinned(d digest.Digest) bool {
 		return !found
 	})
 	if err != nil {
-		s.log.Warn("cannot read links: taken for pinned", "digest", d, "error", err)
+		s.log.Warn("cannot read links; blob treated as pinned", "digest", d, "error", err)
 		return true
 	}
 	return found

@@ -48,14 +48,14 @@ func (h *health) tryQuarantine(d digest.Digest, bad func() error) {
 	into := h.disk.quarantined(d)
 	err := h.disk.moveToQuarantine(d)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		h.log.Warn("cannot quarantine damaged blob, so it is removed", "digest", d, "error", err)
+		h.log.Warn("cannot quarantine damaged blob; removing it", "digest", d, "error", err)
 		into = ""
 		if err = os.Remove(h.disk.blob(d)); err == nil {
 			h.metrics.quarantined.Inc()
 		}
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		h.log.Error("damaged blob can be neither moved nor removed: fetched at each request", "digest", d, "damage", why, "error", err)
+		h.log.Error("cannot quarantine or remove damaged blob; it is condemned, and each request downloads it", "digest", d, "damage", why, "error", err)
 		h.condemn(d, bad)
 		return
 	}
@@ -89,13 +89,13 @@ func (h *health) updateQuarantine() {
 		}
 		if _, ok, err := h.ledger.index.Record(f.digest); err == nil && ok && !h.disk.has(f.digest) {
 			h.blobs.exclusiveIdle(f.digest, func() {
-				h.log.Warn("blob found in quarantine; the next request downloads it", "digest", f.digest)
+				h.log.Warn("another process quarantined the blob; the next request downloads it", "digest", f.digest)
 				h.blobs.forget(f.digest)
 			})
 		}
 		if i >= quarantineFiles || bytes+blocks(f.info.Size()) > h.quarantineMax {
 			if err := os.Remove(h.disk.quarantined(f.digest)); err == nil {
-				h.log.Warn("removed from quarantine, which is full", "digest", f.digest, "bytes", f.info.Size(), "max_bytes", h.quarantineMax)
+				h.log.Warn("quarantine is full; removed its oldest blob", "digest", f.digest, "bytes", f.info.Size(), "max_bytes", h.quarantineMax)
 				continue
 			}
 		}
@@ -118,9 +118,9 @@ func movedAt(info fs.FileInfo) int64 {
 func wrongSize(d digest.Digest, size, want int64) error {
 	switch {
 	case want >= 0 && size != want:
-		return fmt.Errorf("%w: the file has %d bytes, the blob %d", ErrDigest, size, want)
+		return fmt.Errorf("%w: file has %d bytes, blob has %d", ErrDigest, size, want)
 	case size == 0 && d != d.Algorithm().FromBytes(nil):
-		return fmt.Errorf("%w: the file is empty", ErrDigest)
+		return fmt.Errorf("%w: file is empty", ErrDigest)
 	}
 	return nil
 }

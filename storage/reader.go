@@ -88,7 +88,7 @@ func (f *fill) blob(ctx context.Context, o Outcome, mediaType string) (*Blob, er
 			case err != nil:
 				return err
 			case st.phase == spilled:
-				return ErrNotKept
+				return ErrNotStored
 			}
 			return st.err
 		},
@@ -189,7 +189,7 @@ func (r *fillReader) visible(st state) int64 {
 func (r *fillReader) goAlone(st state) error {
 	clone, ok := r.fill.hash.(hash.Cloner)
 	if !ok {
-		return fmt.Errorf("%w: hash cannot be copied", ErrNotKept)
+		return fmt.Errorf("%w: hash cannot be copied", ErrNotStored)
 	}
 	h, err := clone.Clone()
 	if err != nil {

@@ -27,7 +27,7 @@ func (s *Store) reconcile() {
 			}
 			blobs, err := list(shard)
 			if err != nil {
-				s.log.Error("cannot read blob folder: what the index says of it stays", "error", err)
+				s.log.Error("cannot read blob folder; its index records stay", "error", err)
 				continue
 			}
 			f, l := s.reconcileShard(a.String()+":"+shard, blobs)
@@ -35,7 +35,7 @@ func (s *Store) reconcile() {
 			lost += l
 		}
 	}
-	s.log.Info("index agrees with the disk", "found_blobs", found, "lost_blobs", lost, "bytes", s.ledger.total(),
+	s.log.Info("index checked against the disk", "found_blobs", found, "lost_blobs", lost, "bytes", s.ledger.total(),
 		"seconds", time.Since(start).Seconds())
 }
 

@@ -34,7 +34,7 @@ func (h *health) scrub() {
 			begun := time.Now()
 			var n int64
 			if err != nil {
-				h.log.Warn("cannot check blobs", "error", err)
+				h.log.Warn("cannot list blobs to scrub", "error", err)
 			} else {
 				n = h.recheck(d)
 			}
@@ -109,7 +109,7 @@ func (h *health) recheck(d digest.Digest) (read int64) {
 	case bad != nil:
 		h.quarantineFile(d, *bad)
 	case err != nil && h.ctx.Err() == nil && !errors.Is(err, fs.ErrNotExist):
-		h.log.Warn("cannot check blob", "digest", d, "error", err)
+		h.log.Warn("cannot scrub blob", "digest", d, "error", err)
 	}
 	return read
 }
@@ -118,13 +118,13 @@ func (h *health) recheck(d digest.Digest) (read int64) {
 func (h *health) scrubbed() digest.Digest {
 	last, err := h.ledger.index.ScrubPosition()
 	if err != nil {
-		h.log.Warn("cannot read how far blobs were checked: from the start", "error", err)
+		h.log.Warn("cannot read scrub position; starting over", "error", err)
 	}
 	return last
 }
 
 func (h *health) setScrubbed(last digest.Digest) {
 	if err := h.ledger.index.SetScrubPosition(last); err != nil {
-		h.log.Warn("cannot record how far blobs were checked", "error", err)
+		h.log.Warn("cannot record scrub position", "error", err)
 	}
 }

@@ -19,7 +19,7 @@ const (
 
 // errStalled ends a fill that brings nothing while others wait for its slot. What came
 // is kept for the next one.
-var errStalled = errors.New("the upstream sends nothing, and others wait")
+var errStalled = errors.New("the upstream sends nothing while other downloads wait for a slot")
 
 // slots bounds the fills that run at once. Fills of an upstream's blobs are a group, and
 // those of its manifests another: one that stalls keeps no other out, nor its own tags; a

@@ -82,7 +82,7 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 		cfg.LowMark = min(95, cfg.HighMark)
 	}
 	if cfg.LowMark < 0 || cfg.LowMark > cfg.HighMark || cfg.HighMark > 100 {
-		return nil, fmt.Errorf("storage: a low mark of %g %% and a high mark of %g %%; they are shares of the limit", cfg.LowMark, cfg.HighMark)
+		return nil, fmt.Errorf("storage: low mark %g %%, high mark %g %%; write 0 <= low mark <= high mark <= 100", cfg.LowMark, cfg.HighMark)
 	}
 	if cfg.MaxFills < 1 {
 		return nil, fmt.Errorf("storage: %d fills at once; at least 1 is needed", cfg.MaxFills)
@@ -210,11 +210,11 @@ func (s *Store) Get(ctx context.Context, sc Scope, d digest.Digest, src Source) 
 			return nil, fmt.Errorf("open blob: %w", context.Cause(ctx))
 		}
 	}
-	return nil, fmt.Errorf("open blob %s: it came and went too often", d)
+	return nil, fmt.Errorf("open blob %s: it was stored and evicted too often during this request", d)
 }
 
 // errAgain: what was found has changed meanwhile; look again.
-var errAgain = errors.New("look again")
+var errAgain = errors.New("the blob changed during the lookup")
 
 func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src Source) (*Blob, error) {
 	l, linked := s.link(sc, d)
@@ -333,7 +333,7 @@ func readSmall(file *os.File, d digest.Digest) ([]byte, error) {
 		return nil, fmt.Errorf("read blob: %w", pathless(err))
 	}
 	if sum := d.Algorithm().FromBytes(b); sum != d {
-		return nil, fmt.Errorf("%w: it has the content of %s", ErrDigest, sum)
+		return nil, fmt.Errorf("%w: content has digest %s", ErrDigest, sum)
 	}
 	return b, nil
 }

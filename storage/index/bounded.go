@@ -133,7 +133,7 @@ func (l *boundedRecords) run(ctx context.Context) {
 			return
 		case <-again.C:
 			if err := l.recount(ctx); err != nil {
-				l.index.log.Error("cannot add up records of the index", "records", l.name, "error", err)
+				l.index.log.Error("cannot count index records", "records", l.name, "error", err)
 			}
 			continue
 		case <-l.wanted:
@@ -142,9 +142,9 @@ func (l *boundedRecords) run(ctx context.Context) {
 		case enough || ctx.Err() != nil:
 			continue
 		case err != nil:
-			l.index.log.Error("cannot evict records of the index", "records", l.name, "error", err)
+			l.index.log.Error("cannot evict index records", "records", l.name, "error", err)
 		default:
-			l.index.log.Warn("index full: what is recorded is pinned, and no more is recorded; raise storage.max_index, or unpin some", "records", l.name)
+			l.index.log.Warn("index full: all records are pinned, and new ones are not stored; raise storage.max_index, or unpin repositories", "records", l.name)
 		}
 		select { // the next look would find no more
 		case <-time.After(nothingMore):
@@ -186,7 +186,7 @@ func (l *boundedRecords) trim(ctx context.Context) (enough bool, err error) {
 	var goneBytes, goneCount int64
 	defer func() {
 		if goneCount > 0 {
-			l.index.log.Info("evicted records of the index", "records", l.name, "count", goneCount, "bytes", goneBytes)
+			l.index.log.Info("evicted index records", "records", l.name, "count", goneCount, "bytes", goneBytes)
 		}
 	}()
 	for ctx.Err() == nil {

@@ -106,7 +106,7 @@ func (x *Index) KeepReserve(leave int64) {
 		_ = f.Close() // nothing was written
 	}
 	if err != nil { // also a file system that promises no blocks
-		x.log.Debug("no space reserved for the index", "error", err)
+		x.log.Debug("cannot reserve disk space for the index", "error", err)
 		_ = os.Remove(x.reserve())
 	}
 }
@@ -117,29 +117,29 @@ func (x *Index) KeepReserve(leave int64) {
 // tries again.
 func (x *Index) open() bool {
 	if !x.makeRoom() {
-		x.log.Warn("disk full: index waits in memory", "dir", x.dir, "free_bytes", x.free())
+		x.log.Warn("disk full; index not opened, changes stay in memory", "dir", x.dir, "free_bytes", x.free())
 		return false
 	}
 	if info, err := os.Stat(x.openingMarker()); err == nil && info.Size() >= 2 {
-		x.log.Error("index killed the last two starts: starting an empty one", "dir", x.dir)
+		x.log.Error("the last two starts died while opening the index; starting an empty index", "dir", x.dir)
 		if err := os.RemoveAll(x.dir); err != nil {
-			x.log.Error("cannot remove index: it waits in memory", "error", err)
+			x.log.Error("cannot remove index; changes stay in memory", "error", err)
 			return false
 		}
 	}
 	if err := appendByte(x.openingMarker()); err != nil {
-		x.log.Error("cannot mark index as being opened: it waits in memory", "error", err)
+		x.log.Error("cannot write the index's opening marker; index not opened, changes stay in memory", "error", err)
 		return false
 	}
 	db, err := openBadger(x.dir, x.log)
 	if err != nil {
-		x.log.Error("index unreadable: starting an empty one", "dir", x.dir, "error", err)
+		x.log.Error("index unreadable; starting an empty index", "dir", x.dir, "error", err)
 		if err = os.RemoveAll(x.dir); err == nil {
 			db, err = openBadger(x.dir, x.log)
 		}
 	}
 	if err != nil {
-		x.log.Error("index cannot be created: it waits in memory", "dir", x.dir, "error", err)
+		x.log.Error("cannot create index; changes stay in memory", "dir", x.dir, "error", err)
 		x.confirmOpened()
 		return false
 	}
@@ -157,7 +157,7 @@ func (x *Index) open() bool {
 // was read, or the process has lived for long enough.
 func (x *Index) confirmOpened() {
 	if err := os.Remove(x.openingMarker()); err != nil {
-		x.log.Debug("no mark", "error", err)
+		x.log.Debug("cannot remove the index's opening marker", "error", err)
 	}
 }
 
@@ -230,7 +230,7 @@ func (badgerLog) Debugf(string, ...any) {}
 func (x *Index) write(entries map[string]entry) error {
 	for key, e := range entries {
 		if len(key)+len(e.value) > maxEntry {
-			return fmt.Errorf("write index: an entry of %d bytes", len(key)+len(e.value))
+			return fmt.Errorf("write index: entry of %d bytes is too large", len(key)+len(e.value))
 		}
 	}
 	x.writing.Lock()
@@ -239,7 +239,7 @@ func (x *Index) write(entries map[string]entry) error {
 		x.flush()
 	}
 	if x.waits.Load() > maxWaiting {
-		return fmt.Errorf("write index: disk full, and %d changes wait already", maxWaiting)
+		return fmt.Errorf("write index: disk full, and %d changes are in memory already", maxWaiting)
 	}
 	x.mu.Lock()
 	maps.Copy(x.waiting, entries)
@@ -258,7 +258,7 @@ func (x *Index) flush() {
 	for db != nil && x.waits.Load() > 0 && x.free() >= Floor {
 		entries := x.some()
 		if err := db.Update(func(txn *badger.Txn) error { return set(txn, entries) }); err != nil {
-			x.log.Error("cannot write index: changes wait", "error", err)
+			x.log.Error("cannot write index; changes stay in memory", "error", err)
 			return
 		}
 		x.allocate()
@@ -327,7 +327,7 @@ func (x *Index) allocate() {
 		return // the next write tries again
 	}
 	if err != nil { // a file system that promises no blocks
-		x.log.Debug("no space promised for the index's log", "error", err)
+		x.log.Debug("cannot allocate disk space for the index's log", "error", err)
 	}
 	x.wal = newest
 }
@@ -396,7 +396,7 @@ func (x *Index) Maintain() (opened bool) {
 	defer x.writing.Unlock()
 	x.flush()
 	if n := x.waits.Load(); n > 0 {
-		x.log.Warn("disk full: changes of the index wait in memory", "changes", n, "free_bytes", x.free())
+		x.log.Warn("disk full; index changes stay in memory", "changes", n, "free_bytes", x.free())
 	}
 	return opened
 }
@@ -413,7 +413,7 @@ func (x *Index) Close() error {
 	x.writing.Lock()
 	defer x.writing.Unlock()
 	if !x.makeRoom() {
-		x.log.Warn("disk full: index left as it is", "waiting", x.waits.Load())
+		x.log.Warn("disk full; index closed without writing its changes", "waiting", x.waits.Load())
 		return nil
 	}
 	x.flush()

@@ -73,11 +73,11 @@ func (x *Index) Run(ctx context.Context) {
 // database of which so much could be read does not kill the process.
 func (x *Index) Recount(ctx context.Context) {
 	if err := x.tags.recount(ctx); err != nil {
-		x.log.Error("cannot add up tags", "error", err)
+		x.log.Error("cannot count tags in the index", "error", err)
 	}
 	x.confirmOpened()
 	if err := x.links.recount(ctx); err != nil {
-		x.log.Error("cannot add up links", "error", err)
+		x.log.Error("cannot count links in the index", "error", err)
 	}
 }
 

@@ -15,7 +15,7 @@ type Metrics struct {
 func NewMetrics() *Metrics {
 	return &Metrics{
 		tags: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "storage_tags", Help: "Tags and lists that the index knows of, kept or only asked for.",
+			Name: "storage_tags", Help: "Tags and lists in the index, with or without stored content.",
 		}),
 		tagsBytes: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "storage_tags_bytes", Help: "Bytes that tags and lists take of the index.",
@@ -24,10 +24,10 @@ func NewMetrics() *Metrics {
 			Name: "storage_tags_limit_bytes", Help: "Bytes that tags and lists may take of the index; 0 is no limit.",
 		}),
 		evictedTags: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "evicted_tags_total", Help: "Tags and lists that the index has forgotten to make room for others.",
+			Name: "evicted_tags_total", Help: "Tags and lists evicted from the index, to keep it within its limit.",
 		}),
 		unrecordedTags: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "unrecorded_tags_total", Help: "Tags and lists that were not recorded, for the index had no room for them.",
+			Name: "unrecorded_tags_total", Help: "Tags and lists that were not recorded, because the index was full.",
 		}),
 	}
 }
