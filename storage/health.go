@@ -15,6 +15,28 @@ import (
 
 // health finds damaged blobs and takes them out of use: it reads blobs again (scrub),
 // moves damaged files to quarantine, and condemns those that cannot be moved.
+//
+//	hit: the file's length ≠ the link's ──────────────────┐
+//	walk at the start: empty, and has no record ──────────┤
+//	response cut short ─► Broken: read on from there ─────┤
+//	           │ readable                                 ├─► quarantine ─► quarantine/, record and links
+//	           ▼                                          │              dropped: the next Get is a miss
+//	suspects ─► scrub: hash of each blob, once ───────────┤
+//	            in ScrubEvery, by digest, from the cursor │
+//	Verify, in another process: the same at once ─────────┘
+//
+// A link has its blob's length, so a hit reads no record to compare it. The scrub reads
+// with O_DIRECT: it finds what the page cache hides, and evicts nothing from the cache. It
+// paces itself with timers, so the clock may be wrong.
+//
+// quarantine checks again what is wrong while no other caller can have the digest
+// (gate.exclusive), because the file may have been replaced. Readers that have the damaged
+// file open continue with it. A file that can be neither moved nor removed is condemned:
+// Get treats it as missing, and the next fill that is stored replaces it.
+//
+// Verify takes no lock. It renames the file that it has read, if the name is still that
+// file's. Maintenance lists quarantine/ and drops the record and the links, unless the blob
+// has been stored again by then.
 type health struct {
 	disk    disk
 	ledger  *ledger
