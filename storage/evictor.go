@@ -46,7 +46,7 @@ type evictor struct {
 
 	// trimming holds a value while trim runs in the background. It is taken before turn.
 	trimming chan struct{}
-	waiting  waiters // fills that wait for an eviction; trimming does not rest while there are any
+	waiting  waiters // fills (and maintenance) that wait for an eviction; trimming does not rest while there are any
 
 	// turn holds a value while one goroutine picks victims or evicts one, and guards the
 	// fields below. It is a channel, because its holder may rest. No mutex is held when it is

@@ -46,8 +46,8 @@ type health struct {
 	ctx     context.Context // ends the scrub
 	blobs   exclusion
 
-	scrubEvery    time.Duration // in which every blob is read again; 0: never
-	pace          *rate.Limiter // of what is read again
+	scrubEvery    time.Duration // in which each blob is read again; 0: never
+	pace          *rate.Limiter // of the scrub's reads
 	quarantineMax int64         // bytes of the disk
 
 	// listing is held while quarantine/ is listed, counted and trimmed, and guards
@@ -60,8 +60,9 @@ type health struct {
 	mu       sync.Mutex // guards suspects, and changes of condemned; no lock is taken under it
 	suspects map[digest.Digest]struct{}
 
-	// condemned is damaged blobs whose files can be neither moved nor removed, and what
-	// says that one still is. The map never changes: each hit reads it without a lock.
+	// condemned has the damaged blobs whose files can be neither moved nor removed. Its
+	// functions check whether a file is still damaged. Each hit reads it without a lock, so
+	// the map itself never changes: a change replaces it.
 	condemned atomic.Pointer[map[digest.Digest]func() error]
 }
 
@@ -94,7 +95,7 @@ func (h *health) suspect(d digest.Digest) {
 	}
 }
 
-// takeSuspects returns the suspects, which are none after that.
+// takeSuspects returns the suspects and clears their list.
 func (h *health) takeSuspects() map[digest.Digest]struct{} {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -103,11 +104,11 @@ func (h *health) takeSuspects() map[digest.Digest]struct{} {
 	return suspects
 }
 
-// isCondemned reports whether the digest's file is to be taken for missing.
+// isCondemned reports whether the digest's file is treated as missing.
 func (h *health) isCondemned(d digest.Digest) bool { return (*h.condemned.Load())[d] != nil }
 
-// condemn has the digest's file taken for missing until clear; bad says what is wrong
-// with it, if it still is.
+// condemn makes the digest's file be treated as missing until clear. bad returns what is
+// wrong with it; nil: nothing any more.
 func (h *health) condemn(d digest.Digest, bad func() error) {
 	h.changeCondemned(func(all map[digest.Digest]func() error) { all[d] = bad })
 }
@@ -127,7 +128,7 @@ func (h *health) changeCondemned(change func(map[digest.Digest]func() error)) {
 	h.condemned.Store(&all)
 }
 
-// retryCondemned tries once more to move what could not be moved.
+// retryCondemned tries again to quarantine the condemned blobs.
 func (h *health) retryCondemned() {
 	for d, bad := range *h.condemned.Load() {
 		h.quarantine(d, bad)
