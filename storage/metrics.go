@@ -22,7 +22,7 @@ type Metrics struct {
 	partial      prometheus.Gauge
 	limit        prometheus.Gauge
 	blobs        prometheus.Gauge
-	disk         atomic.Pointer[disk] // whose free space is read at each scrape; nil before Open
+	disk         atomic.Pointer[disk] // each scrape reads its free space; nil before Open
 	free         prometheus.GaugeFunc
 	minFree      prometheus.Gauge
 	evictedBytes *prometheus.CounterVec
@@ -130,7 +130,7 @@ const (
 	reasonClosed   = "closed"
 )
 
-// Reasons of evicted_bytes_total, and but for the last of eviction_age_seconds.
+// Reasons of evicted_bytes_total and, except purge, of eviction_age_seconds.
 const (
 	reasonSpace = "space"
 	reasonAge   = "age"
