@@ -39,7 +39,7 @@ type response struct {
 	firstByte time.Duration
 	result    result
 	digest    digest.Digest // of what is served; "" of lists and errors
-	kept      bool
+	stored    bool
 	routine   bool  // asked again and again, and not worth a line
 	cut       error // the body ended before its length, or could not be copied to its end
 	err       error
@@ -121,7 +121,7 @@ func (w *response) setCacheStatus() {
 		s = "cachalot; fwd=stale; fwd-status=304"
 	case resultMiss:
 		s = "cachalot; fwd=miss"
-		if w.kept {
+		if w.stored {
 			s += "; stored"
 		}
 	case resultCollapsed:
