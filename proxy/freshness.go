@@ -81,10 +81,10 @@ func (p *Proxy) revalidate(ctx context.Context, ptr pointer, tag storage.Tag, v 
 		return once(ctx, p.checks, q, check)
 	}
 
-	kept := resolution{tag.Digest, resultStale}
+	stored := resolution{tag.Digest, resultStale}
 	if p.suspicion.doubts(ptr.key) {
 		p.probe(ptr.key, q, check)
-		return kept, nil
+		return stored, nil
 	}
 	wait, cancel := context.WithTimeoutCause(ctx, p.cfg.RevalidateTimeout, errSlow)
 	defer cancel()
@@ -97,7 +97,7 @@ func (p *Proxy) revalidate(ctx context.Context, ptr pointer, tag storage.Tag, v 
 	}
 	p.log.DebugContext(ctx, "served without a check", "upstream", ptr.key.Upstream, "repository", ptr.key.Repository,
 		"name", ptr.key.Name, "checked", tag.Checked, "error", err)
-	return kept, nil
+	return stored, nil
 }
 
 // errSlow: the check takes longer than a client should wait.

@@ -23,8 +23,8 @@ import (
 // "Listing referrers"). The list is stored, like a tag; the mirror filters it itself.
 func (p *Proxy) referrers(w *response, r *http.Request, req request, t target) error {
 	name := "referrers/" + string(t.digest)
-	kept, known := p.store.Tag(storage.TagKey{Upstream: t.registry.Name(), Repository: t.repo, Name: name})
-	none := kept.Digest == digest.FromBytes(upstream.NoReferrers())
+	stored, known := p.store.Tag(storage.TagKey{Upstream: t.registry.Name(), Repository: t.repo, Name: name})
+	none := stored.Digest == digest.FromBytes(upstream.NoReferrers())
 	if known && none {
 		// A signature follows its image within seconds, so an empty list is fresh only as
 		// long as a 404.

@@ -17,7 +17,7 @@ import (
 //	Host: {virtual host}          clients that can be configured only with a host
 //	nothing                       default_upstream
 //
-// client is who asks. Where a registry is named twice, the second time is stripped.
+// client is the client's address. If the registry is named twice, the second name is stripped.
 func (p *Proxy) route(req request, client string) (reg *upstream.Registry, repo string, err error) {
 	prefix, name, ns := req.registry, req.name, req.namespace
 	first, rest, more := strings.Cut(name, "/")
@@ -36,8 +36,8 @@ func (p *Proxy) route(req request, client string) (reg *upstream.Registry, repo 
 		reg = p.registries.byHost[hosts.Name(req.host)]
 	default:
 		reg = p.registries.byDefault
-		// No account of Docker Hub has a dot or colon in it: that is a registry, if
-		// perhaps one with a bad name.
+		// No account of Docker Hub has a dot or colon, so the first part names a registry,
+		// perhaps with a bad name.
 		if more && reg.Name() == dockerHub && named == nil && (looksLikeHost(first) || strings.Contains(first, ".") && badHostRegexp.MatchString(first)) {
 			if reg, err = p.registries.find(client, first); err == nil {
 				return reg, rest, nil
@@ -53,21 +53,21 @@ func (p *Proxy) route(req request, client string) (reg *upstream.Registry, repo 
 	return reg, name, nil
 }
 
-// isRegistry reports whether the first part of a name, which is a registry's
-// name or alias, is meant as one. As in image names, a dot or colon tells so. A
-// plain word could be an account too, if one other part follows it (Docker Hub
-// has no deeper names), or if the registry is named otherwise.
+// isRegistry reports whether the first part of a name, which is a registry's name or alias,
+// is meant as a registry. As in image names, a dot or colon says so. A plain word can also be
+// an account, if one other part follows it (Docker Hub has no deeper names), or if ns names
+// the registry.
 func isRegistry(first, rest, ns string) bool {
 	return looksLikeHost(first) || ns == "" && strings.Contains(rest, "/")
 }
 
-// looksLikeHost is the rule by which image names are told from registries' (the
+// looksLikeHost is the rule that tells a registry from the first part of a repository (the
 // distribution reference grammar).
 func looksLikeHost(s string) bool {
 	return s == "localhost" || strings.ContainsAny(s, ".:") && hostRegexp.MatchString(s)
 }
 
-// badHostRegexp is for names that were meant as a host's: no host has a _.
+// badHostRegexp matches names that were meant as a host, but have a _, which no host has.
 var badHostRegexp = regexp.MustCompile(`^[a-zA-Z0-9_-]+[.][a-zA-Z0-9._-]+(:[0-9]+)?$`)
 
 var hostRegexp = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9.-]*[a-zA-Z0-9])?(:[0-9]+)?$`)
