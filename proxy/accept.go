@@ -16,7 +16,7 @@ import (
 )
 
 // acceptsIndex reports whether a client can read an index, or Docker's manifest list.
-// Who says nothing accepts all (RFC 9110 section 12.5.1).
+// A client without an Accept field accepts all (RFC 9110 section 12.5.1).
 func acceptsIndex(h http.Header) bool {
 	accept := h.Values("Accept")
 	if len(accept) == 0 {
@@ -36,11 +36,11 @@ func acceptsIndex(h http.Header) bool {
 
 const mediaTypeManifestList = "application/vnd.docker.distribution.manifest.list.v2+json"
 
-// olderPlatform is what the clients get that know no indexes, as from distribution.
+// olderPlatform is the platform for clients that cannot read indexes, as in distribution.
 const olderPlatform = "linux/amd64"
 
-// withoutIndex is the manifest that stands for an index where the client cannot read
-// it; d itself, where it is none.
+// withoutIndex returns the manifest for a client that cannot read indexes: if d is an index,
+// its manifest for olderPlatform; else d itself.
 func (p *Proxy) withoutIndex(ctx context.Context, t target, d digest.Digest) (digest.Digest, error) {
 	return readOnce(ctx, p, t, listKey{"platform", d}, func(ctx context.Context) (digest.Digest, int, error) {
 		b, err := p.open(ctx, t, d)
@@ -57,7 +57,7 @@ func (p *Proxy) withoutIndex(ctx context.Context, t target, d digest.Digest) (di
 	})
 }
 
-// ofOlderPlatform is what an index has for [olderPlatform]; d itself, where it is none.
+// ofOlderPlatform returns an index's manifest for olderPlatform; d itself, if it is no index.
 func (p *Proxy) ofOlderPlatform(ctx context.Context, d digest.Digest, body []byte) (digest.Digest, error) {
 	m, _, err := p.reader.Manifest(ctx, bytes.NewReader(body), int64(len(body)), image.MaxDescriptors)
 	if err != nil {

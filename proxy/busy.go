@@ -6,13 +6,13 @@ import (
 	"github.com/cachalot-registry/cachalot/bounds"
 )
 
-// What clients ask too much of at once. It is no word on what they asked for.
+// Errors of a limit that clients have reached. They say nothing about the content.
 var (
 	errBusy  = errors.New("too many requests to this registry are running; ask again later")
 	errNames = errors.New("too many new registries in a short time; ask again later")
 )
 
-// busy is what there was too much of, as the metric says, where that is what err is.
+// busy returns which limit err is about, as in the metric; false: err is another error.
 func busy(err error) (what string, ok bool) {
 	switch {
 	case errors.Is(err, errBusy):

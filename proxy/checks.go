@@ -11,33 +11,33 @@ import (
 	"github.com/cachalot-registry/cachalot/task"
 )
 
-// DefaultChecks is how many checks run at once where the configuration does not say.
+// DefaultChecks is how many checks run at once if the configuration does not say.
 const DefaultChecks = 2048
 
-// checks are the questions to registries. A question that several clients have is put
-// once, and goes on when they leave, so that the next one finds its answer. Their number
-// is bounded: in all, for each registry, and for each client.
+// checks runs the requests to registries that several clients may share. Callers with the
+// same question share one check. It continues when they leave, so that the next one finds its
+// answer. The number of checks is bounded: in all, for each registry, and for each client.
 type checks struct {
 	ctx     context.Context // of each; it ends with the Proxy
 	places  *bounds.Bulkhead
 	memory  *bounds.Memory
 	running sync.WaitGroup
 
-	mu     sync.Mutex // guards flying, and waiting of each flight
+	mu     sync.Mutex // guards flying, and waiting of each flight; the locks of places and memory are taken under it
 	flying map[questionKey]*flight
 }
 
 // question is what a check asks.
 type question struct {
-	op     string // what is asked
+	op     string // the kind of question
 	about  cacheKey
-	holder bounds.Holder // of its place: the first client's
-	// abandoned ends the check when no one waits for it any more: it costs more than
-	// its answer is worth to the next one.
+	holder bounds.Holder // whose share of the checks it uses: the first client's
+	// abandoned: the check ends when no client waits for it any more, because it costs
+	// more than its answer is worth to the next one.
 	abandoned bool
 }
 
-// questionKey is the same for those who want the same answer.
+// questionKey is the same for callers that want the same answer.
 type questionKey struct {
 	op    string
 	about cacheKey
@@ -45,16 +45,16 @@ type questionKey struct {
 
 func (q question) key() questionKey { return questionKey{q.op, q.about} }
 
-// flight is a check under way.
+// flight is a check that is running.
 type flight struct {
 	cancel  context.CancelCauseFunc
-	waiting int
-	landed  chan struct{} // closed once the two below are set
+	waiting int           // callers
+	landed  chan struct{} // closed once value and err are set
 	value   any
 	err     error
 }
 
-// errAbandoned ends a check that no one waits for.
+// errAbandoned ends a check that no client waits for.
 var errAbandoned = errors.New("no client waits for it")
 
 func newChecks(ctx context.Context, memory *bounds.Memory, limit int, share float64) *checks {
@@ -64,9 +64,9 @@ func newChecks(ctx context.Context, memory *bounds.Memory, limit int, share floa
 	}
 }
 
-// once runs f for all callers with the same key, and waits for it as long as ctx.
-// f has the values of the first caller's ctx, and ends with the Proxy, or once it is
-// abandoned.
+// once runs f once for all callers with the same question, and waits for it until ctx ends.
+// f gets the values of the first caller's ctx; its ctx ends with the Proxy, or when the check
+// is abandoned.
 func once[T any](ctx context.Context, c *checks, q question, f func(context.Context) (T, error)) (T, error) {
 	var none T
 	fl, err := c.board(ctx, q, func(ctx context.Context) (any, error) { return f(ctx) })
@@ -83,7 +83,8 @@ func once[T any](ctx context.Context, c *checks, q question, f func(context.Cont
 	}
 }
 
-// board joins the flight for a question, or starts it where there is a place.
+// board joins the flight for a question, or starts it. It fails with errBusy if there are
+// too many.
 func (c *checks) board(ctx context.Context, q question, f func(context.Context) (any, error)) (*flight, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -107,7 +108,7 @@ func (c *checks) board(ctx context.Context, q question, f func(context.Context) 
 	return fl, nil
 }
 
-// leave is for who waits no longer.
+// leave ends the waiting of one caller.
 func (c *checks) leave(q question, fl *flight) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -115,7 +116,7 @@ func (c *checks) leave(q question, fl *flight) {
 		return
 	}
 	if c.flying[q.key()] == fl {
-		delete(c.flying, q.key()) // who comes now starts another
+		delete(c.flying, q.key()) // the next caller starts another one
 	}
 	fl.cancel(errAbandoned)
 }

@@ -24,7 +24,7 @@ func (p *Proxy) blob(w *response, r *http.Request, t target) error {
 	return p.serve(w, r, t, t.digest, resultHit)
 }
 
-// open returns content by digest: from disk, or by a fill from the upstream. What
+// open returns content by digest: from disk, or by a fill from the upstream. Content that
 // came through another repository needs a HEAD to the upstream first.
 func (p *Proxy) open(ctx context.Context, t target, d digest.Digest) (*storage.Blob, error) {
 	b, err := p.get(ctx, t.scope(), d, p.source(t, d), func() error { return p.link(ctx, t, d) })
@@ -37,10 +37,10 @@ func (p *Proxy) open(ctx context.Context, t target, d digest.Digest) (*storage.B
 	return b, nil
 }
 
-// maxLinks is how often content may come and go while its place gets a link.
+// maxLinks bounds how often get links the same content, if it is evicted again at once.
 const maxLinks = 4
 
-// get is Store.Get, which calls link where the place has no link yet.
+// get is Store.Get; it calls link if the place has no link yet.
 func (p *Proxy) get(ctx context.Context, sc storage.Scope, d digest.Digest, src download.Source, link func() error) (*storage.Blob, error) {
 	b, err := p.store.Get(ctx, sc, d, src)
 	for tries := 0; errors.Is(err, storage.ErrUnlinked) && tries < maxLinks; tries++ {
@@ -52,10 +52,10 @@ func (p *Proxy) get(ctx context.Context, sc storage.Scope, d digest.Digest, src 
 	return b, err
 }
 
-// source fetches content by digest for the fill engine. What was refused a
-// moment ago is not asked for.
+// source returns a Source of content by digest. While the negative cache has the content,
+// it fails without a request.
 func (p *Proxy) source(t target, d digest.Digest) download.Source {
-	var tried atomic.Bool // anew, after a body whose end may have been none
+	var tried atomic.Bool // once more, after a body of no announced length: see openBody
 	return func(ctx context.Context, s download.Span) (*download.Part, error) {
 		if err := p.negative.get(contentKey(t, d)); err != nil {
 			return nil, fmt.Errorf("%w: %w", download.ErrRefused, err)
@@ -65,7 +65,7 @@ func (p *Proxy) source(t target, d digest.Digest) download.Source {
 			span.Length = 0
 		}
 		closed := func() {}
-		if t.kind == upstream.KindManifest { // one that is odd is read whole
+		if t.kind == upstream.KindManifest { // the upstream may have to read it whole
 			ctx, closed = p.cfg.Memory.Account(ctx, t.holder())
 		}
 		c, err := t.registry.Open(ctx, t.kind, t.repo, d, span)
@@ -81,12 +81,13 @@ func (p *Proxy) source(t target, d digest.Digest) download.Source {
 	}
 }
 
-// longestRest is how long a download waits where its upstream says when to ask
-// again: as long as storage is patient with any break. Clients of a longer one
-// are told at once, and ask elsewhere.
+// longestRest is the longest Retry-After that a download waits for: as long as storage
+// retries after a break. With a longer one clients get the error at once, and can use
+// another registry.
 const longestRest = 15 * time.Second
 
-// final marks errors that asking again does not mend, or not soon enough.
+// final wraps errors that a retry does not fix, or not soon enough, with
+// [storage.ErrRefused].
 func final(err error) error {
 	asked, ok := errors.AsType[*upstream.Error](err)
 	no := errors.Is(err, upstream.ErrNotFound) || errors.Is(err, upstream.ErrDenied)
@@ -96,7 +97,7 @@ func final(err error) error {
 	return err
 }
 
-// finalBody is a body whose errors are marked so.
+// finalBody is a body whose errors go through final.
 type finalBody struct{ io.ReadCloser }
 
 func (b finalBody) Read(p []byte) (int, error) {
@@ -107,9 +108,9 @@ func (b finalBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// openBody is a whole body of no announced length. A connection that breaks may
-// look like its end (RFC 9112 section 6.3), so the first one that has not the
-// digest is taken for broken, and the rest is asked for.
+// openBody is a whole body of no announced length. A broken connection can look like its
+// end (RFC 9112 section 6.3). So the first body that does not match the digest counts as
+// broken, and the Source is asked for the rest.
 type openBody struct {
 	io.ReadCloser
 	verifier digest.Verifier
@@ -125,8 +126,8 @@ func (b openBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// confirm asks the upstream whether the target's repository has the digest, unless it
-// has said so since: one HEAD for all who ask at the same time.
+// confirm asks the upstream whether the target's repository has the digest, unless the
+// upstream has said so after since. Concurrent callers share one HEAD.
 func (p *Proxy) confirm(ctx context.Context, t target, d digest.Digest, since time.Time) (ocispec.Descriptor, error) {
 	key := contentKey(t, d)
 	if desc, ok := p.heads.get(key, since); ok {
@@ -145,11 +146,11 @@ func (p *Proxy) confirm(ctx context.Context, t target, d digest.Digest, since ti
 	})
 }
 
-// link lets the target's repository have content that is here, or on its way, already.
+// link links content that is stored, or being downloaded, to the target's repository.
 func (p *Proxy) link(ctx context.Context, t target, d digest.Digest) error {
 	since := time.Now().Add(-p.cfg.FreshFor)
 	length, here := p.store.Length(d)
-	if !here { // it is on its way from the same registry, which proves by that what it says
+	if !here { // the same registry is sending it, which proves that it has it
 		desc, err := p.confirm(ctx, t, d, since)
 		if err == nil {
 			p.store.Admit(t.scope(), d, desc.MediaType)
@@ -172,11 +173,15 @@ func (p *Proxy) link(ctx context.Context, t target, d digest.Digest) error {
 	return p.store.PutLink(t.scope(), d, desc.MediaType)
 }
 
-// believes reports whether a registry's word that it has the digest is enough for
-// giving it out in its name. It is where the registry has sent it before. Any other that
-// a client named must send it, for it may be that client's own. One of the configuration,
-// which may be hostile, need not send what anyone gets, nor what the index has lost the
-// origin of; but what only came to an account of another registry.
+// believes reports whether a registry's HEAD is enough to serve stored content as its own;
+// otherwise the registry has to send the content. HEAD is enough:
+//
+//   - if the registry has sent the content before;
+//   - if the registry is configured, and the content is public (a registry sent it without
+//     an account) or of unknown origin (the index was lost).
+//
+// An unlisted registry may belong to the client that named it, and content that only came
+// through an account must not leak to another registry's clients.
 func (p *Proxy) believes(r *upstream.Registry, d digest.Digest) (bool, error) {
 	own, public, known := false, false, false
 	err := p.store.Origins(d, func(name string) bool {
@@ -189,7 +194,8 @@ func (p *Proxy) believes(r *upstream.Registry, d digest.Digest) (bool, error) {
 	return own || !p.registries.isUnlisted(r) && (public || !known), err
 }
 
-// verifyByDownload downloads content that is here already, and compares it, while a client waits.
+// verifyByDownload downloads content that is stored already, and compares it, while a client
+// waits. So the registry proves that it has the content.
 func (p *Proxy) verifyByDownload(ctx context.Context, t target, d digest.Digest, length int64) (ocispec.Descriptor, error) {
 	key := contentKey(t, d)
 	if err := p.negative.get(key); err != nil {
@@ -214,8 +220,8 @@ func (p *Proxy) verifyByDownload(ctx context.Context, t target, d digest.Digest,
 	})
 }
 
-// serve answers with content by digest. looked is how the digest was found. Where one
-// of the upstream's URLs sent something else, the next is asked.
+// serve answers with content by digest. looked is how the digest was found. If one of the
+// upstream's URLs sends other content, serve asks the next one.
 func (p *Proxy) serve(w *response, r *http.Request, t target, d digest.Digest, looked result) error {
 	serve := p.serveWhole
 	if r.Method == http.MethodHead {
@@ -229,27 +235,26 @@ func (p *Proxy) serve(w *response, r *http.Request, t target, d digest.Digest, l
 	}
 }
 
-// maxURLs of an upstream are asked for content, one after the other.
+// maxURLs bounds how many URLs of an upstream are asked for content, one after the other.
 const maxURLs = 8
 
-// wrongURL is the error of content that is not what was asked for, from an upstream
-// that has another URL for it.
+// wrongURL is the error of wrong content from an upstream that has another URL to ask.
 type wrongURL struct{ error }
 
 func (e *wrongURL) Unwrap() error { return e.error }
 
-// serveWhole answers with content that is fetched if it is not here.
+// serveWhole answers with content, and downloads it if it is not stored.
 func (p *Proxy) serveWhole(w *response, r *http.Request, t target, d digest.Digest, looked result) error {
 	b, err := p.open(w.ctx, t, d)
-	// Over HTTP/1.0 a body without a length ends as one that breaks off (RFC 9112
-	// section 6.3).
+	// Over HTTP/1.0 a client cannot tell the end of a body without a length from a break
+	// (RFC 9112 section 6.3).
 	endless := t.kind == upstream.KindManifest || !r.ProtoAtLeast(1, 1)
 	if err == nil && endless && b.Size < 0 && b.Stored {
-		// Its length is known once it is whole, and clients insist on it.
+		// Clients need the length, which is known once the download is complete.
 		outcome := b.Outcome
 		err = b.Wait(w.ctx)
 		b.Close()
-		if err != nil && !errors.Is(err, storage.ErrNotKept) {
+		if err != nil && !errors.Is(err, storage.ErrNotStored) {
 			return p.broke(w.ctx, t, d, err)
 		}
 		if b, err = p.open(w.ctx, t, d); err == nil {
@@ -276,13 +281,13 @@ func (p *Proxy) serveHead(w *response, r *http.Request, t target, d digest.Diges
 	if !errors.Is(err, storage.ErrNotFound) {
 		return err
 	}
-	// What was said before this request is no promise that GET works.
+	// Only an answer from now on promises that GET works.
 	desc, err := p.confirm(w.ctx, t, d, w.started)
 	if err != nil {
 		return err
 	}
 	if t.kind == upstream.KindManifest && (desc.Size < 0 || desc.MediaType == "") {
-		// Clients fail or turn away without them, and will want the manifest anyway.
+		// Clients fail, or use another registry, without them, and ask for the manifest next.
 		return p.serveWhole(w, r, t, d, looked)
 	}
 	w.result = resultMiss
@@ -294,10 +299,10 @@ func (p *Proxy) serveHead(w *response, r *http.Request, t target, d digest.Diges
 	return nil
 }
 
-// send writes an open blob. The standard library does ranges, conditions and
-// HEAD; what has not verified yet is held back by the blob itself.
+// send writes an open blob. The standard library does ranges, conditions and HEAD. The blob
+// holds back its last byte until it has verified.
 func (p *Proxy) send(w *response, r *http.Request, t target, b *storage.Blob, looked result) error {
-	w.kept = b.Stored
+	w.stored = b.Stored
 	switch b.Outcome {
 	case storage.Miss:
 		w.result = resultMiss
@@ -307,8 +312,8 @@ func (p *Proxy) send(w *response, r *http.Request, t target, b *storage.Blob, lo
 		w.result = looked
 	}
 	if t.kind == upstream.KindManifest && b.Outcome != storage.Hit {
-		// Small: a clean error is worth more than an early first byte.
-		if err := b.Wait(w.ctx); err != nil && !errors.Is(err, storage.ErrNotKept) {
+		// A manifest is small: a clean error is worth more than an early first byte.
+		if err := b.Wait(w.ctx); err != nil && !errors.Is(err, storage.ErrNotStored) {
 			return p.broke(w.ctx, t, b.Digest, err)
 		}
 	}
@@ -338,8 +343,9 @@ func (p *Proxy) send(w *response, r *http.Request, t target, b *storage.Blob, lo
 	return p.broke(w.ctx, t, b.Digest, body.err)
 }
 
-// broke remembers the error of a download that failed half-way, and returns it.
-// That of a client that has left is none, and another URL is asked at once.
+// broke adds the error of a download that failed half-way to the negative cache, and returns
+// it. It does not add an error that is due to a client that has left. If the upstream has
+// another URL for the content, it returns a wrongURL.
 func (p *Proxy) broke(ctx context.Context, t target, d digest.Digest, err error) error {
 	wrong := errors.Is(err, storage.ErrDigest) || errors.Is(err, download.ErrChanged)
 	if wrong && t.registry.HasOther(d) {
@@ -368,9 +374,10 @@ func setContentHeaders(w *response, t target, d digest.Digest, mediaType string)
 	w.setCacheStatus()
 }
 
-// inert reports whether no browser makes a page, and a script's origin, of a media type:
-// those of images, which are nearly all. Others are an upstream's word, text/html too.
-// With more than eight headers net/http's maps cost a tenth of the request.
+// inert reports whether a browser cannot run a media type as a page or script. Nearly all
+// images have such types; others are chosen by the upstream, and can be text/html. Inert ones
+// get no protective headers: with more than eight headers net/http's maps take a tenth of
+// the request's time.
 func inert(mediaType string) bool {
 	if mediaType == "application/octet-stream" {
 		return true

@@ -17,14 +17,14 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// StatusClientGone is logged where the client left before its answer (nginx's
-// 499); nothing is sent.
+// StatusClientGone is logged if the client left before its answer (nginx's 499);
+// nothing is sent.
 const StatusClientGone = 499
 
-// defaultRetryAfter is asked of clients where the upstream did not say.
+// defaultRetryAfter is the Retry-After of a rate limit if the upstream sent none.
 const defaultRetryAfter = time.Minute
 
-// answer is what an error becomes on the wire.
+// answer is the response for an error.
 type answer struct {
 	status     int
 	code       errcode.ErrorCode
@@ -33,7 +33,7 @@ type answer struct {
 	retryAfter time.Duration
 }
 
-// unknown is the code for content that is not there, by kind.
+// unknown returns the error code for missing content, by kind.
 func unknown(kind upstream.Kind) errcode.ErrorCode {
 	switch kind {
 	case upstream.KindManifest:
@@ -45,8 +45,8 @@ func unknown(kind upstream.Kind) errcode.ErrorCode {
 	}
 }
 
-// answerTo maps an error to the table in docs/architecture.md: a client that can fall back
-// must do so at once, and none may be asked for credentials.
+// answerTo maps an error to its answer: see the table in docs/architecture.md. A client that
+// can use another registry must do so at once, and no answer may ask for credentials.
 func answerTo(err error, kind upstream.Kind) answer {
 	var refused *refusal
 	var asked *upstream.Error
@@ -56,7 +56,7 @@ func answerTo(err error, kind upstream.Kind) answer {
 	switch {
 	case errors.As(err, &refused):
 		return answer{status: refused.status, code: refused.code, detail: refused.detail, result: refused.result}
-	case asked != nil && asked.Unreachable(): // whatever else it is
+	case asked != nil && asked.Unreachable(): // before the other cases, which may match too
 		return a
 	case errors.Is(err, upstream.ErrNotFound):
 		a.status, a.code, a.result = http.StatusNotFound, unknown(kind), resultMiss
@@ -75,7 +75,7 @@ func answerTo(err error, kind upstream.Kind) answer {
 		a.status = http.StatusGatewayTimeout
 	case errors.Is(err, upstream.ErrUnavailable), errors.Is(err, upstream.ErrInvalid),
 		errors.Is(err, upstream.ErrUnsupported), errors.Is(err, storage.ErrDigest), errors.Is(err, download.ErrChanged):
-	case errors.Is(err, storage.ErrClosed), errors.Is(err, storage.ErrUnlinked): // it came and went, or thousands join it
+	case errors.Is(err, storage.ErrClosed), errors.Is(err, storage.ErrUnlinked): // it was evicted again and again, or too many places join its download
 		a.status = http.StatusServiceUnavailable
 	case errors.Is(err, context.Canceled):
 		a.status = StatusClientGone
@@ -92,8 +92,8 @@ func answerTo(err error, kind upstream.Kind) answer {
 	return a
 }
 
-// publicText is what a client is told of an error: the whole of it, with addresses, paths
-// and what else is of no concern to clients, is for the log.
+// publicText returns an error's text for clients. The whole text, with addresses and paths,
+// goes to the log only.
 func publicText(err error) string {
 	if e, ok := errors.AsType[interface {
 		error
@@ -113,7 +113,7 @@ func publicText(err error) string {
 	return "internal error; the mirror's log says more"
 }
 
-// told is an error with words for clients. It is what is says, and nothing of its cause.
+// told is an error with a text for clients. errors.Is finds is, and not cause.
 type told struct {
 	is    error
 	words string
@@ -141,7 +141,7 @@ func (p *Proxy) writeError(w *response, r *http.Request, err error) {
 	switch {
 	case a.status != StatusClientGone:
 		w.result = a.result
-	case w.result == resultError: // nobody's: it had only not been answered yet
+	case w.result == resultError: // the initial value: the client left before there was a result
 		w.result = resultMiss
 	}
 	if w.wrote || a.status == StatusClientGone {
@@ -152,7 +152,7 @@ func (p *Proxy) writeError(w *response, r *http.Request, err error) {
 		panic(http.ErrAbortHandler)
 	}
 	w.digest = ""
-	// Who asks for help has the client's words, and rarely its headers.
+	// Users who ask for help have the client's error text, and rarely its headers.
 	body, merr := json.Marshal(errcode.Errors{a.code.WithDetail(a.detail + " (request " + w.id + ")")})
 	if merr != nil { // strings always marshal
 		body = []byte(`{"errors":[]}`)

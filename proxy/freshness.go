@@ -13,20 +13,20 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// verdict is Freshness's word on a pointer.
+// verdict says how a pointer may be served.
 type verdict int
 
 const (
-	expired verdict = iota // or unknown: only the upstream's answer may be served
-	stale                  // ask the upstream; serve it if that fails
-	fresh                  // serve it
+	expired verdict = iota // or unknown: serve only the upstream's answer
+	stale                  // check it first; serve it if the check fails
+	fresh                  // serve it without a check
 )
 
-// keptTimes max_stale after its last check, a pointer is forgotten.
+// A pointer is removed from the index keptTimes max_stale after its last check.
 const keptTimes = 2
 
-// judge decides by the time since the pointer was checked. A clock that was set
-// back makes a pointer look checked in the future: it is checked again.
+// judge decides by the time since the last check. After a clock was set back, a pointer can
+// have a check in the future: it is stale.
 func (c Config) judge(tag storage.Tag, known bool, freshFor time.Duration, now time.Time) verdict {
 	age := now.Sub(tag.Checked)
 	switch {
@@ -42,12 +42,12 @@ func (c Config) judge(tag storage.Tag, known bool, freshFor time.Duration, now t
 // pointer is one mutable name and the way to check it.
 type pointer struct {
 	key      storage.TagKey
-	client   string        // who asks; "": none does
-	freshFor time.Duration // served unchecked so long after a check
-	// followDenied: that the upstream refuses to say is a reason to forget it.
+	client   string        // whose request it is; "": no client's
+	freshFor time.Duration // it is fresh so long after a check
+	// followDenied: the tag is removed if the upstream denies access to it.
 	followDenied bool
-	// check asks the upstream what the name points to now. What it points to
-	// newly is kept before check returns, where something was kept before.
+	// check asks the upstream what the name points to now. If the old content is stored,
+	// new content is stored before check returns.
 	check func(ctx context.Context, old storage.Tag, known bool) (digest.Digest, error)
 }
 
@@ -57,8 +57,8 @@ type resolution struct {
 	result result // hit, revalidated, miss or stale
 }
 
-// resolve returns the digest that the pointer's name has, as fresh as
-// configured. Its errors are those of check.
+// resolve returns the digest that the pointer points to, and checks it first unless it is
+// fresh. Its errors are those of check.
 func (p *Proxy) resolve(ctx context.Context, ptr pointer) (resolution, error) {
 	tag, known := p.store.Tag(ptr.key)
 	v := p.cfg.judge(tag, known, ptr.freshFor, time.Now())
@@ -68,8 +68,8 @@ func (p *Proxy) resolve(ctx context.Context, ptr pointer) (resolution, error) {
 	return p.revalidate(ctx, ptr, tag, v)
 }
 
-// revalidate has the upstream asked, and does not wait for long while the tag may be
-// served unchecked.
+// revalidate checks a pointer. If it is stale, revalidate waits at most
+// RevalidateTimeout and then returns the stored digest; the check continues.
 func (p *Proxy) revalidate(ctx context.Context, ptr pointer, tag storage.Tag, v verdict) (resolution, error) {
 	key := pointerKey(ptr.key)
 	if err := p.negative.get(key); err != nil {
@@ -81,10 +81,10 @@ func (p *Proxy) revalidate(ctx context.Context, ptr pointer, tag storage.Tag, v 
 		return once(ctx, p.checks, q, check)
 	}
 
-	kept := resolution{tag.Digest, resultStale}
+	stored := resolution{tag.Digest, resultStale}
 	if p.suspicion.doubts(ptr.key) {
 		p.probe(ptr.key, q, check)
-		return kept, nil
+		return stored, nil
 	}
 	wait, cancel := context.WithTimeoutCause(ctx, p.cfg.RevalidateTimeout, errSlow)
 	defer cancel()
@@ -97,22 +97,21 @@ func (p *Proxy) revalidate(ctx context.Context, ptr pointer, tag storage.Tag, v 
 	}
 	p.log.DebugContext(ctx, "served without a check", "upstream", ptr.key.Upstream, "repository", ptr.key.Repository,
 		"name", ptr.key.Name, "checked", tag.Checked, "error", err)
-	return kept, nil
+	return stored, nil
 }
 
 // errSlow: the check takes longer than a client should wait.
 var errSlow = errors.New("upstream takes longer than tags.revalidate_timeout")
 
-// gone reports whether err is a reason to forget what is kept under the name. All
-// else is an outage.
+// gone reports whether err is a reason to remove the pointer. All other errors are outages.
 func (ptr pointer) gone(err error) bool {
 	return upstream.SaysNo(err) || ptr.followDenied && errors.Is(err, upstream.ErrDenied)
 }
 
-// check asks the upstream and records what it says. It is the one place where a
-// name may be given up.
+// check asks the upstream and records its answer. It is the only place that removes a
+// pointer because of an upstream's answer.
 func (p *Proxy) check(ctx context.Context, ptr pointer, key cacheKey) (resolution, error) {
-	// Another check may have ended between this caller's look and its turn.
+	// Another check may have ended since the caller looked.
 	tag, known := p.store.Tag(ptr.key)
 	if p.cfg.judge(tag, known, ptr.freshFor, time.Now()) == fresh {
 		return resolution{tag.Digest, resultRevalidated}, nil
@@ -123,9 +122,9 @@ func (p *Proxy) check(ctx context.Context, ptr pointer, key cacheKey) (resolutio
 	case ptr.gone(err):
 		p.worked(ptr.key)
 		if known {
-			p.log.InfoContext(ctx, "gone upstream", "upstream", ptr.key.Upstream, "repository", ptr.key.Repository, "name", ptr.key.Name, "error", err)
+			p.log.InfoContext(ctx, "tag or list deleted upstream; removing it", "upstream", ptr.key.Upstream, "repository", ptr.key.Repository, "name", ptr.key.Name, "error", err)
 			if err := p.store.DeleteTag(ptr.key); err != nil {
-				p.log.WarnContext(ctx, "cannot forget tag", "error", err)
+				p.log.WarnContext(ctx, "cannot remove tag", "error", err)
 			}
 			p.release(ptr.key, tag.Digest)
 		}
@@ -141,7 +140,7 @@ func (p *Proxy) check(ctx context.Context, ptr pointer, key cacheKey) (resolutio
 	}
 	p.worked(ptr.key)
 	if err := p.store.PutTag(ptr.key, storage.Tag{Digest: d, Checked: time.Now()}, keptTimes*p.cfg.MaxStale); err != nil {
-		p.log.WarnContext(ctx, "cannot record tag", "upstream", ptr.key.Upstream, "repository", ptr.key.Repository, "name", ptr.key.Name, "error", err)
+		p.log.WarnContext(ctx, "cannot store tag", "upstream", ptr.key.Upstream, "repository", ptr.key.Repository, "name", ptr.key.Name, "error", err)
 	}
 	if known && d == tag.Digest {
 		return resolution{d, resultRevalidated}, nil
@@ -161,7 +160,7 @@ func (p *Proxy) worked(k storage.TagKey) {
 	}
 }
 
-// probe checks in the background what is served unchecked.
+// probe checks a suspect pointer in the background.
 func (p *Proxy) probe(k storage.TagKey, q question, check func(context.Context) (resolution, error)) {
 	if !p.suspicion.begin(k) {
 		return
@@ -170,7 +169,7 @@ func (p *Proxy) probe(k storage.TagKey, q question, check func(context.Context) 
 	p.running.Go(task.Guard("check in the background", func() {
 		defer p.suspicion.end(k)
 		defer slow.Stop()
-		// No one waits for its error: the name stays suspect.
+		// The error is not needed: the name stays suspect.
 		_, _ = once(p.ctx, p.checks, q, check)
 	}))
 }

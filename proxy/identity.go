@@ -11,8 +11,8 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// identify gives the request an id, which its answer says: the client's own, or
-// that of a load balancer before us, where it is safe to repeat.
+// identify gives the request an id, and sets it in the answer: the X-Request-Id of the
+// client or a load balancer, if it is safe to repeat; else a new one.
 func (w *response) identify(r *http.Request) {
 	if given := r.Header["X-Request-Id"]; len(given) == 1 && isRequestID(given[0]) {
 		w.id = given[0]
@@ -24,10 +24,10 @@ func (w *response) identify(r *http.Request) {
 	w.ctx = upstream.WithRequestID(r.Context(), w.id)
 }
 
-// maxRequestID is longer than any that is made for the purpose.
+// maxRequestID is longer than the ids that programs make.
 const maxRequestID = 128
 
-// isRequestID says whether an id can stand in headers, logs and shell commands.
+// isRequestID reports whether an id is safe in headers, logs and shell commands.
 func isRequestID(s string) bool {
 	if s == "" || len(s) > maxRequestID {
 		return false
@@ -40,7 +40,7 @@ func isRequestID(s string) bool {
 	return true
 }
 
-// newRequestID is 128 random bits, which are no secret.
+// newRequestID returns 128 random bits in hexadecimal. They are not a secret.
 func newRequestID() string {
 	var b [16]byte
 	binary.NativeEndian.PutUint64(b[:8], rand.Uint64())
@@ -50,13 +50,12 @@ func newRequestID() string {
 	return string(text[:])
 }
 
-// maxHops bounds how far back a request is followed.
+// maxHops bounds how many trusted proxies are skipped.
 const maxHops = 32
 
-// client is the address that a request comes from, without its port: that of the
-// connection or, where a trusted proxy has made it, the last one that a trusted
-// proxy names and that is none itself. What stands before it anybody may have
-// written.
+// client returns the address of a request's client, without its port: that of the
+// connection or, if it is a trusted proxy's, the last address in the proxy's header that is
+// not a trusted proxy itself. Addresses before that one can be forged.
 func (p *Proxy) client(r *http.Request) string {
 	peer := withoutPort(r.RemoteAddr)
 	if len(p.cfg.TrustedProxies) == 0 {
@@ -79,7 +78,7 @@ func (p *Proxy) client(r *http.Request) string {
 		before = strings.TrimSuffix(before[:len(before)-len(hop)], ",")
 		next, ok := parseHop(hop, p.cfg.ForwardedHeader)
 		if !ok {
-			break // as far as it is known
+			break // the last address that is known
 		}
 		at = next
 	}

@@ -20,16 +20,15 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// referrers answers with the manifests that refer to a digest (OCI
-// distribution-spec, "Listing referrers"). The list is kept, like a tag;
-// the filter is ours.
+// referrers answers with the manifests that refer to a digest (OCI distribution-spec,
+// "Listing referrers"). The list is stored, like a tag; the mirror filters it itself.
 func (p *Proxy) referrers(w *response, r *http.Request, req request, t target) error {
 	name := "referrers/" + string(t.digest)
-	kept, known := p.store.Tag(storage.TagKey{Upstream: t.registry.Name(), Repository: t.repo, Name: name})
-	none := kept.Digest == digest.FromBytes(upstream.NoReferrers())
+	stored, known := p.store.Tag(storage.TagKey{Upstream: t.registry.Name(), Repository: t.repo, Name: name})
+	none := stored.Digest == digest.FromBytes(upstream.NoReferrers())
 	if known && none {
-		// A signature follows its image within seconds: that there is none is worth as
-		// little as that there is no tag.
+		// A signature follows its image within seconds, so an empty list is fresh only as
+		// long as a 404.
 		t.policy.freshFor = min(t.policy.freshFor, p.cfg.NegativeFor)
 	}
 	list, err := list(p, w, t, name, func(ctx context.Context) ([]byte, error) {
@@ -68,7 +67,7 @@ type referrer struct {
 	raw          json.RawMessage
 }
 
-// size is what the list takes of memory, about.
+// size returns the memory of the list, about.
 func (l referrersList) size() int {
 	const each = 64 // a referrer, and the beginning of its text
 	return 2*len(l.body) + each*len(l.manifests)
@@ -78,7 +77,7 @@ func readReferrers(ctx context.Context, body []byte) (referrersList, error) {
 	l := referrersList{body: body}
 	var manifests []json.RawMessage
 	err := bounds.Unmarshal(ctx, body, &l.fields)
-	if list := l.fields["manifests"]; err == nil && list != nil { // an older cachalot has kept null
+	if list := l.fields["manifests"]; err == nil && list != nil { // an older cachalot stored null
 		err = bounds.Unmarshal(ctx, list, &manifests)
 	}
 	if err != nil {
@@ -89,13 +88,13 @@ func readReferrers(ctx context.Context, body []byte) (referrersList, error) {
 		var m struct {
 			ArtifactType string `json:"artifactType"`
 		}
-		_ = json.Unmarshal(raw, &m) // what is none has no type
+		_ = json.Unmarshal(raw, &m) // an invalid descriptor has no type
 		l.manifests = append(l.manifests, referrer{m.ArtifactType, raw})
 	}
 	return l, nil
 }
 
-// filtered is the list of what has a type, in parts.
+// filtered returns the list of the manifests with a type, in parts.
 func (l referrersList) filtered(artifactType string) iter.Seq[[]byte] {
 	return func(yield func([]byte) bool) {
 		parts := [][]byte{[]byte("{")}
@@ -122,13 +121,13 @@ func (l referrersList) filtered(artifactType string) iter.Seq[[]byte] {
 	}
 }
 
-// list returns a list that is kept like a tag: under name, checked by fetching
-// all of it. No tag can have that name, for its slash. It is read once for all who want
-// it at about the same time, and not to be changed.
+// list returns a list that is stored like a tag, under a name with a slash, which no tag
+// has. A check downloads the whole list. Callers that want it at about the same time share
+// one read; they must not change it.
 func list[T interface{ size() int }](p *Proxy, w *response, t target, name string, fetch func(context.Context) ([]byte, error), read func(context.Context, []byte) (T, error)) (T, error) {
 	var none T
 	sc := t.scope()
-	sc.Keep.NoStore = false // it is no content of an image, and read twice
+	sc.Keep.NoStore = false // a list is no content of an image, and it is read again below
 	key := storage.TagKey{Upstream: sc.Upstream, Repository: sc.Repository, Name: name}
 	ptr := pointer{key: key, client: t.client, freshFor: t.policy.freshFor, check: func(ctx context.Context, _ storage.Tag, _ bool) (digest.Digest, error) {
 		body, err := fetch(ctx)
@@ -137,7 +136,7 @@ func list[T interface{ size() int }](p *Proxy, w *response, t target, name strin
 		}
 		return p.keep(ctx, sc, upstream.Resolved{Content: body})
 	}}
-	// What was evicted, or could not be kept, is fetched again.
+	// A list that was evicted, or could not be stored, is downloaded again.
 	again := func(ctx context.Context, s download.Span) (*download.Part, error) {
 		ctx, closed := p.cfg.Memory.Account(ctx, t.holder())
 		body, err := fetch(ctx)
@@ -163,19 +162,19 @@ func list[T interface{ size() int }](p *Proxy, w *response, t target, name strin
 		})
 		switch {
 		case err == nil:
-			w.result, w.kept = res.result, true
+			w.result, w.stored = res.result, true
 			return l, nil
 		case !errors.Is(err, storage.ErrDigest) || try > 0:
 			return none, fmt.Errorf("read stored list: %w", err)
 		}
-		// It has changed since it was kept.
+		// The downloaded list is not the stored one any more.
 		if err := p.store.DeleteTag(key); err != nil {
 			return none, err
 		}
 	}
 }
 
-// readAll returns small content whole.
+// readAll returns the whole of small content.
 func (p *Proxy) readAll(ctx context.Context, sc storage.Scope, d digest.Digest, src download.Source) ([]byte, error) {
 	b, err := p.store.Get(ctx, sc, d, src)
 	if err != nil {
@@ -193,7 +192,7 @@ func writeBody(w *response, r *http.Request, body []byte) error {
 	return writeParts(w, r, func(yield func([]byte) bool) { yield(body) })
 }
 
-// writeParts writes an answer that is never whole in memory for one client.
+// writeParts writes an answer in parts, so that no client needs all of it in memory.
 func writeParts(w *response, r *http.Request, parts iter.Seq[[]byte]) error {
 	length := 0
 	for p := range parts {

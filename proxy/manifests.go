@@ -14,9 +14,9 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// manifest serves a manifest by tag or digest. What is kept is served whatever
-// the client accepts: it is what the upstream has under that name. But by tag, a
-// client that knows no indexes gets the manifest for [olderPlatform].
+// manifest serves a manifest by tag or digest. It ignores the types that the client accepts,
+// with one exception: by tag, a client that cannot read indexes gets the manifest for
+// olderPlatform.
 func (p *Proxy) manifest(w *response, r *http.Request, t target) error {
 	if t.digest != "" {
 		err := p.serve(w, r, t, t.digest, resultHit)
@@ -41,8 +41,8 @@ func (p *Proxy) manifest(w *response, r *http.Request, t target) error {
 	return err
 }
 
-// servePlain serves a tag whose upstream names, or named, a digest that it does not give: a
-// client that asks it for the tag alone may get it. err is the failure to get the digest.
+// servePlain serves a tag by a GET of the tag itself. It is for upstreams that name a digest
+// for the tag, and fail to send that digest; err is that failure.
 func (p *Proxy) servePlain(w *response, r *http.Request, t target, looked result, err error) error {
 	key := p.tagPointer(t).key
 	d, plainErr := once(w.ctx, p.checks, t.asks("plain", pointerKey(key)), func(ctx context.Context) (digest.Digest, error) {
@@ -58,8 +58,8 @@ func (p *Proxy) servePlain(w *response, r *http.Request, t target, looked result
 	return p.serve(w, r, t, d, looked)
 }
 
-// passSigned passes on a manifest of schema 1 by its digest, which is not that of its
-// bytes: it is not kept under it. By tag it is, under that of its bytes.
+// passSigned passes a manifest of schema 1 through by digest. It is not stored, because its
+// digest is not that of its bytes. By tag it is stored, under the digest of its bytes.
 func (p *Proxy) passSigned(w *response, r *http.Request, t target) error {
 	ctx, closed := p.cfg.Memory.Account(w.ctx, t.holder())
 	defer closed()
@@ -72,14 +72,14 @@ func (p *Proxy) passSigned(w *response, r *http.Request, t target) error {
 	return writeBody(w, r, m.Content)
 }
 
-// elsewhere reports whether err is the failure of one way to get content, so that
-// another may be tried.
+// elsewhere reports whether err is the failure of one way to get content, so that another
+// way may work.
 func elsewhere(err error) bool {
 	_, asked := errors.AsType[*upstream.Error](err)
 	return asked && !errors.Is(err, upstream.ErrRateLimited) || errors.Is(err, storage.ErrDigest) || errors.Is(err, download.ErrChanged)
 }
 
-// tagPointer is the target's tag.
+// tagPointer returns the pointer of the target's tag.
 func (p *Proxy) tagPointer(t target) pointer {
 	return pointer{
 		key:          storage.TagKey{Upstream: t.registry.Name(), Repository: t.repo, Name: t.tag},
@@ -92,8 +92,8 @@ func (p *Proxy) tagPointer(t target) pointer {
 	}
 }
 
-// checkTag asks the upstream for the tag's digest. A tag that has moved away from
-// content kept here moves only when the new content is here too.
+// checkTag asks the upstream for the tag's digest. A known tag moves only after its new
+// content is stored.
 func (p *Proxy) checkTag(ctx context.Context, t target, old storage.Tag, known bool) (digest.Digest, error) {
 	res, err := t.registry.Resolve(ctx, t.repo, t.tag)
 	if err != nil {
@@ -103,10 +103,10 @@ func (p *Proxy) checkTag(ctx context.Context, t target, old storage.Tag, known b
 		return p.keep(ctx, t.scope(), res)
 	}
 	if _, err := storage.ParseDigest(string(res.Digest)); err != nil {
-		return p.fetchTag(ctx, t) // of an algorithm that is not kept
+		return p.fetchTag(ctx, t) // content of this algorithm is not stored
 	}
 	if res.MediaType == "" && (!known || res.Digest != old.Digest) {
-		return p.fetchTag(ctx, t) // what has named it may be no registry
+		return p.fetchTag(ctx, t) // the answer may not be a registry's
 	}
 	p.heads.add(contentKey(t, res.Digest), res.Descriptor)
 	if !known || res.Digest == old.Digest || t.policy.noStore {
@@ -121,18 +121,18 @@ func (p *Proxy) checkTag(ctx context.Context, t target, old storage.Tag, known b
 			return d, nil
 		}
 	}
-	// Whatever it is, it is not said of the tag.
+	// The error is about the content, not about the tag: so it must not remove the tag.
 	return "", &told{is: upstream.ErrUnavailable, words: "the tag's new content could not be fetched", cause: err}
 }
 
-// fetch brings content that is not here.
+// fetch downloads content that is not stored.
 func (p *Proxy) fetch(ctx context.Context, t target, d digest.Digest) error {
 	b, err := p.open(ctx, t, d)
 	if err != nil {
 		return err
 	}
 	defer b.Close()
-	if err := b.Wait(ctx); err != nil && !errors.Is(err, storage.ErrNotKept) {
+	if err := b.Wait(ctx); err != nil && !errors.Is(err, storage.ErrNotStored) {
 		return err
 	}
 	return nil
@@ -147,8 +147,7 @@ func (p *Proxy) fetchTag(ctx context.Context, t target) (digest.Digest, error) {
 	return p.keep(ctx, t.scope(), res)
 }
 
-// keep stores what an upstream has just sent for this scope, where there is room
-// for it.
+// keep stores what an upstream has just sent for this scope, if there is space.
 func (p *Proxy) keep(ctx context.Context, sc storage.Scope, res upstream.Resolved) (digest.Digest, error) {
 	d := res.Digest
 	if _, err := storage.ParseDigest(string(d)); err != nil {
@@ -165,10 +164,10 @@ func (p *Proxy) keep(ctx context.Context, sc storage.Scope, res upstream.Resolve
 		return "", err
 	}
 	defer b.Close()
-	if err := b.Wait(ctx); err != nil && !errors.Is(err, storage.ErrNotKept) {
+	if err := b.Wait(ctx); err != nil && !errors.Is(err, storage.ErrNotStored) {
 		return "", fmt.Errorf("store %s: %w", d, err)
 	}
-	if b.MediaType != res.MediaType { // the registry has another word for it now
+	if b.MediaType != res.MediaType { // the registry has changed the media type
 		return d, p.store.PutLink(sc, d, res.MediaType)
 	}
 	return d, nil

@@ -8,14 +8,14 @@ import (
 )
 
 const (
-	// A client may name clientNames registries at once that are not known yet, and one more
-	// each clientNamesEvery; all clients together allNames, and one each allNamesEvery. Each
-	// costs connections, and may push out one that others use.
+	// A client may name clientNames new unlisted registries at once, and then one more each
+	// clientNamesEvery; all clients together allNames, and one each allNamesEvery. Each
+	// registry costs connections, and may push out one that others use.
 	clientNames, clientNamesEvery = 32, 4 * time.Second
 	allNames, allNamesEvery       = 256, 250 * time.Millisecond
 )
 
-// newNames bounds how many unlisted registries clients name in a while.
+// newNames limits the rate at which clients name new unlisted registries.
 type newNames struct {
 	all      *rate.Limiter
 	byClient *lru.Cache[string, *rate.Limiter]

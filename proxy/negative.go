@@ -12,7 +12,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// cacheKey is what an answer of a registry is about (RFC 9111 section 2).
+// cacheKey says what an answer of a registry is about (RFC 9111 section 2).
 type cacheKey struct {
 	upstream, repository string
 	kind                 upstream.Kind // of content by digest; "": of a tag or a list
@@ -27,18 +27,19 @@ func pointerKey(k storage.TagKey) cacheKey {
 	return cacheKey{upstream: k.Upstream, repository: k.Repository, reference: k.Name}
 }
 
-// negativeCache has what registries do not have, or refuse, and downloads that failed
-// (negative results, RFC 9111 section 2): they are not asked for again yet.
+// negativeCache has the errors of content that a registry does not have, or denies, and of
+// downloads that failed (negative results, RFC 9111 section 2). Until an entry expires, the
+// registry is not asked again.
 type negativeCache struct {
 	entries *lru.Cache[cacheKey, negative]
-	ttl     time.Duration // of a registry's no
+	ttl     time.Duration // of a registry's 404 or denial
 }
 
-// negative is an error that need not be asked for again yet.
+// negative is a cached error.
 type negative struct {
 	err   error
 	until time.Time
-	pause time.Duration // after a download that failed
+	pause time.Duration // of a failed download: how long it is cached
 }
 
 func newNegativeCache(ttl time.Duration) (*negativeCache, error) {
@@ -46,19 +47,19 @@ func newNegativeCache(ttl time.Duration) (*negativeCache, error) {
 	return &negativeCache{entries, ttl}, err
 }
 
-func (e *negative) Error() string { return e.err.Error() + " (remembered)" }
+func (e *negative) Error() string { return e.err.Error() + " (cached)" }
 func (e *negative) Unwrap() error { return e.err }
 
 // Public is what a client is told.
-func (e *negative) Public() string { return publicText(e.err) + " (remembered)" }
+func (e *negative) Public() string { return publicText(e.err) + " (cached)" }
 
-// isNegative reports whether err comes from the cache: it is not to be kept for longer.
+// isNegative reports whether err comes from the cache: it must not extend its own entry.
 func isNegative(err error) bool {
 	_, ok := errors.AsType[*negative](err)
 	return ok
 }
 
-// get returns the error that is kept for a key; nil: none is.
+// get returns the cached error of a key; nil: none.
 func (c *negativeCache) get(k cacheKey) error {
 	if e, ok := c.entries.Get(k); ok && time.Now().Before(e.until) {
 		return &e
@@ -66,8 +67,8 @@ func (c *negativeCache) get(k cacheKey) error {
 	return nil
 }
 
-// add keeps err if it is the upstream's no, or its refusal to say, and returns it. It is
-// not for what something is stored of.
+// add caches err if it is the upstream's 404 or denial, and returns it. It must not be
+// called for a pointer that is stored.
 func (c *negativeCache) add(k cacheKey, err error) error {
 	if !isNegative(err) && (upstream.SaysNo(err) || errors.Is(err, upstream.ErrDenied)) {
 		c.entries.Add(k, negative{err: err, until: time.Now().Add(c.ttl)})
@@ -75,20 +76,20 @@ func (c *negativeCache) add(k cacheKey, err error) error {
 	return err
 }
 
-// Content whose download has failed half-way, after all tries, is not fetched again for
-// firstPause: clients ask for the rest at once, and find it elsewhere if they are told
-// at once. It is twice as long after each failure that follows, up to longestPause.
+// Content whose download has failed half-way, after all retries, is not downloaded again for
+// firstPause. Clients ask for the rest at once, and with an immediate error they can use
+// another registry. The pause doubles with each further failure, up to longestPause.
 const (
 	firstPause   = time.Second
 	longestPause = 30 * time.Second
 )
 
-// addFailed keeps the error of a download that has failed half-way.
+// addFailed caches the error of a download that has failed half-way.
 func (c *negativeCache) addFailed(k cacheKey, err error) {
 	pause := firstPause
 	if last, ok := c.entries.Peek(k); ok {
 		switch over := time.Since(last.until); {
-		case over < 0: // another client of the same download was here first
+		case over < 0: // another client of the same download has added it
 			return
 		case over < longestPause:
 			pause = min(2*max(last.pause, firstPause), longestPause)
@@ -97,7 +98,7 @@ func (c *negativeCache) addFailed(k cacheKey, err error) {
 	c.entries.Add(k, negative{err: err, until: time.Now().Add(pause), pause: pause})
 }
 
-// headCache has what registries said of content by HEAD.
+// headCache has the answers of registries to HEAD requests for content.
 type headCache struct {
 	entries *lru.Cache[cacheKey, headAnswer]
 }
@@ -116,13 +117,13 @@ func (c headCache) add(k cacheKey, desc ocispec.Descriptor) {
 	c.entries.Add(k, headAnswer{desc, time.Now()})
 }
 
-// get returns what was said after since.
+// get returns an answer that came after since.
 func (c headCache) get(k cacheKey, since time.Time) (ocispec.Descriptor, bool) {
 	answer, ok := c.entries.Get(k)
 	return answer.desc, ok && answer.at.After(since)
 }
 
-// remove forgets what a cache has of the keys that fit.
+// remove removes the entries of a cache whose keys fit.
 func remove[V any](c *lru.Cache[cacheKey, V], fits func(cacheKey) bool) {
 	for _, k := range c.Keys() {
 		if fits(k) {

@@ -17,12 +17,12 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// What operators see and do, by the admin API, is here: it knows nothing else of a Proxy.
+// This file has all methods of a Proxy that the admin API uses.
 
-// Store is where content is kept.
+// Store is where content is stored.
 func (p *Proxy) Store() *storage.Store { return p.store }
 
-// Kept reads what is kept of images.
+// Kept reads what is stored of images.
 func (p *Proxy) Kept() image.Kept { return image.Kept{Store: p.store, Reader: p.reader} }
 
 // Rules are those of the configuration.
@@ -32,12 +32,12 @@ func (p *Proxy) Rules() []Rule { return p.cfg.Rules }
 type UpstreamStatus struct {
 	Upstream
 
-	Default   bool // it is asked where a request names none
-	Unlisted  bool // it is not of the configuration
-	Unchecked bool // it is suspect: tags are served unchecked
+	Default   bool // it is used for requests that name no registry
+	Unlisted  bool // it is not in the configuration
+	Unchecked bool // it is suspect: its tags are served without a check
 }
 
-// Upstreams are all that are known, in the order of their names.
+// Upstreams returns all known upstreams, in the order of their names.
 func (p *Proxy) Upstreams() []UpstreamStatus {
 	known := map[*upstream.Registry]*UpstreamStatus{}
 	add := func(r *upstream.Registry) *UpstreamStatus {
@@ -70,11 +70,12 @@ func (p *Proxy) Upstreams() []UpstreamStatus {
 	return all
 }
 
-// UpstreamName is what the store has for an upstream that is called so, whether or not
-// there is one now: what is kept may be of an earlier configuration.
+// UpstreamName returns the name under which the store has content of an upstream, given a
+// name or alias. The upstream need not exist now: stored content may be of an earlier
+// configuration.
 func (p *Proxy) UpstreamName(called string) string { return p.registries.name(called) }
 
-// FullName is an image's name with that of its upstream in the place of an alias.
+// FullName returns an image's name with the upstream's name in place of an alias.
 func (p *Proxy) FullName(name string) string {
 	if first, rest, more := strings.Cut(name, "/"); more && isRegistry(first, rest, "") {
 		return p.registries.name(first) + "/" + rest
@@ -82,8 +83,8 @@ func (p *Proxy) FullName(name string) string {
 	return name
 }
 
-// Freshness is what a client's pull of a tag would find: "fresh", "stale" where the
-// upstream would be asked, "expired" where nothing else would do.
+// Freshness says what a pull of a tag would do: "fresh": serve it without a check; "stale":
+// check it first; "expired": fail if the check fails.
 func (p *Proxy) Freshness(t storage.NamedTag) string {
 	freshFor := p.cfg.FreshFor
 	if r := p.registries.configured(t.Upstream); r != nil {
@@ -101,8 +102,8 @@ func (p *Proxy) Freshness(t storage.NamedTag) string {
 	}
 }
 
-// Forget has upstreams asked again for what they said a moment ago of an upstream's
-// repository and reference; "": of all.
+// Forget removes cached answers about an upstream, repository and reference ("": all), so
+// that the upstreams are asked again.
 func (p *Proxy) Forget(upstream, repository, reference string) {
 	concerns := func(k cacheKey) bool {
 		return (upstream == "" || k.upstream == upstream) && (repository == "" || k.repository == repository) && (reference == "" || k.reference == reference)
@@ -111,8 +112,8 @@ func (p *Proxy) Forget(upstream, repository, reference string) {
 	remove(p.heads.entries, concerns)
 }
 
-// Pull fetches an image as a client's pull does: by the same rules and fills, so that
-// what is here, or on its way, is not fetched again.
+// Pull downloads an image as a client's pull does, with the same rules and fills: content
+// that is stored, or being downloaded, is not downloaded again.
 type Pull struct {
 	p *Proxy
 	t target
@@ -134,7 +135,7 @@ func (p *Proxy) NewPull(upstreamName, repository, tag string, d digest.Digest) (
 	return &Pull{p, t}, nil
 }
 
-// Resolve returns the digest of the image, whose content can be fetched after that.
+// Resolve returns the digest of the image. Call it before Fetch.
 func (u *Pull) Resolve(ctx context.Context) (d digest.Digest, err error) {
 	if u.t.policy, err = u.p.cfg.policyFor(u.t); err != nil {
 		return "", err
@@ -149,7 +150,7 @@ func (u *Pull) Resolve(ctx context.Context) (d digest.Digest, err error) {
 	return resolved.digest, err
 }
 
-// Fetch opens content that is whole and kept here by then.
+// Fetch opens content, after it is downloaded and stored.
 func (u *Pull) Fetch(ctx context.Context, kind upstream.Kind, d digest.Digest) (*storage.Blob, error) {
 	t := u.t
 	if t.kind = kind; kind == upstream.KindBlob {
@@ -160,7 +161,7 @@ func (u *Pull) Fetch(ctx context.Context, kind upstream.Kind, d digest.Digest) (
 		return nil, err
 	}
 	switch err = b.Wait(ctx); {
-	case errors.Is(err, storage.ErrNotKept):
+	case errors.Is(err, storage.ErrNotStored):
 		err = errors.New("no space to store it")
 	case err != nil:
 		err = u.p.broke(ctx, t, d, err)

@@ -26,10 +26,10 @@ type section struct {
 	clients.Client
 
 	Files  []clients.File
-	Reason string // why there are none
+	Reason string // why it has no files
 }
 
-// page tells a person with a browser how to use the mirror.
+// page serves a page for browsers that shows how to use the mirror.
 func (p *Proxy) page() http.HandlerFunc {
 	html := template.Must(template.New("page").Parse(pageTemplate))
 	all := clients.All()
@@ -71,7 +71,7 @@ func (p *Proxy) page() http.HandlerFunc {
 	}
 }
 
-// names are those of the registries, Docker Hub first.
+// names returns the names of the configured registries, Docker Hub first.
 func (p *Proxy) names() []string {
 	var names []string
 	for name, r := range p.registries.byName {
@@ -91,8 +91,8 @@ func (p *Proxy) names() []string {
 	return names
 }
 
-// mirrorURL is how the request's client reached the mirror, as far as it can be
-// believed: it is only ever shown to that client.
+// mirrorURL returns the URL by which the client reached the mirror. It trusts the client's
+// headers, because only that client sees it.
 func mirrorURL(r *http.Request) string {
 	scheme := "http"
 	switch forwarded := r.Header.Get("X-Forwarded-Proto"); {

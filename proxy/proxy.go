@@ -82,7 +82,7 @@ type Proxy struct {
 	reader    image.Reader
 
 	mu        sync.Mutex   // guards the fields below
-	released  []image.Root // what deleted tags held, not yet looked at
+	released  []image.Root // manifests of deleted tags that wait for markOrphans
 	releasing bool         // markOrphans is running
 }
 
@@ -136,8 +136,7 @@ func New(cfg Config, store *storage.Store, upstreams []Upstream, m *Metrics, log
 	return p, nil
 }
 
-// Close breaks off checks in the background. Call it when no request is served
-// any more.
+// Close stops the checks in the background. Call it after the last request has ended.
 func (p *Proxy) Close() {
 	p.stop()
 	p.running.Wait()
@@ -171,8 +170,8 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p.routes.ServeHTTP(rec, r)
 }
 
-// recovered answers a request whose handler has panicked, or breaks its answer off
-// where that has begun. It is deferred itself.
+// recovered answers a request whose handler has panicked, or cuts its answer if that has
+// begun. It calls recover, so it must be deferred directly.
 func (p *Proxy) recovered(w *response, r *http.Request) {
 	switch value := recover(); value {
 	case nil:
@@ -211,7 +210,7 @@ func (p *Proxy) serveContent(w *response, r *http.Request, req request) {
 	}
 }
 
-// newRoutes are the paths that are not of content.
+// newRoutes returns the routes of all paths but those of content.
 func (p *Proxy) newRoutes() *mux.Router {
 	// Cleaning the path would answer `..` with a redirect.
 	m := mux.NewRouter().SkipClean(true).UseEncodedPath()
@@ -225,8 +224,8 @@ func (p *Proxy) newRoutes() *mux.Router {
 	return m
 }
 
-// version is the API's version check, at the root and below a registry's name.
-// It never asks for credentials: clients would give them.
+// version answers the API's version check, at the root and below a registry's name. It
+// never asks for credentials, because clients would send theirs.
 func (p *Proxy) version(hw http.ResponseWriter, r *http.Request) {
 	w := hw.(*response)
 	if name := mux.Vars(r)["registry"]; name != "" {
@@ -241,7 +240,7 @@ func (p *Proxy) version(hw http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write([]byte("{}")) // a client that has left is no news
 }
 
-// apiVersion: older daemons ask for it before they speak v2.
+// apiVersion sets the header that older daemons need to use v2.
 func apiVersion(w http.ResponseWriter) {
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
 }

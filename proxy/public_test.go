@@ -37,7 +37,7 @@ func TestPublicText(t *testing.T) {
 		{fmt.Errorf("no progress: %w", errors.Join(upstream.ErrTimeout, secret)), upstream.ErrTimeout.Error()},
 		{fmt.Errorf("%w: got sha256:x", storage.ErrDigest), storage.ErrDigest.Error()},
 		{&told{is: upstream.ErrUnavailable, words: "no luck", cause: secret}, "upstream unavailable: no luck"},
-		{&negative{err: fmt.Errorf("open: %w", secret)}, "internal error; the mirror's log says more (remembered)"},
+		{&negative{err: fmt.Errorf("open: %w", secret)}, "internal error; the mirror's log says more (cached)"},
 		{&wrongURL{storage.ErrDigest}, storage.ErrDigest.Error()},
 		{&task.PanicError{Work: "request", Value: secret}, "request: internal error; the log has its stack"},
 		{&refusal{detail: "no such endpoint"}, "no such endpoint"},

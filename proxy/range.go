@@ -14,11 +14,10 @@ import (
 	"github.com/cachalot-registry/cachalot/storage"
 )
 
-// byteRange is one range of a request: start and end, both included.
+// byteRange is one range of a request, from start to last, both included.
 type byteRange struct{ start, last int64 }
 
-// maxRanges in one request; more are answered with the whole blob, as RFC 9110
-// section 14.2 allows.
+// maxRanges of one request; with more it gets the whole blob (RFC 9110 section 14.2).
 const maxRanges = 1024
 
 var (
@@ -75,8 +74,7 @@ func parseRange(header string, size int64) ([]byteRange, error) {
 	return ranges, nil
 }
 
-// parsePosition reads digits only; a position beyond any content is as good as
-// the largest.
+// parsePosition reads digits only. A position above the largest int64 becomes that.
 func parsePosition(s string) (int64, error) {
 	for _, c := range []byte(s) {
 		if c < '0' || c > '9' {
@@ -93,8 +91,8 @@ func parsePosition(s string) (int64, error) {
 	return n, err
 }
 
-// limitRange checks the request's ranges, and sees to it that none completes
-// before the blob has verified (I1).
+// limitRange checks the request's ranges. A single range does not complete before the blob
+// has verified (Hold); several wait for the whole blob (I1).
 func limitRange(w *response, r *http.Request, b *storage.Blob) error {
 	header := r.Header.Get("Range")
 	if header == "" {
@@ -109,14 +107,14 @@ func limitRange(w *response, r *http.Request, b *storage.Blob) error {
 		w.Header().Set("Content-Range", fmt.Sprintf("bytes */%d", b.Size))
 		return refuse(errcode.ErrorCodeRangeInvalid, http.StatusRequestedRangeNotSatisfiable, "%v: %s", err, bounds.Text(header))
 	}
-	// From here the standard library reads what was read here.
+	// The standard library reads the header that is written here.
 	r.Header.Del("Range")
 	if len(ranges) == 0 {
 		return nil
 	}
 	if len(ranges) > 1 && b.Outcome != storage.Hit {
-		if err := b.Wait(w.ctx); errors.Is(err, storage.ErrNotKept) {
-			return nil // read once, in order: the whole blob
+		if err := b.Wait(w.ctx); errors.Is(err, storage.ErrNotStored) {
+			return nil // it can be read only once, in order: send the whole blob
 		} else if err != nil {
 			return err
 		}
@@ -132,7 +130,7 @@ func limitRange(w *response, r *http.Request, b *storage.Blob) error {
 	return nil
 }
 
-// noteError remembers why a read failed, which http.ServeContent does not tell.
+// noteError records why a read failed, which http.ServeContent does not return.
 type noteError struct {
 	io.ReadSeeker
 	err error

@@ -12,18 +12,18 @@ import (
 	"github.com/cachalot-registry/cachalot/storage/download"
 )
 
-// maxRead bounds what is remembered of lists that were read, in bytes of memory.
+// maxRead bounds the memory of readLists, in bytes.
 const maxRead = 8 << 20
 
-// readLists are lists that were read a moment ago: hundreds of clients that want some
-// tags each cost one reading.
+// readLists has the lists that were decoded last, so that hundreds of clients that page
+// through a list cost one decoding.
 type readLists struct {
 	mu    sync.Mutex // guards the fields below
 	lists *simplelru.LRU[listKey, readList]
 	bytes int
 }
 
-// listKey is what was read of content: a list by its kind, or the manifest for a platform.
+// listKey says what was read from content: a list by its kind, or the manifest for a platform.
 type listKey struct {
 	what   string
 	digest digest.Digest
@@ -61,8 +61,8 @@ func (l *readLists) add(key listKey, r readList) {
 	}
 }
 
-// readOnce returns what was read of content, or reads it. read is called once for all who want it at
-// the same time; its number is what that takes of memory.
+// readOnce returns what readLists has of content, or reads it. Concurrent callers share one
+// call of read, which also returns the size in memory.
 func readOnce[T any](ctx context.Context, p *Proxy, t target, key listKey, read func(context.Context) (T, int, error)) (T, error) {
 	if known, ok := p.readLists.get(key); ok {
 		if l, ok := known.(T); ok {
@@ -78,7 +78,7 @@ func readOnce[T any](ctx context.Context, p *Proxy, t target, key listKey, read 
 	})
 }
 
-// holds charges to a request what it has in memory of a list, until done.
+// holds charges a list's bytes in memory to a request, until done.
 func (p *Proxy) holds(ctx context.Context, t target, bytes int) (done func(), err error) {
 	ctx, done = p.cfg.Memory.Account(ctx, t.holder())
 	if err := bounds.Charge(ctx, bytes); err != nil {
@@ -88,7 +88,7 @@ func (p *Proxy) holds(ctx context.Context, t target, bytes int) (done func(), er
 	return done, nil
 }
 
-// accounted is a part whose memory is let go of when it is closed.
+// accounted returns a part that calls closed, which frees its memory, when its body is closed.
 func accounted(part *download.Part, closed func()) *download.Part {
 	if part == nil {
 		closed()

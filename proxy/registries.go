@@ -28,23 +28,23 @@ func (u Upstream) names() []string {
 	return append([]string{name, clients.PathName(name)}, u.Aliases...)
 }
 
-// maxUnlisted registries are kept open at a time; clients name them.
+// maxUnlisted bounds the unlisted registries that are open at a time; clients name them.
 const maxUnlisted = 64
 
 // registries are those of the configuration, and the unlisted ones that clients have
-// named. It is the one place where a name becomes a registry, so that what the
-// configuration says of one holds for all that it is called.
+// named. It is the only place that looks up a registry by a name, so that the configuration
+// of a registry applies under all its names.
 type registries struct {
 	byName    map[string]*upstream.Registry // names and aliases of the configuration
 	byHost    map[string]*upstream.Registry // virtual hosts
-	byAddress map[string]*upstream.Registry // the host that a registry is at, where it is the only one there
+	byAddress map[string]*upstream.Registry // by host; nil for a host that several registries share
 	byDefault *upstream.Registry
-	make      func(name string) (*upstream.Registry, error) // an unlisted one; nil: there are none
+	make      func(name string) (*upstream.Registry, error) // makes an unlisted one; nil: not allowed
 	log       *slog.Logger
 
 	names *newNames
 
-	mu       sync.Mutex                             // guards unlisted, and that a name is made once
+	mu       sync.Mutex                             // guards unlisted; held while a registry is made, so that each is made once
 	unlisted *lru.Cache[string, *upstream.Registry] // by canonical name
 }
 
@@ -82,13 +82,13 @@ func newRegistries(configured []Upstream, byDefault string, unlisted func(name s
 	if g.byDefault = g.configured(byDefault); g.byDefault == nil {
 		return nil, fmt.Errorf("default_upstream %q is not among the upstreams", byDefault)
 	}
-	// One that is dropped is not closed, for requests may be under way: it has only
-	// connections, which end when they are idle.
+	// A registry that the LRU drops is not closed, because requests may use it. It has only
+	// connections, which close when they are idle.
 	g.unlisted, err = lru.New[string, *upstream.Registry](maxUnlisted)
 	return g, err
 }
 
-// close ends what the unlisted ones have under way. The others are not its own.
+// close closes the unlisted registries. The caller of New closes the others.
 func (g *registries) close() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -98,7 +98,7 @@ func (g *registries) close() {
 	g.unlisted.Purge()
 }
 
-// configured is the registry of the configuration that is called so; nil: none is.
+// configured returns the registry of the configuration with a name or alias; nil: there is none.
 func (g *registries) configured(name string) *upstream.Registry {
 	if r := g.byName[name]; r != nil {
 		return r
@@ -116,8 +116,8 @@ func (g *registries) configured(name string) *upstream.Registry {
 	return g.byAddress[canonical]
 }
 
-// find is the registry that a client calls so: one of the configuration, or an unlisted
-// one where that is allowed. It refuses a name before any registry is asked.
+// find returns the registry for a name that a client used: a configured one, or an unlisted
+// one if that is allowed. It sends no request.
 func (g *registries) find(client, name string) (*upstream.Registry, error) {
 	if r := g.configured(name); r != nil {
 		return r, nil
@@ -144,8 +144,8 @@ func (g *registries) find(client, name string) (*upstream.Registry, error) {
 	return r, nil
 }
 
-// name is what the index has for a registry that is called so, whether or not there is
-// one now: what is kept may be of an earlier configuration.
+// name returns the name under which the index has a registry, given a name or alias. The
+// registry need not exist now: stored content may be of an earlier configuration.
 func (g *registries) name(called string) string {
 	if r := g.configured(called); r != nil {
 		return r.Name()
@@ -156,10 +156,10 @@ func (g *registries) name(called string) string {
 	return called
 }
 
-// isUnlisted reports whether r is not of the configuration.
+// isUnlisted reports whether r is not in the configuration.
 func (g *registries) isUnlisted(r *upstream.Registry) bool { return g.byName[r.Name()] == nil }
 
-// opened are the unlisted ones that are open.
+// opened returns the unlisted registries that are open.
 func (g *registries) opened() []*upstream.Registry {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -11,12 +11,12 @@ import (
 	"github.com/cachalot-registry/cachalot/task"
 )
 
-// maxReleased deleted tags wait to be looked at. What further ones held is evicted in
-// its time.
+// maxReleased bounds the deleted tags that wait for markOrphans. The content of further ones
+// is evicted like other content.
 const maxReleased = 10_000
 
-// release is told of a tag that is gone upstream. What no other tag holds is
-// marked, in the background, as the first to be evicted.
+// release is called for a tag that was deleted upstream. In the background, its content that
+// no other tag refers to is marked as orphaned, so that it is evicted first.
 func (p *Proxy) release(k storage.TagKey, d digest.Digest) {
 	if k.IsList() {
 		return
@@ -33,7 +33,7 @@ func (p *Proxy) release(k storage.TagKey, d digest.Digest) {
 	}
 }
 
-// markOrphans works off what was released, many tags in one look at all the others.
+// markOrphans handles the released tags: one scan of all other tags serves many of them.
 func (p *Proxy) markOrphans() {
 	for {
 		p.mu.Lock()
@@ -59,9 +59,9 @@ func (p *Proxy) markOrphans() {
 		})
 		switch {
 		case err == nil:
-			p.log.Info("marked content of deleted tags for eviction", "tags", len(roots), "blobs", len(blobs))
+			p.log.Info("marked content of deleted tags as orphaned", "tags", len(roots), "blobs", len(blobs))
 		case p.ctx.Err() == nil:
-			p.log.Warn("cannot mark content of a deleted tag for eviction; it is evicted later", "error", err)
+			p.log.Warn("cannot mark content of deleted tags as orphaned; it is evicted later", "error", err)
 		}
 	}
 }

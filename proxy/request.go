@@ -8,15 +8,14 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// request is a request for content as the client has made it, read once. Nothing else
-// reads the URL.
+// request is a client's request for content, parsed once. No other code reads the URL.
 type request struct {
 	contentPath
 
 	host      string     // the Host field, as it was sent
 	namespace string     // ?ns=; "": none
 	escaped   string     // the path, as it was sent
-	query     url.Values // less ns, of lists; nil: of content by tag or digest, whose query says nothing else
+	query     url.Values // of lists, without ns; nil for content by tag or digest, whose other parameters are ignored
 }
 
 // parseRequest reads a request; false: it is not for content.
@@ -54,8 +53,8 @@ func (c contentPath) isList() bool {
 	return c.kind == upstream.KindTags || c.kind == upstream.KindReferrers
 }
 
-// parsePath reads a path as it was sent, for decoding it would let %2f make names.
-// A name has slashes, so what is asked for is read from the end.
+// parsePath parses a path as it was sent: decoded, a %2f would become part of a name. It
+// parses from the end, because names have slashes.
 func parsePath(path string) (c contentPath, ok bool) {
 	rest, reference, _ := cutLast(path)
 	rest, list, _ := cutLast(rest)
@@ -120,7 +119,7 @@ func isName(s string) bool {
 	return true
 }
 
-// isTag reports whether s is a tag, by the same page.
+// isTag reports whether s is a tag (distribution-spec, "Pulling manifests").
 func isTag(s string) bool {
 	if s == "" || len(s) > 128 || s[0] == '.' || s[0] == '-' {
 		return false

@@ -20,28 +20,28 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// response records what a request came to, for the log and the metrics. It
-// keeps ReadFrom, so that files reach sendfile.
+// response records the result of a request, for the log and the metrics. It has ReadFrom,
+// so that files are sent by sendfile.
 type response struct {
 	http.ResponseWriter
 	target  target
 	ctx     context.Context // the request's, with its id
 	id      string
-	said    [1]string  // the id, for the header
-	span    trace.Span // nil: not traced here
-	traced  bool       // here, or by the client
+	said    [1]string  // the id, as the header's value
+	span    trace.Span // nil: not traced by the mirror
+	traced  bool       // by the mirror or the client
 	started time.Time
-	secure  bool // it goes out over TLS, which sends all content in bulk
+	secure  bool // over TLS: see inBulk
 
 	wrote     bool // the header
 	status    int
 	bytes     int64
 	firstByte time.Duration
 	result    result
-	digest    digest.Digest // of what is served; "" of lists and errors
-	kept      bool
-	routine   bool  // asked again and again, and not worth a line
-	cut       error // the body ended before its length, or could not be copied to its end
+	digest    digest.Digest // of the content; "" for lists and errors
+	stored    bool
+	routine   bool  // a frequent check: its line is at debug level
+	cut       error // why the body ended before its length
 	err       error
 }
 
@@ -72,8 +72,8 @@ func (w *response) ReadFrom(src io.Reader) (int64, error) {
 	}
 	dst := io.Writer(w.ResponseWriter)
 	if !w.inBulk(src) {
-		// net/http would hold two buffers for each reader, to try sendfile in vain,
-		// and send what is in memory apart from its header.
+		// net/http's ReadFrom would hold two buffers for each reader, because sendfile does
+		// not work here, and send a body in memory apart from its header.
 		dst = struct{ io.Writer }{dst}
 	}
 	n, err := io.Copy(dst, src)
@@ -85,8 +85,8 @@ func (w *response) ReadFrom(src io.Reader) (int64, error) {
 	return n, err
 }
 
-// inBulk says whether the connection sends a body, or the part of one, better by
-// its ReadFrom: a file's, and over TLS all that is not in memory.
+// inBulk reports whether the connection's ReadFrom is better for a body: for a file, and
+// over TLS for all that is not in memory.
 func (w *response) inBulk(src io.Reader) bool {
 	if part, ok := src.(*io.LimitedReader); ok {
 		src = part.R
@@ -101,8 +101,8 @@ func (w *response) inBulk(src io.Reader) bool {
 	}
 }
 
-// cutByFile is why the body of a kept file was cut, if that was not its client's
-// doing: sendfile fails for either side.
+// cutByFile returns why the body of a stored file was cut, if the reason is the file and not
+// the client: sendfile fails for either.
 func (w *response) cutByFile() error {
 	clients := []error{syscall.EPIPE, syscall.ECONNRESET, syscall.ETIMEDOUT, os.ErrDeadlineExceeded, net.ErrClosed}
 	if w.ctx.Err() == nil && !slices.ContainsFunc(clients, func(err error) bool { return errors.Is(w.cut, err) }) {
@@ -121,7 +121,7 @@ func (w *response) setCacheStatus() {
 		s = "cachalot; fwd=stale; fwd-status=304"
 	case resultMiss:
 		s = "cachalot; fwd=miss"
-		if w.kept {
+		if w.stored {
 			s += "; stored"
 		}
 	case resultCollapsed:
@@ -138,11 +138,11 @@ func (w *response) setCacheStatus() {
 	w.Header().Set("Cache-Status", s)
 }
 
-// maxUserAgent is what the log has of one; dockerd's has some 140 bytes.
+// maxUserAgent is how many bytes of a user agent are logged; dockerd's has some 140.
 const maxUserAgent = 200
 
-// finish counts and logs the request. It is on every request's way, so the line
-// is built by hand.
+// finish counts and logs the request. It runs for each request, so it builds the line
+// itself, to be fast.
 func (p *Proxy) finish(w *response, r *http.Request) {
 	took := time.Since(w.started)
 	if w.span != nil {
@@ -165,9 +165,9 @@ func (p *Proxy) finish(w *response, r *http.Request) {
 	if !log.Enabled(w.ctx, level) {
 		return
 	}
-	line := slog.NewRecord(w.started.Add(took), level, "request", 0) // whose source no handler writes, and slog would look for
-	var room [20]slog.Attr                                           // for all of them, so that they are copied once
-	attrs := append(room[:0],
+	line := slog.NewRecord(w.started.Add(took), level, "request", 0) // no source, which no handler writes and slog would look up
+	var buf [20]slog.Attr                                            // large enough for all, so that they are copied once
+	attrs := append(buf[:0],
 		slog.String("method", r.Method), slog.String("client", p.client(r)), slog.String("user_agent", bounds.TextTo(r.UserAgent(), maxUserAgent)),
 		slog.String("request_id", w.id), slog.Int("status", w.status), slog.Int64("bytes", w.bytes),
 		slog.Float64("first_byte_seconds", w.firstByte.Seconds()), slog.Float64("seconds", took.Seconds()),
@@ -188,10 +188,10 @@ func (p *Proxy) finish(w *response, r *http.Request) {
 		attrs = append(attrs, slog.String("error", w.err.Error()))
 	}
 	line.AddAttrs(attrs...)
-	_ = log.Handle(context.Background(), line) // there is nowhere else to say so
+	_ = log.Handle(context.Background(), line) // an error cannot be logged
 }
 
-// label is the registry in the metrics, where clients must not make new values.
+// label returns the registry's label in the metrics. Clients cannot create new labels.
 func (p *Proxy) label(r *upstream.Registry) string {
 	switch {
 	case r == nil:

@@ -17,7 +17,7 @@ import (
 //	Host: {virtual host}          clients that can be configured only with a host
 //	nothing                       default_upstream
 //
-// client is who asks. Where a registry is named twice, the second time is stripped.
+// client is the client's address. If the registry is named twice, the second name is stripped.
 func (p *Proxy) route(req request, client string) (reg *upstream.Registry, repo string, err error) {
 	prefix, name, ns := req.registry, req.name, req.namespace
 	first, rest, more := strings.Cut(name, "/")
@@ -37,8 +37,8 @@ func (p *Proxy) route(req request, client string) (reg *upstream.Registry, repo 
 		reg = virtual
 	default:
 		reg = p.registries.byDefault
-		// No account of Docker Hub has a dot or colon in it: that is a registry, if
-		// perhaps one with a _, which none has. What is no host at all is a bad name.
+		// No account of Docker Hub has a dot or colon, so the first part names a registry,
+		// perhaps with a _, which no registry has. What is no host at all is a bad name.
 		if _, isHost := hostport.Parse(first); isHost && hostport.NamesRegistry(first) && more && named == nil && reg.Name() == dockerHub {
 			if reg, err = p.registries.find(client, first); err == nil {
 				return reg, rest, nil
@@ -54,10 +54,10 @@ func (p *Proxy) route(req request, client string) (reg *upstream.Registry, repo 
 	return reg, name, nil
 }
 
-// isRegistry reports whether the first part of a name, which is a registry's
-// name or alias, is meant as one. As in image names, a dot or colon tells so. A
-// plain word could be an account too, if one other part follows it (Docker Hub
-// has no deeper names), or if the registry is named otherwise.
+// isRegistry reports whether the first part of a name, which is a registry's name or alias,
+// is meant as a registry. As in image names, a dot or colon says so. A plain word can also be
+// an account, if one other part follows it (Docker Hub has no deeper names), or if ns names
+// the registry.
 func isRegistry(first, rest, ns string) bool {
 	return hostport.NamesRegistry(first) || ns == "" && strings.Contains(rest, "/")
 }

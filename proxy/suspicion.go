@@ -10,22 +10,23 @@ import (
 )
 
 const (
-	// maxSuspects bounds the names and repositories under suspicion.
+	// maxSuspects bounds the suspect names, repositories and upstreams.
 	maxSuspects = 8192
-	// maxProbes bounds the probes of an upstream that have not proved slow, and
-	// maxChecks all those that no one waits for.
+	// maxProbes bounds the probes of an upstream that are not slow yet, and maxChecks all
+	// its probes.
 	maxProbes = 4
 	maxChecks = 16
 )
 
-// suspicion says which names are served unchecked for now, for checks of them have
-// failed: that name's, or where it is not known whether they work, those of its
-// repository or upstream. A check that works clears all that holds the name, so
-// that one bad name keeps no other from being checked: see fails.
+// suspicion says which names are suspect: their checks have failed, so they are served
+// without a check, and probed in the background. A failed check makes its name, repository
+// and upstream suspect. A check that works clears its own name, repository and upstream.
+// Another name that still fails stays suspect alone, so that one bad name does not stop the
+// checks of others: see fails.
 type suspicion struct {
 	mu       sync.Mutex                       // guards all below
 	suspects *simplelru.LRU[string, struct{}] // names, repositories, upstreams
-	checking map[string]map[string]bool       // by upstream: names whose probe is under way; true: it has a slot
+	checking map[string]map[string]bool       // by upstream: names whose probe is running; true: it has a slot
 }
 
 func newSuspicion() (*suspicion, error) {
@@ -36,7 +37,8 @@ func newSuspicion() (*suspicion, error) {
 	return &suspicion{suspects: suspects, checking: map[string]map[string]bool{}}, nil
 }
 
-// places are what a name is held by, smallest first. No two kinds can be the same.
+// places returns the keys of a name, its repository and its upstream. Keys of different
+// kinds are never equal.
 func places(k storage.TagKey) [3]string {
 	return [3]string{
 		strings.Join([]string{k.Upstream, k.Repository, k.Name}, "\x00"),
@@ -45,7 +47,7 @@ func places(k storage.TagKey) [3]string {
 	}
 }
 
-// doubts reports whether a name is to be served unchecked.
+// doubts reports whether a name is suspect: it, its repository or its upstream.
 func (s *suspicion) doubts(k storage.TagKey) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -57,16 +59,16 @@ func (s *suspicion) doubts(k storage.TagKey) bool {
 	return false
 }
 
-// doubtsUpstream reports whether nothing of an upstream is known to work.
+// doubtsUpstream reports whether an upstream is suspect.
 func (s *suspicion) doubtsUpstream(name string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.suspects.Contains(name)
 }
 
-// fails records that a check of a name has failed, or takes too long. What is
-// suspected already is no news for what holds it. It reports whether the upstream
-// is suspected now, and was not before.
+// fails records that a check of a name has failed, or takes too long. The name becomes
+// suspect, then its repository, then its upstream; it stops at the first one that is suspect
+// already. It reports whether the upstream has become suspect.
 func (s *suspicion) fails(k storage.TagKey) (upstream bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -79,8 +81,8 @@ func (s *suspicion) fails(k storage.TagKey) (upstream bool) {
 	return true
 }
 
-// works records that a check of a name was answered. It reports whether the upstream
-// was suspected before.
+// works records that a check of a name was answered: name, repository and upstream are not
+// suspect any more. It reports whether the upstream was.
 func (s *suspicion) works(k storage.TagKey) (upstream bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -90,7 +92,7 @@ func (s *suspicion) works(k storage.TagKey) (upstream bool) {
 	return upstream
 }
 
-// begin takes a slot for a probe of a name; false: one is under way, or too many are.
+// begin takes a slot for a probe of a name; false: one is running, or too many are.
 func (s *suspicion) begin(k storage.TagKey) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -113,12 +115,12 @@ func (s *suspicion) begin(k storage.TagKey) bool {
 	return true
 }
 
-// slow gives a probe's slot to another one: its name alone is suspected from now on.
+// slow frees the slot of a slow probe for another name. The probe's own name stays suspect.
 func (s *suspicion) slow(k storage.TagKey) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	name := places(k)[0]
-	if names := s.checking[k.Upstream]; names[name] { // else it has just ended
+	if names := s.checking[k.Upstream]; names[name] { // otherwise the probe has just ended
 		s.suspects.Add(name, struct{}{})
 		names[name] = false
 	}

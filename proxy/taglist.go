@@ -14,8 +14,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// tagList is a page of a repository's tags, as it is sent: what is written once for
-// hundreds of clients costs each of them a copy and no more. It is not changed.
+// tagList is a page of a repository's tags, encoded once for all clients. It never changes.
 type tagList struct {
 	text []byte // the tags in JSON, with commas between: "a","b"
 	ends []int  // where each ends in text
@@ -34,7 +33,7 @@ func newTagList(page upstream.TagPage) tagList {
 	return l
 }
 
-// readTagList reads one that was kept.
+// readTagList reads a stored one.
 func readTagList(ctx context.Context, body []byte) (tagList, error) {
 	var page upstream.TagPage
 	if err := bounds.Unmarshal(ctx, body, &page); err != nil {
@@ -43,10 +42,10 @@ func readTagList(ctx context.Context, body []byte) (tagList, error) {
 	return newTagList(page), nil
 }
 
-// size is what the list takes of memory, in bytes.
+// size returns the memory of the list, in bytes.
 func (l tagList) size() int { return len(l.text) + 8*len(l.ends) }
 
-// quoted is a text in JSON.
+// quoted returns a text in JSON.
 func quoted(s string) []byte {
 	b, err := json.Marshal(s)
 	if err != nil {
@@ -55,7 +54,7 @@ func quoted(s string) []byte {
 	return b
 }
 
-// start is where a tag begins in text.
+// start returns where a tag begins in text.
 func (l tagList) start(i int) int {
 	if i == 0 {
 		return 0
@@ -63,10 +62,10 @@ func (l tagList) start(i int) int {
 	return l.ends[i-1] + len(",")
 }
 
-// tag is a tag, in JSON.
+// tag returns a tag in JSON.
 func (l tagList) tag(i int) []byte { return l.text[l.start(i):l.ends[i]] }
 
-// slice is the tags from one on and before another, and nothing of the others in memory.
+// slice returns the tags from one index to before another, without the memory of the others.
 func (l tagList) slice(from, to int) tagList {
 	switch {
 	case from == to:
@@ -82,8 +81,8 @@ func (l tagList) slice(from, to int) tagList {
 	return part
 }
 
-// page is the first n tags after one, which lead to the others; n < 0: all of them, and
-// last "": from the first one on.
+// page returns the first n tags after last, with the query of the page after them. n < 0:
+// all; last "": from the first tag on.
 func (l tagList) page(last string, n int) tagList {
 	from, to := 0, len(l.ends)
 	if last != "" {
@@ -100,8 +99,8 @@ func (l tagList) page(last string, n int) tagList {
 	return page
 }
 
-// after is where the tags after one begin; where there is no such tag, the first one that
-// is larger.
+// after returns the index of the tag after last or, if there is no such tag, of the first
+// tag that is larger.
 func (l tagList) after(last string) int {
 	want, larger := quoted(last), len(l.ends)
 	for i := range l.ends {
@@ -115,11 +114,10 @@ func (l tagList) after(last string) int {
 	return larger
 }
 
-// inner is a text in JSON without its quotes, which sort before some of a tag's letters
-// and after others.
+// inner returns a text in JSON without its quotes: they would change the order.
 func inner(text []byte) []byte { return text[1 : len(text)-1] }
 
-// parts are a tag list of the API (OCI distribution-spec, "Listing tags").
+// parts returns the list as the API sends it (OCI distribution-spec, "Listing tags").
 func (l tagList) parts(name string) iter.Seq[[]byte] {
 	return slices.Values([][]byte{[]byte(`{"name":`), quoted(name), []byte(`,"tags":[`), l.text, []byte("]}")})
 }

@@ -14,17 +14,16 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// maxListQuery bounds what a client asks a list with: n and last, or what a registry's
-// own Link said.
+// maxListQuery bounds the length of a list's query: n and last, or the query of a
+// registry's Link.
 const maxListQuery = 1024
 
-// wholeList is the name that the first page of a repository's tags is kept under, as
-// the registry gives it to who asks for no length. No tag has a slash.
+// wholeList is the name under which the first page of a repository's tags is stored, as the
+// registry sends it without n. No tag has a slash.
 const wholeList = "tags/list"
 
-// tagPages are the pages of tag lists that other pages have led to. Only these are
-// kept, and the first ones: a client may ask for a list from anywhere, and each place
-// would be kept for itself.
+// tagPages has the pages of tag lists that other pages link to. Only these and first pages
+// are stored: a client can ask for a page after any text, and each would be stored.
 type tagPages struct {
 	led *lru.Cache[cacheKey, struct{}]
 }
@@ -34,22 +33,21 @@ func newTagPages() (*tagPages, error) {
 	return &tagPages{led}, err
 }
 
-// lead records that a page leads to another.
+// lead records that a page links to another one.
 func (p *tagPages) lead(t target, next string) { p.led.Add(pageKey(t, next), struct{}{}) }
 
-// worth reports whether the page of a query is worth keeping.
+// worth reports whether the page of a query is stored.
 func (p *tagPages) worth(t target, query url.Values) bool {
 	return len(query) == 0 || len(query) == 1 && query.Has("n") || p.led.Contains(pageKey(t, query.Encode()))
 }
 
-// pageKey is a page of a repository's list, by its query.
+// pageKey is the key of a page of a repository's list, by its query.
 func pageKey(t target, query string) cacheKey {
 	return cacheKey{t.registry.Name(), t.repo, upstream.KindTags, query}
 }
 
 // tags answers with a page of the repository's tags (OCI distribution-spec, "Listing
-// tags"), as the upstream has it: n, last and what else is asked are the upstream's
-// to answer. A page is kept like a tag.
+// tags"). The upstream gets the query: n, last and all else. A page is stored like a tag.
 func (p *Proxy) tags(w *response, r *http.Request, req request, t target) error {
 	query := req.query
 	if query.Has("n") {
@@ -76,10 +74,9 @@ func (p *Proxy) tags(w *response, r *http.Request, req request, t target) error 
 	return writeParts(w, r, page.parts(t.name))
 }
 
-// nextLink is the Link to the next page (RFC 8288). It is relative, so that it holds
-// behind a front that rewrites paths. But containers/image takes all of it but the
-// path for the mirror's own: who asks for no length, as it does, gets the path, and
-// no length in it.
+// nextLink returns the Link to the next page (RFC 8288). It is relative, so that it works
+// behind a proxy that rewrites paths. But containers/image needs the path in it: a client
+// that sends no n, as containers/image, gets a Link with the path, and without n.
 func nextLink(req request, next string) string {
 	path := "list"
 	if !req.query.Has("n") {
@@ -112,8 +109,8 @@ func (p *Proxy) tagPage(w *response, t target, query url.Values) (tagList, error
 	if raw != "" {
 		name += "?" + raw
 	}
-	_, kept := p.store.Tag(storage.TagKey{Upstream: t.registry.Name(), Repository: t.repo, Name: name})
-	if kept || p.pages.worth(t, query) {
+	_, stored := p.store.Tag(storage.TagKey{Upstream: t.registry.Name(), Repository: t.repo, Name: name})
+	if stored || p.pages.worth(t, query) {
 		return list(p, w, t, name, func(ctx context.Context) ([]byte, error) {
 			page, err := fetch(ctx)
 			if err != nil {
@@ -132,8 +129,8 @@ func (p *Proxy) tagPage(w *response, t target, query url.Values) (tagList, error
 	return page, err
 }
 
-// withoutLength is a next page's query without n, which the registry has put there for
-// a client that asked for none: it gives as much to who asks for none again.
+// withoutLength removes n from the query of a next page, for a client that sent no n. The
+// registry then uses its own page length again.
 func withoutLength(next string) string {
 	query, err := url.ParseQuery(next)
 	if err != nil || !query.Has("last") {
@@ -143,16 +140,16 @@ func withoutLength(next string) string {
 	return query.Encode()
 }
 
-// cutPage cuts a page from the whole list, where that is kept and has only one page:
-// no request is needed for it, and the upstream may be gone.
+// cutPage cuts a page from the whole list, if that is stored and has only one page. It needs
+// no request, so it works while the upstream is down.
 func (p *Proxy) cutPage(w *response, t target, query url.Values) (tagList, bool) {
 	for name := range query {
 		if name != "n" && name != "last" {
 			return tagList{}, false
 		}
 	}
-	_, kept := p.store.Tag(storage.TagKey{Upstream: t.registry.Name(), Repository: t.repo, Name: wholeList})
-	if len(query) == 0 || !kept {
+	_, stored := p.store.Tag(storage.TagKey{Upstream: t.registry.Name(), Repository: t.repo, Name: wholeList})
+	if len(query) == 0 || !stored {
 		return tagList{}, false
 	}
 	page, err := p.tagPage(w, t, nil)
@@ -160,7 +157,7 @@ func (p *Proxy) cutPage(w *response, t target, query url.Values) (tagList, bool)
 		return tagList{}, false
 	}
 	n, err := strconv.Atoi(query.Get("n"))
-	if err != nil { // there is none: see tags
+	if err != nil { // the query has no n: see tags
 		n = -1
 	}
 	return page.page(query.Get("last"), n), true

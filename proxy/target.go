@@ -14,7 +14,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// target is what a request is for.
+// target is the object of a request.
 type target struct {
 	kind     upstream.Kind
 	registry *upstream.Registry
@@ -25,11 +25,11 @@ type target struct {
 	digest digest.Digest // manifests by digest, blobs and referrers
 
 	policy policy
-	client string // who asks, for fair shares
+	client string // the client's address, for fair shares
 }
 
-// maxName bounds what the specification leaves open: registries refuse longer
-// names.
+// maxName bounds a repository's name. The specification has no bound, but registries refuse
+// longer names.
 const maxName = 255
 
 // dockerHub's official images live below library/, which clients leave out.
@@ -60,7 +60,7 @@ func (p *Proxy) target(req request, client string) (target, error) {
 		t.tag = reference
 		return t, nil
 	case err == nil && kind == upstream.KindManifest && !strings.Contains(reference, ":"):
-		// 404, for no registry can have it: OCI's conformance suite v1.1.1 wants that of any manifest that is not there.
+		// 404, because no registry can have it: OCI's conformance suite v1.1.1 expects that for a missing manifest.
 		return target{}, refuse(errcode.ErrorCodeManifestUnknown, http.StatusNotFound, "tags are letters, digits and . _ -, 128 characters at most")
 	}
 	if err == nil {
@@ -72,7 +72,7 @@ func (p *Proxy) target(req request, client string) (target, error) {
 	return t, nil
 }
 
-// scope is where the target's content is linked, and how long it is kept.
+// scope returns where the target's content is linked, and how long it is stored.
 func (t target) scope() storage.Scope {
 	return storage.Scope{
 		Upstream: t.registry.Name(), Repository: t.repo, Manifest: t.kind == upstream.KindManifest,
@@ -80,17 +80,17 @@ func (t target) scope() storage.Scope {
 	}
 }
 
-// holder is whose share of what is bounded the target takes.
+// holder returns whose share of the limits the target uses.
 func (t target) holder() bounds.Holder {
 	return bounds.Holder{Group: t.registry.Name(), Repository: t.repo, Client: t.client}
 }
 
-// asks is a question of the target's client to its registry.
+// asks returns a question of the target's client to its registry.
 func (t target) asks(op string, about cacheKey) question {
 	return question{op: op, about: about, holder: t.holder()}
 }
 
-// refusal is an answer that needs no upstream.
+// refusal is an error that the mirror answers without an upstream.
 type refusal struct {
 	code   errcode.ErrorCode
 	status int
@@ -98,7 +98,7 @@ type refusal struct {
 	result result
 }
 
-// refuse is for requests that are at fault themselves.
+// refuse returns the error of a bad request.
 func refuse(code errcode.ErrorCode, status int, format string, args ...any) error {
 	return &refusal{code: code, status: status, detail: fmt.Sprintf(format, args...), result: resultError}
 }

@@ -15,8 +15,8 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// trace puts the request into its client's trace (W3C Trace Context), or begins
-// one. Without a tracer the client's goes on upstream as it came.
+// trace adds the request to its client's trace (W3C Trace Context), or starts one. Without
+// a tracer, the client's trace is passed to the upstream unchanged.
 func (p *Proxy) trace(w *response, r *http.Request) {
 	if p.cfg.Tracer == nil && r.Header["Traceparent"] == nil {
 		return
@@ -28,7 +28,7 @@ func (p *Proxy) trace(w *response, r *http.Request) {
 	w.traced = trace.SpanContextFromContext(w.ctx).IsValid()
 }
 
-// route is a request's path without what is in it, as the conventions want it.
+// route returns the pattern of a request's path, as OpenTelemetry's conventions define it.
 func (t target) route() string {
 	switch t.kind {
 	case "":
@@ -44,7 +44,7 @@ func (t target) route() string {
 	}
 }
 
-// endSpan says what the request came to.
+// endSpan ends the span with the result of the request.
 func (p *Proxy) endSpan(w *response, r *http.Request, ended time.Time) {
 	if w.span.IsRecording() {
 		w.span.SetAttributes(
@@ -65,7 +65,7 @@ func (p *Proxy) endSpan(w *response, r *http.Request, ended time.Time) {
 		if w.err != nil {
 			w.span.SetAttributes(attribute.String("exception.message", w.err.Error()))
 		}
-		if w.status >= 500 || w.err != nil && w.status < 400 { // a client's mistake is none of ours
+		if w.status >= 500 || w.err != nil && w.status < 400 { // a 4xx is the client's error, not the mirror's
 			w.span.SetAttributes(attribute.String("error.type", strconv.Itoa(w.status)))
 			w.span.SetStatus(codes.Error, "")
 		}
@@ -73,7 +73,7 @@ func (p *Proxy) endSpan(w *response, r *http.Request, ended time.Time) {
 	w.span.End(trace.WithTimestamp(ended))
 }
 
-// traceAttrs say in the log which trace the request is in.
+// traceAttrs adds the ids of the request's trace and span to a log line.
 func (w *response) traceAttrs(attrs []slog.Attr) []slog.Attr {
 	at := trace.SpanContextFromContext(w.ctx)
 	return append(attrs, slog.String("trace_id", at.TraceID().String()), slog.String("span_id", at.SpanID().String()))

@@ -12,10 +12,10 @@ import (
 	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
-// use is what the hits on a blob will change in its record.
+// use is what the hits on a blob change in its record.
 type use struct {
 	accessed, until int64
-	times           uint32 // answers from the kept blob
+	times           uint32 // answers from the stored blob
 }
 
 func (u use) apply(r *index.Record) {
@@ -24,28 +24,28 @@ func (u use) apply(r *index.Record) {
 	r.Uses += min(u.times, math.MaxUint32-r.Uses)
 }
 
-// accessLog gathers the uses of blobs in memory, and writes them to the index in
-// batches. Small content in memory is here too: a hit on it is one lock, and its use
-// is noted in the same step.
+// accessLog collects the uses of blobs in memory, and writes them to the index in
+// batches. It also has the small blobs in memory: a hit on one of them takes mu once, for
+// the content and for its use.
 type accessLog struct {
 	ledger *ledger
 	log    *slog.Logger
 
-	// flushing is held while uses are written, for they are in neither mu's table nor
-	// the index then. mu and ledger.mu are taken under it.
+	// flushing is held while uses are written: they are in neither uses nor the index
+	// then. mu and ledger.mu are taken under it.
 	flushing sync.Mutex
 
-	mu     sync.Mutex // guards the fields below; no lock is taken under it
+	mu     sync.Mutex // guards the fields below; taken under gate.mu, and no lock is taken under it
 	uses   map[digest.Digest]use
 	small  *memory
-	closed bool // nothing is given from memory
+	closed bool // no more hits from memory
 }
 
 func newAccessLog(l *ledger, log *slog.Logger) *accessLog {
 	return &accessLog{ledger: l, log: log, uses: map[digest.Digest]use{}, small: newMemory()}
 }
 
-// hit returns small content from memory and notes its use.
+// hit returns small content from memory and counts its use.
 func (l *accessLog) hit(d digest.Digest, keep Retention) (content []byte, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -59,7 +59,7 @@ func (l *accessLog) hit(d digest.Digest, keep Retention) (content []byte, ok boo
 	return content, ok
 }
 
-// touch notes a use, which is so many hits. With small content, that is kept in memory.
+// touch counts a use of so many hits. small, if it is not nil, goes into memory.
 func (l *accessLog) touch(d digest.Digest, keep Retention, hits uint32, small []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -82,8 +82,8 @@ func (l *accessLog) touchLocked(d digest.Digest, keep Retention, hits uint32) {
 	l.uses[d] = u
 }
 
-// flush writes the uses gathered since the last time. When it returns, every use
-// before the call is in the index.
+// flush writes the uses since the last flush. When it returns, each use before the call
+// is in the index.
 func (l *accessLog) flush() {
 	l.flushing.Lock()
 	defer l.flushing.Unlock()
@@ -95,12 +95,12 @@ func (l *accessLog) flush() {
 		return
 	}
 	if err := l.ledger.update(maps.Keys(uses), func(d digest.Digest, r *index.Record) { uses[d].apply(r) }); err != nil {
-		l.log.Warn("cannot record uses of blobs", "error", err)
+		l.log.Warn("cannot record blob uses", "error", err)
 	}
 }
 
-// usedSince reports whether a blob that no caller can open now was used since it had this
-// record, or that is not known.
+// usedSince reports whether a blob was used, or may have been used, since it had this
+// record. The caller has the digest exclusively.
 func (l *accessLog) usedSince(d digest.Digest, then index.Record) bool {
 	l.flushing.Lock()
 	defer l.flushing.Unlock()
@@ -111,7 +111,7 @@ func (l *accessLog) usedSince(d digest.Digest, then index.Record) bool {
 	return used || err != nil || r != then
 }
 
-// current is a record with the uses that are not in it yet.
+// current returns a record with the uses that are not in the index yet.
 func (l *accessLog) current(d digest.Digest, r index.Record) index.Record {
 	l.mu.Lock()
 	defer l.mu.Unlock()

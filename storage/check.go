@@ -13,17 +13,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// checkSize is what a check reads at a time: few calls, and no more memory than
-// a check is worth.
+// checkSize is how much a check reads at a time.
 const checkSize = 1 << 20
 
-// damage is a file that is not the blob it is named as.
+// damage is a file whose content does not match its name.
 type damage struct {
 	file fs.FileInfo
 	why  error
 }
 
-// still returns why, if the name is still the file's that was read.
+// still returns why, if the name still belongs to the file that was read; else nil.
 func (d *damage) still(name string) error {
 	if info, err := os.Lstat(name); err != nil || !os.SameFile(info, d.file) {
 		return nil //nolint:nilerr // it is gone, or another one
@@ -31,12 +30,12 @@ func (d *damage) still(name string) error {
 	return d.why
 }
 
-// check reads a blob's file and compares its digest; before is called with the
-// bytes about to be read. What cannot be read is damaged too. An error says that
-// nothing is known of the blob: it is gone, may not be opened, or before failed.
+// check reads a blob's file and compares its digest. It calls before with the number of
+// bytes that it is about to read. A file that cannot be read is damaged too. An error means
+// that the blob was not checked: it is gone, may not be opened, or before failed.
 //
-// It reads from the disk, past the page cache: neither what is in there is
-// pushed out by it, nor does a good page hide what has become of the disk.
+// It reads from the disk, past the page cache: it pushes nothing out of the cache, and a
+// good page in the cache does not hide damage on the disk.
 func (k disk) check(ctx context.Context, d digest.Digest, before func(context.Context, int) error) (read int64, bad *damage, err error) {
 	f, direct, err := openDirect(k.blob(d))
 	if err != nil {
@@ -49,8 +48,8 @@ func (k disk) check(ctx context.Context, d digest.Digest, before func(context.Co
 	}
 	defer lastInLine()()
 	hash := d.Algorithm().Hash()
-	// A slice of whole pages begins at one, as a read past the cache wants it. What
-	// the file system wants more is EINVAL, and then it goes through the cache.
+	// O_DIRECT needs an aligned buffer; a slice of whole pages is aligned to a page. If the
+	// file system needs more it returns EINVAL, and the file is read through the cache.
 	buf := make([]byte, min(checkSize, blocks(info.Size())))
 	for read < info.Size() {
 		if err := before(ctx, int(min(checkSize, info.Size()-read))); err != nil {
@@ -70,18 +69,18 @@ func (k disk) check(ctx context.Context, d digest.Digest, before func(context.Co
 		read += int64(n)
 		switch {
 		case errors.Is(err, io.EOF):
-			return read, &damage{info, fmt.Errorf("%w: it ends at %d of %d bytes", ErrDigest, read, info.Size())}, nil
+			return read, &damage{info, fmt.Errorf("%w: file ends at byte %d of %d", ErrDigest, read, info.Size())}, nil
 		case err != nil:
 			return read, &damage{info, fmt.Errorf("read at %d: %w", read, pathless(err))}, nil
 		}
 	}
 	if sum := digest.NewDigest(d.Algorithm(), hash); sum != d {
-		return read, &damage{info, fmt.Errorf("%w: %d bytes of %s", ErrDigest, read, sum)}, nil
+		return read, &damage{info, fmt.Errorf("%w: %d bytes with digest %s", ErrDigest, read, sum)}, nil
 	}
 	return read, nil, nil
 }
 
-// openDirect opens a file to be read past the page cache, where that can be.
+// openDirect opens a file with O_DIRECT, if the file system supports that.
 func openDirect(name string) (f *os.File, direct bool, err error) {
 	f, err = os.OpenFile(name, os.O_RDONLY|unix.O_DIRECT|unix.O_NOFOLLOW, 0)
 	if !errors.Is(err, unix.EINVAL) {
@@ -91,7 +90,7 @@ func openDirect(name string) (f *os.File, direct bool, err error) {
 	return f, false, err
 }
 
-// throughCache takes O_DIRECT from an open file.
+// throughCache removes O_DIRECT from an open file.
 func throughCache(fd int) error {
 	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
 	if err == nil {
@@ -112,7 +111,7 @@ func control(f *os.File, do func(fd int) error) error {
 	return derr
 }
 
-// pathless is the error of a system call, without the name of its file.
+// pathless returns the error of a system call without the name of its file.
 func pathless(err error) error {
 	if p, ok := errors.AsType[*fs.PathError](err); ok {
 		return p.Err
@@ -120,14 +119,14 @@ func pathless(err error) error {
 	return err
 }
 
-// lastInLine has the disk serve everybody else before this goroutine, until the
-// function it returns is called, where its scheduler knows of such (ioprio_set(2)).
+// lastInLine gives this goroutine the idle I/O priority (ioprio_set(2)) until leave is
+// called: the disk serves all others first, if its scheduler supports that.
 func lastInLine() (leave func()) {
 	const process, idle = 1, 3 << 13
 	runtime.LockOSThread()
 	before, _, errno := unix.Syscall(unix.SYS_IOPRIO_GET, process, 0, 0)
 	if errno != 0 {
-		return runtime.UnlockOSThread // a wish
+		return runtime.UnlockOSThread // it continues with its usual priority
 	}
 	_, _, _ = unix.Syscall(unix.SYS_IOPRIO_SET, process, 0, idle)
 	return func() {

@@ -18,16 +18,16 @@ import (
 // disk is the storage folder. Its paths are built from parsed digests only.
 type disk struct{ root string }
 
-// algorithms that blobs may be named by (OCI image-spec, descriptor.md).
+// algorithms are those of blobs' digests (OCI image-spec, descriptor.md).
 func algorithms() []digest.Algorithm { return []digest.Algorithm{digest.SHA256, digest.SHA512} }
 
-// block is what a disk gives a file at a time: 4 KiB with nearly all file systems.
+// block is the unit in which a file system allocates space: nearly always 4 KiB.
 const block = 4 << 10
 
-// blocks is what a file of size bytes takes of the disk.
+// blocks returns the disk space of a file of size bytes.
 func blocks(size int64) int64 { return (size + block - 1) / block * block }
 
-// ParseDigest accepts what this package can keep: sha256 and sha512.
+// ParseDigest accepts the digests that this package can store: sha256 and sha512.
 func ParseDigest(s string) (digest.Digest, error) {
 	if isDigest(s) {
 		return digest.Digest(s), nil
@@ -42,8 +42,8 @@ func ParseDigest(s string) (digest.Digest, error) {
 	return d, nil
 }
 
-// isDigest says the same as [ParseDigest], which needs a regular expression to
-// say what is wrong; that takes too long for a million.
+// isDigest reports whether [ParseDigest] accepts s. ParseDigest uses a regular expression
+// for its error, which is too slow for a million names.
 func isDigest(s string) bool {
 	const prefix = len("sha256:")
 	switch {
@@ -60,8 +60,7 @@ func isDigest(s string) bool {
 	return true
 }
 
-// openDisk makes the folders and takes the lock, which the process holds until
-// the returned file is closed.
+// openDisk makes the folders and takes the lock. Closing the returned file releases it.
 func openDisk(root string) (disk, *os.File, error) {
 	k := disk{root: root}
 	for _, dir := range []string{root, k.fills(), k.quarantine()} {
@@ -91,9 +90,9 @@ func openDisk(root string) (disk, *os.File, error) {
 	return k, lock, nil
 }
 
-// renames tries to move a file to where blobs go: between file systems none can be
-// moved, and no download would ever be kept. A disk that is full, or takes no
-// writes, may serve what it has.
+// renames fails if a file cannot be renamed between the folders because they are on
+// different file systems: no download could be stored. It does not fail on a disk that is
+// full or read-only, which can still serve its blobs.
 func (k disk) renames() error {
 	folders := []string{k.fills(), k.quarantine()}
 	for _, a := range algorithms() {
@@ -103,7 +102,7 @@ func (k disk) renames() error {
 	from := filepath.Join(folders[0], name)
 	f, err := os.OpenFile(from, os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
-		return nil //nolint:nilerr // see above
+		return nil //nolint:nilerr // full or read-only
 	}
 	_ = f.Close() // nothing was written
 	for _, dir := range folders[1:] {
@@ -113,7 +112,7 @@ func (k disk) renames() error {
 		}
 		from = to
 	}
-	_ = os.Remove(from) // it is no blob
+	_ = os.Remove(from) // a file that stays is not taken for a blob
 	if errors.Is(err, unix.EXDEV) {
 		return fmt.Errorf("storage: the folders below %s are not on one file system: %w: mount one at %s, and nothing below it", k.root, err, k.root)
 	}
@@ -140,17 +139,17 @@ func (k disk) quarantined(d digest.Digest) string { return filepath.Join(k.quara
 // flatName is a digest's name in quarantine/, and the first part of one in fills/.
 func flatName(d digest.Digest) string { return d.Algorithm().String() + "-" + d.Encoded() }
 
-// commit makes a verified partial a blob (I2). Where it fails the partial is still one.
+// commit makes a verified partial a blob (I2). If it fails, the partial stays.
 func (k disk) commit(f *os.File, p partial) error {
 	final := k.blob(p.digest)
 	named, err := nameDurably(f, final)
 	if err != nil && named {
-		return errors.Join(err, os.Rename(final, k.partial(p))) // its name may not last
+		return errors.Join(err, os.Rename(final, k.partial(p))) // the new name may not survive a power cut
 	}
 	return err
 }
 
-// WriteFile replaces a file: a power cut leaves the one or the other, whole.
+// WriteFile replaces a file. A power cut leaves either the old or the new content, whole.
 func WriteFile(name string, content []byte) error {
 	f, err := os.OpenFile(name+".new", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -167,9 +166,9 @@ func WriteFile(name string, content []byte) error {
 	return err
 }
 
-// nameDurably gives a written file a name that outlasts a power cut: fsync(file), mkdir
-// and fsync of a new folder's parent, rename, fsync of the folder. With an error, named
-// says whether the file has the name for now.
+// nameDurably renames a written file so that the name survives a power cut: fsync(file),
+// mkdir and fsync of a new folder's parent, rename, fsync of the folder. With an error,
+// named says whether the file was renamed.
 func nameDurably(f *os.File, name string) (named bool, err error) {
 	if err := f.Sync(); err != nil {
 		return false, fmt.Errorf("sync file: %w", err)
@@ -183,7 +182,7 @@ func nameDurably(f *os.File, name string) (named bool, err error) {
 		return false, fmt.Errorf("create folder: %w", err)
 	}
 	if err := os.Rename(f.Name(), name); err != nil {
-		return false, fmt.Errorf("name file: %w", err)
+		return false, fmt.Errorf("rename file: %w", err)
 	}
 	return true, syncDir(dir)
 }
@@ -199,18 +198,18 @@ func syncDir(dir string) error {
 	return nil
 }
 
-// moveToQuarantine moves a blob into quarantine/, over what an earlier file of it left
-// there. A name that a power cut brings back is found damaged again, so that the
-// folders' sync may fail.
+// moveToQuarantine moves a blob to quarantine/, and replaces an earlier file of it there.
+// It ignores an error of the folders' sync: if a power cut brings the old name back, the
+// blob is found damaged again.
 func (k disk) moveToQuarantine(d digest.Digest) error {
 	if err := os.Rename(k.blob(d), k.quarantined(d)); err != nil {
-		return fmt.Errorf("put blob into quarantine: %w", err)
+		return fmt.Errorf("move blob to quarantine: %w", err)
 	}
 	_ = errors.Join(syncDir(k.quarantine()), syncDir(filepath.Dir(k.blob(d))))
 	return nil
 }
 
-// flat calls visit for every file in a folder that is named by [flatName].
+// flat calls visit for each file in a folder that is named by flatName.
 func flat(dir string, visit func(digest.Digest, fs.FileInfo)) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -228,16 +227,16 @@ func flat(dir string, visit func(digest.Digest, fs.FileInfo)) error {
 	return nil
 }
 
-// digestOf is the digest of a [flatName].
+// digestOf returns the digest of a flatName.
 func digestOf(flat string) (digest.Digest, bool) {
 	algorithm, hex, _ := strings.Cut(flat, "-")
 	d, err := ParseDigest(algorithm + ":" + hex)
 	return d, err == nil
 }
 
-// shards returns what lists one of the 256 folders of an algorithm: the regular
-// files that are named as digests which belong there. A folder that is not there has
-// none. Which are there is looked up once: where few blobs are, most are not.
+// shards returns a function that lists one of the 256 folders of an algorithm: the regular
+// files named by a digest that belongs there. A missing folder has none. shards looks up
+// once which folders exist, because most are missing when there are few blobs.
 func (k disk) shards(a digest.Algorithm) func(shard string) (map[digest.Digest]fs.DirEntry, error) {
 	dir := filepath.Join(k.root, "blobs", a.String())
 	folders, err := os.ReadDir(dir)
@@ -269,8 +268,8 @@ func (k disk) shards(a digest.Algorithm) func(shard string) (map[digest.Digest]f
 	}
 }
 
-// blobs calls visit for every file in blobs/ that is named as a digest in the
-// right place, until it returns false. Folders it cannot read are passed over.
+// blobs calls visit for each file in blobs/ that has a digest's name in the right folder,
+// until visit returns false. It skips folders that it cannot read.
 func (k disk) blobs(visit func(digest.Digest, fs.FileInfo) bool) {
 	for d, err := range k.after("") {
 		if err != nil {

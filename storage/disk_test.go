@@ -357,8 +357,8 @@ func TestTooBig(t *testing.T) {
 	if _, err := io.ReadFull(blob.Content, got); err != nil || !bytes.Equal(got, truth.content[1000:2000]) {
 		t.Errorf("range of a blob not kept: %v", err)
 	}
-	if err := blob.Wait(t.Context()); !errors.Is(err, ErrNotKept) {
-		t.Errorf("wait: %v, want ErrNotKept", err)
+	if err := blob.Wait(t.Context()); !errors.Is(err, ErrNotStored) {
+		t.Errorf("wait: %v, want ErrNotStored", err)
 	}
 	if !s.exists(d) {
 		t.Error("another blob was evicted in vain")

@@ -7,20 +7,20 @@ import (
 )
 
 var (
-	// ErrNotFound: the blob is not here.
+	// ErrNotFound: the blob is not on disk.
 	ErrNotFound = errors.New("blob not found")
-	// ErrUnlinked: the blob is here, or is being filled, but was never seen in
-	// this upstream and repository. Confirm it there, then [Store.PutLink].
+	// ErrUnlinked: the blob is on disk, or is being filled, but was never seen in
+	// this upstream and repository. Confirm it there, then call [Store.PutLink] or [Store.Admit].
 	ErrUnlinked = errors.New("blob not seen in this repository")
-	// ErrDigest: the bytes that came are not the digest's.
+	// ErrDigest: the bytes do not match the digest.
 	ErrDigest = errors.New("content does not match its digest")
-	// ErrNotKept: the blob is passed on without being kept, for want of space.
-	ErrNotKept = errors.New("blob is not kept")
+	// ErrNotStored: the blob is passed through and not stored, because there is no space.
+	ErrNotStored = errors.New("blob is not stored")
 	// ErrClosed: the store is closing.
 	ErrClosed = errors.New("storage is closed")
 	// ErrLocked: another process has the folder.
 	ErrLocked = errors.New("another process uses this folder")
 )
 
-// isWrong reports whether err says that other content came than was asked for.
+// isWrong reports whether err says that the upstream sent other content.
 func isWrong(err error) bool { return errors.Is(err, ErrDigest) || errors.Is(err, download.ErrChanged) }

@@ -13,25 +13,25 @@ import (
 	"github.com/cachalot-registry/cachalot/task"
 )
 
-// Background trimming rests after each step of some 100 to 500 us, for so much longer
-// that it takes a two-hundredth of a processor: by far the most hits meet none of it
-// (BenchmarkHitWhileEvicting). A timer ends the rest: a goroutine that only yields runs
-// before those that wait for the network.
+// Background trimming rests after each step of 100 to 500 us, 199 times as long as the step
+// took. So it uses a two-hundredth of a processor, and nearly no hit is slowed by it
+// (BenchmarkHitWhileEvicting). It rests on a timer, because a goroutine that only yields
+// runs before those that wait for the network.
 const (
-	step      = 128 // records that are looked at
-	pinStep   = 16  // that one look at a blob's links counts for
+	step      = 128 // records that are scanned
+	pinStep   = 16  // records that one look at a blob's links counts as
 	goneStep  = 8   // blobs that are evicted
 	restShare = 199
 	minRest   = time.Millisecond       // timers are no finer
 	maxRest   = 200 * time.Millisecond // a step that was interrupted seems long
 )
 
-// maxLooking is how long at most a look at all records is believed that found too
-// little.
+// maxLooking bounds how long the result of a scan of all records is reused that found too
+// few bytes to evict.
 const maxLooking = 10 * time.Second
 
 // evictor frees space: in the background down to the low mark, and at once for a fill
-// that finds no room. What goes first is said in victims.go.
+// that would exceed a limit. victims.go says which blobs go first.
 type evictor struct {
 	index    *index.Index
 	ledger   *ledger
@@ -44,16 +44,17 @@ type evictor struct {
 	highMark float64 // percent
 	lowMark  float64 // percent
 
-	// trimming holds a value while blobs go in the background. It is taken before turn.
+	// trimming holds a value while trim runs in the background. It is taken before turn.
 	trimming chan struct{}
-	waiting  waiters // that cannot go on before something is evicted: nothing rests then
+	waiting  waiters // fills (and maintenance) that wait for an eviction; trimming does not rest while there are any
 
-	// turn holds a value of the one that picks victims or evicts one, and guards the
-	// fields below. It is a channel, for its holder may rest; no mutex is held when it is taken.
+	// turn holds a value while one goroutine picks victims or evicts one, and guards the
+	// fields below. It is a channel, because its holder may rest. No mutex is held when it is
+	// taken; gate.exclusiveIdle, accessLog.flushing and ledger.mu are taken under it.
 	turn      chan struct{}
-	picked    []victim  // go next, in this order
-	noMore    int64     // no more bytes than these could be evicted
-	lookAgain time.Time // until then that is taken for true
+	picked    []victim  // evicted next, in this order
+	noMore    int64     // the last scan found no more bytes than these to evict
+	lookAgain time.Time // no other scan for more bytes than noMore until then
 }
 
 // evictable is what an evictor needs of the store.
@@ -61,12 +62,12 @@ type evictable struct {
 	evict        func(victim) bool // removes a blob, unless it is in use, pinned, or was used since it was picked
 	busy         func(digest.Digest) bool
 	pinned       func(digest.Digest) bool
-	havePins     func() bool                // or else pinned costs nothing
-	idlePartials func() (bytes int64)       // what broken downloads take
-	dropPartials func(unused time.Duration) // removes them
+	havePins     func() bool                // false: pinned is always false, and cheap
+	idlePartials func() (bytes int64)       // disk space of broken downloads
+	dropPartials func(unused time.Duration) // removes broken downloads
 }
 
-// newEvictor has the parts of the store that are made before it.
+// newEvictor uses the parts of the store that are made before it.
 func newEvictor(s *Store) *evictor {
 	return &evictor{
 		index: s.index, ledger: s.ledger, access: s.access, space: s.space, log: s.log, ctx: s.ctx, running: &s.running,
@@ -78,14 +79,14 @@ func newEvictor(s *Store) *evictor {
 	}
 }
 
-// breathe rests after a step that took so long, until a fill waits: it may want what the
-// one that rests holds.
+// breathe rests after a step that took so long. It returns at once if a fill waits, which
+// may need the turn that the caller holds.
 func (e *evictor) breathe(took time.Duration) { restUntil(e.ctx, took, e.waiting.some()) }
 
-// rest follows a step that took so long.
+// rest waits after a step that took so long.
 func rest(ctx context.Context, took time.Duration) { restUntil(ctx, took, nil) }
 
-// restUntil is rest, and ends with what over says.
+// restUntil is rest, and returns early when over is closed.
 func restUntil(ctx context.Context, took time.Duration, over <-chan struct{}) {
 	rested := time.NewTimer(min(max(restShare*took, minRest), maxRest))
 	defer rested.Stop()
@@ -96,14 +97,14 @@ func restUntil(ctx context.Context, took time.Duration, over <-chan struct{}) {
 	}
 }
 
-// waiters counts who waits.
+// waiters counts the fills that wait for an eviction.
 type waiters struct {
-	mu    sync.Mutex
+	mu    sync.Mutex // guards the fields below; no lock is taken under it
 	count int
-	are   chan struct{} // closed while there are some; nil: none has asked for it
+	are   chan struct{} // closed while count > 0; nil: not asked for yet
 }
 
-// some is closed while there are waiters, and once the first one comes.
+// some returns a channel that is closed while there are waiters.
 func (w *waiters) some() <-chan struct{} {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -133,9 +134,9 @@ func (w *waiters) enter() (leave func()) {
 	}
 }
 
-// reserve reserves need bytes. Only where they would break a limit it waits, until
-// enough is evicted; above the high mark it leaves that to trim. It returns false,
-// with nothing reserved and nothing evicted in vain, where they cannot fit.
+// reserve reserves need bytes. If they would exceed a limit it evicts first, and the
+// caller waits; if they only exceed the high mark, trim evicts in the background. It
+// returns false, with nothing reserved and nothing evicted, if they cannot fit.
 func (e *evictor) reserve(need int64) bool {
 	switch {
 	case e.space.reserve(need):
@@ -150,8 +151,8 @@ func (e *evictor) reserve(need int64) bool {
 	return true
 }
 
-// couldFit says whether reserve(need) would find room. Nothing is evicted; what is
-// picked for it goes first once something must.
+// couldFit reports whether reserve(need) would find space. It evicts nothing; the victims
+// that it picks go first in the next eviction.
 func (e *evictor) couldFit(need int64) bool {
 	if e.space.over(need, 100) <= 0 {
 		return true
@@ -171,8 +172,8 @@ func (e *evictor) couldFit(need int64) bool {
 	return least <= 0 || e.pick(need)
 }
 
-// evictFor reserves need bytes once so much is evicted that they fit. Trimming does
-// not rest until then: its look at all records is waited for and used.
+// evictFor evicts until need bytes fit, and reserves them. Trimming does not rest
+// while it runs. If trim is scanning the records, evictFor waits and uses its victims.
 func (e *evictor) evictFor(need int64) bool {
 	e.ledger.loaded(e.ctx)
 	defer e.waiting.enter()()
@@ -196,7 +197,7 @@ func (e *evictor) evictFor(need int64) bool {
 	return false
 }
 
-// trim evicts down to the low mark in the background, unless it does so already.
+// trim evicts down to the low mark in the background, unless it is running already.
 func (e *evictor) trim() {
 	select {
 	case e.trimming <- struct{}{}:
@@ -219,8 +220,8 @@ func (e *evictor) trim() {
 	}))
 }
 
-// evictAbove evicts a blob of what is above the low mark. It returns false where
-// there is no such.
+// evictAbove evicts one blob if more is used than the low mark. It returns false if
+// there is nothing to evict.
 func (e *evictor) evictAbove(done *eviction) bool {
 	e.turn <- struct{}{}
 	defer func() { <-e.turn }()
@@ -235,14 +236,14 @@ func (e *evictor) evictAbove(done *eviction) bool {
 type eviction struct {
 	blobs  int
 	bytes  int64
-	looked bool // at all records
-	gone   bool // something went since
+	looked bool // it has scanned all records
+	gone   bool // it has evicted a blob since
 	tries  int
 	took   time.Duration // since the last rest
 }
 
-// evictNext evicts one of those picked, or picks some first. It returns false where
-// nothing more can go. e.turn is held.
+// evictNext evicts one of the picked blobs, and picks some first if there is none. It
+// returns false if no more can be evicted. e.turn is held.
 func (e *evictor) evictNext(need int64, done *eviction) bool {
 	if len(e.picked) == 0 {
 		if done.looked && !done.gone {
@@ -270,9 +271,9 @@ func (e *evictor) evictNext(need int64, done *eviction) bool {
 	return true
 }
 
-// pick looks for what must go for need bytes to fit, and for the low mark. Where
-// that cannot be reached nothing goes for it. It returns false where all would go
-// in vain. e.turn is held.
+// pick picks the blobs to evict: enough for need bytes and the low mark. If the low mark
+// cannot be reached, only enough for need. If need cannot be reached either, none, and it
+// returns false. e.turn is held.
 func (e *evictor) pick(need int64) bool {
 	least, most := max(0, e.space.over(need, 100)), e.space.over(need, e.lowMark)
 	if most <= 0 {
@@ -280,14 +281,14 @@ func (e *evictor) pick(need int64) bool {
 	}
 	wanted := cmp.Or(least, most)
 	if wanted > e.ledger.total() || wanted > e.noMore && time.Now().Before(e.lookAgain) {
-		return false // so it was a moment ago
+		return false // the last scan was a moment ago, and found too few bytes
 	}
-	e.log.Debug("looking at all records", "wanted_bytes", most)
+	e.log.Debug("scanning all records for blobs to evict", "wanted_bytes", most)
 	e.access.flush()
 	start := time.Now()
 	picked, bytes := e.victims(most)
 	if bytes < wanted && len(picked) < mostVictims {
-		e.log.Warn("no room: all other blobs are pinned or in use", "wanted_bytes", wanted, "evictable_bytes", bytes)
+		e.log.Warn("no space: all other blobs are pinned or in use", "wanted_bytes", wanted, "evictable_bytes", bytes)
 	}
 	if bytes < most && len(picked) < mostVictims {
 		n, sum := 0, int64(0)
@@ -296,7 +297,7 @@ func (e *evictor) pick(need int64) bool {
 			n++
 		}
 		picked = picked[:n]
-		e.noMore, e.lookAgain = bytes-sum, time.Now().Add(min(10*time.Since(start), maxLooking)) // a look at a million takes long
+		e.noMore, e.lookAgain = bytes-sum, time.Now().Add(min(10*time.Since(start), maxLooking)) // a scan of a million records is slow
 	}
 	e.picked = picked
 	return len(picked) > 0

@@ -46,17 +46,17 @@ type fill struct {
 	// Owned by run until the phase is final, then read by readers.
 	file     *os.File
 	hash     hash.Hash // of the first `written` bytes
-	promised int64     // bytes reserved, and not yet taken of the disk
+	promised int64     // bytes reserved, and not yet written
 
-	left        chan struct{}           // closed once it is in the store's table no more
-	shut        bool                    // who comes waits until it has left; guarded by gate.mu
+	left        chan struct{}           // closed when the fill has left the gate's table
+	shut        bool                    // new callers wait until it has left; guarded by gate.mu
 	settling    bool                    // it is about to become a blob; guarded by gate.mu
-	admitted    map[index.Place]string  // media types of the places that get a link with its own; guarded by gate.mu, nil once they have
-	connections atomic.Int32            // to the upstream, as run last saw; for who looks on
+	admitted    map[index.Place]string  // places, with media types, that get a link when this fill does; guarded by gate.mu, nil after that
+	connections atomic.Int32            // to the upstream, as run last saw; for FillInfo
 	progress    atomic.Int64            // Unix nanoseconds of the last byte, or of the start; 0: not started
 	stop        context.CancelCauseFunc // ends run; set before it has a slot
 
-	mu        sync.Mutex // guards the fields below
+	mu        sync.Mutex // guards the fields below; taken under gate.mu, and no lock is taken under it
 	phase     phase
 	err       error // of failed
 	size      int64 // -1 while unknown
@@ -65,7 +65,7 @@ type fill struct {
 	changed   chan struct{}     // closed and replaced whenever one of these changes
 	span      trace.SpanContext // of the fill; zero: not traced
 	users     int               // run and readers; the last one closes file
-	keep      Retention         // the most generous of those who joined
+	keep      Retention         // the most generous of all that joined
 }
 
 func newFill(s *Store, sc Scope, d digest.Digest, src download.Source) *fill {
@@ -85,7 +85,7 @@ func (f *fill) publish(change func()) {
 	f.changed = make(chan struct{})
 }
 
-// retain adds a reader, who wants the blob kept so. gate.mu is held: see noStore.
+// retain adds a reader and its Retention. gate.mu is held: see noStore.
 func (f *fill) retain(keep Retention) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -99,17 +99,16 @@ func (f *fill) release() {
 	last := f.users == 0
 	f.mu.Unlock()
 	if last && f.file != nil {
-		_ = f.file.Close() // synced by commit, or not worth keeping
+		_ = f.file.Close() // synced by commit, or discarded
 	}
 }
 
-// errSpill: the disk cannot take the blob, the clients can.
-var errSpill = errors.New("not kept")
+// errSpill: the blob cannot be stored. Its readers still get it.
+var errSpill = errors.New("not stored")
 
-// run downloads the blob and makes it durable if it is to be kept. Whatever
-// happens to it, the fill ends in a final phase and leaves the store's table.
-// Only until it has a slot does it depend on ctx, of the one who started it; of
-// its values the fill has those of ctx all along.
+// run downloads the blob, and makes it durable unless it is NoStore. In any case the
+// fill ends in a final phase and leaves the gate's table. ctx is that of the first caller:
+// its end stops the fill only before it has a slot; its values (request id, span) stay.
 func (f *fill) run(ctx context.Context) {
 	s := f.store
 	own, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
@@ -119,7 +118,7 @@ func (f *fill) run(ctx context.Context) {
 	defer f.release()
 	defer s.ended(f)
 	defer f.unfinished()
-	err := errAgain // others who wait for it start another
+	err := errAgain // other callers that wait for this fill start another one
 	if give, ok := s.slot(ctx, f); ok {
 		defer give()
 		f.progressed()
@@ -130,7 +129,7 @@ func (f *fill) run(ctx context.Context) {
 		defer f.endSpan(span)
 		err = task.Try("download", func() error { return f.fetch(own) })
 	}
-	defer func() { s.space.release(f.promised) }() // until a blob has it in the books
+	defer func() { s.space.release(f.promised) }() // after the blob is in the account
 	switch {
 	case err == nil:
 		f.publish(func() { f.phase = verified }) // readers get the last byte before it is durable
@@ -142,7 +141,7 @@ func (f *fill) run(ctx context.Context) {
 		f.publish(func() { f.phase, f.err = failed, err })
 	case errors.Is(err, errSpill):
 		s.metrics.spills.Inc()
-		s.log.WarnContext(own, "blob passed on without being kept", "digest", f.digest, "error", err)
+		s.log.WarnContext(own, "blob passed through and not stored", "digest", f.digest, "error", err)
 		f.discard()
 		f.publish(func() { f.phase = spilled })
 	default:
@@ -154,7 +153,7 @@ func (f *fill) run(ctx context.Context) {
 			s.log.ErrorContext(own, "upstream sent wrong content", "upstream", f.place.Upstream, "repository", f.place.Repository, "digest", f.digest, "error", err)
 		case s.ctx.Err() != nil:
 			reason, err = reasonClosed, ErrClosed
-		case f.written > 0: // or else it is told to all who wait, at once
+		case f.written > 0: // otherwise each waiting client gets the error, and its request line has it
 			s.log.WarnContext(own, "download failed", "upstream", f.place.Upstream, "repository", f.place.Repository,
 				"digest", f.digest, "bytes", f.written, "error", err)
 		}
@@ -162,14 +161,14 @@ func (f *fill) run(ctx context.Context) {
 		if wrong || panicked || f.written == 0 || f.noStore() {
 			f.discard()
 		}
-		if f.state().phase > opening || !errors.Is(err, download.ErrRefused) { // or else there was nothing to download
+		if f.state().phase > opening || !errors.Is(err, download.ErrRefused) { // a refusal before the first byte is no failed download
 			s.metrics.failures.WithLabelValues(reason).Inc()
 		}
 		f.publish(func() { f.phase, f.err = failed, err })
 	}
 }
 
-// unfinished ends the fill of a run that has panicked.
+// unfinished ends a fill whose run has panicked.
 func (f *fill) unfinished() {
 	if f.state().phase <= streaming {
 		f.close()
@@ -177,11 +176,10 @@ func (f *fill) unfinished() {
 	}
 }
 
-// errPanicked ends a download by a bug, of which the log has the stack.
+// errPanicked ends a download that has panicked. The log has the stack.
 var errPanicked = errors.New("internal error while downloading")
 
-// slot waits for one of the fills that may run at once; false: ctx, or the store,
-// has ended.
+// slot waits for a slot of MaxFills; false: ctx, or the store's context, has ended.
 func (s *Store) slot(ctx context.Context, f *fill) (give func(), ok bool) {
 	s.metrics.fillsWaiting.Inc()
 	defer s.metrics.fillsWaiting.Dec()
@@ -190,7 +188,7 @@ func (s *Store) slot(ctx context.Context, f *fill) (give func(), ok bool) {
 
 func (f *fill) progressed() { f.progress.Store(time.Now().UnixNano()) }
 
-// silent is how long nothing has come.
+// silent returns how long the upstream has sent nothing.
 func (f *fill) silent() time.Duration {
 	at := f.progress.Load()
 	if at == 0 {
@@ -199,14 +197,14 @@ func (f *fill) silent() time.Duration {
 	return time.Since(time.Unix(0, at))
 }
 
-// fetch brings the whole blob into the file and verifies it.
+// fetch downloads the whole blob into the file and verifies it.
 func (f *fill) fetch(ctx context.Context) error {
 	if err := f.openPartial(); err != nil {
 		return fmt.Errorf("%w: %w", errSpill, err)
 	}
 	if f.written > 0 && f.sum() == f.digest {
-		// Whole since before a restart; whether this scope may have it is not
-		// known, so it becomes a blob, or goes, and the caller looks again.
+		// The partial was whole before a restart. Whether this scope may have it is not
+		// known, so it is stored, or removed, and the caller looks again.
 		f.settle(ctx)
 		return errAgain
 	}
@@ -220,7 +218,7 @@ func (f *fill) fetch(ctx context.Context) error {
 		err = f.reserve(f.reserveTo(st.Size()))
 	}
 	if err != nil {
-		// Readers need size and type before they go on alone.
+		// Readers need size and type before they continue alone.
 		f.publish(func() { f.size, f.mediaType = st.Size(), st.MediaType() })
 		return err
 	}
@@ -250,14 +248,14 @@ func (f *fill) openPartial() error {
 	return nil
 }
 
-// openStream asks the Source for what the partial lacks. Where the upstream
-// knows no ranges, or the partial cannot be the blob's, it begins anew: no
-// reader has seen anything yet.
+// openStream asks the Source for the bytes after the partial. If the upstream does not
+// support ranges, or the partial is as long as the blob or longer, it starts from 0: no
+// reader has seen a byte yet.
 func (f *fill) openStream(ctx context.Context) (*download.Stream, error) {
 	resumed := func(offset int64, cause error) {
 		f.store.metrics.resumes.Inc()
 		resumedSpan(ctx, offset, cause)
-		f.store.log.InfoContext(ctx, "download broke and goes on", "upstream", f.place.Upstream, "repository", f.place.Repository,
+		f.store.log.InfoContext(ctx, "download broke; resuming", "upstream", f.place.Upstream, "repository", f.place.Repository,
 			"digest", f.digest, "offset", offset, "error", cause)
 	}
 	st, err := download.Open(ctx, f.src, f.written, f.store.buffers, resumed)
@@ -271,7 +269,7 @@ func (f *fill) openStream(ctx context.Context) (*download.Stream, error) {
 	case err != nil:
 		return nil, err
 	case st.Pos() == f.written && st.Pos() > 0:
-		st.Excuse() // what an earlier fill left may be what is wrong
+		st.Excuse() // if the content is wrong, the earlier partial may be the reason
 		f.store.metrics.resumes.Inc()
 	case st.Pos() == 0 && f.written > 0:
 		if err := f.file.Truncate(0); err != nil {
@@ -284,15 +282,14 @@ func (f *fill) openStream(ctx context.Context) (*download.Stream, error) {
 	return st, nil
 }
 
-// leastStep and mostStep are how much room is reserved at a time, besides what has
-// come: as much again as that, within these.
+// A fill reserves as many bytes again as it has, between leastStep and mostStep at a time.
 const (
 	leastStep = 1 << 20
 	mostStep  = 64 << 20
 )
 
-// reserveTo is up to where room is reserved next for a blob that is said to be size bytes
-// long; -1: not known. The length is a claim, for which nothing has to go.
+// reserveTo returns the length up to which space is reserved next. size is what the
+// upstream announced; -1: nothing. An announced length alone evicts no other blob.
 func (f *fill) reserveTo(size int64) int64 {
 	next := f.written + min(max(f.written, leastStep), mostStep)
 	if size >= 0 {
@@ -301,23 +298,23 @@ func (f *fill) reserveTo(size int64) int64 {
 	return next
 }
 
-// fits is an error where a blob of size bytes cannot be kept, whatever goes for it: so
-// nothing does.
+// fits fails if a blob of size bytes cannot be stored even after evictions. Nothing is
+// evicted for it then.
 func (f *fill) fits(size int64) error {
 	if need := blocks(size) - blocks(f.written); size > f.reserveTo(size) && !f.store.evictor.couldFit(need) {
-		return fmt.Errorf("%w: no room for %d bytes", errSpill, need)
+		return fmt.Errorf("%w: no space for %d bytes", errSpill, need)
 	}
 	return nil
 }
 
-// reserve promises disk space for the blob to become so many bytes long.
+// reserve reserves disk space for the blob up to a length.
 func (f *fill) reserve(length int64) error {
 	need := blocks(length) - blocks(f.written) - f.promised
 	if need <= 0 {
 		return nil
 	}
 	if !f.store.evictor.reserve(need) {
-		return fmt.Errorf("%w: no room for %d bytes", errSpill, need)
+		return fmt.Errorf("%w: no space for %d bytes", errSpill, need)
 	}
 	f.promised += need
 	return nil
@@ -338,15 +335,15 @@ func (f *fill) copy(st *download.Stream) error {
 				}
 			}
 			if _, werr := f.file.WriteAt(buf[:n], f.written); werr != nil {
-				// The chunk is lost; readers ask for it again from where the file ends.
-				// What came of it is in no books.
+				// The chunk is lost; readers get it from the Source, from the end of the file.
+				// Bytes of it that were written are cut off, and not in the account.
 				return errors.Join(fmt.Errorf("%w: write: %w", errSpill, werr), f.file.Truncate(f.written))
 			}
 			_, _ = f.hash.Write(buf[:n]) // a hash never fails
 			f.promised -= grown
 			f.store.space.spend(grown)
 			f.publish(func() { f.written += int64(n) })
-			runtime.Gosched() // readers first
+			runtime.Gosched() // let readers run first
 		}
 		switch {
 		case errors.Is(err, io.EOF):
@@ -370,8 +367,8 @@ func (f *fill) sum() digest.Digest {
 	return digest.NewDigest(f.digest.Algorithm(), f.hash)
 }
 
-// settle makes the verified file a blob, or removes it where no one wants it
-// kept. A disk that fails now costs the blob, not the readers.
+// settle stores the verified file as a blob, or removes it if it is NoStore. If the disk
+// fails now, the blob is not stored, and readers still get it.
 func (f *fill) settle(ctx context.Context) (kept bool) {
 	if f.noStore() {
 		f.discard()
@@ -383,16 +380,14 @@ func (f *fill) settle(ctx context.Context) (kept bool) {
 	}
 	if err := f.commit(); err != nil {
 		f.store.metrics.failures.WithLabelValues(reasonDisk).Inc()
-		f.store.log.ErrorContext(ctx, "cannot keep blob", "digest", f.digest, "error", err)
+		f.store.log.ErrorContext(ctx, "cannot store blob", "digest", f.digest, "error", err)
 		f.discard()
 		return false
 	}
 	return true
 }
 
-// noStore says that no one who joined wants the blob kept. That is final: the
-// fill is shut then. If it is wanted, nothing removes the digest from now on until the
-// fill has left.
+// noStore reports whether all that joined are NoStore. The answer is final: see gate.settle.
 func (f *fill) noStore() bool { return !f.store.gate.settle(f) }
 
 // here reports whether another upstream's fill has made the blob already.
@@ -401,7 +396,7 @@ func (f *fill) here() bool {
 	return !f.store.health.isCondemned(f.digest) && recorded && err == nil && f.store.exists(f.digest)
 }
 
-// link lets the places have the blob that were told so while it came.
+// link writes the links of the fill's place and of the places that were admitted to it.
 func (f *fill) link(ctx context.Context) {
 	s := f.store
 	places := s.gate.takeAdmitted(f)
@@ -413,7 +408,7 @@ func (f *fill) link(ctx context.Context) {
 	}
 }
 
-// commit moves the verified file under its final name and into the books.
+// commit renames the verified file to its final name and records it.
 func (f *fill) commit() error {
 	s := f.store
 	if err := s.disk.commit(f.file, f.partial()); err != nil {
@@ -423,18 +418,18 @@ func (f *fill) commit() error {
 	now := time.Now()
 	r := index.Record{Size: f.written, Accessed: now.Unix(), Until: f.state().keep.until(now), Manifest: f.place.Manifest}
 	if err := s.space.commit(blocks(f.written), func() error { return s.ledger.add(f.digest, r) }); err != nil {
-		return errors.Join(fmt.Errorf("record blob: %w", err), os.Remove(s.disk.blob(f.digest))) // it would never go
+		return errors.Join(fmt.Errorf("record blob: %w", err), os.Remove(s.disk.blob(f.digest))) // without a record it would never be evicted
 	}
 	return nil
 }
 
-// discard removes the partial, and lets no one join any more.
+// discard removes the partial. No caller joins the fill after it.
 func (f *fill) discard() {
 	f.close()
 	f.store.removePartial(f.partial())
 }
 
-// close makes who comes from now on wait until the fill has left.
+// close makes new callers wait until the fill has left the table.
 func (f *fill) close() { f.store.gate.shut(f) }
 
 func (f *fill) partial() partial { return partialOf(f.digest, f.place.Upstream) }

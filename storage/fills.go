@@ -7,8 +7,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// fills are the downloads in progress: one for a digest and upstream, so that what an
-// upstream sends, says, or fails to send is no other's. gate.mu is held for all of it.
+// fills are the downloads in progress: one for each digest and upstream, so that an
+// upstream's content, errors and speed do not affect another's. gate.mu guards it.
 type fills map[digest.Digest]map[string]*fill
 
 // of is an upstream's download of the digest; nil: there is none.
@@ -38,8 +38,8 @@ func (t fills) list() (all []*fill) {
 	return all
 }
 
-// ending is a download of the digest that is about to become a blob, or to leave; nil:
-// there is none. Until it has left nothing else may be done with the digest's file.
+// ending returns a download of the digest that is about to become a blob, or to leave the
+// table; nil: there is none. Until it has left, no other caller changes the digest's file.
 func (t fills) ending(d digest.Digest) *fill {
 	for _, f := range t[d] {
 		if f.settling || f.state().phase > streaming {
@@ -49,8 +49,8 @@ func (t fills) ending(d digest.Digest) *fill {
 	return nil
 }
 
-// sentBy is the upstreams whose downloads of the digest have verified, and have no link
-// yet.
+// sentBy returns the upstreams whose downloads of the digest have verified, and may have no
+// link yet.
 func (t fills) sentBy(d digest.Digest) (upstreams []string) {
 	for upstream, f := range t[d] {
 		if f.state().phase == verified {
@@ -81,8 +81,8 @@ func (t fills) write(p partial) bool {
 // Filling reports whether the digest is being downloaded.
 func (s *Store) Filling(d digest.Digest) bool { return s.gate.filling(d, "") }
 
-// Fill returns the download of a digest that is in progress; of several, the one that
-// has come furthest.
+// Fill returns the download of a digest that is in progress; of several, the one with the
+// most bytes.
 func (s *Store) Fill(d digest.Digest) (FillInfo, bool) {
 	var infos []FillInfo
 	for _, f := range s.gate.runningOf(d) {

@@ -9,33 +9,37 @@ import (
 )
 
 // gate says who may open, fill or remove a digest now. A caller that wants a digest which
-// another one removes waits, then looks again: so no caller gets a file that is about to
-// go, and the one that removes it sees every hit.
+// another caller removes waits, then looks again. So no caller gets a file that is about
+// to be removed, and the caller that removes it sees every hit.
 type gate struct {
 	// mu guards the fields below, and shut, settling and admitted of each fill. fill.mu and
-	// accessLog.mu may be taken under it. No file or network I/O happens under it, but for
-	// one stat before a fill starts.
+	// accessLog.mu may be taken under it. No file or network I/O happens under it, except
+	// one stat before a fill starts. A hit on a file takes it twice, for a moment.
+	//
+	// A function that exclusive, exclusiveIdle or exclusivePartial calls does not hold mu, but
+	// it holds its digest: accessLog.flushing, space.mu and ledger.mu are taken in it, and
+	// evictor.turn and health.listing are taken before it.
 	mu     sync.Mutex
 	closed bool
 	fills  fills
 	open   map[digest.Digest]int           // readers of blobs on disk
-	going  map[digest.Digest]chan struct{} // one caller has the digest for itself; closed when that is over
+	going  map[digest.Digest]chan struct{} // digests that one caller has exclusively; closed when it is done
 }
 
 func newGate() *gate {
 	return &gate{fills: fills{}, open: map[digest.Digest]int{}, going: map[digest.Digest]chan struct{}{}}
 }
 
-// close has enter and start fail from now on.
+// close makes enter and start fail with ErrClosed from now on.
 func (g *gate) close() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.closed = true
 }
 
-// enter joins the upstream's fill of the digest. Where there is none it returns nil, and
-// the digest counts as open until leave. mediaType is what was said of a place that the
-// fill did not start in.
+// enter joins the upstream's fill of the digest. If there is none it returns nil, and
+// the digest counts as open until leave. mediaType is set for a place that was admitted
+// to the fill: see admit.
 func (g *gate) enter(sc Scope, d digest.Digest, linked bool) (f *fill, mediaType string, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -55,8 +59,9 @@ func (g *gate) leave(d digest.Digest) {
 	}
 }
 
-// start joins the upstream's fill of the digest. Where there is none, own is added, and
-// run is called with g.mu held: close waits for it. Where the blob is here it fails with errAgain.
+// start joins the upstream's fill of the digest. If there is none it adds own, and calls
+// run with g.mu held, so that close waits for it. If the blob is on disk (here) it fails
+// with errAgain.
 func (g *gate) start(sc Scope, own *fill, linked bool, here func() bool, run func()) (f *fill, mediaType string, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -95,8 +100,8 @@ func (g *gate) joinLocked(sc Scope, d digest.Digest, linked bool) (f *fill, medi
 	return f, mediaType, nil
 }
 
-// leavingLocked is closed when what keeps the scope from the digest is over; nil:
-// nothing does.
+// leavingLocked returns a channel that is closed when the scope may have the digest; nil:
+// it may now.
 func (g *gate) leavingLocked(sc Scope, d digest.Digest) chan struct{} {
 	if going := g.going[d]; going != nil {
 		return going
@@ -114,7 +119,8 @@ func (g *gate) waitLocked(over chan struct{}) {
 	<-over
 }
 
-// ended takes a fill out of the table, and calls last before anyone can have the digest.
+// ended removes a fill from the table, and calls last before another caller can have the
+// digest.
 func (g *gate) ended(f *fill, last func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -123,15 +129,16 @@ func (g *gate) ended(f *fill, last func()) {
 	last()
 }
 
-// shut makes callers wait from now on until the fill has left.
+// shut makes new callers wait until the fill has left the table.
 func (g *gate) shut(f *fill) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	f.shut = true
 }
 
-// settle decides whether a fill becomes a blob, by those who joined it until now; that is
-// final. If it does, nothing removes the digest until the fill has left; if not, it is shut.
+// settle decides whether a fill is stored as a blob, by the Keep of those who have joined it.
+// The decision is final. If it is stored, nothing removes the digest until the fill has
+// left the table; if not, the fill is shut.
 func (g *gate) settle(f *fill) (stored bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -143,8 +150,8 @@ func (g *gate) settle(f *fill) (stored bool) {
 	return f.settling
 }
 
-// admit lets a place join the fill of its upstream. It returns false where there is none,
-// or too many have joined.
+// admit lets a place join the fill of its upstream. It returns false if there is no fill,
+// or too many places have joined it.
 func (g *gate) admit(p index.Place, d digest.Digest, mediaType string) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -156,7 +163,7 @@ func (g *gate) admit(p index.Place, d digest.Digest, mediaType string) bool {
 	return true
 }
 
-// takeAdmitted returns the places that were admitted; no more are from now on.
+// takeAdmitted returns the admitted places. No place is admitted after it.
 func (g *gate) takeAdmitted(f *fill) map[index.Place]string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -165,8 +172,9 @@ func (g *gate) takeAdmitted(f *fill) map[index.Place]string {
 	return places
 }
 
-// exclusiveIdle calls f while no other caller can open, keep or download the digest, unless
-// it is open or taken already. A download in progress is no reason.
+// exclusiveIdle calls f while no other caller can open, store or remove the digest. It
+// returns false, without a call, if a reader has the digest open, or another caller has it
+// exclusively, or a fill is about to store it. A download in progress does not matter.
 func (g *gate) exclusiveIdle(d digest.Digest, f func()) bool {
 	return g.exclude(d, func() bool { return g.takenLocked(d) || g.open[d] > 0 }, f)
 }
@@ -181,7 +189,7 @@ func (g *gate) exclusivePartial(p partial, f func()) bool {
 	return g.exclude(p.digest, func() bool { return g.going[p.digest] != nil || g.fills.write(p) }, f)
 }
 
-// exclude calls f while no other caller can open, keep or download the digest, unless it
+// exclude calls f while no other caller can open, store or remove the digest, unless it
 // is busy.
 func (g *gate) exclude(d digest.Digest, busyLocked func() bool, f func()) bool {
 	g.mu.Lock()
@@ -202,7 +210,8 @@ func (g *gate) exclude(d digest.Digest, busyLocked func() bool, f func()) bool {
 	return true
 }
 
-// takenLocked reports whether a blob is being made of the digest, or removed.
+// takenLocked reports whether the digest is about to be stored, or one caller has it
+// exclusively.
 func (g *gate) takenLocked(d digest.Digest) bool {
 	return g.going[d] != nil || g.fills.ending(d) != nil
 }
@@ -214,8 +223,8 @@ func (g *gate) busy(d digest.Digest) bool {
 	return g.takenLocked(d) || g.open[d] > 0
 }
 
-// settled waits for what is over in a moment: a removal, or a download that has all
-// its bytes.
+// settled waits until a removal of the digest is done, or a download that has all its bytes
+// has left the table. Both take a moment.
 func (g *gate) settled(d digest.Digest) {
 	g.mu.Lock()
 	over := g.going[d]
@@ -242,7 +251,8 @@ func (g *gate) writing(p partial) bool {
 	return g.fills.write(p)
 }
 
-// sentBy is the upstreams whose downloads of the digest have verified, and have no link yet.
+// sentBy returns the upstreams whose downloads of the digest have verified, and may have no
+// link yet.
 func (g *gate) sentBy(d digest.Digest) []string {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -15,6 +15,28 @@ import (
 
 // health finds damaged blobs and takes them out of use: it reads blobs again (scrub),
 // moves damaged files to quarantine, and condemns those that cannot be moved.
+//
+//	hit: the file's length ≠ the link's ──────────────────┐
+//	walk at the start: empty, and has no record ──────────┤
+//	response cut short ─► Broken: read on from there ─────┤
+//	           │ readable                                 ├─► quarantine ─► quarantine/, record and links
+//	           ▼                                          │              dropped: the next Get is a miss
+//	suspects ─► scrub: hash of each blob, once ───────────┤
+//	            in ScrubEvery, by digest, from the cursor │
+//	Verify, in another process: the same at once ─────────┘
+//
+// A link has its blob's length, so a hit reads no record to compare it. The scrub reads
+// with O_DIRECT: it finds what the page cache hides, and evicts nothing from the cache. It
+// paces itself with timers, so the clock may be wrong.
+//
+// quarantine checks again what is wrong while no other caller can have the digest
+// (gate.exclusive), because the file may have been replaced. Readers that have the damaged
+// file open continue with it. A file that can be neither moved nor removed is condemned:
+// Get treats it as missing, and the next fill that is stored replaces it.
+//
+// Verify takes no lock. It renames the file that it has read, if the name is still that
+// file's. Maintenance lists quarantine/ and drops the record and the links, unless the blob
+// has been stored again by then.
 type health struct {
 	disk    disk
 	ledger  *ledger
@@ -24,8 +46,8 @@ type health struct {
 	ctx     context.Context // ends the scrub
 	blobs   exclusion
 
-	scrubEvery    time.Duration // in which every blob is read again; 0: never
-	pace          *rate.Limiter // of what is read again
+	scrubEvery    time.Duration // in which each blob is read again; 0: never
+	pace          *rate.Limiter // of the scrub's reads
 	quarantineMax int64         // bytes of the disk
 
 	// listing is held while quarantine/ is listed, counted and trimmed, and guards
@@ -38,8 +60,9 @@ type health struct {
 	mu       sync.Mutex // guards suspects, and changes of condemned; no lock is taken under it
 	suspects map[digest.Digest]struct{}
 
-	// condemned is damaged blobs whose files can be neither moved nor removed, and what
-	// says that one still is. The map never changes: each hit reads it without a lock.
+	// condemned has the damaged blobs whose files can be neither moved nor removed. Its
+	// functions check whether a file is still damaged. Each hit reads it without a lock, so
+	// the map itself never changes: a change replaces it.
 	condemned atomic.Pointer[map[digest.Digest]func() error]
 }
 
@@ -72,7 +95,7 @@ func (h *health) suspect(d digest.Digest) {
 	}
 }
 
-// takeSuspects returns the suspects, which are none after that.
+// takeSuspects returns the suspects and clears their list.
 func (h *health) takeSuspects() map[digest.Digest]struct{} {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -81,11 +104,11 @@ func (h *health) takeSuspects() map[digest.Digest]struct{} {
 	return suspects
 }
 
-// isCondemned reports whether the digest's file is to be taken for missing.
+// isCondemned reports whether the digest's file is treated as missing.
 func (h *health) isCondemned(d digest.Digest) bool { return (*h.condemned.Load())[d] != nil }
 
-// condemn has the digest's file taken for missing until clear; bad says what is wrong
-// with it, if it still is.
+// condemn makes the digest's file be treated as missing until clear. bad returns what is
+// wrong with it; nil: nothing any more.
 func (h *health) condemn(d digest.Digest, bad func() error) {
 	h.changeCondemned(func(all map[digest.Digest]func() error) { all[d] = bad })
 }
@@ -105,7 +128,7 @@ func (h *health) changeCondemned(change func(map[digest.Digest]func() error)) {
 	h.condemned.Store(&all)
 }
 
-// retryCondemned tries once more to move what could not be moved.
+// retryCondemned tries again to quarantine the condemned blobs.
 func (h *health) retryCondemned() {
 	for d, bad := range *h.condemned.Load() {
 		h.quarantine(d, bad)

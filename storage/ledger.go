@@ -12,17 +12,18 @@ import (
 	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
-// ledger keeps the index's blob records and the counters the same. Adding or
-// removing a blob twice counts once. Bytes are what blobs take of the disk, in
-// whole blocks.
+// ledger has the number and the bytes of all blobs. They agree with the index's records:
+// a blob that is added or removed twice counts once. Bytes are disk space, in whole blocks.
 type ledger struct {
 	index   *index.Index
 	metrics *Metrics
 
-	mu      sync.Mutex // guards the fields below, and that they agree with the records
-	bytes   int64      // while records are added up: of what has changed since
+	// mu guards the fields below, and that they agree with the records. The index's locks are
+	// taken under it; it is taken last of the store's other locks.
+	mu      sync.Mutex
+	bytes   int64 // while the records are added up: changes since then
 	count   int64
-	soonest int64         // no record expires before; math.MaxInt64: none ever does
+	soonest int64         // no record expires earlier; math.MaxInt64: none has a limit
 	adding  chan struct{} // closed once the records are added up; nil after that
 }
 
@@ -30,8 +31,8 @@ func newLedger(x *index.Index, m *Metrics) *ledger {
 	return &ledger{index: x, metrics: m, soonest: math.MaxInt64, adding: make(chan struct{})}
 }
 
-// load adds up the records, as they are when it begins. What changes meanwhile
-// is counted as it does: nobody waits.
+// load adds up the records as they are when it begins. Changes during the scan are
+// counted as they happen; they do not wait for it.
 func (l *ledger) load(ctx context.Context) error {
 	l.mu.Lock()
 	if l.adding == nil {
@@ -73,7 +74,8 @@ func (l *ledger) loaded(ctx context.Context) {
 	}
 }
 
-// changed counts, and says so once all is counted; l.mu is held.
+// changed adds to the counters, and sets the metrics once the records are added up.
+// l.mu is held.
 func (l *ledger) changed(bytes, count int64) {
 	l.bytes += bytes
 	l.count += count
@@ -83,20 +85,21 @@ func (l *ledger) changed(bytes, count int64) {
 	}
 }
 
-// total is the bytes of all blobs, less what has yet to be added up.
+// total returns the bytes of all blobs. It is too low until the records are added up.
 func (l *ledger) total() int64 {
 	bytes, _ := l.totals()
 	return bytes
 }
 
-// totals is the bytes of all blobs, and how many they are.
+// totals returns the bytes and the number of all blobs.
 func (l *ledger) totals() (bytes, count int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.bytes, l.count
 }
 
-// size is how long a blob is by its record, and by its link where it has none.
+// size returns a blob's length by its record or, without one, linked: the length by its
+// link.
 func (l *ledger) size(d digest.Digest, linked int64) int64 {
 	if r, ok, err := l.index.Record(d); err == nil && ok {
 		return r.Size
@@ -104,7 +107,7 @@ func (l *ledger) size(d digest.Digest, linked int64) int64 {
 	return linked
 }
 
-// add records a blob that has just become one.
+// add records a blob that was just stored.
 func (l *ledger) add(d digest.Digest, r index.Record) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -123,8 +126,8 @@ func (l *ledger) add(d digest.Digest, r index.Record) error {
 	return nil
 }
 
-// found records those of the blobs that are not recorded, and returns how many.
-// exists is asked under the lock: a file may have gone since it was seen.
+// found records the blobs that have no record yet, and returns how many. exists is called
+// under the lock, because a file may have been removed since it was listed.
 func (l *ledger) found(records map[digest.Digest]index.Record, exists func(digest.Digest) bool) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -155,7 +158,7 @@ func (l *ledger) put(records map[digest.Digest]index.Record) error {
 	return l.index.PutRecords(records)
 }
 
-// drop forgets a blob whose file is gone, and its links.
+// drop removes the record and the links of a blob, if gone says that its file is gone.
 func (l *ledger) drop(d digest.Digest, gone func() bool) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -172,8 +175,8 @@ func (l *ledger) drop(d digest.Digest, gone func() bool) error {
 	return nil
 }
 
-// update changes the records of blobs that are still recorded. One that cannot
-// be read keeps none of the others from it.
+// update changes the records of those blobs that still have one. A record that cannot be
+// read does not stop the others.
 func (l *ledger) update(digests iter.Seq[digest.Digest], change func(digest.Digest, *index.Record)) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -191,8 +194,8 @@ func (l *ledger) update(digests iter.Seq[digest.Digest], change func(digest.Dige
 	return errors.Join(failed, l.put(records))
 }
 
-// due says whether a limit can have passed by now. Whoever is told so looks at
-// all records, and then says by expect what is left.
+// due reports whether a limit may have passed by now. If so, the caller scans all records,
+// and then calls expect with the next one.
 func (l *ledger) due(now int64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -203,7 +206,7 @@ func (l *ledger) due(now int64) bool {
 	return true
 }
 
-// expect says that a record expires at until, and none that due spoke of before.
+// expect says that the next record expires at until.
 func (l *ledger) expect(until int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -20,14 +20,14 @@ import (
 type BlobInfo struct {
 	Digest    digest.Digest
 	Size      int64 // bytes
-	DiskBytes int64 // that it takes of the disk, in whole blocks
-	Manifest  bool  // it came as one
+	DiskBytes int64 // disk space, in whole blocks
+	Manifest  bool  // it was downloaded as a manifest
 	Used      time.Time
 	Again     bool      // used again, a minute or more after another use
-	Uses      uint32    // answers from the kept blob; a kill loses the last minute's, a lost index all
-	Until     time.Time // it is dropped then, unless used before; zero: no limit
+	Uses      uint32    // answers from the stored blob; a kill loses the last minute's, a lost index all
+	Until     time.Time // it expires then, unless it is used before; zero: no limit
 	Orphaned  bool      // nothing points to it any more
-	Stored    time.Time // when it was downloaded; zero where that cannot be read
+	Stored    time.Time // when it was downloaded; zero if that cannot be read
 }
 
 // BlobQuery picks blobs. The zero query is all of them.
@@ -48,16 +48,16 @@ const (
 )
 
 const (
-	// pageLook is how many records one page is looked for in, so that one that
-	// hardly anything fits does not take long.
+	// pageLook bounds how many records are scanned for one page, so that a query that
+	// few blobs match does not take long.
 	pageLook = 100_000
 	// MostBlobs is the longest page.
 	MostBlobs = 1000
 )
 
-// Blobs returns up to n of the blobs that q picks, in the order of digests, that
-// come after one. next is where to go on, "" at the end: a page may be short, or
-// empty, before that.
+// Blobs returns up to n of the blobs that q picks, in the order of digests, after a
+// digest. next is the after of the next page; "": this is the last page. A page may be
+// short, or empty, before the last one.
 func (s *Store) Blobs(ctx context.Context, q BlobQuery, after digest.Digest, n int) (page []BlobInfo, next digest.Digest, err error) {
 	n = min(n, MostBlobs)
 	looked := 0
@@ -80,8 +80,8 @@ func (s *Store) Blobs(ctx context.Context, q BlobQuery, after digest.Digest, n i
 	return page, "", nil
 }
 
-// TopBlobs returns the first n of the blobs that q picks, in an order that takes a
-// look at all of them.
+// TopBlobs returns the first n of the blobs that q picks, in the order o. It scans all of
+// them.
 func (s *Store) TopBlobs(ctx context.Context, q BlobQuery, o Order, n int) ([]BlobInfo, error) {
 	top := top{order: o, most: min(n, MostBlobs)}
 	offer := func(d digest.Digest, r index.Record) { top.offer(victim{d, s.access.current(d, r)}) }
@@ -127,7 +127,7 @@ func (s *Store) Blob(d digest.Digest) (BlobInfo, error) {
 	return s.info(d, s.access.current(d, r)), nil
 }
 
-// digests walks the blobs that may fit q, each once, in order.
+// digests walks the blobs that may match q, each once, in order.
 func (s *Store) digests(q BlobQuery, after digest.Digest) iter.Seq2[digest.Digest, error] {
 	if q.Upstream == "" {
 		return s.index.Digests(after)
@@ -170,8 +170,8 @@ func (s *Store) Links(d digest.Digest, n int) ([]Link, error) {
 	return links, err
 }
 
-// Origins calls visit for each upstream that has given the digest, until it returns false.
-// It may call it twice for one.
+// Origins calls visit for each upstream that the digest was seen at, until visit returns
+// false. It may call visit twice for the same upstream.
 func (s *Store) Origins(d digest.Digest, visit func(upstream string) bool) error {
 	sent := s.gate.sentBy(d) // before the links: the blob can be read before it has one
 	for _, upstream := range sent {
@@ -189,8 +189,8 @@ func (s *Store) Origins(d digest.Digest, visit func(upstream string) bool) error
 	})
 }
 
-// top keeps the first of many records in an order. It sorts whenever most more have
-// come: picked[most-1] is then the bound of what else is wanted.
+// top selects the first of many records in an order. It sorts after each most records:
+// picked[most-1] is then the last one that a further record has to precede.
 type top struct {
 	order  Order
 	most   int
@@ -210,19 +210,19 @@ func (t *top) compare(v, w victim) int {
 	return cmp.Or(c, cmp.Compare(v.digest, w.digest))
 }
 
-// wants errs on the side of a record without its digest.
+// wants reports whether offer may take r. Without its digest r compares as the first of equals.
 func (t *top) wants(r index.Record) bool {
 	return len(t.picked) < t.most || t.most > 0 && t.compare(victim{Record: r}, t.picked[t.most-1]) < 0
 }
 
-// offer takes what top wants.
+// offer takes a victim that top wants.
 func (t *top) offer(v victim) {
 	if t.picked = append(t.picked, v); len(t.picked)%t.most == 0 {
 		t.sort()
 	}
 }
 
-// sort drops what is too much.
+// sort sorts the picked records, and drops all after the first most.
 func (t *top) sort() {
 	slices.SortFunc(t.picked, t.compare)
 	t.picked = t.picked[:min(len(t.picked), t.most)]

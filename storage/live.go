@@ -11,25 +11,25 @@ import (
 	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
-// Stats is what the store holds, and may. All sizes are bytes of the disk.
+// Stats is what the store holds, and its limits. All sizes are bytes of the disk.
 type Stats struct {
-	Counted         bool  // false while blobs are still being added up after a start
+	Counted         bool  // false after a start, until the blobs are added up
 	Bytes, Blobs    int64 // of blobs
-	Partial         int64 // downloads in progress or broken off
-	Reserved        int64 // what running downloads have yet to take
-	Quarantine      int64 // damaged blobs, kept to be looked at
+	Partial         int64 // of downloads in progress or broken off
+	Reserved        int64 // reserved by running downloads, and not yet written
+	Quarantine      int64 // of damaged blobs
 	MaxSize         int64 // 0: no limit but MinFree
-	LowMark         int64 // what is left of MaxSize once blobs have to go; 0 without a MaxSize
+	LowMark         int64 // evictions in the background end at it; 0 without a MaxSize
 	MinFree         int64
-	Free, Total     int64 // of the file system; 0 where that cannot be read
-	Fills, MaxFills int   // that have a slot, and may have one
+	Free, Total     int64 // of the file system; 0 if that cannot be read
+	Fills, MaxFills int   // downloads that run, and that may run at once
 	Open            int   // blobs that are being read
 	MemoryBytes     int64 // of small blobs
-	WaitingForIndex int64 // changes of the index that wait for room on the disk
+	WaitingForIndex int64 // changes of the index that wait in memory for disk space
 	ScrubEvery      time.Duration
 }
 
-// Stats takes no look at the index.
+// Stats returns the current state. It does not read the index.
 func (s *Store) Stats() Stats {
 	st := Stats{
 		MaxSize: s.space.maxSize, LowMark: share(s.space.maxSize, s.evictor.lowMark), MinFree: max(s.space.minFree, index.Floor),
@@ -38,13 +38,13 @@ func (s *Store) Stats() Stats {
 	}
 	st.Partial, st.Reserved, st.Quarantine = s.space.state()
 	st.Bytes, st.Blobs, st.Counted = s.ledger.state()
-	st.Free, st.Total, _ = s.disk.space() // the log says so where others need it
+	st.Free, st.Total, _ = s.disk.space() // an error leaves 0
 	st.MemoryBytes = s.access.memoryBytes()
 	st.Open = s.gate.opened()
 	return st
 }
 
-// state is totals, and whether all is added up.
+// state returns totals, and whether the records are added up.
 func (l *ledger) state() (bytes, count int64, counted bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -54,10 +54,10 @@ func (l *ledger) state() (bytes, count int64, counted bool) {
 // FillInfo is a download in progress.
 type FillInfo struct {
 	Digest               digest.Digest
-	Upstream, Repository string // of the one who started it
+	Upstream, Repository string // of the request that started it
 	Manifest             bool
-	State                string    // "waiting" for a slot or an answer, "downloading", "checking", or "passing on" what is not kept
-	Started              time.Time // when it was asked for
+	State                string    // "waiting" for a slot or an answer, "downloading", "checking", or "passing through": not stored
+	Started              time.Time // when it was requested
 	Written              int64     // bytes, those of an earlier try too
 	Size                 int64     // -1 while unknown
 	Readers              int       // clients that follow it
@@ -90,15 +90,15 @@ func (f *fill) info() FillInfo {
 	case streaming:
 		i.State, i.Connections = "downloading", int(f.connections.Load())
 	case spilled:
-		i.State, i.Connections, i.Readers = "passing on", f.users, f.users
+		i.State, i.Connections, i.Readers = "passing through", f.users, f.users
 	default:
 		i.State = "checking"
 	}
 	return i
 }
 
-// Verify is [Verify] of this store's blobs; what it finds is forgotten at once, to
-// be fetched anew.
+// Verify is [Verify] of this store's blobs. The records of damaged blobs are dropped at
+// once, so that the next request downloads them.
 func (s *Store) Verify(ctx context.Context, dryRun bool, progress func(read, all int64)) (Verification, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer context.AfterFunc(s.ctx, func() { cancel(ErrClosed) })()

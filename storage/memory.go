@@ -8,9 +8,8 @@ import (
 // maxContent bounds the small content in memory, in bytes.
 const maxContent = 16 << 20
 
-// memory has small blobs that were read a moment ago: manifests, which every
-// pull asks for, in the first place. They have been compared with their digests.
-// It is guarded by accessLog.mu.
+// memory has the small blobs that were read last, mostly manifests, which each pull asks
+// for. They have been compared with their digests. accessLog.mu guards it.
 type memory struct {
 	blobs *simplelru.LRU[digest.Digest, []byte]
 	bytes int

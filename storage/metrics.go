@@ -25,7 +25,7 @@ type Metrics struct {
 	partial      prometheus.Gauge
 	limit        prometheus.Gauge
 	blobs        prometheus.Gauge
-	disk         atomic.Pointer[disk] // whose free space is read at each scrape; nil before Open
+	disk         atomic.Pointer[disk] // each scrape reads its free space; nil before Open
 	minFree      prometheus.Gauge
 	evictedBytes *prometheus.CounterVec
 	evictionAge  *prometheus.HistogramVec
@@ -59,7 +59,7 @@ func NewMetrics() *Metrics {
 			Name: "fill_failures_total", Help: "Downloads that ended without a blob, by reason: upstream, digest (wrong content), disk or closed. What an upstream does not have counts as none.",
 		}, []string{"reason"}),
 		spills: reg.NewCounter(prometheus.CounterOpts{
-			Name: "fill_spills_total", Help: "Downloads passed on to clients without being kept, for want of disk space.",
+			Name: "fill_spills_total", Help: "Downloads passed through to clients and not stored, because there was no disk space.",
 		}),
 		bytes: reg.NewGauge(prometheus.GaugeOpts{
 			Name: "storage_bytes", Help: "Bytes that blobs take on disk, in blocks of 4 KiB.",
@@ -74,13 +74,13 @@ func NewMetrics() *Metrics {
 			Name: "storage_blobs", Help: "Blobs on disk.",
 		}),
 		minFree: reg.NewGauge(prometheus.GaugeOpts{
-			Name: "storage_min_free_bytes", Help: "Free space that is left to others on the disk: blobs are removed, or not kept, for it.",
+			Name: "storage_min_free_bytes", Help: "Free space that is left to others on the disk: blobs are evicted, or not stored, to keep it.",
 		}),
 		evictedBytes: reg.NewCounterVec(prometheus.CounterOpts{
-			Name: "evicted_bytes_total", Help: "Bytes on disk of removed blobs, by reason: space (to make room), age (keep_for was over) or purge (somebody said so).",
+			Name: "evicted_bytes_total", Help: "Bytes on disk of removed blobs, by reason: space (evicted for other blobs), age (keep_for was over) or purge (an operator removed them).",
 		}, []string{"reason"}),
 		evictionAge: reg.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "eviction_age_seconds", Help: "Time since last use of removed blobs, by reason: space (to make room) or age (keep_for was over).",
+			Name: "eviction_age_seconds", Help: "Time since last use of removed blobs, by reason: space (evicted for other blobs) or age (keep_for was over).",
 			Buckets:                         []float64{60, 600, 3600, 6 * 3600, 86400, 3 * 86400, 7 * 86400, 30 * 86400},
 			NativeHistogramBucketFactor:     1.1,
 			NativeHistogramMaxBucketNumber:  160,
@@ -90,10 +90,10 @@ func NewMetrics() *Metrics {
 			Name: "scrubbed_bytes_total", Help: "Bytes of blobs read again to compare their digests.",
 		}),
 		quarantined: reg.NewCounter(prometheus.CounterOpts{
-			Name: "quarantined_blobs_total", Help: "Blobs found damaged on disk and taken away, to be fetched anew.",
+			Name: "quarantined_blobs_total", Help: "Blobs found damaged on disk and quarantined or removed; the next request downloads them.",
 		}),
 		quarantineBytes: reg.NewGauge(prometheus.GaugeOpts{
-			Name: "quarantine_bytes", Help: "Bytes of damaged blobs kept to be looked at; they count towards the limit of storage_bytes.",
+			Name: "quarantine_bytes", Help: "Bytes of damaged blobs in quarantine; they count towards the limit of storage_bytes.",
 		}),
 	}
 	for _, reason := range []string{reasonUpstream, reasonDigest, reasonDisk, reasonClosed} {
@@ -126,7 +126,7 @@ const (
 	reasonClosed   = "closed"
 )
 
-// Reasons of evicted_bytes_total, and but for the last of eviction_age_seconds.
+// Reasons of evicted_bytes_total and, except purge, of eviction_age_seconds.
 const (
 	reasonSpace = "space"
 	reasonAge   = "age"

@@ -13,17 +13,17 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// partial names what a download has left in fills/, or is writing there: an upstream's
-// bytes of a digest, not verified. No other upstream goes on with them.
+// partial names a file in fills/ that a download is writing, or has left: an upstream's
+// unverified bytes of a digest. Only a download from the same upstream resumes it.
 type partial struct {
 	digest digest.Digest
-	origin string // of the upstream's name: see originName
+	origin string // for the upstream's name: see originName
 }
 
 func partialOf(d digest.Digest, upstream string) partial { return partial{d, originName(upstream)} }
 
-// originName is an upstream's name as a part of a file's: a name may have any length, and
-// colons.
+// originName is a hash of an upstream's name, for file names: the name itself may be too
+// long, and may have colons.
 func originName(upstream string) string {
 	sum := sha256.Sum256([]byte(upstream))
 	return hex.EncodeToString(sum[:8])
@@ -33,8 +33,8 @@ func (p partial) name() string { return flatName(p.digest) + "." + p.origin }
 
 func (k disk) partial(p partial) string { return filepath.Join(k.fills(), p.name()) }
 
-// partials calls visit for every partial. A file whose upstream is not known, as earlier
-// versions left, is removed.
+// partials calls visit for each partial. It removes files without an upstream, which
+// earlier versions have left.
 func (k disk) partials(visit func(partial, fs.FileInfo)) error {
 	entries, err := os.ReadDir(k.fills())
 	if err != nil {
@@ -57,7 +57,7 @@ func (k disk) partials(visit func(partial, fs.FileInfo)) error {
 	return errors.Join(errs...)
 }
 
-// eachPartial is disk.partials, whose error is no more than news.
+// eachPartial is disk.partials; it logs an error.
 func (s *Store) eachPartial(visit func(partial, fs.FileInfo)) {
 	if err := s.disk.partials(visit); err != nil {
 		s.log.Warn("cannot list partial downloads", "error", err)
@@ -75,11 +75,11 @@ func (s *Store) removePartial(p partial) {
 	case err == nil:
 		s.space.grow(-blocks(info.Size()))
 	case !errors.Is(err, fs.ErrNotExist):
-		s.log.Warn("cannot remove partial", "digest", p.digest, "error", err)
+		s.log.Warn("cannot remove partial download", "digest", p.digest, "error", err)
 	}
 }
 
-// idlePartials is what broken downloads take of the disk.
+// idlePartials returns the disk space of broken downloads.
 func (s *Store) idlePartials() (bytes int64) {
 	s.eachPartial(func(p partial, info fs.FileInfo) {
 		if !s.gate.writing(p) {
@@ -89,13 +89,13 @@ func (s *Store) idlePartials() (bytes int64) {
 	return bytes
 }
 
-// idlePartialsOf are what broken downloads have left of a digest.
+// idlePartialsOf returns the partials that broken downloads have left of a digest.
 func (s *Store) idlePartialsOf(d digest.Digest) (left []partial) {
 	entries, err := os.ReadDir(s.disk.fills())
 	if err != nil {
 		s.log.Warn("cannot list partial downloads", "error", err)
 	}
-	for _, e := range entries { // names alone: a purge asks for each digest
+	for _, e := range entries { // names alone, because a purge calls this for each digest
 		origin, ok := strings.CutPrefix(e.Name(), flatName(d)+".")
 		if p := (partial{d, origin}); ok && !s.gate.writing(p) {
 			left = append(left, p)

@@ -5,9 +5,9 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// SetPinned changes what says which repositories are pinned; nil: none is. What
-// has a link from one of them is neither evicted nor dropped when its time is
-// over, from the next eviction on. It is called from many goroutines.
+// SetPinned sets the function that says which repositories are pinned; nil: none. A blob
+// with a link from a pinned repository is not evicted, neither for space nor when its limit
+// passes. pinned is called from many goroutines.
 func (s *Store) SetPinned(pinned func(upstream, repository string) bool) {
 	if pinned == nil {
 		s.pins.Store(nil)
@@ -16,8 +16,8 @@ func (s *Store) SetPinned(pinned func(upstream, repository string) bool) {
 	s.pins.Store(&pinned)
 }
 
-// isPinned says whether a blob has a link from a pinned repository. Where that
-// cannot be read it has.
+// isPinned reports whether a blob has a link from a pinned repository. If its links cannot
+// be read, it counts as pinned.
 func (s *Store) isPinned(d digest.Digest) bool {
 	if s.pins.Load() == nil {
 		return false
@@ -28,13 +28,13 @@ func (s *Store) isPinned(d digest.Digest) bool {
 		return !found
 	})
 	if err != nil {
-		s.log.Warn("cannot read links: taken for pinned", "digest", d, "error", err)
+		s.log.Warn("cannot read links; blob treated as pinned", "digest", d, "error", err)
 		return true
 	}
 	return found
 }
 
-// Pinned says whether a repository is pinned: see [Store.SetPinned].
+// Pinned reports whether a repository is pinned: see [Store.SetPinned].
 func (s *Store) Pinned(upstream, repository string) bool {
 	pinned := s.pins.Load()
 	return pinned != nil && (*pinned)(upstream, repository)

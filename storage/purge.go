@@ -13,15 +13,15 @@ import (
 	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
-// Purge says what is to go.
+// Purge says what to remove.
 type Purge struct {
-	// Upstream and Repository are where; "": everywhere. A blob that was seen
-	// elsewhere too stays, and is asked for anew here only.
+	// Upstream and Repository are the places; "": all. A blob that was seen in other
+	// places too stays for them. In these places the upstream is asked again.
 	Upstream, Repository string
-	// UnusedSince: what was used after it stays. Zero: whatever its use.
+	// UnusedSince: blobs that were used at this time or later stay. Zero: use does not matter.
 	UnusedSince time.Time
-	Pinned      bool // what is pinned goes too
-	DryRun      bool // nothing goes; the same is counted
+	Pinned      bool // pinned blobs are removed too
+	DryRun      bool // nothing is removed; the results are the same
 }
 
 // PurgeResult is what became of a digest.
@@ -29,40 +29,40 @@ type PurgeResult int
 
 // What [Store.Purge] makes of a digest.
 const (
-	Absent   PurgeResult = iota // it is not here, or not in these places
-	Gone                        // from the disk
-	Unlinked                    // from these places; others have it
-	Pinned                      // it stays, for a pin
+	Absent   PurgeResult = iota // it is not on disk, or was not seen in these places
+	Gone                        // removed from the disk
+	Unlinked                    // removed from these places; it was seen in others, so the file stays
+	Pinned                      // it stays, because it is pinned
 	Busy                        // it is being downloaded, or removed by another caller
-	InUse                       // it stays, for it was used since
+	InUse                       // it stays, because it was used since UnusedSince
 )
 
-// Purge removes a digest from the places that p names, and from the disk where
-// there is no other. room is what that frees. Who is reading the blob reads on to
-// its end; what is being downloaded stays.
-func (s *Store) Purge(d digest.Digest, p Purge) (became PurgeResult, room int64, err error) {
+// Purge removes a digest from the places that p names, and from the disk if no other
+// place has it. diskBytes is the space that this frees. Readers that have the blob open
+// read to its end. A download in progress is not stopped.
+func (s *Store) Purge(d digest.Digest, p Purge) (became PurgeResult, diskBytes int64, err error) {
 	if p.DryRun {
 		s.gate.settled(d)
-		became, room, err = s.purge(d, p)
+		became, diskBytes, err = s.purge(d, p)
 	} else {
-		for !s.gate.exclusive(d, func() { became, room, err = s.purge(d, p) }) {
+		for !s.gate.exclusive(d, func() { became, diskBytes, err = s.purge(d, p) }) {
 			s.gate.settled(d)
 		}
 	}
 	if became == Absent && err == nil && s.gate.filling(d, p.Upstream) {
 		became = Busy
 	}
-	return became, room, err
+	return became, diskBytes, err
 }
 
-// Kept says whether a blob that has verified is on the disk. It waits until that is
-// decided.
+// Kept reports whether a blob is stored. If its download has all bytes, Kept waits until
+// that is decided.
 func (s *Store) Kept(d digest.Digest) bool {
 	s.gate.settled(d)
 	return s.exists(d)
 }
 
-// purge is Purge, while nobody else can have the digest.
+// purge is Purge, while no other caller can have the digest.
 func (s *Store) purge(d digest.Digest, p Purge) (PurgeResult, int64, error) {
 	everywhere := p.Upstream == ""
 	var here []index.Place // whose links go
@@ -113,15 +113,15 @@ func (s *Store) purge(d digest.Digest, p Purge) (PurgeResult, int64, error) {
 		}
 	}
 	if !recorded {
-		return Absent, 0, nil // a link of what was not here, or what a broken download left
+		return Absent, 0, nil // it removed only a link, or a partial
 	}
 	return Gone, blocks(r.Size), nil
 }
 
-// sweepBatch is how many digests are looked for at a time: none is held while they go.
+// sweepBatch is how many digests are read from the index before they are purged.
 const sweepBatch = 1000
 
-// PurgeAll purges all that p names, until ctx ends, and tells what became of each.
+// PurgeAll purges all digests that p names, until ctx ends, and calls each with the result.
 func (s *Store) PurgeAll(ctx context.Context, p Purge, each func(digest.Digest, PurgeResult, int64)) error {
 	defer s.InvalidateSummary()
 	q := BlobQuery{Upstream: p.Upstream, Repository: p.Repository, UnusedSince: p.UnusedSince}
@@ -142,13 +142,13 @@ func (s *Store) PurgeAll(ctx context.Context, p Purge, each func(digest.Digest, 
 			}
 			last = d
 			if r, ok, err := s.index.Record(d); err == nil && ok && !q.fits(s.access.current(d, r)) {
-				continue // Purge would say so too, after a look at its links
+				continue // Purge would return InUse, after reading the links
 			}
-			became, room, err := s.Purge(d, p)
+			became, diskBytes, err := s.Purge(d, p)
 			if err != nil {
 				return err
 			}
-			each(d, became, room)
+			each(d, became, diskBytes)
 		}
 		if len(batch) < sweepBatch {
 			return ctx.Err()

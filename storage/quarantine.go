@@ -14,31 +14,31 @@ import (
 )
 
 const (
-	// quarantineShare: quarantine/ may hold a tenth of what blobs may, so that
-	// what is to be looked at costs few that are to be served.
+	// quarantine/ may use one quarantineShare-th of the limit of blobs: damaged blobs that
+	// wait for inspection must not push out many good ones.
 	quarantineShare = 10
-	// quarantineFiles bounds how many files are looked at each minute.
+	// quarantineFiles bounds how many files are listed each minute.
 	quarantineFiles = 64
-	// maxSuspects bounds the memory of what is to be read again; the scrub comes
-	// to the others.
+	// maxSuspects bounds the memory of suspects; the scrub finds the others later.
 	maxSuspects = 1000
 )
 
-// quarantine moves a damaged blob into quarantine and forgets it, so that it is
-// fetched again. bad says what is wrong with it, while no other caller can open, fill or
-// remove the digest; nil leaves it. Who has the file open keeps it.
+// quarantine moves a damaged blob to quarantine/ and drops its record, so that the next
+// request downloads it. bad returns what is wrong with it; it is called while no other caller
+// can open, store or remove the digest, and if it returns nil the blob stays. Readers that
+// have the file open continue with it.
 func (h *health) quarantine(d digest.Digest, bad func() error) {
 	h.blobs.exclusive(d, func() { h.tryQuarantine(d, bad) })
 	h.updateQuarantine()
 }
 
-// quarantineFile is quarantine of a file that was read, unless the digest has another by now.
+// quarantineFile is quarantine of a file that was read, unless it has been replaced.
 func (h *health) quarantineFile(d digest.Digest, bad damage) {
 	h.quarantine(d, func() error { return bad.still(h.disk.blob(d)) })
 }
 
-// tryQuarantine is quarantine, while no other caller can have the digest. Where the file
-// can be neither moved nor removed it is condemned: passed over from now on.
+// tryQuarantine is quarantine, while no other caller can have the digest. A file that can
+// be neither moved nor removed is condemned: treated as missing.
 func (h *health) tryQuarantine(d digest.Digest, bad func() error) {
 	why := bad()
 	if why == nil {
@@ -48,14 +48,14 @@ func (h *health) tryQuarantine(d digest.Digest, bad func() error) {
 	into := h.disk.quarantined(d)
 	err := h.disk.moveToQuarantine(d)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		h.log.Warn("cannot quarantine damaged blob, so it is removed", "digest", d, "error", err)
+		h.log.Warn("cannot quarantine damaged blob; removing it", "digest", d, "error", err)
 		into = ""
 		if err = os.Remove(h.disk.blob(d)); err == nil {
 			h.metrics.quarantined.Inc()
 		}
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		h.log.Error("damaged blob can be neither moved nor removed: fetched at each request", "digest", d, "damage", why, "error", err)
+		h.log.Error("cannot quarantine or remove damaged blob; it is condemned, and each request downloads it", "digest", d, "damage", why, "error", err)
 		h.condemn(d, bad)
 		return
 	}
@@ -64,8 +64,8 @@ func (h *health) tryQuarantine(d digest.Digest, bad func() error) {
 	h.blobs.forget(d)
 }
 
-// updateQuarantine forgets the blobs that another process put into quarantine (as
-// Verify does), counts what is there, and removes the oldest that are too much.
+// updateQuarantine drops the records of blobs that another process has quarantined (as
+// Verify does), counts the files in quarantine/, and removes the oldest above the limit.
 func (h *health) updateQuarantine() {
 	h.listing.Lock()
 	defer h.listing.Unlock()
@@ -89,13 +89,13 @@ func (h *health) updateQuarantine() {
 		}
 		if _, ok, err := h.ledger.index.Record(f.digest); err == nil && ok && !h.disk.has(f.digest) {
 			h.blobs.exclusiveIdle(f.digest, func() {
-				h.log.Warn("blob found in quarantine; the next request downloads it", "digest", f.digest)
+				h.log.Warn("another process quarantined the blob; the next request downloads it", "digest", f.digest)
 				h.blobs.forget(f.digest)
 			})
 		}
 		if i >= quarantineFiles || bytes+blocks(f.info.Size()) > h.quarantineMax {
 			if err := os.Remove(h.disk.quarantined(f.digest)); err == nil {
-				h.log.Warn("removed from quarantine, which is full", "digest", f.digest, "bytes", f.info.Size(), "max_bytes", h.quarantineMax)
+				h.log.Warn("quarantine is full; removed its oldest blob", "digest", f.digest, "bytes", f.info.Size(), "max_bytes", h.quarantineMax)
 				continue
 			}
 		}
@@ -113,25 +113,25 @@ func movedAt(info fs.FileInfo) int64 {
 	return info.ModTime().UnixNano()
 }
 
-// wrongSize says what is wrong with the length of a digest's file; want is -1
-// where it is not known.
+// wrongSize returns what is wrong with the length of a digest's file; nil: nothing. want is
+// -1 if the length is not known.
 func wrongSize(d digest.Digest, size, want int64) error {
 	switch {
 	case want >= 0 && size != want:
-		return fmt.Errorf("%w: the file has %d bytes, the blob %d", ErrDigest, size, want)
+		return fmt.Errorf("%w: file has %d bytes, blob has %d", ErrDigest, size, want)
 	case size == 0 && d != d.Algorithm().FromBytes(nil):
-		return fmt.Errorf("%w: the file is empty", ErrDigest)
+		return fmt.Errorf("%w: file is empty", ErrDigest)
 	}
 	return nil
 }
 
-// badSize is for quarantine: the file's length is not what the record says, or what
-// its link does where it has no record.
+// badSize returns a check for quarantine: the file's length is not that of the record or,
+// without a record, that of the link.
 func (h *health) badSize(d digest.Digest, linked int64) func() error {
 	return func() error {
 		info, err := os.Lstat(h.disk.blob(d))
 		if err != nil {
-			return nil //nolint:nilerr // nothing to put away
+			return nil //nolint:nilerr // there is no file to quarantine
 		}
 		return wrongSize(d, info.Size(), h.ledger.size(d, linked))
 	}
@@ -154,13 +154,13 @@ func (h *health) broken(f *os.File, d digest.Digest) {
 	h.quarantineFile(d, bad)
 }
 
-// unreadable says that an error is the disk's, not the process's or the file's
-// absence: the inode cannot be read, or is garbage to the file system.
+// unreadable reports whether err is an error of the disk: the inode cannot be read, or the
+// file system finds it corrupt. A missing file, or a limit of the process, is none.
 func unreadable(err error) bool {
 	return errors.Is(err, syscall.EIO) || errors.Is(err, syscall.EUCLEAN) || errors.Is(err, syscall.EBADMSG)
 }
 
-// unopenable is for quarantine: the file cannot be opened for the disk's sake.
+// unopenable returns a check for quarantine: an error of the disk prevents opening the file.
 func (h *health) unopenable(d digest.Digest) func() error {
 	return func() error {
 		f, err := os.Open(h.disk.blob(d))

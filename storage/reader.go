@@ -47,7 +47,7 @@ func (f *fill) await(ctx context.Context, ok func(state) bool) (state, error) {
 	}
 }
 
-// joined returns a reader of the fill to one who did not start it.
+// joined returns a reader of the fill to a caller that did not start it.
 func (f *fill) joined(ctx context.Context, mediaType string) (*Blob, error) {
 	if f.state().phase == verified {
 		return f.blob(ctx, Hit, mediaType)
@@ -55,12 +55,12 @@ func (f *fill) joined(ctx context.Context, mediaType string) (*Blob, error) {
 	return f.blob(ctx, Collapsed, mediaType)
 }
 
-// blob waits until the Source has opened and returns a reader of the fill. It
-// takes over one use of the fill, whatever it returns. mediaType is what was said of the
-// reader's own place; "": what came counts.
+// blob waits until the Source has opened, and returns a reader of the fill. It takes over
+// one use of the fill, also with an error. mediaType is that of the reader's own place;
+// "": that of the download.
 func (f *fill) blob(ctx context.Context, o Outcome, mediaType string) (*Blob, error) {
 	st, err := f.await(ctx, func(st state) bool {
-		// An empty blob is complete with its header: that waits for the digest.
+		// An empty blob is complete with its header, so the header waits until it has verified.
 		return st.phase > streaming || st.phase == streaming && st.size != 0
 	})
 	if o == Collapsed {
@@ -86,23 +86,23 @@ func (f *fill) blob(ctx context.Context, o Outcome, mediaType string) (*Blob, er
 	}, nil
 }
 
-// fillReader follows a fill, of which it has one use. When the fill is spilled it goes on
-// alone. It is what a [Blob] is opened from, and its content.
+// fillReader follows a fill. If the fill is spilled, it continues alone. It is the content
+// of a [Blob], and what that was opened from.
 type fillReader struct {
 	ctx  context.Context
 	fill *fill
 	off  int64
 	last int64 // held back, with all after it, until the blob has verified
 
-	alone    *download.Stream // what the file of a spilled fill lacks
+	alone    *download.Stream // the bytes after the file of a spilled fill
 	ahead    *bufio.Reader
 	hash     hash.Hash // of all bytes before aloneAt
 	aloneAt  int64
-	verified bool // alone
-	follows  bool // of a blob without a length: more comes after what the file has
+	verified bool // by this reader, alone
+	follows  bool // of a blob without a length: there are bytes after the file's
 }
 
-// Seek knows the end only where the fill knows its size.
+// Seek from the end fails while the fill does not know its size.
 func (r *fillReader) Seek(offset int64, whence int) (int64, error) {
 	switch whence {
 	case io.SeekCurrent:
@@ -124,8 +124,8 @@ func (r *fillReader) Seek(offset int64, whence int) (int64, error) {
 	return offset, nil
 }
 
-// Read waits for bytes to be published. It fails with the fill's error, and
-// then the response must break off.
+// Read waits for bytes to be published. It fails with the fill's error; the caller must
+// then cut the response.
 func (r *fillReader) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
@@ -159,7 +159,7 @@ func (r *fillReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// visible is how far the file may be read.
+// visible returns how far the reader may read the file.
 func (r *fillReader) visible(st state) int64 {
 	if st.phase == verified || r.verified {
 		return st.written
@@ -174,11 +174,11 @@ func (r *fillReader) visible(st state) int64 {
 	return min(st.written, last, r.last)
 }
 
-// goAlone opens what the file of a spilled fill lacks.
+// goAlone opens the Source after the end of a spilled fill's file.
 func (r *fillReader) goAlone(st state) error {
 	clone, ok := r.fill.hash.(hash.Cloner)
 	if !ok {
-		return fmt.Errorf("%w: hash cannot be copied", ErrNotKept)
+		return fmt.Errorf("%w: hash cannot be copied", ErrNotStored)
 	}
 	h, err := clone.Clone()
 	if err != nil {
@@ -198,8 +198,8 @@ func (r *fillReader) goAlone(st state) error {
 	return nil
 }
 
-// readAlone reads a spilled fill's rest. The bytes in hand when the end, or the
-// range's last byte, comes up are given only once everything has verified.
+// readAlone reads the rest of a spilled fill. The bytes that reach the end, or the last
+// byte of the range, are returned only after the whole blob has verified.
 func (r *fillReader) readAlone(p []byte, st state) (int, error) {
 	if r.verified {
 		return 0, io.EOF
@@ -262,7 +262,7 @@ func (r *fillReader) wait(ctx context.Context) error {
 	case err != nil:
 		return err
 	case st.phase == spilled:
-		return ErrNotKept
+		return ErrNotStored
 	}
 	return st.err
 }
@@ -273,7 +273,7 @@ func (r *fillReader) broken() {} // its file may be no blob
 
 func (r *fillReader) close() {
 	if r.alone != nil {
-		_ = r.alone.Close() // given up or at its end
+		_ = r.alone.Close() // only read
 	}
 	r.fill.release()
 }

@@ -10,12 +10,11 @@ import (
 	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
-// reconcile walks the disk and makes the index agree with it, a folder at a
-// time: a blob that the index lost, or whose record cannot be decoded, is found
-// again, unless it is empty and should not be; a record whose file is gone is
-// dropped. It looks at names only, but for blobs that have no record: a look at
-// each file would take seconds of processor time with a million. Files that have
-// another length than they should are found by hits and by the scrub.
+// reconcile walks the disk and makes the index agree with it, a folder at a time. A blob
+// without a readable record gets one, unless its file is empty and should not be; a record
+// without a file is dropped. It compares names, and reads the size of a file only if it has
+// no record: with a million blobs, reading each size takes seconds of processor time. Hits
+// and the scrub find files of the wrong length.
 func (s *Store) reconcile() {
 	start := time.Now()
 	var found, lost int
@@ -27,7 +26,7 @@ func (s *Store) reconcile() {
 			}
 			blobs, err := list(shard)
 			if err != nil {
-				s.log.Error("cannot read blob folder: what the index says of it stays", "error", err)
+				s.log.Error("cannot read blob folder; its index records stay", "error", err)
 				continue
 			}
 			f, l := s.reconcileShard(a.String()+":"+shard, blobs)
@@ -35,15 +34,15 @@ func (s *Store) reconcile() {
 			lost += l
 		}
 	}
-	s.log.Info("index agrees with the disk", "found_blobs", found, "lost_blobs", lost, "bytes", s.ledger.total(),
+	s.log.Info("index checked against the disk", "found_blobs", found, "lost_blobs", lost, "bytes", s.ledger.total(),
 		"seconds", time.Since(start).Seconds())
 }
 
-// reconcileBatch is how many records are written at once: hits and downloads
-// wait no longer than that takes.
+// reconcileBatch is how many records are written at once. It bounds how long hits and
+// downloads wait for ledger.mu.
 const reconcileBatch = 256
 
-// reconcileShard is for the digests with a prefix, of which blobs are on disk.
+// reconcileShard is reconcile for the digests with a prefix. blobs are their files on disk.
 func (s *Store) reconcileShard(prefix string, blobs map[digest.Digest]fs.DirEntry) (found, lost int) {
 	var missing []digest.Digest
 	err := s.index.Records(prefix, func(d []byte, _ index.Record) bool {
@@ -76,7 +75,7 @@ func (s *Store) reconcileShard(prefix string, blobs map[digest.Digest]fs.DirEntr
 			return found, lost
 		}
 		switch info, err := e.Info(); {
-		case err != nil: // it has gone
+		case err != nil: // the file is gone
 		case wrongSize(d, info.Size(), -1) != nil:
 			s.health.quarantine(d, s.health.badSize(d, -1))
 		default:
@@ -92,7 +91,7 @@ func (s *Store) reconcileShard(prefix string, blobs map[digest.Digest]fs.DirEntr
 
 func (s *Store) exists(d digest.Digest) bool { return s.disk.has(d) }
 
-// Length is how many bytes the blob on disk has; false: there is none.
+// Length returns the length of a blob's file; false: it has none.
 func (s *Store) Length(d digest.Digest) (bytes int64, here bool) {
 	info, err := os.Stat(s.disk.blob(d))
 	if err != nil {

@@ -10,11 +10,11 @@ import (
 	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
-// Retention says how long to keep content that is asked for through a [Scope].
-// The zero Retention keeps it as long as there is room.
+// Retention says whether, and how long, content that is requested through a [Scope] is
+// stored. The zero Retention: until it is evicted.
 type Retention struct {
-	NoStore bool          // passed on, never kept
-	For     time.Duration // dropped so long after its last use; 0: no limit
+	NoStore bool          // passed through and not stored
+	For     time.Duration // it expires so long after its last use; 0: no limit
 }
 
 // or returns the more generous of two.
@@ -28,7 +28,7 @@ func (r Retention) or(o Retention) Retention {
 	return Retention{For: longer(r.For, o.For)}
 }
 
-// until is the limit of content last used at now, in Unix seconds; 0: none.
+// until returns the limit of content that is used at now, in Unix seconds; 0: none.
 func (r Retention) until(now time.Time) int64 {
 	if r.For == 0 {
 		return 0
@@ -44,20 +44,19 @@ func longer[T int64 | time.Duration](a, b T) T {
 	return max(a, b)
 }
 
-// MarkOrphaned marks blobs that nothing points to any more: they are the first to
-// go when room is needed. A later hit takes the mark off. Digests that are not
-// on disk are passed over.
+// MarkOrphaned marks blobs that nothing points to any more: they are evicted first. A
+// later hit removes the mark. Digests that are not on disk are skipped.
 func (s *Store) MarkOrphaned(digests []digest.Digest) error {
-	s.access.flush() // hits until now are no later ones
+	s.access.flush() // hits before the call must not remove the mark
 	return s.ledger.update(slices.Values(digests), func(_ digest.Digest, r *index.Record) { r.Orphaned = true })
 }
 
-// pinnedExpiry is when a blob that outlives its limit for a pin is looked at
-// again: the pin may have gone.
+// pinnedExpiry is how often a pinned blob whose limit has passed is checked again: it may
+// have been unpinned.
 const pinnedExpiry = time.Hour
 
-// expire removes the blobs whose limit has passed. It reads the index only when
-// there can be such.
+// expire evicts the blobs whose limit has passed. It scans the index only if there can be
+// one.
 func (s *Store) expire() {
 	now := time.Now().Unix()
 	if !s.ledger.due(now) {

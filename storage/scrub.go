@@ -10,17 +10,17 @@ import (
 )
 
 const (
-	// scrubRate bounds what is read in a second, however much there is: an eighth
-	// of what a small cloud volume gives (gp3: 125 MiB/s), and 9 TiB in a week.
+	// scrubRate bounds the bytes read in a second: an eighth of a small cloud volume's
+	// throughput (gp3: 125 MiB/s), and 9 TiB in a week.
 	scrubRate = 16 << 20
-	// scrubWeight is what a blob counts as besides its bytes, so that many small
-	// ones are spread over the period too.
+	// scrubWeight is added to the bytes of each blob, so that many small blobs are spread
+	// over the period too.
 	scrubWeight = 64 << 10
 )
 
-// scrub reads every blob again once in scrubEvery, in the order of digests, and
-// what is suspected at once. It goes by the time that the process runs, so the
-// clock may be wrong, and where it was is kept in the index.
+// scrub reads each blob again once in scrubEvery, in the order of digests, and suspects at
+// once. It measures the time that the process runs, so the clock may be wrong. Its position
+// is stored in the index.
 func (h *health) scrub() {
 	if h.scrubEvery <= 0 {
 		for h.rest(math.MaxInt64) {
@@ -34,7 +34,7 @@ func (h *health) scrub() {
 			begun := time.Now()
 			var n int64
 			if err != nil {
-				h.log.Warn("cannot check blobs", "error", err)
+				h.log.Warn("cannot list blobs to scrub", "error", err)
 			} else {
 				n = h.recheck(d)
 			}
@@ -60,7 +60,7 @@ func (h *health) scrub() {
 	}
 }
 
-// share is the part of the period that a blob of so many bytes has.
+// share returns the part of the period for a blob of so many bytes.
 func (h *health) share(bytes int64) time.Duration {
 	h.ledger.loaded(h.ctx)
 	all, count := h.ledger.totals()
@@ -68,8 +68,8 @@ func (h *health) share(bytes int64) time.Duration {
 	return time.Duration(part * float64(h.scrubEvery))
 }
 
-// turn waits until the share of a blob that was begun with is over. The share is
-// another when blobs have come or gone.
+// turn waits until the share of the blob that was begun at begun is over. The share
+// changes when blobs are stored or evicted. It returns false when the store closes.
 func (h *health) turn(begun time.Time, bytes int64) bool {
 	for {
 		left := h.share(bytes) - time.Since(begun)
@@ -82,8 +82,7 @@ func (h *health) turn(begun time.Time, bytes int64) bool {
 	}
 }
 
-// rest waits, and reads meanwhile what is suspected. It returns false when the
-// store closes.
+// rest waits, and checks suspects while it waits. It returns false when the store closes.
 func (h *health) rest(d time.Duration) bool {
 	over := time.NewTimer(d)
 	defer over.Stop()
@@ -101,7 +100,7 @@ func (h *health) rest(d time.Duration) bool {
 	}
 }
 
-// recheck reads a blob again, and puts it away where it is damaged.
+// recheck reads a blob again, and quarantines it if it is damaged.
 func (h *health) recheck(d digest.Digest) (read int64) {
 	read, bad, err := h.disk.check(h.ctx, d, h.pace.WaitN)
 	h.metrics.scrubbed.Add(float64(read))
@@ -109,22 +108,22 @@ func (h *health) recheck(d digest.Digest) (read int64) {
 	case bad != nil:
 		h.quarantineFile(d, *bad)
 	case err != nil && h.ctx.Err() == nil && !errors.Is(err, fs.ErrNotExist):
-		h.log.Warn("cannot check blob", "digest", d, "error", err)
+		h.log.Warn("cannot scrub blob", "digest", d, "error", err)
 	}
 	return read
 }
 
-// scrubbed is the last digest of this round that was read; "": none.
+// scrubbed returns the last digest that this round has read; "": none.
 func (h *health) scrubbed() digest.Digest {
 	last, err := h.ledger.index.ScrubPosition()
 	if err != nil {
-		h.log.Warn("cannot read how far blobs were checked: from the start", "error", err)
+		h.log.Warn("cannot read scrub position; starting over", "error", err)
 	}
 	return last
 }
 
 func (h *health) setScrubbed(last digest.Digest) {
 	if err := h.ledger.index.SetScrubPosition(last); err != nil {
-		h.log.Warn("cannot record how far blobs were checked", "error", err)
+		h.log.Warn("cannot record scrub position", "error", err)
 	}
 }

@@ -11,23 +11,23 @@ import (
 )
 
 const (
-	// stalledFor is how long a fill that others wait for may bring nothing, and
-	// lookEvery how often who waits looks for one.
+	// A fill that receives nothing for stalledFor loses its slot if another fill waits for
+	// it. Each waiting fill looks for one every lookEvery.
 	stalledFor = 10 * time.Second
 	lookEvery  = time.Second
 )
 
-// errStalled ends a fill that brings nothing while others wait for its slot. What came
-// is kept for the next one.
-var errStalled = errors.New("the upstream sends nothing, and others wait")
+// errStalled ends a fill that receives nothing while others wait for its slot. The next
+// fill resumes its partial.
+var errStalled = errors.New("the upstream sends nothing while other downloads wait for a slot")
 
-// slots bounds the fills that run at once. Fills of an upstream's blobs are a group, and
-// those of its manifests another: one that stalls keeps no other out, nor its own tags; a
-// repository that does, no other of its upstream.
+// slots bounds the fills that run at once. The blobs of an upstream are a group, and its
+// manifests another one. So an upstream that stalls blocks no other upstream, and not its
+// own manifests; a repository that stalls blocks no other repository of its upstream.
 type slots struct {
 	places *bounds.Bulkhead
 
-	mu      sync.Mutex // guards running
+	mu      sync.Mutex // guards running; the Bulkhead's lock is taken under it
 	running []*fill
 }
 
@@ -35,7 +35,7 @@ func newSlots(limit int, share float64) *slots {
 	return &slots{places: bounds.NewBulkhead(limit, share)}
 }
 
-// holder is whose slot a fill takes.
+// holder says whose share of the slots a fill uses.
 func (f *fill) holder() bounds.Holder {
 	kind := "blobs"
 	if f.place.Manifest {
@@ -44,8 +44,7 @@ func (f *fill) holder() bounds.Holder {
 	return bounds.Holder{Group: f.place.Upstream + " " + kind, Repository: f.place.Repository, Client: f.client}
 }
 
-// take waits for a slot, which give gives back; ok is false where one of the contexts
-// has ended.
+// take waits for a slot; give returns it. ok is false if one of the contexts has ended.
 func (s *slots) take(ctx, store context.Context, f *fill) (give func(), ok bool) {
 	ready, leave := s.places.Queue(f.holder())
 	look := time.NewTicker(lookEvery)
@@ -79,8 +78,8 @@ func (s *slots) end(f *fill) {
 	s.running = slices.DeleteFunc(s.running, func(r *fill) bool { return r == f })
 }
 
-// endStalled ends the fill in f's way that has brought nothing for longest, if that is
-// too long.
+// endStalled ends one fill whose slot f could use: the one that has received nothing for
+// longest, if that is at least stalledFor.
 func (s *slots) endStalled(f *fill) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

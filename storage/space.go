@@ -8,7 +8,10 @@ import (
 )
 
 // space is the account of the disk: what files take of it, what running fills have
-// reserved, and the limits of both. All sizes are bytes of the disk, in whole blocks.
+// reserved, and the limits of both. All sizes are bytes of the disk, in blocks of 4 KiB: a
+// million manifests of 1 KiB are 4 GB. The bytes of blobs are ledger.bytes. The index and
+// its reserve are not in the account; blobs never fill the last 64 MiB (index.Floor) of the
+// disk, which the index needs.
 type space struct {
 	maxSize int64 // of all that is in the account; 0: no limit
 	minFree int64 // of the file system, left to others
@@ -20,13 +23,13 @@ type space struct {
 	// mu guards the fields below. It is held while bytes move from one of them to another
 	// or to blobs, so that a sum has all bytes, and none twice. ledger.mu is taken under it.
 	mu          sync.Mutex
-	partial     int64 // taken by fills/
-	reserved    int64 // that running fills have yet to take
-	quarantined int64 // taken by quarantine/
+	partial     int64 // used by fills/
+	reserved    int64 // reserved by running fills, and not yet written
+	quarantined int64 // used by quarantine/
 }
 
-// reserve promises need bytes, unless they would break a limit. What becomes of them is
-// said by spend, or by release.
+// reserve reserves need bytes, unless they would exceed a limit. The caller passes them to
+// spend as it writes them, and to release if it does not.
 func (a *space) reserve(need int64) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -44,7 +47,7 @@ func (a *space) release(bytes int64) {
 	a.reserved -= bytes
 }
 
-// spend counts bytes that were reserved as such that fills/ takes.
+// spend moves bytes from reserved to partial.
 func (a *space) spend(bytes int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -52,8 +55,7 @@ func (a *space) spend(bytes int64) {
 	a.reserved -= bytes
 }
 
-// grow counts bytes that fills/ takes and that were not reserved; less than 0: those
-// that it takes no more.
+// grow adds bytes to partial that were not reserved; negative: bytes that were removed.
 func (a *space) grow(bytes int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -65,8 +67,8 @@ func (a *space) growLocked(bytes int64) {
 	a.metrics.partial.Add(float64(bytes))
 }
 
-// commit counts bytes of fills/ as a blob's, which record does. Where that fails they are
-// in fills/ no more all the same.
+// commit moves bytes from partial to blobs: record adds them there. They leave partial even
+// if record fails.
 func (a *space) commit(bytes int64, record func() error) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -74,7 +76,7 @@ func (a *space) commit(bytes int64, record func() error) error {
 	return record()
 }
 
-// setQuarantined says what quarantine/ takes.
+// setQuarantined sets the bytes that quarantine/ uses.
 func (a *space) setQuarantined(bytes int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -89,8 +91,8 @@ func (a *space) state() (partial, reserved, quarantined int64) {
 	return a.partial, a.reserved, a.quarantined
 }
 
-// over is by how many bytes need more would be above mark percent of maxSize,
-// or eat into minFree and as large a part of it again as is missing to 100.
+// over returns by how many bytes the account plus need exceeds mark percent of maxSize, or
+// leaves less free than (200 - mark) percent of minFree. It is 0 or negative within both.
 func (a *space) over(need int64, mark float64) int64 {
 	a.mu.Lock()
 	defer a.mu.Unlock()

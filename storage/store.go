@@ -29,21 +29,21 @@ type Config struct {
 	// Share is the part of MaxFills that one upstream, or one client while others wait,
 	// has at most. Zero: a quarter.
 	Share float64
-	// HighMark and LowMark are shares of MaxSize, in percent: above the first one
-	// blobs go in the background, until no more than the second one is left, so that
-	// downloads need not wait for it. Of MinFree as much more is freed. Zero: 98, or
-	// LowMark if that is more, and 95, or HighMark if that is less.
+	// HighMark and LowMark are shares of MaxSize, in percent. Above HighMark blobs are
+	// evicted in the background, down to LowMark, so that downloads need not wait. MinFree
+	// has the same marks above it: 98 is 102 % of it. Zero: 98, or LowMark if that is more,
+	// and 95, or HighMark if that is less.
 	HighMark, LowMark float64
-	// MaxIndex bounds what tags and lists take of the index, and what links do; 0: nothing
-	// does. Past it the least recently checked tags go, those first of which nothing is
-	// kept, and the links of blobs that have the most; nothing that is pinned goes.
+	// MaxIndex bounds the bytes of tags and lists in the index, and the bytes of links; 0: no
+	// bound. Above it the least recently checked tags are evicted, those without stored
+	// content first, and the links of blobs that have the most. Pinned ones stay.
 	MaxIndex int64
 	// Listed: see [Store.SetListed].
 	Listed func(upstream string) bool
 	// Pinned: see [Store.SetPinned].
 	Pinned func(upstream, repository string) bool
-	// ScrubEvery is the time in which every blob is read again and compared with
-	// its digest; 0: never. It is longer where there is more than can be read in it.
+	// ScrubEvery is the period in which each blob is read again and compared with its
+	// digest; 0: never. The period is longer if there is too much to read.
 	ScrubEvery time.Duration
 }
 
@@ -63,17 +63,16 @@ type Store struct {
 	metrics   *Metrics
 	log       *slog.Logger
 	slots     *slots
-	buffers   *download.Buffers // for what fills fetch ahead
+	buffers   *download.Buffers // for pieces that fills fetch ahead
 	ctx       context.Context
 	stop      context.CancelCauseFunc
 	running   sync.WaitGroup                                         // fills, maintenance and scrub
 	pins      atomic.Pointer[func(upstream, repository string) bool] // see SetPinned
 }
 
-// Open opens or creates the folder in cfg.Path. It returns as soon as blobs can
-// be served; then what they take is added up, and a walk of the disk brings the
-// index up to date. It fails with
-// [ErrLocked] when another process uses the folder.
+// Open opens or creates the folder in cfg.Path. It returns as soon as blobs can be
+// served; the records are added up, and compared with the disk, in the background. It
+// fails with [ErrLocked] if another process uses the folder.
 func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	if cfg.HighMark == 0 {
 		cfg.HighMark = max(98, cfg.LowMark)
@@ -82,7 +81,7 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 		cfg.LowMark = min(95, cfg.HighMark)
 	}
 	if cfg.LowMark < 0 || cfg.LowMark > cfg.HighMark || cfg.HighMark > 100 {
-		return nil, fmt.Errorf("storage: a low mark of %g %% and a high mark of %g %%; they are shares of the limit", cfg.LowMark, cfg.HighMark)
+		return nil, fmt.Errorf("storage: low mark %g %%, high mark %g %%; write 0 <= low mark <= high mark <= 100", cfg.LowMark, cfg.HighMark)
 	}
 	if cfg.MaxFills < 1 {
 		return nil, fmt.Errorf("storage: %d fills at once; at least 1 is needed", cfg.MaxFills)
@@ -131,8 +130,8 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	return s, nil
 }
 
-// Close breaks off what is being filled (what is to be kept is resumed later)
-// and closes the index. Blobs that are open stay readable.
+// Close breaks off all fills and closes the index. The next start resumes the partials
+// of fills that are not NoStore. Open blobs stay readable.
 func (s *Store) Close() error {
 	s.gate.close()
 	s.access.close()
@@ -142,30 +141,30 @@ func (s *Store) Close() error {
 	return errors.Join(s.index.Close(), s.lock.Close())
 }
 
-// Get opens a blob, joins its fill, or starts one with src. With a nil src it
-// starts none and fails with [ErrNotFound]. It waits, as long as ctx, for a
-// fill's Source to have opened, and returns its error if that failed.
+// Get opens a blob, joins its fill, or starts one with src. With a nil src it starts
+// none and fails with [ErrNotFound]. It waits, until ctx ends, for the fill's Source to
+// open, and returns the Source's error.
 //
 // [ErrUnlinked] means that the content came through another scope; src was not
-// called. A fill started here links the digest to its scope, once it is kept.
+// called. A fill that Get starts links the digest to its scope when it is stored.
 //
-// The most generous Keep of those who wait for a fill decides whether, and how
-// long, its blob is kept. A hit renews a limit, but for one that is not to store.
+// The most generous Keep of those that wait for a fill decides whether its blob is
+// stored, and for how long. A hit renews the limit, unless its Keep is NoStore.
 func (s *Store) Get(ctx context.Context, sc Scope, d digest.Digest, src download.Source) (*Blob, error) {
 	for range 10 {
 		b, err := s.get(ctx, sc, d, src)
 		if !errors.Is(err, errAgain) {
 			return b, err
 		}
-		if ctx.Err() != nil { // or else its own fill, which has no slot yet, goes again and again
+		if ctx.Err() != nil { // otherwise it would start a fill again and again, which ends with ctx
 			return nil, fmt.Errorf("open blob: %w", context.Cause(ctx))
 		}
 	}
-	return nil, fmt.Errorf("open blob %s: it came and went too often", d)
+	return nil, fmt.Errorf("open blob %s: it was stored and evicted too often during this request", d)
 }
 
-// errAgain: what was found has changed meanwhile; look again.
-var errAgain = errors.New("look again")
+// errAgain: the blob changed during the lookup; look again.
+var errAgain = errors.New("the blob changed during the lookup")
 
 func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src download.Source) (*Blob, error) {
 	l, linked := s.link(sc, d)
@@ -174,7 +173,7 @@ func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src download
 			return openMemory(d, l.MediaType, small), nil
 		}
 	}
-	f, mediaType, err := s.gate.enter(sc, d, linked) // which keeps an eviction away while the file is opened
+	f, mediaType, err := s.gate.enter(sc, d, linked) // from now on the file is not evicted
 	switch {
 	case err != nil:
 		return nil, err
@@ -213,8 +212,8 @@ func (s *Store) get(ctx context.Context, sc Scope, d digest.Digest, src download
 	return s.start(ctx, sc, d, src, linked)
 }
 
-// hit returns a blob on disk, and leaves the digest that the caller has entered. A file that
-// is not as long as its blob is put away.
+// hit returns a blob on disk. It leaves the digest, which the caller has entered, when the
+// blob is closed. A file of the wrong length is quarantined.
 func (s *Store) hit(file *os.File, sc Scope, d digest.Digest, l index.Link) (*Blob, error) {
 	info, err := file.Stat()
 	if err != nil {
@@ -243,8 +242,8 @@ func (s *Store) hit(file *os.File, sc Scope, d digest.Digest, l index.Link) (*Bl
 	}, nil
 }
 
-// fits says whether a file is as long as its blob. Only where the link does not
-// say so, or says something else, is the record read.
+// fits reports whether a file is as long as its blob. It reads the record only if the
+// link has no length, or another one.
 func (s *Store) fits(sc Scope, d digest.Digest, l index.Link, size int64) bool {
 	if l.Size == size && size > 0 {
 		return true
@@ -253,7 +252,7 @@ func (s *Store) fits(sc Scope, d digest.Digest, l index.Link, size int64) bool {
 	if wrongSize(d, size, want) != nil {
 		return false
 	}
-	if want >= 0 && l.Size != want { // it was made before the record, or is of an earlier, damaged file
+	if want >= 0 && l.Size != want { // the link is older than the record, or of an earlier, damaged file
 		if err := s.PutLink(sc, d, l.MediaType); err != nil {
 			s.log.Warn("cannot record link", "digest", d, "error", err)
 		}
@@ -264,8 +263,8 @@ func (s *Store) fits(sc Scope, d digest.Digest, l index.Link, size int64) bool {
 	return true
 }
 
-// readSmall returns what the file has, and leaves it as it was. An error says that
-// it is damaged.
+// readSmall returns the content of a small file, and seeks back to its start. An error
+// means that the file is damaged.
 func readSmall(file *os.File, d digest.Digest) ([]byte, error) {
 	b, err := io.ReadAll(io.LimitReader(file, smallBlob))
 	if err == nil {
@@ -275,12 +274,12 @@ func readSmall(file *os.File, d digest.Digest) ([]byte, error) {
 		return nil, fmt.Errorf("read blob: %w", pathless(err))
 	}
 	if sum := d.Algorithm().FromBytes(b); sum != d {
-		return nil, fmt.Errorf("%w: it has the content of %s", ErrDigest, sum)
+		return nil, fmt.Errorf("%w: content has digest %s", ErrDigest, sum)
 	}
 	return b, nil
 }
 
-// start starts a fill, or joins that of another caller who was quicker.
+// start starts a fill, or joins the one that another caller has just started.
 func (s *Store) start(ctx context.Context, sc Scope, d digest.Digest, src download.Source, linked bool) (*Blob, error) {
 	own := newFill(s, sc, d, src)
 	f, mediaType, err := s.gate.start(sc, own, linked,
@@ -299,7 +298,7 @@ func (s *Store) start(ctx context.Context, sc Scope, d digest.Digest, src downlo
 func (s *Store) ended(f *fill) {
 	s.gate.ended(f, func() {
 		if st := f.state(); st.phase == verified && !f.shut {
-			s.access.touch(f.digest, st.keep, 0, nil) // some may have joined since the record was written
+			s.access.touch(f.digest, st.keep, 0, nil) // a reader with a longer Keep may have joined since the record was written
 		}
 	})
 }

@@ -6,21 +6,23 @@ import (
 	"time"
 )
 
-// summaries takes a Summary for all who ask at the same time, and gives it out again
-// for a while.
+// summaries makes one Summary for all callers that ask at the same time, and returns it
+// again for a while.
 type summaries struct {
 	sumUp func(context.Context) (Summary, error)
 
-	turn  chan struct{} // holds a value while one caller takes or reads the fields below; a channel, so that the others can give up
-	last  *Summary      // nil: none
-	until time.Time     // last is given out until then
+	// turn holds a value while one caller makes a Summary, and guards the fields below. It is a
+	// channel, so that the others can give up. Only the index's locks are taken under it.
+	turn  chan struct{}
+	last  *Summary  // nil: none
+	until time.Time // last is returned until then
 }
 
 func newSummaries(sumUp func(context.Context) (Summary, error)) *summaries {
 	return &summaries{sumUp: sumUp, turn: make(chan struct{}, 1)}
 }
 
-// get returns the last Summary, or takes one if it is too old.
+// get returns the last Summary, or makes one if the last one is too old.
 func (m *summaries) get(ctx context.Context) (Summary, error) {
 	select {
 	case m.turn <- struct{}{}:
@@ -40,7 +42,7 @@ func (m *summaries) get(ctx context.Context) (Summary, error) {
 	return sum, nil
 }
 
-// invalidate has the next get take a Summary.
+// invalidate makes the next get make a new Summary.
 func (m *summaries) invalidate() {
 	m.turn <- struct{}{}
 	m.last = nil

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// RepositoryInfo sums up what is kept of one repository. A blob that was seen in
+// RepositoryInfo sums up what is stored of one repository. A blob that was seen in
 // several counts in each.
 type RepositoryInfo struct {
 	Upstream, Repository string
@@ -19,18 +19,18 @@ type RepositoryInfo struct {
 	Uses                 int64
 }
 
-// UpstreamInfo sums up what is kept of one upstream; each blob counts once.
+// UpstreamInfo sums up what is stored of one upstream; each blob counts once.
 type UpstreamInfo struct {
 	Upstream                  string
 	Repositories, Tags, Blobs int64
 	DiskBytes                 int64
 }
 
-// Summary is what is kept, by repository and by upstream, in the order of names.
+// Summary is what is stored, by repository and by upstream, in the order of names.
 type Summary struct {
 	Repositories []RepositoryInfo
 	Upstreams    []UpstreamInfo
-	Unlinked     UpstreamInfo // blobs that no request has asked for since the index was lost
+	Unlinked     UpstreamInfo // blobs without a link: not requested since the index was lost
 	Truncated    bool         // there are more repositories than are listed
 	Taken        time.Time
 }
@@ -38,19 +38,19 @@ type Summary struct {
 const (
 	// mostRepositories bounds the memory of a Summary, to some 40 MiB.
 	mostRepositories = 1 << 17
-	// summaryAge is how long a Summary is given out again, at least.
+	// summaryAge is how long at least a Summary is returned again.
 	summaryAge = 5 * time.Second
 )
 
-// Summary takes a look at all links, records and tags: some seconds of one
-// processor with a million blobs (BenchmarkLookAtMillion). One look is for all who
-// ask meanwhile, and for ten times as long as it has taken.
+// Summary scans all links, records and tags: some seconds of one processor with a million
+// blobs (BenchmarkLookAtMillion). All callers during the scan share its result, and it is
+// returned again for ten times as long as it took.
 func (s *Store) Summary(ctx context.Context) (Summary, error) { return s.summaries.get(ctx) }
 
-// InvalidateSummary has the next Summary take another look, after a change that was asked for.
+// InvalidateSummary makes the next Summary scan again, after a purge or the like.
 func (s *Store) InvalidateSummary() { s.summaries.invalidate() }
 
-// sums are a Summary in the making. Names are found by the bytes of a walk, so that a
+// sums are an unfinished Summary. Names are looked up by the bytes of a walk, so that a
 // link allocates nothing.
 type sums struct {
 	upstreams    map[string]*upstreamSum
@@ -70,7 +70,8 @@ type repositorySum struct {
 	upstream *upstreamSum
 }
 
-// of returns what sums up a repository. One too many counts for its upstream only.
+// of returns the sums of a repository. Above mostRepositories, one that is new counts for its
+// upstream only.
 func (t *sums) of(upstream, repository []byte) *repositorySum {
 	u := t.upstreams[string(upstream)]
 	if u == nil {

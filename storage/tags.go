@@ -8,7 +8,7 @@ import (
 	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
-// Tag returns what is known of a tag. An index that cannot be read knows nothing.
+// Tag returns a tag; false: there is none, or it cannot be read.
 func (s *Store) Tag(k TagKey) (t Tag, ok bool) {
 	t, ok, err := s.index.Tag(k)
 	if err != nil {
@@ -17,41 +17,41 @@ func (s *Store) Tag(k TagKey) (t Tag, ok bool) {
 	return t, ok
 }
 
-// PutTag moves a tag. It is forgotten when it was not moved or checked for keep, or
-// when there is no room for it in the index: see [Config].MaxIndex.
+// PutTag records a tag. It expires after keep, unless PutTag is called again before. It may
+// be evicted, or not recorded, when the index is full: see [Config].MaxIndex.
 func (s *Store) PutTag(k TagKey, t Tag, keep time.Duration) error {
 	return s.index.PutTag(k, t, keep)
 }
 
-// SetListed changes what says which upstreams are of the configuration; nil: all are. The
-// tags of all others share the part of the index that one of these may have. It is called
+// SetListed sets the function that says which upstreams are in the configuration; nil: all.
+// All other upstreams together get the share of the index of one of these. listed is called
 // from many goroutines.
 func (s *Store) SetListed(listed func(upstream string) bool) { s.index.SetListed(listed) }
 
-// DeleteTag forgets a tag.
+// DeleteTag removes a tag.
 func (s *Store) DeleteTag(k TagKey) error {
 	return s.index.RemoveTag(k)
 }
 
-// Tags calls visit for every pointer, tags and lists kept like one, until it
-// returns false. What cannot be read is passed over.
+// Tags calls visit for each pointer, that is each tag and list, until visit returns false.
+// It skips pointers that cannot be read.
 func (s *Store) Tags(visit func(TagKey, Tag) bool) error {
 	return s.index.Tags(visit)
 }
 
-// TagsAfter returns up to n pointers of a repository, in the order of their names,
-// that come after a name. next is where to go on, "" at the end.
+// TagsAfter returns up to n pointers of a repository, in the order of their names, after a
+// name. next is the after of the next page; "": this is the last page.
 func (s *Store) TagsAfter(upstream, repository, after string, n int) (page []NamedTag, next string, err error) {
 	return s.index.TagsAfter(upstream, repository, after, n)
 }
 
-// DropTags forgets the pointers of an upstream, or of one of its repositories, that
-// drop is true of, and returns how many of them are no lists.
+// DropTags removes the pointers of an upstream, or of one of its repositories, for which
+// drop returns true. It returns how many of them are tags.
 func (s *Store) DropTags(upstream, repository string, dryRun bool, drop func(TagKey, Tag) bool) (tags int, err error) {
 	return s.index.DropTags(upstream, repository, dryRun, drop)
 }
 
-// link returns what the upstream said of the digest in this scope.
+// link returns the link of the digest in this scope.
 func (s *Store) link(sc Scope, d digest.Digest) (l index.Link, ok bool) {
 	l, ok, err := s.index.Link(sc.place(), d)
 	if err != nil {
@@ -61,9 +61,8 @@ func (s *Store) link(sc Scope, d digest.Digest) (l index.Link, ok bool) {
 	return l, ok
 }
 
-// PutLink records that the upstream has the digest in this scope, and with
-// which media type (manifests; "" for blobs). Of what is not here no link is made; see
-// [Store.Admit].
+// PutLink records that the upstream has the digest in this scope, and its media type (of
+// manifests; "" for blobs). It does nothing if the blob is not on disk: see [Store.Admit].
 func (s *Store) PutLink(sc Scope, d digest.Digest, mediaType string) error {
 	l := index.Link{MediaType: mediaType, Size: s.ledger.size(d, -1)}
 	if l.Size < 0 && !s.exists(d) {
@@ -72,11 +71,12 @@ func (s *Store) PutLink(sc Scope, d digest.Digest, mediaType string) error {
 	return s.index.PutLink(sc.place(), d, l)
 }
 
-// maxAdmitted places join one download: a registry may say yes to any number.
+// maxAdmitted bounds the places that join one download: a registry may confirm any number.
 const maxAdmitted = 4096
 
-// Admit lets the scope join a download of the digest from its upstream, and records that
-// once it has verified. It returns false where there is none, or too many have joined.
+// Admit lets the scope join a download of the digest from its upstream. The scope gets a
+// link once the download has verified. It returns false if there is no download, or too many
+// scopes have joined.
 func (s *Store) Admit(sc Scope, d digest.Digest, mediaType string) bool {
 	return s.gate.admit(sc.place(), d, mediaType)
 }

@@ -8,8 +8,8 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// traced begins the span of the fill, below that of the request that started it,
-// where that is recorded. Further requests have a link to it: see follow.
+// traced starts the span of the fill, below the span of the request that started it, if
+// that is recorded. Other requests that wait for it get a link to it: see follow.
 func (f *fill) traced(ctx context.Context) (context.Context, trace.Span) {
 	parent := trace.SpanFromContext(ctx)
 	if !parent.IsRecording() {
@@ -25,7 +25,7 @@ func (f *fill) traced(ctx context.Context) (context.Context, trace.Span) {
 	return ctx, span
 }
 
-// endSpan says what became of the fill.
+// endSpan ends the span with the fill's result.
 func (f *fill) endSpan(span trace.Span) {
 	if !span.IsRecording() {
 		return
@@ -38,14 +38,14 @@ func (f *fill) endSpan(span trace.Span) {
 	span.End()
 }
 
-// resumedSpan notes a break in the span.
+// resumedSpan adds an event to the span: the download broke, and resumes.
 func resumedSpan(ctx context.Context, offset int64, cause error) {
 	if span := trace.SpanFromContext(ctx); span.IsRecording() {
 		span.AddEvent("resumed", trace.WithAttributes(attribute.Int64("cachalot.offset", offset), attribute.String("exception.message", cause.Error())))
 	}
 }
 
-// follow links the span of a request that waits for the fill to the fill's.
+// follow links the span of a waiting request to the span of the fill.
 func (f *fill) follow(ctx context.Context) {
 	waiting := trace.SpanFromContext(ctx)
 	if !waiting.IsRecording() {

@@ -121,7 +121,7 @@ func (m *messages) count(message string) int {
 }
 
 const (
-	looked  = "looking at all records"
+	looked  = "scanning all records for blobs to evict"
 	waited  = "evicted for a download"
 	records = 20 * step
 )

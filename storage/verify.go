@@ -20,26 +20,27 @@ import (
 
 // Verification is what [Verify] found.
 type Verification struct {
-	Blobs   int   // that were read
-	Bytes   int64 // of them
+	Blobs   int   // read
+	Bytes   int64 // read
 	Damaged []Damage
 }
 
-// Damage is a blob whose file is not what its name says.
+// Damage is a blob whose file does not match its name.
 type Damage struct {
 	Digest     digest.Digest
 	Size       int64 // of the file
 	Reason     string
-	Quarantine string // the file's path now; "": it stands where it was
+	Quarantine string // the file's path now; "": it was not moved
 }
 
-// Verify reads every blob below path, the folder of a [Store], and compares its
-// digest. What is damaged is moved into quarantine, unless dryRun. It needs no
-// lock: a Store on the same folder finds the file gone, and takes note of it
-// within a minute or at its next start. progress is told of each piece read, and
-// of the bytes that all blobs had at the start, by one goroutine at a time.
+// Verify reads each blob below path, the folder of a [Store], and compares its digest.
+// Unless dryRun, it quarantines damaged blobs. It needs no lock: a Store on the same folder
+// finds the file gone, and drops its record within a minute or at its next start. Verify
+// calls progress with the bytes of each piece read, and the bytes that all blobs had at the
+// start; one call at a time.
 //
-// With an error not all could be checked, or put away; what was found comes along.
+// An error means that not all blobs could be checked or quarantined; the Verification has
+// what was found.
 func Verify(ctx context.Context, path string, dryRun bool, progress func(read, all int64)) (Verification, error) {
 	k := disk{root: path}
 	var v Verification
@@ -58,7 +59,7 @@ func Verify(ctx context.Context, path string, dryRun bool, progress func(read, a
 		return ctx.Err()
 	}
 	var readers errgroup.Group
-	readers.SetLimit(max(1, runtime.GOMAXPROCS(0)/2)) // a mirror beside it goes on
+	readers.SetLimit(max(1, runtime.GOMAXPROCS(0)/2)) // leaves processors to a running mirror
 	for d, err := range k.after("") {
 		if ctx.Err() != nil {
 			break
@@ -98,13 +99,12 @@ func Verify(ctx context.Context, path string, dryRun bool, progress func(read, a
 			return nil
 		})
 	}
-	_ = readers.Wait() // what fails is in failed
+	_ = readers.Wait() // errors are in failed
 	slices.SortFunc(v.Damaged, func(a, b Damage) int { return cmp.Compare(a.Digest, b.Digest) })
 	return v, errors.Join(append(failed, ctx.Err())...)
 }
 
-// setAside moves a damaged blob into quarantine, if it is still the file that
-// was read.
+// setAside quarantines a damaged blob, if its file is still the one that was read.
 func (k disk) setAside(d digest.Digest, bad *damage) (name string, err error) {
 	if bad.still(k.blob(d)) == nil {
 		return "", fs.ErrNotExist

@@ -12,20 +12,20 @@ import (
 )
 
 const (
-	// mostVictims are picked at once, which bounds the memory that takes, to
-	// some 20 MiB.
+	// mostVictims bounds how many blobs are picked at once, and so their memory to 20 MiB.
 	mostVictims = 1 << 16
-	// smallBlob is a size below which eviction gains nothing: configs and the
-	// like, which every pull needs. They go last, with the manifests.
+	// smallBlob is the size below which an eviction frees too little to matter: configs
+	// and the like, which each pull needs. They are evicted last, with the manifests.
 	smallBlob = 64 << 10
-	// smallShare: they do so while they take no more than this share of all bytes; as a
-	// rule they take some hundredths. Else manifests of 4 MiB would have all layers go.
+	// Small blobs and manifests are evicted last only while they are at most one smallShare-th
+	// of all bytes; usually they are a few hundredths. Otherwise manifests of 4 MiB could push
+	// out all layers.
 	smallShare = 8
-	// onceShare: blobs used only once go first while they are more than this
-	// share of all bytes. docs/eviction.md has what that is worth.
+	// Blobs that were used once are evicted first while they are more than one onceShare-th
+	// of all bytes. docs/eviction.md has the measurements.
 	onceShare = 4
-	// correlationWindow is how close uses are that count as one: the jobs of a pipeline
-	// start at once, and many clients fetch a blob in parts.
+	// Uses within correlationWindow count as one: the jobs of a pipeline start together,
+	// and many clients fetch a blob in parts.
 	correlationWindow = time.Minute
 )
 
@@ -38,7 +38,7 @@ type victim struct {
 // diskBytes is what the blob takes of the disk.
 func (v victim) diskBytes() int64 { return blocks(v.Size) }
 
-// Classes of victims, in the order in which they go.
+// Classes of victims, in the order in which they are evicted.
 const (
 	orphaned = iota // nothing points to it
 	limited
@@ -59,7 +59,7 @@ func (v victim) class() int {
 	return v.byUse()
 }
 
-// byUse is the class of what is not small.
+// byUse returns the class of a victim as if it were not small.
 func (v victim) byUse() int {
 	if v.Again {
 		return protected
@@ -67,9 +67,9 @@ func (v victim) byUse() int {
 	return probation
 }
 
-// victims picks the blobs to evict for so many bytes, those that go first before
-// others, and returns what they take of the disk. It looks at every record and
-// keeps no more than it picks, by each rule: which one holds is known at the end.
+// victims picks the blobs to evict for so many bytes, in the order of eviction, and returns
+// their disk space. It scans all records with one picker for each rule, because only the
+// end of the scan tells which rule applies.
 func (e *evictor) victims(bytes int64) (picked []victim, sum int64) {
 	var pickers []*picker
 	for _, r := range []rule{{}, {evenOnce: true}, {evenSmall: true}, {evenOnce: true, evenSmall: true}} {
@@ -110,13 +110,13 @@ func (e *evictor) victims(bytes int64) (picked []victim, sum int64) {
 	return p.picked, p.sum
 }
 
-// rule says which victims are like others.
+// rule says which classes are treated alike.
 type rule struct {
-	evenOnce  bool // what was used once is like what was used again, or else nothing new could stay
-	evenSmall bool // small ones and manifests are like large ones
+	evenOnce  bool // blobs used once are like blobs used again; otherwise no new blob would stay
+	evenSmall bool // small blobs and manifests are like large blobs
 }
 
-// class is a victim's, by the rule.
+// class returns a victim's class under the rule.
 func (r rule) class(v victim) int {
 	c := v.class()
 	if c == small && r.evenSmall {
@@ -128,7 +128,7 @@ func (r rule) class(v victim) int {
 	return c
 }
 
-// shares are what blobs of a kind take of the disk.
+// shares are the disk bytes of some classes.
 type shares struct{ once, small, smallOnce int64 }
 
 func (s *shares) add(v victim) {
@@ -143,7 +143,7 @@ func (s *shares) add(v victim) {
 	}
 }
 
-// rule is the one that holds where all blobs take so many bytes.
+// rule returns the rule that applies if all blobs together have total bytes.
 func (s *shares) rule(total int64) rule {
 	r, once := rule{evenSmall: s.small > total/smallShare}, s.once
 	if r.evenSmall {
@@ -153,8 +153,8 @@ func (s *shares) rule(total int64) rule {
 	return r
 }
 
-// picker picks the least valuable victims that are so many bytes. They are a
-// heap, with the most valuable on top.
+// picker picks the victims that are evicted first, up to so many bytes. They are a heap,
+// with the one that is evicted last on top.
 type picker struct {
 	rule
 
@@ -163,20 +163,20 @@ type picker struct {
 	sum    int64 // of the sizes of picked
 }
 
-// compare orders victims by class; in it the sooner limit goes first, then the
-// less recently used, then, of those used in the same second, the less often used: a cache
-// may be replaced in a second, and what is used all the time stays.
+// compare orders victims by class; within a class the sooner limit is evicted first, then the
+// less recently used, then, of those used in the same second, the less often used. A small
+// cache may be replaced within a second, and what is used all the time must stay.
 func (p *picker) compare(v, w victim) int {
 	return cmp.Or(cmp.Compare(p.class(v), p.class(w)), cmp.Compare(v.Expires(), w.Expires()),
 		cmp.Compare(v.Accessed, w.Accessed), cmp.Compare(v.Uses, w.Uses), cmp.Compare(v.digest, w.digest))
 }
 
-// wants errs on the side of a victim without its digest.
+// wants reports whether offer may take v. Without its digest v compares as the first of equals.
 func (p *picker) wants(v victim) bool {
 	return p.sum < p.bytes && len(p.picked) < mostVictims || p.compare(v, p.picked[0]) < 0
 }
 
-// offer picks v if it wants it, and lets go what is too much then.
+// offer picks v if the picker wants it, and then drops victims that are too many.
 func (p *picker) offer(v victim) {
 	if !p.wants(v) {
 		return

@@ -59,9 +59,9 @@ func OpenPins(file string, log *slog.Logger) *Pins {
 	pins, err := p.read()
 	if err != nil {
 		aside := file + ".damaged"
-		log.Error("cannot read pins; only pins of the configuration apply: pin again", "put_aside", aside, "error", err)
+		log.Error("cannot read run-time pins; only pins of the configuration apply; pin again", "moved_to", aside, "error", err)
 		if err := os.Rename(file, aside); err != nil {
-			log.Warn("cannot put the file of pins aside", "error", err)
+			log.Warn("cannot rename the unreadable file of pins", "error", err)
 		}
 	}
 	p.patterns.Store(&pins)

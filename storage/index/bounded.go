@@ -8,13 +8,14 @@ import (
 	"time"
 )
 
-// boundedRecords counts the index's records of a kind and what they take, and keeps that
-// within a bound: clients and registries add them at will. Above recordsHigh percent of it
-// records go in the background, down to recordsLow percent. A new one that there is no
-// room for until then is not written: what it would say is asked for again.
+// boundedRecords counts the index's records of a kind (tags, links) and their bytes, and
+// bounds the bytes: clients and registries can add any number. Above recordsHigh percent of
+// the bound, records are evicted in the background, down to recordsLow percent. A new record
+// above the bound is not written; its registry is asked again when it is needed.
 //
-// What goes first, pick decides. Of the registries those that have the most pay, so that
-// none makes the index forget the others' records; all that clients have named are one.
+// pick decides which records are evicted first. The registries with the most records lose
+// some, so that no registry pushes out the records of another one; all registries that are not
+// in the configuration count as one.
 type boundedRecords struct {
 	index   *Index
 	kind    byte                                                          // the first of their keys' bytes: see [format]
@@ -22,39 +23,39 @@ type boundedRecords struct {
 	max     int64                                                         // bytes; 0: no bound
 	wanted  chan struct{}                                                 // has a value when there is something to trim
 	rest    func(ctx context.Context, took time.Duration)                 // between steps
-	pick    func(ctx context.Context, take int64) ([]recordVictim, error) // the least useful that take so many bytes
-	changed func(bytes, count int64)                                      // is told the sums
-	gone    func(count int64)                                             // is told what was evicted
+	pick    func(ctx context.Context, take int64) ([]recordVictim, error) // returns the least useful records, of so many bytes
+	changed func(bytes, count int64)                                      // is called with the new sums
+	gone    func(count int64)                                             // is called after evictions
 
-	recounting sync.Mutex // held while the records are added up: two at once would count all twice
+	recounting sync.Mutex // held while the records are added up: two recounts at once would count them twice; mu is taken under it
 
-	mu    sync.Mutex // guards the fields below, and that they agree with the records
-	bytes int64      // until the records are added up: of what has changed since
+	mu    sync.Mutex // guards the fields below, and that they agree with the records; the Index's locks are taken under it
+	bytes int64      // until the records are added up: changes since then
 	count int64
 }
 
 const (
-	// Two looks at a million records take 8 s of a processor: a tenth at a time goes, some
-	// 0.1 ms for each.
+	// An eviction scans all records twice, which takes 8 s of a processor with a million
+	// of them. So it evicts a tenth at a time: 0.1 ms for each record.
 	recordsHigh, recordsLow = 98, 88
-	// mostRecords are picked at once, which bounds the memory that takes to some 30 MiB.
+	// mostRecords bounds how many records are picked at once, and so their memory to 30 MiB.
 	mostRecords = 1 << 17
-	// recordOverhead is what badger adds to a key and its value: lengths, a version and
-	// the time at which it expires.
+	// recordOverhead is the bytes that badger adds to a key and its value: lengths, a
+	// version and the time of expiry.
 	recordOverhead = 16
-	// recountEvery is how often records are added up: badger drops what has expired and
-	// tells no one, and links go with their blobs.
+	// recountEvery is how often records are added up again: badger drops expired records
+	// without a notice, and links are removed with their blobs.
 	recountEvery = 24 * time.Hour
-	// step is how many records are looked at, or evicted, before a rest.
+	// step is how many records are scanned, or evicted, before a rest.
 	step = 128
-	// nothingMore is how long a look at all records is believed that found too little.
+	// nothingMore is how long to wait after a scan that found too few records to evict.
 	nothingMore = 10 * time.Second
 )
 
 func recordBytes(key, value []byte) int64 { return int64(len(key)+len(value)) + recordOverhead }
 
-// put writes a record, which badger forgets after keep; 0: never. It reports false where
-// there is no room for one.
+// put writes a record, which expires after keep; 0: never. It returns false if there is no
+// space for a new one.
 func (l *boundedRecords) put(key, value []byte, keep time.Duration) (bool, error) {
 	bytes := recordBytes(key, value)
 	l.mu.Lock()
@@ -79,7 +80,7 @@ func (l *boundedRecords) put(key, value []byte, keep time.Duration) (bool, error
 	return true, nil
 }
 
-// remove forgets records; keys that have none are passed over.
+// remove removes records; it skips keys that have none.
 func (l *boundedRecords) remove(keys ...[]byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -100,7 +101,7 @@ func (l *boundedRecords) remove(keys ...[]byte) error {
 	return nil
 }
 
-// add counts; l.mu is held.
+// add adds to the sums; l.mu is held.
 func (l *boundedRecords) add(bytes, count int64) {
 	l.bytes += bytes
 	l.count += count
@@ -123,7 +124,7 @@ func (l *boundedRecords) totals() (bytes, count int64) {
 	return l.bytes, l.count
 }
 
-// run trims when there is something to, until ctx ends.
+// run trims whenever the records are above the high mark, until ctx ends.
 func (l *boundedRecords) run(ctx context.Context) {
 	again := time.NewTicker(recountEvery)
 	defer again.Stop()
@@ -133,7 +134,7 @@ func (l *boundedRecords) run(ctx context.Context) {
 			return
 		case <-again.C:
 			if err := l.recount(ctx); err != nil {
-				l.index.log.Error("cannot add up records of the index", "records", l.name, "error", err)
+				l.index.log.Error("cannot count index records", "records", l.name, "error", err)
 			}
 			continue
 		case <-l.wanted:
@@ -142,19 +143,19 @@ func (l *boundedRecords) run(ctx context.Context) {
 		case enough || ctx.Err() != nil:
 			continue
 		case err != nil:
-			l.index.log.Error("cannot evict records of the index", "records", l.name, "error", err)
+			l.index.log.Error("cannot evict index records", "records", l.name, "error", err)
 		default:
-			l.index.log.Warn("index full: what is recorded is pinned, and no more is recorded; raise storage.max_index, or unpin some", "records", l.name)
+			l.index.log.Warn("index full: all records are pinned, and new ones are not stored; raise storage.max_index, or unpin repositories", "records", l.name)
 		}
-		select { // the next look would find no more
+		select { // another scan at once would find no more
 		case <-time.After(nothingMore):
 		case <-ctx.Done():
 		}
 	}
 }
 
-// recount adds up the records as they are when it begins, and takes that for what they
-// take. Later changes are counted when they happen.
+// recount adds up the records as they are when it begins, and corrects the sums. Changes
+// during the scan are counted as they happen.
 func (l *boundedRecords) recount(ctx context.Context) error {
 	l.recounting.Lock()
 	defer l.recounting.Unlock()
@@ -186,7 +187,7 @@ func (l *boundedRecords) trim(ctx context.Context) (enough bool, err error) {
 	var goneBytes, goneCount int64
 	defer func() {
 		if goneCount > 0 {
-			l.index.log.Info("evicted records of the index", "records", l.name, "count", goneCount, "bytes", goneBytes)
+			l.index.log.Info("evicted index records", "records", l.name, "count", goneCount, "bytes", goneBytes)
 		}
 	}()
 	for ctx.Err() == nil {
@@ -212,17 +213,17 @@ func (l *boundedRecords) trim(ctx context.Context) (enough bool, err error) {
 			l.breathe(ctx, begun)
 		}
 		if goneCount == before {
-			break // all have changed since
+			break // all picked records have changed since
 		}
 	}
 	return false, ctx.Err()
 }
 
-// high and low are the marks above which records go, and down to which, in bytes.
+// high and low are the marks in bytes: above high, records are evicted down to low.
 func (l *boundedRecords) high() int64 { return l.max * recordsHigh / 100 }
 func (l *boundedRecords) low() int64  { return l.max * recordsLow / 100 }
 
-// breathe rests after a step, unless records wait for room.
+// breathe rests after a step, unless the records are above the high mark.
 func (l *boundedRecords) breathe(ctx context.Context, begun time.Time) {
 	if bytes, _ := l.totals(); bytes <= l.high() {
 		l.rest(ctx, time.Since(begun))
@@ -236,7 +237,7 @@ func newVictim(key, value []byte) recordVictim { return recordVictim{string(key)
 
 func (v recordVictim) bytes() int64 { return recordBytes([]byte(v.key), []byte(v.value)) }
 
-// evict forgets those that have not changed since they were picked.
+// evict removes those picked records that have not changed since.
 func (l *boundedRecords) evict(picked []recordVictim) (bytes, count int64, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -259,8 +260,7 @@ func (l *boundedRecords) evict(picked []recordVictim) (bytes, count int64, err e
 	return bytes, int64(len(gone)), nil
 }
 
-// each calls visit for every record, in steps. What visit is given is its own only during
-// the call.
+// each calls visit for each record, in steps. key and value are valid only during the call.
 func (l *boundedRecords) each(ctx context.Context, visit func(key, value []byte)) error {
 	begun, seen := time.Now(), 0
 	err := l.index.scan([]byte{l.kind}, func(key, value []byte) bool {
@@ -274,14 +274,14 @@ func (l *boundedRecords) each(ctx context.Context, visit func(key, value []byte)
 	return errors.Join(err, ctx.Err())
 }
 
-// cell is the records that are worth the same but for their age.
+// cell is a group of records that differ in value only by their age.
 type cell struct {
-	kept  bool   // it goes after others
-	group string // the registry; "": one that a client has named
+	kept  bool   // evicted after all that are not
+	group string // the registry; "": all that are not in the configuration
 }
 
-// parts is how much goes of each cell for take bytes in all: of what is not kept first,
-// and there of the registries that have more than any other would be left.
+// parts returns how many bytes of each cell to evict, for take bytes in all. Cells that are
+// not kept lose bytes first. Among them the largest are cut down to one common size.
 func parts(sizes map[cell]int64, take int64) map[cell]int64 {
 	goes := map[cell]int64{}
 	for _, kept := range []bool{false, true} {

@@ -17,46 +17,43 @@ import (
 	"github.com/cachalot-registry/cachalot/task"
 )
 
-// badger writes through memory maps of sparse files. Where the disk has no
-// block for what it writes it gets no error but SIGBUS, mostly in a goroutine
-// of its own, and the process ends: nothing can be done about it then. So it is
-// written to only while the disk has room for what it may do on that account.
+// badger writes through memory maps of sparse files. If the disk has no block for a write,
+// badger gets no error but SIGBUS, mostly in its own goroutines, and the process dies. So
+// the index writes only while the disk has space for all that badger may do then.
 const (
-	// Floor is that room: some memtables and what a compaction rewrites.
+	// Floor is that space: some memtables and the output of a compaction.
 	Floor = 64 << 20
-	// reserveSize is what is kept from others, for badger to open and close
-	// with on a disk that is full; some of it is used up then.
+	// reserveSize is the size of the reserve, with which badger opens and closes on a
+	// full disk; that uses some of it.
 	reserveSize = Floor * 3 / 2
 	memtable    = 8 << 20
-	// batch is how many entries are written at once, and batchBytes how much:
-	// less than a transaction takes, and than the half of a log that badger
-	// leaves empty.
+	// batch and batchBytes bound the entries that are written at once: less than a
+	// transaction takes, and than the half of a log that badger leaves empty.
 	batch      = 1000
 	batchBytes = 512 << 10
 	maxEntry   = 60_000 // badger takes keys up to 65,000 bytes
-	// maxWaiting bounds the memory of what waits, at some 300 bytes each.
+	// maxWaiting bounds the memory of waiting changes, at some 300 bytes each.
 	maxWaiting = 1 << 19
-	// survival is how long a process lives whose index is sound. Whatever kills it
-	// later was not the opening, though its records may not all have been read yet:
-	// two quick kills in a row must not cost the index of a large cache.
+	// survival: a process that lives so long after opening the index did not die of it,
+	// even if not all records have been read by then. Without it, two quick kills in a row
+	// would cost the index of a large cache.
 	survival = 3 * time.Second
-	// muchWork is how many keys are read by scans, or written, before what that has
-	// left in memory is given back, atRest later: badger compacts for some seconds
-	// more, and keeps what that took for another 18. Where little is asked for, Go
-	// by itself would keep most of it for longer than some minutes.
+	// After muchWork keys were scanned or written, and then atRest, memory is given back.
+	// badger compacts for some more seconds, and holds the memory of that for another 18.
+	// In an idle process Go alone would hold most of it for minutes.
 	muchWork = 10_000
 	atRest   = 30 * time.Second
 )
 
-// reserve is the name of the file that keeps reserveSize from others.
+// reserve is the name of the file that reserves reserveSize bytes of the disk.
 func (x *Index) reserve() string { return filepath.Join(filepath.Dir(x.dir), "reserve") }
 
-// openingMarker is a file that has a byte for every start that died while it opened badger.
+// openingMarker is a file with a byte for each start in a row that died while opening badger.
 func (x *Index) openingMarker() string { return x.dir + ".opening" }
 
-// free returns the bytes that badger may still write: none on a disk that takes
-// no more files, or no writes at all (ext4 turns so when it meets an error), and
-// none while the process cannot open one more file, which badger does not survive.
+// free returns the bytes that badger may still write. It returns 0 if the disk has no more
+// inodes, or is read-only (as ext4 becomes after an error), and if the process cannot open
+// one more file, which kills badger.
 func (x *Index) free() int64 {
 	dir := filepath.Dir(x.dir)
 	f, err := -1, error(unix.EINTR)
@@ -67,8 +64,8 @@ func (x *Index) free() int64 {
 		return 0
 	}
 	defer func() { _ = unix.Close(f) }()
-	// Since Linux 6.16 an ext4 that has met an error does not say that it is
-	// read-only: only a write tells.
+	// Since Linux 6.16 an ext4 that had an error does not report that it is read-only: only
+	// a write fails.
 	now := unix.Timespec{Nsec: unix.UTIME_NOW}
 	if err := unix.UtimesNanoAt(unix.AT_FDCWD, dir, []unix.Timespec{now, now}, 0); err != nil {
 		return 0
@@ -81,17 +78,17 @@ func (x *Index) free() int64 {
 	return int64(fs.Bavail) * fs.Bsize
 }
 
-// makeRoom gives up the reserve where that is needed, and says whether there is
-// room then.
-func (x *Index) makeRoom() bool {
+// ensureSpace removes the reserve if that is needed, and reports whether there is space
+// then.
+func (x *Index) ensureSpace() bool {
 	if x.free() < Floor {
-		_ = os.Remove(x.reserve()) // it may not be there
+		_ = os.Remove(x.reserve()) // it may be missing
 	}
 	return x.free() >= Floor
 }
 
-// KeepReserve makes the reserve, or as much of it as there is, where it is
-// missing. It leaves so many bytes to others.
+// KeepReserve makes the reserve if it is missing: as much of it as is free, less the bytes
+// to leave to others.
 func (x *Index) KeepReserve(leave int64) {
 	size := min(reserveSize, x.free()-leave)
 	if size < Floor {
@@ -105,41 +102,41 @@ func (x *Index) KeepReserve(leave int64) {
 		err = unix.Fallocate(int(f.Fd()), 0, 0, size)
 		_ = f.Close() // nothing was written
 	}
-	if err != nil { // also a file system that promises no blocks
-		x.log.Debug("no space reserved for the index", "error", err)
+	if err != nil { // also on a file system that cannot allocate blocks
+		x.log.Debug("cannot reserve disk space for the index", "error", err)
 		_ = os.Remove(x.reserve())
 	}
 }
 
-// open opens the database, which confirmOpened confirms. One that cannot be read is
-// thrown away, and so is one that two starts have died of. Where the disk has
-// no room for it, or it cannot be created, all entries wait, and maintenance
-// tries again.
+// open opens the database; confirmOpened confirms it later. It removes a database that
+// cannot be read, or that two starts in a row have died of, and starts an empty one. If the
+// disk has no space, or the database cannot be created, all entries wait in memory, and
+// Maintain tries again.
 func (x *Index) open() bool {
-	if !x.makeRoom() {
-		x.log.Warn("disk full: index waits in memory", "dir", x.dir, "free_bytes", x.free())
+	if !x.ensureSpace() {
+		x.log.Warn("disk full; index not opened, changes stay in memory", "dir", x.dir, "free_bytes", x.free())
 		return false
 	}
 	if info, err := os.Stat(x.openingMarker()); err == nil && info.Size() >= 2 {
-		x.log.Error("index killed the last two starts: starting an empty one", "dir", x.dir)
+		x.log.Error("the last two starts died while opening the index; starting an empty index", "dir", x.dir)
 		if err := os.RemoveAll(x.dir); err != nil {
-			x.log.Error("cannot remove index: it waits in memory", "error", err)
+			x.log.Error("cannot remove index; changes stay in memory", "error", err)
 			return false
 		}
 	}
 	if err := appendByte(x.openingMarker()); err != nil {
-		x.log.Error("cannot mark index as being opened: it waits in memory", "error", err)
+		x.log.Error("cannot write the index's opening marker; index not opened, changes stay in memory", "error", err)
 		return false
 	}
 	db, err := openBadger(x.dir, x.log)
 	if err != nil {
-		x.log.Error("index unreadable: starting an empty one", "dir", x.dir, "error", err)
+		x.log.Error("index unreadable; starting an empty index", "dir", x.dir, "error", err)
 		if err = os.RemoveAll(x.dir); err == nil {
 			db, err = openBadger(x.dir, x.log)
 		}
 	}
 	if err != nil {
-		x.log.Error("index cannot be created: it waits in memory", "dir", x.dir, "error", err)
+		x.log.Error("cannot create index; changes stay in memory", "dir", x.dir, "error", err)
 		x.confirmOpened()
 		return false
 	}
@@ -153,11 +150,11 @@ func (x *Index) open() bool {
 	return true
 }
 
-// confirmOpened says that the database has been opened, and the process still runs: all of it
-// was read, or the process has lived for long enough.
+// confirmOpened removes the opening marker: the database was read, or the process has
+// lived for survival, so opening it did not kill the process.
 func (x *Index) confirmOpened() {
 	if err := os.Remove(x.openingMarker()); err != nil {
-		x.log.Debug("no mark", "error", err)
+		x.log.Debug("cannot remove the index's opening marker", "error", err)
 	}
 }
 
@@ -173,10 +170,10 @@ func appendByte(name string) error {
 	return err
 }
 
-// openBadger opens a database. It reads all of it first, to find what is damaged
-// now and not in the midst of a compaction, and then opens it again: pages that
-// were only read for that do not stay in memory. badger dies of some damage, in
-// goroutines of its own, where no code can catch that: see openingMarker.
+// openBadger opens a database. It first opens it to read all of it, so that damage is found
+// now and not during a compaction; then it opens it again, so that those pages do not stay
+// in memory. Some damage panics in badger's own goroutines, where it cannot be caught: see
+// openingMarker.
 func openBadger(dir string, log *slog.Logger) (*badger.DB, error) {
 	o := badger.DefaultOptions(dir).
 		WithMemTableSize(memtable).WithNumMemtables(2).
@@ -203,7 +200,7 @@ func openBadger(dir string, log *slog.Logger) (*badger.DB, error) {
 	return db, nil
 }
 
-// worked is told of the keys that were read by a scan, or written.
+// worked counts keys that were scanned or written.
 func (x *Index) worked(keys int) {
 	if x.work.Add(int64(keys)) >= muchWork {
 		x.work.Store(0)
@@ -211,7 +208,7 @@ func (x *Index) worked(keys int) {
 	}
 }
 
-// badgerLog passes badger's warnings and errors on; the rest is its own business.
+// badgerLog logs badger's warnings and errors, and drops the rest.
 type badgerLog struct{ log *slog.Logger }
 
 func (b badgerLog) Errorf(f string, a ...any) {
@@ -224,13 +221,13 @@ func (b badgerLog) Warningf(f string, a ...any) {
 func (badgerLog) Infof(string, ...any)  {}
 func (badgerLog) Debugf(string, ...any) {}
 
-// write takes entries in and writes what waits, where there is room. Whoever
-// reads sees the entries from now on. It fails where too many wait already, or
-// one is larger than badger takes.
+// write adds entries to the waiting ones, and writes them if there is space. Readers see
+// the entries from now on. It fails if too many wait already, or one is larger than badger
+// takes.
 func (x *Index) write(entries map[string]entry) error {
 	for key, e := range entries {
 		if len(key)+len(e.value) > maxEntry {
-			return fmt.Errorf("write index: an entry of %d bytes", len(key)+len(e.value))
+			return fmt.Errorf("write index: entry of %d bytes is too large", len(key)+len(e.value))
 		}
 	}
 	x.writing.Lock()
@@ -239,7 +236,7 @@ func (x *Index) write(entries map[string]entry) error {
 		x.flush()
 	}
 	if x.waits.Load() > maxWaiting {
-		return fmt.Errorf("write index: disk full, and %d changes wait already", maxWaiting)
+		return fmt.Errorf("write index: disk full, and %d changes are in memory already", maxWaiting)
 	}
 	x.mu.Lock()
 	maps.Copy(x.waiting, entries)
@@ -251,14 +248,14 @@ func (x *Index) write(entries map[string]entry) error {
 	return nil
 }
 
-// flush writes what waits to the database as long as there is room; x.writing
-// is held. What cannot be written goes on waiting.
+// flush writes waiting entries to the database while there is space. Entries that cannot
+// be written stay. x.writing is held.
 func (x *Index) flush() {
 	db := x.db.Load()
 	for db != nil && x.waits.Load() > 0 && x.free() >= Floor {
 		entries := x.some()
 		if err := db.Update(func(txn *badger.Txn) error { return set(txn, entries) }); err != nil {
-			x.log.Error("cannot write index: changes wait", "error", err)
+			x.log.Error("cannot write index; changes stay in memory", "error", err)
 			return
 		}
 		x.allocate()
@@ -271,7 +268,7 @@ func (x *Index) flush() {
 	}
 }
 
-// some returns a batch of what waits.
+// some returns a batch of waiting entries.
 func (x *Index) some() map[string]entry {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
@@ -303,8 +300,8 @@ func set(txn *badger.Txn, entries map[string]entry) error {
 	return nil
 }
 
-// allocate has the disk promise all blocks of the log that badger writes to, so
-// that a disk that fills up now does not fail it there. x.writing is held.
+// allocate allocates all blocks of the log that badger writes to, so that writes to it
+// succeed on a disk that fills up. x.writing is held.
 func (x *Index) allocate() {
 	newest := x.wal
 	if newest < 0 {
@@ -326,8 +323,8 @@ func (x *Index) allocate() {
 	if errors.Is(err, unix.ENOSPC) {
 		return // the next write tries again
 	}
-	if err != nil { // a file system that promises no blocks
-		x.log.Debug("no space promised for the index's log", "error", err)
+	if err != nil { // a file system that cannot allocate blocks
+		x.log.Debug("cannot allocate disk space for the index's log", "error", err)
 	}
 	x.wal = newest
 }
@@ -338,7 +335,7 @@ func fileExists(name string) bool {
 	return unix.Faccessat(unix.AT_FDCWD, name, unix.F_OK, unix.AT_SYMLINK_NOFOLLOW) == nil
 }
 
-// waitingFor returns what waits to be written to a key.
+// waitingFor returns the waiting entry of a key.
 func (x *Index) waitingFor(key []byte) (entry, bool) {
 	if x.waits.Load() == 0 {
 		return entry{}, false
@@ -349,7 +346,7 @@ func (x *Index) waitingFor(key []byte) (entry, bool) {
 	return e, ok
 }
 
-// waitingWith returns what waits for keys that begin with prefix.
+// waitingWith returns the waiting entries of keys that begin with prefix.
 func (x *Index) waitingWith(prefix []byte) map[string]entry {
 	if x.waits.Load() == 0 {
 		return nil
@@ -365,18 +362,19 @@ func (x *Index) waitingWith(prefix []byte) map[string]entry {
 	return found
 }
 
-// alive says that the key has this value still.
+// alive reports whether the entry is neither deleted nor expired.
 func (e entry) alive() bool {
 	return !e.deleted && (e.expires == 0 || e.expires > uint64(time.Now().Unix()))
 }
 
-// preferRecords takes the blobs' records in a database that could not be opened
-// until now for better than those that a walk of the disk found in that time.
+// preferRecords drops waiting records of blobs that the database has too. It is called for
+// a database that is opened late: its records are better than those that a walk of the disk
+// has made until then.
 func (x *Index) preferRecords(db *badger.DB) {
 	for key := range x.waitingWith([]byte{'b'}) {
 		err := db.View(func(txn *badger.Txn) error { _, err := txn.Get([]byte(key)); return err })
 		if err != nil {
-			continue // also where the walk is all there is
+			continue // the database has none
 		}
 		x.mu.Lock()
 		if !x.waiting[key].deleted {
@@ -387,8 +385,8 @@ func (x *Index) preferRecords(db *badger.DB) {
 	}
 }
 
-// Maintain writes what waits, and renews the reserve. It returns true where it
-// opened the database, which had no room until now: see open.
+// Maintain writes waiting changes, and makes the reserve again. It returns true if it has
+// opened the database, which could not be opened before: see open.
 func (x *Index) Maintain() (opened bool) {
 	x.KeepReserve(0)
 	opened = x.db.Load() == nil && x.free() >= Floor && x.open()
@@ -396,13 +394,13 @@ func (x *Index) Maintain() (opened bool) {
 	defer x.writing.Unlock()
 	x.flush()
 	if n := x.waits.Load(); n > 0 {
-		x.log.Warn("disk full: changes of the index wait in memory", "changes", n, "free_bytes", x.free())
+		x.log.Warn("disk full; index changes stay in memory", "changes", n, "free_bytes", x.free())
 	}
 	return opened
 }
 
-// Close writes what waits and closes the database. Where the disk has no room
-// for that, it is left as a process that is killed leaves it.
+// Close writes waiting changes and closes the database. If the disk has no space for that,
+// the database is left as by a killed process.
 func (x *Index) Close() error {
 	x.resting.Stop()
 	db := x.db.Load()
@@ -412,8 +410,8 @@ func (x *Index) Close() error {
 	x.survived.Stop()
 	x.writing.Lock()
 	defer x.writing.Unlock()
-	if !x.makeRoom() {
-		x.log.Warn("disk full: index left as it is", "waiting", x.waits.Load())
+	if !x.ensureSpace() {
+		x.log.Warn("disk full; index closed without writing its changes", "waiting", x.waits.Load())
 		return nil
 	}
 	x.flush()

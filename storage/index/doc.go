@@ -1,56 +1,56 @@
-// Package index remembers what the disk cannot say of blobs: their sizes and uses
-// ([Record]), the places where each was seen ([Link]), tags ([Tag]), and how far the
-// scrub has come. It is a badger database, and what waits to be written to it.
+// Package index stores what the disk cannot say of blobs: their sizes and uses
+// ([Record]), the places where each was seen ([Link]), tags ([Tag]), and the position of
+// the scrub. It is a badger database, and the changes that wait to be written to it.
 //
 // Callers see typed values only. Keys, their order and the encoding of values are
-// this package's own: see format.go.
+// private to this package: see format.go.
 //
 //	DIR          badger
-//	DIR.opening  a byte for every start in a row that died while it opened DIR
+//	DIR.opening  a byte for each start in a row that died while it opened DIR
 //	reserve      beside DIR: space for badger to open and close with on a full disk
 //
-// The index is disposable. What is lost comes back from a walk of the disk and from
-// the upstreams. An index of another format is as good as lost.
+// The index is disposable. A walk of the disk and the upstreams bring its content back. An
+// index of another format is treated as lost.
 //
 // # A full disk
 //
-// badger writes through memory maps, from goroutines of its own. Where the disk
-// has no block for that, the process dies of SIGBUS; nothing can catch it. So:
+// badger writes through memory maps, from its own goroutines. If the disk has no block
+// for a write, the process dies of SIGBUS, which cannot be caught. So:
 //
-//	put, remove ──► waiting ──┬─ room ───► badger, in a log whose blocks are allocated
-//	                  ▲       └─ none ───► stays, until the next write or Maintain finds room
+//	put, remove ──► waiting ──┬─ space ────► badger, in a log whose blocks are allocated
+//	                  ▲       └─ no space ─► stays, until the next write or Maintain finds space
 //	get, scan ────────┴────────► then badger
 //
-// Room is [Floor] bytes free, a file system that can be written, and one descriptor.
-// Blobs never fill that space. Others can, between the look and the write, but a
-// write finds its blocks allocated: there remain the moments in which badger
-// begins a new log, writes out the old one and compacts. Whoever then takes
-// Floor bytes at once kills the process, and the next start finds what a kill leaves.
+// Space means: [Floor] bytes are free, the file system can be written, and one more file
+// can be opened. Blobs never fill the last Floor bytes. Another program can fill them
+// between the check and the write. A write has its blocks allocated already; unprotected
+// are only the moments in which badger starts a new log, writes out the old one, and
+// compacts. A program that fills Floor bytes in such a moment kills the process, and the
+// next start finds the state of a killed process.
 //
-// Where there is no room at the start, not with the reserve given up either, badger
-// is not opened until there is: blobs are found by the walk of the disk, links by
-// asking upstream. An index that badger dies of is thrown away by the third start: one
-// death before it was read, or within three seconds, can be a kill.
+// If there is no space at the start, even without the reserve, badger is not opened until
+// there is. Until then the walk of the disk finds blobs, and the upstreams confirm links.
+// If two starts in a row die while opening the index, or within three seconds after it, the
+// third one removes the index. One death may have another reason.
 //
 // # In memory
 //
-// A pull begins with a tag and manifests, which many clients ask for again and
-// again. So links and tags that were just read stay in memory. A write takes out what
-// it changes, before it returns; what was read before it is not taken in after it.
+// Each pull starts with a tag and manifests, and many clients ask for the same ones. So
+// links and tags that were just read stay in memory. A write removes the entries that it
+// changes before it returns; a value that was read before a write is not added after it.
 //
-// The database's files are mapped: some 50 bytes a blob, and as many for each place
-// that it has a link from. What was read of them stays as long as the kernel has room. What much work leaves in memory is given back when the index has rested
-// for a while.
+// The database's files are mapped: some 50 bytes a blob, and as many for each link. Their
+// pages stay in memory while the kernel has space. Memory that heavy work has used is
+// given back when the index has been idle for a while.
 //
 // # Bounds
 //
-// Clients and registries add tags and links at will, so both are kept within
-// Config.Max: see boundedRecords. Records need no bound of their own; the disk
-// bounds blobs.
+// Clients and registries can add any number of tags and links, so Config.Max bounds both:
+// see boundedRecords. Records need no own bound, because the disk bounds blobs.
 //
 // # Locks
 //
-// Each lock stands beside what it guards. boundedRecords.recounting is taken first, then
-// boundedRecords.mu, Index.writing and Index.mu. recent.mu is taken last, and nothing is
-// done under it. No function of a caller is called under any of them.
+// Each lock stands beside the fields that it guards. They are taken in this order:
+// boundedRecords.recounting, boundedRecords.mu, Index.writing, Index.mu, recent.mu. No
+// function of a caller is called under any of them.
 package index

@@ -11,17 +11,17 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// format is of the index's keys and values. Whoever changes them counts it up: an
-// index of another format is thrown away, and rebuilt from the disk.
+// format is the version of the index's keys and values. Increment it with each change of
+// them: an index of another format is removed, and rebuilt from the disk.
 //
 //	b <digest>                                   Record
 //	l <digest> <m|b> <upstream> 00 <repository>  Link
 //	t <upstream> 00 <repository> 00 <name>       Tag
-//	c                                            the digest that the scrub has come to
+//	c                                            the last digest that the scrub has read
 //
-// A digest is a byte for its algorithm, which says its length, and its bytes. So
-// digests have the order of their text, and none begins like another. No name or
-// tag has a NUL in it: they are parsed before they come here.
+// A digest is a byte for its algorithm, which also gives its length, and its bytes. So
+// digests have the order of their text, and none is a prefix of another. No name or tag has
+// a NUL: they are parsed before.
 const format = 2
 
 // The algorithms' bytes in keys, in the order of their names.
@@ -30,8 +30,8 @@ const (
 	sha512Key
 )
 
-// pack appends a digest, or what one begins with, as keys have it. What has not
-// been parsed stays as it is behind a 0, and is no digest to unpack.
+// pack appends a digest, or a prefix of one, in its form in keys. A text that is no digest
+// is appended after a 0 byte; unpack refuses it.
 func pack(b []byte, d digest.Digest) []byte {
 	var key byte
 	algorithm, digits, _ := strings.Cut(string(d), ":")
@@ -50,7 +50,7 @@ func pack(b []byte, d digest.Digest) []byte {
 	return packed
 }
 
-// unpack appends the text of a packed digest. It returns false where it is none.
+// unpack appends the text of a packed digest. It returns false if packed is none.
 func unpack(b, packed []byte) ([]byte, bool) {
 	switch {
 	case len(packed) == 1+32 && packed[0] == sha256Key:
@@ -63,13 +63,13 @@ func unpack(b, packed []byte) ([]byte, bool) {
 	return hex.AppendEncode(b, packed[1:]), true
 }
 
-// isPacked reports whether unpack takes b for a digest.
+// isPacked reports whether unpack accepts b.
 func isPacked(b []byte) bool {
 	_, rest, ok := cutDigest(b)
 	return ok && len(rest) == 0
 }
 
-// cutDigest takes a packed digest off what follows it.
+// cutDigest splits b after a packed digest.
 func cutDigest(b []byte) (packed, rest []byte, ok bool) {
 	n := 0
 	switch {
@@ -186,13 +186,12 @@ func decodeTag(b []byte) (Tag, error) {
 	return Tag{Digest: d, Checked: time.Unix(0, int64(binary.BigEndian.Uint64(b)))}, nil
 }
 
-// encode has the media type behind the size and one, as a varint: 0 is a size
-// that is not known.
+// encode writes the size plus one as a varint (0: not known), then the media type.
 func (l Link) encode() []byte {
 	return append(binary.AppendUvarint(nil, uint64(l.Size+1)), l.MediaType...)
 }
 
-// decodeLink reads no size where there is none, or one that is no size.
+// decodeLink returns a Size of -1 if the size is missing or invalid.
 func decodeLink(b []byte) Link {
 	size, n := binary.Uvarint(b)
 	if n <= 0 || size > math.MaxInt64 {

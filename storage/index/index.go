@@ -18,39 +18,39 @@ import (
 // Config of an [Index].
 type Config struct {
 	Dir string // of the database; created if missing
-	// Max bounds what tags take of the index, and what links do, in bytes; 0: nothing does.
+	// Max bounds the bytes of tags and lists, and the bytes of links; 0: no bound.
 	Max int64
-	// Pinned says which repositories keep their tags and links whatever Max says.
+	// Pinned says whose tags and links are not evicted for Max.
 	Pinned func(upstream, repository string) bool
-	// Rest waits after a step of work in the background, which took so long.
+	// Rest waits after a step of background work that took so long.
 	Rest func(ctx context.Context, took time.Duration)
 }
 
-// Index is the database, and what waits to be written to it. All methods may be called
-// at any time from any goroutine, until Close.
+// Index is the database, and the changes that wait to be written to it. All methods may be
+// called at any time from any goroutine, until Close.
 type Index struct {
 	dir string
 	log *slog.Logger
-	db  atomic.Pointer[badger.DB] // nil until the disk has room to open it; then it stays
+	db  atomic.Pointer[badger.DB] // nil until the disk has space to open it; then it stays
 
 	survived *time.Timer  // calls confirmOpened; set by open before db
 	resting  *time.Timer  // gives memory back; set by worked
-	work     atomic.Int64 // what worked was told since it set resting
+	work     atomic.Int64 // keys counted by worked since it set resting
 
-	writing sync.Mutex // held while entries are taken in or written to db; guards wal
+	writing sync.Mutex // held while entries are added to waiting or written to db; guards wal
 	wal     int        // the newest of badger's logs whose blocks are all allocated
 
 	mu      sync.RWMutex     // guards waiting; taken under writing, never the other way round
 	waiting map[string]entry // newer than what db has
-	waits   atomic.Int64     // len(waiting), for those who read and need no lock where it is 0
+	waits   atomic.Int64     // len(waiting); readers need no lock while it is 0
 
-	recent *recent // links and tags; records are read once and written
+	recent *recent // links and tags; not records, which are seldom read twice
 
 	links *linkLedger
 	tags  *tagLedger
 }
 
-// Open opens the index as far as that is possible now: see [Index.Maintain].
+// Open opens the index. If the database cannot be opened now, [Index.Maintain] does it later.
 func Open(cfg Config, m *Metrics, log *slog.Logger) *Index {
 	x := &Index{dir: cfg.Dir, log: log, waiting: map[string]entry{}, recent: newRecent()}
 	x.tags = newTagLedger(x, cfg, m)
@@ -69,19 +69,19 @@ func (x *Index) Run(ctx context.Context) {
 	running.Wait()
 }
 
-// Recount adds up what tags and links take of the index, once it has been opened. A
-// database of which so much could be read does not kill the process.
+// Recount adds up the bytes of tags and links, after Open. When it has read the tags it
+// confirms the opening: the database does not kill the process.
 func (x *Index) Recount(ctx context.Context) {
 	if err := x.tags.recount(ctx); err != nil {
-		x.log.Error("cannot add up tags", "error", err)
+		x.log.Error("cannot count tags in the index", "error", err)
 	}
 	x.confirmOpened()
 	if err := x.links.recount(ctx); err != nil {
-		x.log.Error("cannot add up links", "error", err)
+		x.log.Error("cannot count links in the index", "error", err)
 	}
 }
 
-// Waiting is how many changes wait in memory for room on the disk.
+// Waiting returns how many changes wait in memory for disk space.
 func (x *Index) Waiting() int64 { return x.waits.Load() }
 
 // entry is a value that waits to be written.
@@ -114,7 +114,7 @@ func (x *Index) get(key []byte, read func([]byte) error) (bool, error) {
 	return err == nil, err
 }
 
-// read is get, from what waits or the database.
+// read is get, without recent: from the waiting changes or the database.
 func (x *Index) read(key []byte) (e entry, ok bool, err error) {
 	if e, ok := x.waitingFor(key); ok {
 		return e, e.alive(), nil
@@ -138,7 +138,7 @@ func (x *Index) read(key []byte) (e entry, ok bool, err error) {
 	return e, err == nil, err
 }
 
-// put writes one key; keep > 0 forgets it after so long.
+// put writes one key; with keep > 0 it expires after so long.
 func (x *Index) put(key, value []byte, keep time.Duration) error {
 	e := entry{value: slices.Clone(value)}
 	if keep > 0 {
@@ -147,12 +147,12 @@ func (x *Index) put(key, value []byte, keep time.Duration) error {
 	return x.write(map[string]entry{string(key): e})
 }
 
-// remove forgets one key.
+// remove removes one key.
 func (x *Index) remove(key []byte) error {
 	return x.write(map[string]entry{string(key): {deleted: true}})
 }
 
-// removeAll forgets keys.
+// removeAll removes keys.
 func (x *Index) removeAll(keys [][]byte) error {
 	gone := make(map[string]entry, len(keys))
 	for _, key := range keys {

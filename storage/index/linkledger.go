@@ -8,38 +8,38 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2"
 )
 
-// linkLedger keeps links within a bound: a registry may claim one blob in any number of
-// repositories. What goes first are the places of a registry that has a blob in more than
-// fewPlaces: a blob that has none left is not served in an outage. Nothing that is pinned
-// goes.
+// linkLedger bounds the bytes of links: a registry may claim one blob in any number of
+// repositories. Of a blob that a registry has in more than fewPlaces repositories, the further
+// links are evicted first, because a blob without a link is not served in an outage. Pinned
+// links are not evicted.
 //
-// Links that go with their blobs count until all are added up.
+// Links that were removed with their blobs count until the next recount.
 type linkLedger struct {
 	*boundedRecords
 
 	pinned     func(upstream, repository string) bool
-	group      func(upstream string) string // who pays: see [cell]
+	group      func(upstream string) string // see cell
 	unrecorded *lru.Cache[string, passingLink]
 }
 
-// passingLink is one that there was no room for: it is good for the request that has
-// asked the registry about it.
+// passingLink is a link that was not recorded, because the index is full. It is used by the
+// request that has asked the registry about it.
 type passingLink struct {
 	value []byte
 	until time.Time
 }
 
 const (
-	// fewPlaces of a registry for a blob go last.
+	// fewPlaces links of a registry to one blob are evicted last.
 	fewPlaces = 32
-	// passingLinks are remembered for passingFor.
+	// passingLinks are found for passingFor.
 	passingLinks, passingFor = 4096, 10 * time.Second
 )
 
 func newLinkLedger(x *Index, cfg Config) *linkLedger {
 	unrecorded, err := lru.New[string, passingLink](passingLinks)
 	if err != nil {
-		panic(err) // it has places
+		panic(err) // its size is not positive
 	}
 	l := &linkLedger{pinned: cfg.Pinned, group: x.tags.group, unrecorded: unrecorded}
 	l.boundedRecords = &boundedRecords{
@@ -49,7 +49,7 @@ func newLinkLedger(x *Index, cfg Config) *linkLedger {
 	return l
 }
 
-// put writes a link. One that there is no room for is good for a moment.
+// put writes a link. If the index is full it is found for a moment only.
 func (l *linkLedger) put(key, value []byte) error {
 	recorded, err := l.boundedRecords.put(key, value, 0)
 	if err == nil && !recorded {
@@ -58,7 +58,7 @@ func (l *linkLedger) put(key, value []byte) error {
 	return err
 }
 
-// get reads a link; one that there is not is (false, nil).
+// get reads a link; a missing one is (false, nil).
 func (l *linkLedger) get(key []byte, read func([]byte) error) (bool, error) {
 	ok, err := l.index.get(key, read)
 	if ok || err != nil || l.unrecorded.Len() == 0 {
@@ -71,7 +71,7 @@ func (l *linkLedger) get(key []byte, read func([]byte) error) (bool, error) {
 	return true, read(passing.value)
 }
 
-// pick returns the least useful links that take so many bytes.
+// pick returns the links to evict for so many bytes.
 func (l *linkLedger) pick(ctx context.Context, take int64) (picked []recordVictim, err error) {
 	sizes := map[cell]int64{}
 	if err := l.cells(ctx, func(c cell, key, value []byte) { sizes[c] += recordBytes(key, value) }); err != nil {
@@ -87,10 +87,10 @@ func (l *linkLedger) pick(ctx context.Context, take int64) (picked []recordVicti
 	return picked, err
 }
 
-// cells calls visit for every link that may go. What visit is given is its own only during
+// cells calls visit for each link that may be evicted. key and value are valid only during
 // the call.
 func (l *linkLedger) cells(ctx context.Context, visit func(c cell, key, value []byte)) error {
-	var blob []byte // with the upstream: links of both follow each other
+	var blob []byte // the key up to the upstream: all links of both follow each other
 	places := 0
 	return l.each(ctx, func(key, value []byte) {
 		at, ok := decodeLinkAt(key, value)

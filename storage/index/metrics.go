@@ -23,7 +23,7 @@ func NewMetrics() *Metrics {
 	return &Metrics{
 		Collector: all,
 		tags: reg.NewGauge(prometheus.GaugeOpts{
-			Name: "storage_tags", Help: "Tags and lists that the index knows of, kept or only asked for.",
+			Name: "storage_tags", Help: "Tags and lists in the index, with or without stored content.",
 		}),
 		tagsBytes: reg.NewGauge(prometheus.GaugeOpts{
 			Name: "storage_tags_bytes", Help: "Bytes that tags and lists take of the index.",
@@ -32,10 +32,10 @@ func NewMetrics() *Metrics {
 			Name: "storage_tags_limit_bytes", Help: "Bytes that tags and lists may take of the index; 0 is no limit.",
 		}),
 		evictedTags: reg.NewCounter(prometheus.CounterOpts{
-			Name: "evicted_tags_total", Help: "Tags and lists that the index has forgotten to make room for others.",
+			Name: "evicted_tags_total", Help: "Tags and lists evicted from the index, to keep it within its limit.",
 		}),
 		unrecordedTags: reg.NewCounter(prometheus.CounterOpts{
-			Name: "unrecorded_tags_total", Help: "Tags and lists that were not recorded, for the index had no room for them.",
+			Name: "unrecorded_tags_total", Help: "Tags and lists that were not recorded, because the index was full.",
 		}),
 	}
 }

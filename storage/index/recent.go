@@ -9,12 +9,12 @@ import (
 // maxRecent bounds the index's entries in memory: 8 MiB with long names.
 const maxRecent = 16 << 10
 
-// recent has entries of the index that were read a moment ago. What is in it is
-// what the index has: a write takes out what it changes.
+// recent has the entries of the index that were read last. They agree with the index: a
+// write removes the entries that it changes.
 type recent struct {
-	mu      sync.Mutex // guards the fields below
+	mu      sync.Mutex // guards the fields below; no lock is taken under it
 	entries *simplelru.LRU[string, entry]
-	writes  uint64 // what was read before one is not taken in after it
+	writes  uint64 // an entry that was read before a write is not added after it
 }
 
 func newRecent() *recent {
@@ -25,7 +25,8 @@ func newRecent() *recent {
 	return &recent{entries: entries}
 }
 
-// get returns an entry, or what add wants to be told of one that is read now.
+// get returns an entry. If there is none, writes is for the add of the entry that is read
+// next.
 func (r *recent) get(key []byte) (e entry, ok bool, writes uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -33,7 +34,7 @@ func (r *recent) get(key []byte) (e entry, ok bool, writes uint64) {
 	return e, ok, r.writes
 }
 
-// add takes an entry in, unless there was a write since it was looked for.
+// add adds an entry, unless there was a write since get.
 func (r *recent) add(key []byte, e entry, writes uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -42,7 +43,7 @@ func (r *recent) add(key []byte, e entry, writes uint64) {
 	}
 }
 
-// changed is called when what was written can be read.
+// changed removes entries that were written. It is called when readers see the new values.
 func (r *recent) changed(entries map[string]entry) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -52,7 +53,7 @@ func (r *recent) changed(entries map[string]entry) {
 	}
 }
 
-// Writes is how many times the index was written to since it was opened.
+// Writes returns how many times the index was written to since it was opened.
 func (x *Index) Writes() uint64 {
 	x.recent.mu.Lock()
 	defer x.recent.mu.Unlock()

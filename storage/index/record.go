@@ -15,10 +15,10 @@ type Record struct {
 	Manifest bool
 	Orphaned bool   // nothing points to it any more
 	Again    bool   // used again, some time after another use
-	Uses     uint32 // answers from the kept blob, as far as they were written
+	Uses     uint32 // answers from the stored blob, as far as they were written
 }
 
-// Expires is when the record's limit has passed, in Unix seconds.
+// Expires returns when the record's limit passes, in Unix seconds.
 func (r Record) Expires() int64 {
 	if r.Until == 0 {
 		return math.MaxInt64
@@ -26,8 +26,8 @@ func (r Record) Expires() int64 {
 	return r.Until
 }
 
-// Record returns what is known of a blob. One that cannot be decoded is as good
-// as none: the walk of the disk writes it again.
+// Record returns the record of a blob. One that cannot be decoded counts as missing: the
+// walk of the disk writes it again.
 func (x *Index) Record(d digest.Digest) (r Record, ok bool, err error) {
 	_, err = x.get(blobKey(d), func(b []byte) error {
 		var derr error
@@ -47,8 +47,7 @@ func (x *Index) PutRecords(records map[digest.Digest]Record) error {
 	return x.write(entries)
 }
 
-// Forget removes a blob's record and its links. Where there are none it writes
-// nothing.
+// Forget removes a blob's record and its links. If there are none it writes nothing.
 func (x *Index) Forget(d digest.Digest) error {
 	gone := map[string]entry{}
 	recorded, err := x.get(blobKey(d), func([]byte) error { return nil })
@@ -65,10 +64,9 @@ func (x *Index) Forget(d digest.Digest) error {
 	return x.write(gone)
 }
 
-// Records calls visit for every blob whose digest begins with prefix (an
-// algorithm, a colon and an even number of digits, or nothing), until it returns
-// false. The digest is the visitor's only during the call. Records that cannot be read
-// are passed over.
+// Records calls visit for each blob whose digest begins with prefix (an algorithm, a
+// colon and an even number of digits, or nothing), until visit returns false. The digest
+// is valid only during the call. Records skips records that cannot be read.
 func (x *Index) Records(prefix string, visit func(d []byte, r Record) bool) error {
 	key := []byte{'b'}
 	if prefix != "" {
@@ -104,7 +102,7 @@ func (v view) records(visit func(d []byte, r Record) bool) error {
 	})
 }
 
-// ScrubPosition is the digest that the scrub has come to; "": it starts over.
+// ScrubPosition returns the last digest that the scrub has read; "": it starts over.
 func (x *Index) ScrubPosition() (last digest.Digest, err error) {
 	_, err = x.get(scrubKey(), func(b []byte) (err error) {
 		last, err = decodeDigest(b)
@@ -113,7 +111,7 @@ func (x *Index) ScrubPosition() (last digest.Digest, err error) {
 	return last, err
 }
 
-// SetScrubPosition records the digest that the scrub has come to; "": it starts over.
+// SetScrubPosition records the last digest that the scrub has read; "": it starts over.
 func (x *Index) SetScrubPosition(last digest.Digest) error {
 	if last == "" {
 		return x.remove(scrubKey())

@@ -8,18 +8,18 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// TagKey names the only mutable thing: a tag, or a list kept like one (its Name
-// then has a slash, which no tag has).
+// TagKey names a pointer: a tag, or a list, which is stored like one (its Name has a slash,
+// which no tag has). Nothing else can change.
 type TagKey struct {
 	Upstream   string
 	Repository string
 	Name       string
 }
 
-// IsList reports whether the key is of a list, not of a tag.
+// IsList reports whether the key names a list, and not a tag.
 func (k TagKey) IsList() bool { return strings.Contains(k.Name, "/") }
 
-// Tag points to a digest, as an upstream last said at Checked.
+// Tag points to a digest, which the upstream last confirmed at Checked.
 type Tag struct {
 	Digest  digest.Digest
 	Checked time.Time
@@ -31,7 +31,7 @@ type NamedTag struct {
 	Tag
 }
 
-// Tag returns what is known of a tag.
+// Tag returns a tag; a missing one is (false, nil).
 func (x *Index) Tag(k TagKey) (t Tag, ok bool, err error) {
 	ok, err = x.get(tagKey(k), func(b []byte) (err error) { t, err = decodeTag(b); return err })
 	if err != nil {
@@ -40,15 +40,15 @@ func (x *Index) Tag(k TagKey) (t Tag, ok bool, err error) {
 	return t, ok, nil
 }
 
-// PutTag moves a tag. It is forgotten when it was not moved or checked for keep, or
-// when there is no room for it: see [Config].Max.
+// PutTag records a tag. It expires after keep, unless PutTag is called again before. It may
+// be evicted, or not recorded, when the index is full: see [Config].Max.
 func (x *Index) PutTag(k TagKey, t Tag, keep time.Duration) error { return x.tags.put(k, t, keep) }
 
-// RemoveTag forgets a tag.
+// RemoveTag removes a tag.
 func (x *Index) RemoveTag(k TagKey) error { return x.tags.remove(tagKey(k)) }
 
-// Tags calls visit for every pointer, tags and lists kept like one, until it
-// returns false. What cannot be read is passed over.
+// Tags calls visit for each pointer, that is each tag and list, until visit returns false.
+// It skips pointers that cannot be read.
 func (x *Index) Tags(visit func(TagKey, Tag) bool) error {
 	return x.scan([]byte{'t'}, func(key, value []byte) bool {
 		k, err := decodeTagKey(key)
@@ -57,8 +57,8 @@ func (x *Index) Tags(visit func(TagKey, Tag) bool) error {
 	})
 }
 
-// TagsAfter returns up to n pointers of a repository, in the order of their names,
-// that come after a name. next is where to go on, "" at the end.
+// TagsAfter returns up to n pointers of a repository, in the order of their names, after a
+// name. next is the after of the next page; "": this is the last page.
 func (x *Index) TagsAfter(upstream, repository, after string, n int) (page []NamedTag, next string, err error) {
 	v := x.view(tagKey(TagKey{Upstream: upstream, Repository: repository}))
 	defer v.close()
@@ -76,12 +76,11 @@ func (x *Index) TagsAfter(upstream, repository, after string, n int) (page []Nam
 	return page, "", failed
 }
 
-// dropBatch is how many pointers [Index.DropTags] looks at before it forgets some: no
-// more are held.
+// dropBatch is how many pointers [Index.DropTags] reads before it removes some.
 const dropBatch = 1000
 
-// DropTags forgets the pointers of an upstream, or of one of its repositories, that
-// drop is true of, and returns how many of them are no lists. "" is any.
+// DropTags removes the pointers of an upstream, or of one of its repositories, for which
+// drop returns true ("": of any). It returns how many of them are tags.
 func (x *Index) DropTags(upstream, repository string, dryRun bool, drop func(TagKey, Tag) bool) (tags int, err error) {
 	prefix := append([]byte{'t'}, upstream...)
 	if upstream != "" {
@@ -121,8 +120,8 @@ func (x *Index) DropTags(upstream, repository string, dryRun bool, drop func(Tag
 	}
 }
 
-// SetListed changes what says which upstreams are of the configuration; nil: all are. The
-// tags of all others share the part of the index that one of these may have. It is called
+// SetListed sets the function that says which upstreams are in the configuration; nil: all.
+// All other upstreams together get the share of the index of one of these. listed is called
 // from many goroutines.
 func (x *Index) SetListed(listed func(upstream string) bool) {
 	if listed == nil {

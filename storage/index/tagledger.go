@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// tagLedger keeps the records of tags and lists within a bound: a client that asks for
-// many tags adds a record for each. What nothing is kept of goes first: only HEADs have
-// asked for it. Of what is left the least recently checked go, and nothing that is pinned.
+// tagLedger bounds the bytes of tags and lists: a client that asks for many tags adds a
+// record for each. Tags without stored content are evicted first: clients have only sent
+// HEAD for them. Then the least recently checked are. Pinned tags are not evicted.
 type tagLedger struct {
 	*boundedRecords
 
@@ -32,7 +32,7 @@ func newTagLedger(x *Index, cfg Config, m *Metrics) *tagLedger {
 	return l
 }
 
-// put writes a record, which badger forgets after keep.
+// put writes a record, which expires after keep.
 func (l *tagLedger) put(k TagKey, t Tag, keep time.Duration) error {
 	recorded, err := l.boundedRecords.put(tagKey(k), t.encode(), keep)
 	if err == nil && !recorded {
@@ -41,7 +41,7 @@ func (l *tagLedger) put(k TagKey, t Tag, keep time.Duration) error {
 	return err
 }
 
-// pick returns the least useful records that take so many bytes.
+// pick returns the records to evict for so many bytes.
 func (l *tagLedger) pick(ctx context.Context, take int64) ([]recordVictim, error) {
 	sizes := map[cell]int64{}
 	err := l.cells(ctx, func(c cell, key, value []byte, _ Tag) { sizes[c] += recordBytes(key, value) })
@@ -66,10 +66,10 @@ func (l *tagLedger) pick(ctx context.Context, take int64) ([]recordVictim, error
 	return picked, err
 }
 
-// cells calls visit for every record that may go. What visit is given is its own only
-// during the call.
+// cells calls visit for each record that may be evicted. key and value are valid only during
+// the call.
 func (l *tagLedger) cells(ctx context.Context, visit func(c cell, key, value []byte, t Tag)) error {
-	var last TagKey // of which the next two are
+	var last TagKey // the previous record's; pinned and group are those of its repository
 	var pinned bool
 	var group string
 	return l.each(ctx, func(key, value []byte) {
@@ -82,14 +82,14 @@ func (l *tagLedger) cells(ctx context.Context, visit func(c cell, key, value []b
 			last, pinned, group = k, l.pinned(k.Upstream, k.Repository), l.group(k.Upstream)
 		}
 		if !pinned {
-			// A read that is no use: it must not displace what clients use from the cache.
+			// read and not get: a scan must not push out of recent what clients use.
 			_, kept, lerr := l.index.read(linkKey(Place{Upstream: k.Upstream, Repository: k.Repository, Manifest: !k.IsList()}, t.Digest))
 			visit(cell{kept || lerr != nil, group}, key, value, t)
 		}
 	})
 }
 
-// group is who pays for an upstream's records: see [cell].
+// group returns the group of an upstream's records: see cell.
 func (l *tagLedger) group(upstream string) string {
 	if listed := l.listed.Load(); listed != nil && !(*listed)(upstream) {
 		return ""
@@ -104,8 +104,8 @@ type tagVictim struct {
 	checked int64 // Unix nanoseconds
 }
 
-// oldestTags are the least recently checked of those offered that take want bytes: a
-// heap with the most recent on top.
+// oldestTags are the least recently checked of the offered tags, up to want bytes: a heap
+// with the most recent on top.
 type oldestTags struct {
 	want, sum int64
 	list      []tagVictim

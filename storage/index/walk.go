@@ -11,18 +11,18 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// scanStep is after how many keys a scan lets others go first: less than 0.1 ms.
+// scanStep is after how many keys a scan yields the processor: less than 0.1 ms.
 const scanStep = 64
 
-// scan calls visit for every key that begins with prefix until it returns
-// false. What it is given is its own only during the call.
+// scan calls visit for each key that begins with prefix, until visit returns false. key and
+// value are valid only during the call.
 func (x *Index) scan(prefix []byte, visit func(key, value []byte) bool) error {
 	v := x.view(prefix)
 	defer v.close()
 	return v.scan(visit)
 }
 
-// view is what begins with prefix in the index at one moment. Close it.
+// view is the entries whose keys begin with prefix, at one moment. Close it.
 type view struct {
 	index   *Index
 	prefix  []byte
@@ -30,7 +30,8 @@ type view struct {
 	txn     *badger.Txn // nil without a database
 }
 
-// view takes what waits first: what is written in between is in both, not in none.
+// view takes the waiting entries before the transaction: an entry that is written in
+// between is in both, and not in neither.
 func (x *Index) view(prefix []byte) view {
 	v := view{index: x, prefix: prefix, waiting: x.waitingWith(prefix)}
 	if db := x.db.Load(); db != nil {
@@ -75,19 +76,19 @@ func (v view) scan(visit func(key, value []byte) bool) error {
 	return nil
 }
 
-// ordered walks what comes after a key, in the order of keys, so that a look at
-// it can end and go on another time. What it yields is its own only until the next
-// one; failed is set where not all could be read.
+// ordered walks the entries after a key, in the order of keys, so that a walk can stop and
+// be continued later. What it yields is valid only until the next entry. It sets failed if
+// not all entries could be read.
 func (v view) ordered(after []byte, failed *error) iter.Seq2[[]byte, []byte] {
 	return func(yield func(key, value []byte) bool) {
-		var waiting []string // deleted ones too, for they hide what the database has
+		var waiting []string // deleted ones too: they hide the database's entries
 		for key := range v.waiting {
 			if key > string(after) {
 				waiting = append(waiting, key)
 			}
 		}
 		slices.Sort(waiting)
-		// pending yields what waits before a key, and says whether to go on.
+		// pending yields the waiting entries before a key, and reports whether to continue.
 		pending := func(key []byte) bool {
 			for len(waiting) > 0 && (key == nil || waiting[0] < string(key)) {
 				next := waiting[0]
@@ -118,13 +119,13 @@ func (v view) ordered(after []byte, failed *error) iter.Seq2[[]byte, []byte] {
 				return
 			}
 			if _, newer := v.waiting[string(item.Key())]; newer {
-				continue // it comes with what waits
+				continue // pending yields it
 			}
 			if err := item.Value(read); err != nil {
 				*failed = fmt.Errorf("read index: %w", err)
 				return
 			}
-			if !yield(item.Key(), value) { // both are good until Next
+			if !yield(item.Key(), value) { // both are valid until Next
 				return
 			}
 		}
@@ -132,8 +133,8 @@ func (v view) ordered(after []byte, failed *error) iter.Seq2[[]byte, []byte] {
 	}
 }
 
-// Digests walks the recorded digests in their order, from the one that comes after a
-// digest; "" is before all. An error ends the walk.
+// Digests walks the recorded digests after a digest, in their order; "": all. An error
+// ends the walk.
 func (x *Index) Digests(after digest.Digest) iter.Seq2[digest.Digest, error] {
 	return func(yield func(digest.Digest, error) bool) {
 		var failed error
@@ -150,12 +151,12 @@ func (x *Index) Digests(after digest.Digest) iter.Seq2[digest.Digest, error] {
 	}
 }
 
-// LinkedDigests is [Index.Digests] of those that have a link from a repository, or from
-// any of an upstream; "" is any.
+// LinkedDigests is [Index.Digests] of those that have a link from a repository of an
+// upstream; "": from any.
 func (x *Index) LinkedDigests(upstream, repository string, after digest.Digest) iter.Seq2[digest.Digest, error] {
 	return func(yield func(digest.Digest, error) bool) {
 		from := []byte{'l'}
-		if after != "" { // behind all links of it
+		if after != "" { // after all its links
 			from = append(linkPrefix(after), 0xff)
 		}
 		var failed error
@@ -178,7 +179,7 @@ func (x *Index) LinkedDigests(upstream, repository string, after digest.Digest) 
 	}
 }
 
-// BlobAt is a record with its links, as it is met in a walk of all.
+// BlobAt is a record with its links, in a walk of all.
 type BlobAt struct {
 	Record
 
@@ -195,7 +196,7 @@ type linkWalk struct {
 
 func (w *linkWalk) advance() { w.key, w.value, w.more = w.next() }
 
-// Links yields the blob's links, once. Each is the caller's only until the next.
+// Links yields the blob's links, once. Each is valid only until the next.
 func (b BlobAt) Links(yield func(LinkAt) bool) {
 	for w := b.links; w.more; w.advance() {
 		at, ok := decodeLinkAt(w.key, w.value)
@@ -204,13 +205,13 @@ func (b BlobAt) Links(yield func(LinkAt) bool) {
 		}
 		order := bytes.Compare(at.packed, b.packed)
 		if order > 0 || order == 0 && !yield(at) {
-			return // what is left of this blob's is passed over by the next one
+			return // the next blob skips the rest of this blob's links
 		}
 	}
 }
 
-// Blobs walks all records, each with its links. Both are in the order of digests: one
-// look at each is enough. An error ends the walk.
+// Blobs walks all records, each with its links. Both are in the order of digests, so one
+// scan of each is enough. An error ends the walk.
 func (x *Index) Blobs() iter.Seq2[BlobAt, error] {
 	return func(yield func(BlobAt, error) bool) {
 		var failed error

@@ -112,7 +112,7 @@ func survive(t *testing.T, dir, upstream string, d digest.Digest, what string) (
 			t.Errorf("%s: %v: %s", what, err, s.Log)
 		}
 		s.Interrupt(t)
-		for _, bad := range []string{"waits in memory", "changes wait", "panic", "fatal error"} {
+		for _, bad := range []string{"stay in memory", "cannot write index", "panic", "fatal error"} {
 			if strings.Contains(s.Log.String(), bad) {
 				t.Errorf("%s: %s", what, s.Log)
 			}

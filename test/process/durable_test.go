@@ -79,7 +79,7 @@ func TestSyncFails(t *testing.T) {
 	}
 	s.Interrupt(t)
 	nothingKept(t, folder)
-	if !strings.Contains(s.Log.String(), "cannot keep blob") {
+	if !strings.Contains(s.Log.String(), "cannot store blob") {
 		t.Error("the log does not say so")
 	}
 }
@@ -100,7 +100,7 @@ func TestSyncFailsOnce(t *testing.T) {
 	}
 	s.Interrupt(t)
 	nothingKept(t, folder)
-	if !strings.Contains(s.Log.String(), "cannot keep blob") {
+	if !strings.Contains(s.Log.String(), "cannot store blob") {
 		t.Error("the sync did not fail")
 	}
 }

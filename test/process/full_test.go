@@ -82,7 +82,7 @@ func TestFullDisk(t *testing.T) {
 	s = start(t, folder, up.URL)
 	up.Forget()
 	get(s, kept)
-	if n := up.Sent(kept.Digest); n != 0 || !strings.Contains(s.Log.String(), "waits in memory") {
+	if n := up.Sent(kept.Digest); n != 0 || !strings.Contains(s.Log.String(), "changes stay in memory") {
 		t.Errorf("%d bytes fetched again: %s", n, s.Log)
 	}
 	s.Interrupt(t)
@@ -101,7 +101,7 @@ func TestFullDisk(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(folder, "blobs", "sha256", again.Digest.Encoded()[:2], again.Digest.Encoded())); err != nil {
 		t.Error(err)
 	}
-	if strings.Contains(s.Log.String(), "waits in memory") {
+	if strings.Contains(s.Log.String(), "changes stay in memory") {
 		t.Errorf("the index was not read: %s", s.Log)
 	}
 }
@@ -130,7 +130,7 @@ func TestWriteFails(t *testing.T) {
 			s.Interrupt(t)
 			checkBlobs(t, folder, map[string]time.Time{})
 			if strings.Contains(inject, "when") { // counted by thread, so a later blob may be kept
-				if !strings.Contains(s.Log.String(), "passed on without being kept") {
+				if !strings.Contains(s.Log.String(), "passed through and not stored") {
 					t.Error("no write failed")
 				}
 				return

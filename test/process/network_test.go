@@ -105,7 +105,7 @@ func TestNetworkCut(t *testing.T) {
 		{"long", "timeouts: {progress: 3s, dial: 500ms}", func(s *server) {
 			tick := time.NewTicker(10 * time.Millisecond)
 			defer tick.Stop()
-			for log := ""; strings.Count(log, "download broke and goes on") < 2; log = s.Log.String() {
+			for log := ""; strings.Count(log, "download broke; resuming") < 2; log = s.Log.String() {
 				if strings.Contains(log, "msg=request") {
 					t.Errorf("the download ended with the cable out: %s", log)
 					return

@@ -182,7 +182,7 @@ func (s *server) await(t *testing.T, what string, ok func() bool) {
 // awaitWalk waits for what the mirror looks at once it has started.
 func (s *server) awaitWalk(t *testing.T) {
 	t.Helper()
-	s.await(t, "walk of the disk", func() bool { return strings.Contains(s.Log.String(), "index agrees with the disk") })
+	s.await(t, "walk of the disk", func() bool { return strings.Contains(s.Log.String(), "index checked against the disk") })
 }
 
 func (s *server) awaitFile(t *testing.T, name string) {

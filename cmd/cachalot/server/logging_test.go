@@ -42,7 +42,7 @@ func TestLogSaysWhoseRequest(t *testing.T) {
 	r := start(t, "log: {level: debug}\n"+upstreams(up.URL))
 
 	r.ask(t, r.url+"/v2/library/app/blobs/"+img.Layers[0].Digest.String(), "X-Request-Id", "a-break")
-	r.log.wait(t, `level=INFO msg="download broke and goes on" upstream=docker.io repository=library/app digest=\S+ offset=\d+ error=.* request_id=a-break\n`)
+	r.log.wait(t, `level=INFO msg="download broke; resuming" upstream=docker.io repository=library/app digest=\S+ offset=\d+ error=.* request_id=a-break\n`)
 	r.log.wait(t, `level=WARN msg="download failed" upstream=docker.io repository=library/app digest=\S+ bytes=\d+ error=.* request_id=a-break\n`)
 	r.log.wait(t, `level=DEBUG msg="asked upstream" upstream=docker.io op=get_blob method=GET host=127.0.0.1:\d+ range="?bytes=\d+-"? seconds=\S+ status=404 request_id=a-break\n`)
 	r.ask(t, r.url+"/v2/library/other/blobs/"+wrong.Digest.String(), "X-Request-Id", "a-lie")
