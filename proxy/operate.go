@@ -119,7 +119,7 @@ type Pull struct {
 	t target
 }
 
-// NewPull returns a pull of a tag or, where it is not "", a digest.
+// NewPull returns a pull of a tag or, if d is not "", of a digest.
 func (p *Proxy) NewPull(upstreamName, repository, tag string, d digest.Digest) (*Pull, error) {
 	r, err := p.registries.find("", upstreamName)
 	if err != nil {

@@ -49,7 +49,7 @@ const (
 	follow = "follow"
 )
 
-// Validate returns a [*upstream.KeyError], with a key of the rule, where it cannot be.
+// Validate returns an [*upstream.KeyError], with a key of the rule, if the rule is invalid.
 func (r Rule) Validate(maxStale time.Duration) error {
 	wrong := func(key, format string, args ...any) error {
 		return &upstream.KeyError{Key: key, Err: fmt.Errorf(format, args...)}
@@ -94,8 +94,8 @@ func (r Rule) Validate(maxStale time.Duration) error {
 	return nil
 }
 
-// registryOf is what a pattern has in the place of a registry, and the spelling of it
-// that rules are held against; the same where it is no name.
+// registryOf returns the registry of a pattern, as it is written, and its canonical name,
+// which rules are compared with. They are equal if it is no valid name.
 func registryOf(pattern string) (host, canonical string) {
 	host, _, _ = strings.Cut(pattern, "/")
 	if canonical, ok := upstream.CanonicalName(host); ok {
@@ -126,7 +126,7 @@ type policy struct {
 	followDenied bool
 }
 
-// policyFor goes through the rules for a target. The error says which one denies it.
+// policyFor applies the rules to a target. The error says which rule denies it.
 func (c Config) policyFor(t target) (policy, error) {
 	p := policy{freshFor: c.FreshFor}
 	pinned := false
@@ -164,7 +164,7 @@ func (c Config) policyFor(t target) (policy, error) {
 	return p, nil
 }
 
-// Pinned returns what says whether a repository is pinned; nil: none is.
+// Pinned returns a function that reports whether a repository is pinned; nil: none is.
 func (c Config) Pinned() func(upstream, repository string) bool {
 	if !slices.ContainsFunc(c.Rules, Rule.Pins) {
 		return nil

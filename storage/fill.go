@@ -369,7 +369,7 @@ func (f *fill) sum() digest.Digest {
 
 // settle stores the verified file as a blob, or removes it if it is NoStore. If the disk
 // fails now, the blob is not stored, and readers still get it.
-func (f *fill) settle(ctx context.Context) (kept bool) {
+func (f *fill) settle(ctx context.Context) (stored bool) {
 	if f.noStore() {
 		f.discard()
 		return false

@@ -115,7 +115,7 @@ func (s *Store) TopBlobs(ctx context.Context, q BlobQuery, o Order, n int) ([]Bl
 	return page, nil
 }
 
-// Blob returns what is known of one blob; [ErrNotFound] where it is not on disk.
+// Blob returns what is known of one blob; [ErrNotFound] if it is not on disk.
 func (s *Store) Blob(d digest.Digest) (BlobInfo, error) {
 	r, ok, err := s.index.Record(d)
 	switch {

@@ -7,8 +7,8 @@ import (
 	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
-// space is the account of the disk: what files take of it, what running fills have
-// reserved, and the limits of both. All sizes are bytes of the disk, in blocks of 4 KiB: a
+// space is the account of the disk: the bytes that files use, the bytes that running fills
+// have reserved, and the limits of both. All sizes are bytes of the disk, in blocks of 4 KiB: a
 // million manifests of 1 KiB are 4 GB. The bytes of blobs are ledger.bytes. The index and
 // its reserve are not in the account; blobs never fill the last 64 MiB (index.Floor) of the
 // disk, which the index needs.

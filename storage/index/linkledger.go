@@ -43,7 +43,7 @@ func newLinkLedger(x *Index, cfg Config) *linkLedger {
 	}
 	l := &linkLedger{pinned: cfg.Pinned, group: x.tags.group, unrecorded: unrecorded}
 	l.boundedRecords = &boundedRecords{
-		index: x, kind: 'l', name: "places of blobs", max: cfg.Max, wanted: make(chan struct{}, 1), rest: cfg.Rest, pick: l.pick,
+		index: x, kind: 'l', name: "links", max: cfg.Max, wanted: make(chan struct{}, 1), rest: cfg.Rest, pick: l.pick,
 		changed: func(_, _ int64) {}, gone: func(int64) {}, // the log says so
 	}
 	return l

@@ -69,7 +69,7 @@ func TestDamage(t *testing.T) {
 				_ = os.RemoveAll(dir)
 				mu.Lock()
 				died += starts - 1
-				if strings.Contains(log, "starting an empty one") {
+				if strings.Contains(log, "starting an empty index") {
 					rebuilt++
 				} else {
 					whole++

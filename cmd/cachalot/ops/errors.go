@@ -14,7 +14,7 @@ import (
 const (
 	Failed   = 1 // the mirror cannot be reached, or could not do it
 	Usage    = 2 // what was asked for is no such thing
-	NotFound = 3 // it is not kept, or not pinned
+	NotFound = 3 // it is not stored, or not pinned
 	Refused  = 4 // a token is wanted, or another one; or another name of the mirror
 )
 
