@@ -1,6 +1,6 @@
 // Package hostport reads hosts with or without a port, as URLs, Host fields and the names
 // of images have them: registry.example, registry.example:5000, 192.0.2.1 or [2001:db8::1]:5000.
-// It is the one syntax of a host. What a host is good for, its callers say.
+// It is the one syntax of a host. Callers say which hosts they take.
 package hostport
 
 import (

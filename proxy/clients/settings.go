@@ -93,7 +93,7 @@ func ValidRegistry(name string) bool {
 func PathName(registry string) string { return strings.ReplaceAll(registry, ":", ".") }
 
 // ValidHost reports whether a configuration can name the mirror's host so, with or without
-// a port. A dot at its end, some clients do not take.
+// a port. Some clients do not take a dot at its end.
 func ValidHost(s string) bool {
 	h, ok := hostport.Parse(s)
 	return ok && !h.Rooted
