@@ -90,9 +90,9 @@ func TestUpstreamBreaks(t *testing.T) {
 	}
 }
 
-// TestLongRest: an upstream that does not want to be asked again for long, in the
+// TestRetryAfter_DuringBlob: an upstream that does not want to be asked again for long, in the
 // middle of a blob, is not; clients are told so at once. What came is not lost.
-func TestLongRest(t *testing.T) {
+func TestRetryAfter_DuringBlob(t *testing.T) {
 	t.Parallel()
 	for status, want := range map[int]struct {
 		status int
@@ -161,9 +161,9 @@ func TestTrickleElsewhere(t *testing.T) {
 	}
 }
 
-// TestNamesGone: without a name server, what is kept is served, and the rest is
+// TestNoNameServer: without a name server, what is kept is served, and the rest is
 // an error that soon costs nobody any time.
-func TestNamesGone(t *testing.T) { // not parallel: the resolver is everybody's
+func TestNoNameServer(t *testing.T) { // not parallel: the resolver is everybody's
 	t.Setenv("NO_PROXY", "*")
 	for name, tc := range map[string]struct {
 		gone   func(*ut.Names)

@@ -14,10 +14,10 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestCutWhileServed: a kept file that ends in the midst of an answer breaks it
+// TestBlob_CutWhileServed: a kept file that ends in the midst of an answer breaks it
 // off, and the next client gets the blob from upstream; the same when the client
 // asks for ranges. A client that leaves harms nothing.
-func TestCutWhileServed(t *testing.T) {
+func TestBlob_CutWhileServed(t *testing.T) {
 	t.Parallel()
 	const size = 24 << 20 // more than sockets hold
 	for name, tc := range map[string]struct {

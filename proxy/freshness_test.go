@@ -347,8 +347,8 @@ func TestLyingDigest(t *testing.T) {
 	}
 }
 
-// TestTooOld: beyond max_stale only the upstream's word counts.
-func TestTooOld(t *testing.T) {
+// TestTag_Expired: beyond max_stale only the upstream's word counts.
+func TestTag_Expired(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
 	img := up.AddImage("library/app", "1", ut.NewImage(1, 10))

@@ -11,9 +11,9 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestStrangersTakeNoTag: what is not the registry's own no about a tag leaves it
+// TestTag_OnlyOwnNotFoundRemoves: what is not the registry's own no about a tag leaves it
 // here, however often it is said, and its content too.
-func TestStrangersTakeNoTag(t *testing.T) {
+func TestTag_OnlyOwnNotFoundRemoves(t *testing.T) {
 	t.Parallel()
 	page := func(status int, contentType, body string) []ut.Fault {
 		return []ut.Fault{ut.Body(contentType, []byte(body)), ut.StatusOf(status)}

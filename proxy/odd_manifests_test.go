@@ -49,9 +49,9 @@ func TestOlderClients(t *testing.T) {
 	}
 }
 
-// TestHeadIsNoPromise: of a tag that only HEAD has asked for, nothing is here; HEAD
+// TestHead_OnlyWhatGetServes: of a tag that only HEAD has asked for, nothing is here; HEAD
 // does not say 200 where GET would fail.
-func TestHeadIsNoPromise(t *testing.T) {
+func TestHead_OnlyWhatGetServes(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
 	up.AddImage("library/app", "latest", ut.NewImage(1, 10))

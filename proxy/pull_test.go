@@ -259,8 +259,8 @@ func kept(t *testing.T, m *mirror) {
 	}
 }
 
-// TestOpaque: whatever a manifest is, it passes through byte for byte.
-func TestOpaque(t *testing.T) {
+// TestManifest_ByteForByte: whatever a manifest is, it passes through byte for byte.
+func TestManifest_ByteForByte(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
 	m := newMirror(t, nil, registry(t, "docker.io", up.URL))

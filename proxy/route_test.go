@@ -316,9 +316,9 @@ func TestManyNames(t *testing.T) {
 	m.want(<-done, img.Index)
 }
 
-// TestStrangerLies: a registry that a client named, and may run, does not open
+// TestUnlisted_WordOpensNothing: a registry that a client named, and may run, does not open
 // what came through another by saying that it has it; sending it does.
-func TestStrangerLies(t *testing.T) {
+func TestUnlisted_WordOpensNothing(t *testing.T) {
 	t.Parallel()
 	private, stranger := ut.New(t, ut.Options{}), ut.New(t, ut.Options{})
 	img := private.AddImage("team/secret", "1", ut.NewImage(52, 1000))

@@ -211,8 +211,8 @@ func setFormat(t *testing.T, dir string, format uint16) {
 	}
 }
 
-// TestFilesGone: records of files that somebody deleted are dropped.
-func TestFilesGone(t *testing.T) {
+// TestReconcile_FilesDeleted: records of files that somebody deleted are dropped.
+func TestReconcile_FilesDeleted(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
 	o := &origin{content: content(25, 1000)}
@@ -326,9 +326,9 @@ func TestEviction(t *testing.T) {
 	}
 }
 
-// TestTooBig: a blob that can never fit is passed on to every client, evicts
+// TestFill_LargerThanDisk: a blob that can never fit is passed on to every client, evicts
 // nothing, and is verified all the same.
-func TestTooBig(t *testing.T) {
+func TestFill_LargerThanDisk(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir(), func(c *Config) { c.MaxSize = Size{Bytes: 1 << 20} })
 	d := put(t, s, 1, 1<<19, 1, false)

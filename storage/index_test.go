@@ -16,8 +16,8 @@ import (
 	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
-// TestSpoiltRecords: a record that cannot be decoded is written anew from the disk.
-func TestSpoiltRecords(t *testing.T) {
+// TestIndex_MalformedRecords: a record that cannot be decoded is written anew from the disk.
+func TestIndex_MalformedRecords(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()

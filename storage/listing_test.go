@@ -71,7 +71,7 @@ func TestSummary(t *testing.T) {
 
 // Hits are counted in memory, and are in the record after a restart; a download, a
 // look and what is passed on are none.
-func TestUses(t *testing.T) {
+func TestAccess_CountsHits(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	s := openStore(t, dir)

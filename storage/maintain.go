@@ -62,8 +62,8 @@ func (s *Store) readIndex() {
 	s.index.Recount(s.ctx)
 }
 
-// evict removes a blob, first the file, then its record, unless somebody uses
-// it or has used it since it was picked.
+// evict removes a blob, first the file, then its record, unless it is in use or
+// was used since it was picked.
 func (s *Store) evict(v victim) (evicted bool) {
 	s.gate.exclusiveIdle(v.digest, func() {
 		if s.access.usedSince(v.digest, v.Record) || s.isPinned(v.digest) {

@@ -30,9 +30,9 @@ func TestMostVictims(t *testing.T) {
 	}
 }
 
-// TestBooksAreDu: the books are what the file system gives, by its own account,
+// TestSpace_AgreesWithDu: the books are what the file system gives, by its own account,
 // with blobs and broken downloads of all sizes around a block.
-func TestBooksAreDu(t *testing.T) {
+func TestSpace_AgreesWithDu(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, smalldisk.New(t, 256))
 	sizes := []int{0, 1, block - 1, block, block + 1, 3*block - 1, 100_000, 1 << 20}

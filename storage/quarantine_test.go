@@ -211,9 +211,9 @@ func TestEmptiedWithoutRecord(t *testing.T) {
 	})
 }
 
-// TestBroken: what broke off is read again, at once where it broke off and then
+// TestHealth_ReadsBrokenAgain: what broke off is read again, at once where it broke off and then
 // all of it; a good file stays.
-func TestBroken(t *testing.T) {
+func TestHealth_ReadsBrokenAgain(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
 		change func([]byte) []byte // nil: nothing is wrong
@@ -253,9 +253,9 @@ func TestBroken(t *testing.T) {
 	}
 }
 
-// TestSpoilt: a damaged file that can be neither moved nor removed is passed
+// TestQuarantine_CannotMove: a damaged file that can be neither moved nor removed is passed
 // over, and replaced or put away when the disk can be written again.
-func TestSpoilt(t *testing.T) {
+func TestQuarantine_CannotMove(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
 	first, second := &origin{content: content(1, 1000)}, &origin{content: content(2, 1000)}
@@ -360,9 +360,9 @@ func TestQuarantineBounds(t *testing.T) {
 	checkQuarantine(t, s, left)
 }
 
-// TestUnopenable: a file that the disk cannot even open is put away; only what is
+// TestQuarantine_CannotOpen: a file that the disk cannot even open is put away; only what is
 // the disk's fault does so.
-func TestUnopenable(t *testing.T) {
+func TestQuarantine_CannotOpen(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
 	o := &origin{content: content(1, 1000)}

@@ -244,8 +244,8 @@ func TestMarkOrphaned(t *testing.T) {
 	checkDisk(t, s)
 }
 
-// TestOrder holds the order in which blobs go when room is needed.
-func TestOrder(t *testing.T) {
+// TestVictims_Order holds the order in which blobs go when room is needed.
+func TestVictims_Order(t *testing.T) {
 	t.Parallel()
 	const big = smallBlob
 	order := []index.Record{
@@ -275,9 +275,9 @@ func TestOrder(t *testing.T) {
 	}
 }
 
-// TestMixed does everything at once: fills that are kept, for a while or not
+// TestStore_AllAtOnce does everything at once: fills that are kept, for a while or not
 // at all, marks, hits, expiry and eviction. Then the books are the disk's.
-func TestMixed(t *testing.T) {
+func TestStore_AllAtOnce(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const limit = 2 << 20

@@ -50,9 +50,9 @@ func TestSHA512(t *testing.T) {
 	checkDisk(t, s)
 }
 
-// TestBreaks cuts the upstream at every byte: readers see nothing of it, and
+// TestFill_BreaksAtEveryByte cuts the upstream at every byte: readers see nothing of it, and
 // no byte is fetched twice where the upstream knows ranges.
-func TestBreaks(t *testing.T) {
+func TestFill_BreaksAtEveryByte(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
 	for cut := range int64(64) {
@@ -117,8 +117,8 @@ func TestManyReadersOneFill(t *testing.T) {
 	checkDisk(t, s)
 }
 
-// TestEverybodyLeaves holds the second half of I7.
-func TestEverybodyLeaves(t *testing.T) {
+// TestFill_AllReadersLeave holds the second half of I7.
+func TestFill_AllReadersLeave(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
 	o := &origin{content: content(8, 1<<20), hold: make(chan struct{})}
@@ -170,8 +170,8 @@ func TestWrongBytes(t *testing.T) {
 	}
 }
 
-// TestHold: a range inside a blob that has not verified does not complete.
-func TestHold(t *testing.T) {
+// TestBlob_Hold: a range inside a blob that has not verified does not complete.
+func TestBlob_Hold(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
 	o := &origin{content: content(9, 1<<20), hold: make(chan struct{})}

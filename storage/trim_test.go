@@ -156,9 +156,9 @@ func fullStore(t *testing.T, change ...func(*Config)) (*Store, *messages, []dige
 	return s, log, order
 }
 
-// TestNobodyWaits: while downloads stay below the limit none waits for an eviction,
+// TestEvict_NoWaitBelowLimit: while downloads stay below the limit none waits for an eviction,
 // though one is under way, which rests most of the time.
-func TestNobodyWaits(t *testing.T) {
+func TestEvict_NoWaitBelowLimit(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s, log, _ := fullStore(t)
@@ -195,9 +195,9 @@ func TestNobodyWaits(t *testing.T) {
 	})
 }
 
-// TestOutrun: a download for which there is no room is not held up by the pace of an
+// TestEvict_FillDoesNotWaitForPace: a download for which there is no room is not held up by the pace of an
 // eviction that is under way, and needs no second look at all records.
-func TestOutrun(t *testing.T) {
+func TestEvict_FillDoesNotWaitForPace(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s, log, order := fullStore(t)
@@ -230,9 +230,9 @@ func TestOutrun(t *testing.T) {
 	})
 }
 
-// TestTrimStops: once there is no more than the low mark, for a download that failed,
+// TestTrim_StopsAtLowMark: once there is no more than the low mark, for a download that failed,
 // no more goes of what was picked.
-func TestTrimStops(t *testing.T) {
+func TestTrim_StopsAtLowMark(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s, _, _ := fullStore(t)
@@ -286,9 +286,9 @@ func TestCloseWhileTrimming(t *testing.T) {
 	}
 }
 
-// TestTrimSpares: what is pinned, in use or was used a moment ago does not go for the
+// TestTrim_SparesPinnedAndUsed: what is pinned, in use or was used a moment ago does not go for the
 // low mark.
-func TestTrimSpares(t *testing.T) {
+func TestTrim_SparesPinnedAndUsed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := openStore(t, t.TempDir(), func(c *Config) {
@@ -317,9 +317,9 @@ func TestTrimSpares(t *testing.T) {
 	})
 }
 
-// TestUnreachableMark: where too much is pinned, nothing goes for the low mark, and
+// TestTrim_LowMarkUnreachable: where too much is pinned, nothing goes for the low mark, and
 // records are not looked at again and again for it.
-func TestUnreachableMark(t *testing.T) {
+func TestTrim_LowMarkUnreachable(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s, log, order := fullStore(t, func(c *Config) { c.Pinned = pinnedBase })

@@ -15,8 +15,8 @@ import (
 	"github.com/cachalot-registry/cachalot/test/trace"
 )
 
-// TestAgain: a blob is used again when a minute has passed, and that is kept.
-func TestAgain(t *testing.T) {
+// TestAccess_UsedAgain: a blob is used again when a minute has passed, and that is kept.
+func TestAccess_UsedAgain(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()

@@ -284,7 +284,7 @@ func (r *Registry) redirectTarget(op string, base, from *url.URL, location strin
 	}
 	u, err := from.Parse(location)
 	switch {
-	case err != nil || !isHost(u.Host):
+	case err != nil || !hasHost(u):
 		return nil, r.fail(op, ErrInvalid, "redirect to an invalid URL")
 	case u.User != nil:
 		return nil, r.fail(op, ErrInvalid, "redirect with a user name").because(errors.New("to " + u.Host))

@@ -249,7 +249,7 @@ func (h hint) of(err error) error {
 func (a *account) realm(c challenge) (u *url.URL, credentialed bool, refused hint, err error) {
 	r, base := a.endpoint.registry, a.endpoint.base
 	u, err = url.Parse(c.realm)
-	if err != nil || u.User != nil || !isHost(u.Host) || u.Scheme != "https" && u.Scheme != "http" {
+	if err != nil || u.User != nil || !hasHost(u) || u.Scheme != "https" && u.Scheme != "http" {
 		return nil, false, hint{}, r.fail(opToken, ErrInvalid, "the token realm is not an http or https URL")
 	}
 	if u.Scheme == "http" && base.Scheme == "https" {

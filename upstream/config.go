@@ -243,7 +243,7 @@ func parseBase(raw string) (*url.URL, error) {
 		return nil, errors.New("a credential in the URL; write it as username and password")
 	case u.Scheme != "http" && u.Scheme != "https":
 		return nil, errors.New("not an http or https URL; write one such as https://registry-1.docker.io")
-	case u.Host != "" && !isHost(u.Host):
+	case u.Host != "" && !hasHost(u):
 		return nil, errors.New("a bad host in the URL; write one such as registry.example:5000, in letters, digits, hyphens and dots")
 	case u.Host == "":
 		return nil, errors.New("no host in the URL; write one such as https://registry-1.docker.io")
@@ -278,6 +278,10 @@ func isHost(s string) bool {
 	_, ok := hostport.Parse(s)
 	return ok
 }
+
+// hasHost reports whether the URL of a registry has a host, after which it may write an
+// empty port (RFC 3986 section 3.2.3).
+func hasHost(u *url.URL) bool { return isHost(strings.TrimSuffix(u.Host, ":")) }
 
 // origin is u's scheme, host and port, in one spelling (RFC 6454 section 4).
 func origin(u *url.URL) string { return u.Scheme + "://" + hostPort(u) }

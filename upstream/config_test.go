@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -33,7 +34,6 @@ func TestConfigErrors(t *testing.T) {
 		{Config{Name: "r", URLs: []string{"https://me:secret@r.test"}}, "upstreams.r.url: a credential in the URL; write it as username and password"},
 		{Config{Name: "r", URLs: []string{"https://"}}, "upstreams.r.url: no host in the URL"},
 		{Config{Name: "r", URLs: []string{"https://b\u00fccher.test"}}, "upstreams.r.url: a bad host in the URL"},
-		{Config{Name: "r", URLs: []string{"https://b.test:"}}, "upstreams.r.url: a bad host in the URL"},
 		{Config{Name: "r", URLs: []string{"https://b.test:0"}}, "upstreams.r.url: a bad host in the URL"},
 		{Config{Name: "r", URLs: []string{good}, TokenRealms: []string{"*.b.test"}}, `upstreams.r.token_realms[0]: "*.b.test" is not a host`},
 		{Config{Name: "r", URLs: []string{good + "?x"}}, "the URL has ? or #; write the address alone, such as https://r.test"},
@@ -168,5 +168,22 @@ func TestHeaderTimeout(t *testing.T) {
 	up.Fault(upstreamtest.Match{Op: upstreamtest.HeadManifest}, upstreamtest.Header("X-Long", strings.Repeat("x", 1<<20)))
 	if _, err := asking(t, up).Head(t.Context(), KindManifest, repo, "latest"); err == nil || statusOf(err) == http.StatusOK {
 		t.Errorf("a header of 1 MiB: %v", err)
+	}
+}
+
+// TestHasHost: what a registry may write in a URL is as clients take it.
+func TestHasHost(t *testing.T) {
+	t.Parallel()
+	for raw, want := range map[string]bool{
+		"https://cdn.test/a": true, "https://cdn.test:/a": true, "https://[::1]:/a": true, "https://CDN_1.test:8443/a": true,
+		"https:///a": false, "https://:/a": false, "https://cdn.test:0/a": false, "https://cdn..test/a": false, "/a": false,
+	} {
+		u, err := url.Parse(raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := hasHost(u); got != want {
+			t.Errorf("%s: %t, want %t", raw, got, want)
+		}
 	}
 }

@@ -11,10 +11,10 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestGuests: a registry that leads to another one, which wants a token of its own, as
+// TestRedirectedToRegistry: a registry that leads to another one, which wants a token of its own, as
 // lscr.io does: nobody's token is asked for there, and nothing that the first one was
 // shown goes along (L1, I5).
-func TestGuests(t *testing.T) {
+func TestRedirectedToRegistry(t *testing.T) {
 	t.Parallel()
 	for _, elsewhere := range []bool{false, true} {
 		up, img := image(t, upstreamtest.Options{Auth: upstreamtest.Bearer, TokenElsewhere: elsewhere})
@@ -120,8 +120,8 @@ func TestScopeElsewhere(t *testing.T) {
 	wantCounts(t, up, map[upstreamtest.Op]int{upstreamtest.GetBlob: 1, upstreamtest.GetManifest: 1})
 }
 
-// TestGuestsWithoutToken: where no token is to be had, each question asks for one once.
-func TestGuestsWithoutToken(t *testing.T) {
+// TestRedirectedToRegistry_NoToken: where no token is to be had, each question asks for one once.
+func TestRedirectedToRegistry_NoToken(t *testing.T) {
 	t.Parallel()
 	up, _ := image(t, upstreamtest.Options{Auth: upstreamtest.Bearer})
 	up.Fault(upstreamtest.Match{Op: upstreamtest.Token}, upstreamtest.Body("", nil))
@@ -144,8 +144,8 @@ func TestGuestsWithoutToken(t *testing.T) {
 	}
 }
 
-// TestGuestsPages: a list has more than a page where the registry leads to another one.
-func TestGuestsPages(t *testing.T) {
+// TestRedirectedToRegistry_Pages: a list has more than a page where the registry leads to another one.
+func TestRedirectedToRegistry_Pages(t *testing.T) {
 	t.Parallel()
 	up, img := image(t, upstreamtest.Options{PageSize: 1})
 	up.Tag(repo, "a", img.Index.Digest)

@@ -165,8 +165,8 @@ func TestOpen_RangeFails(t *testing.T) {
 	}
 }
 
-// TestSaysNo: only a registry's own no is one.
-func TestSaysNo(t *testing.T) {
+// TestNotFound_OnlyRegistrysOwn: only a registry's own no is one.
+func TestNotFound_OnlyRegistrysOwn(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
 		name   string

@@ -14,7 +14,7 @@ import (
 const (
 	// firstPart is how much of a long blob is asked for first. The connection
 	// that brings it shows whether more of them are worth it, long before it is
-	// at the end, so that nobody has to wait for the next.
+	// at the end, so that no reader waits for the next.
 	firstPart = 16 << 20
 	// probe is how much the first connection brings before it is judged. Its
 	// first quarter says little: TCP starts slowly.
@@ -94,7 +94,7 @@ func (a *ahead) read(body io.Reader, p []byte) (int, error) {
 }
 
 // steer is called whenever some of the part in front was read, which has left
-// bytes to go. It opens what is to be fetched meanwhile.
+// bytes to go. It opens the pieces to be fetched while that is read.
 func (a *ahead) steer(left int64) {
 	if a == nil || a.next >= a.size {
 		return
@@ -202,7 +202,7 @@ func (a *ahead) giveUp() {
 }
 
 // take returns what is to be read from pos on, and where that ends. Without a
-// body, nobody has asked for it yet.
+// body, it was not asked for yet.
 func (a *ahead) take(pos int64) (io.ReadCloser, int64) {
 	for len(a.pieces) > 0 && (a.pieces[0].end <= pos || a.pieces[0].empty()) {
 		a.buffers.give(a.pieces[0].buf)

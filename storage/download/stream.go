@@ -11,15 +11,14 @@ import (
 )
 
 const (
-	// patience is how long a broken stream asks its Source again before it gives
-	// up. Clients see a pause meanwhile, and those that can go elsewhere do so
-	// only afterwards.
+	// patience is how long a broken stream asks its Source again before it fails.
+	// Clients see a pause until then; those that have another registry ask it afterwards.
 	patience = 15 * time.Second
-	// firstPatience is the same until there is a first byte, when nobody loses
-	// what was fetched: a download that was given up is begun again by a client.
+	// firstPatience is the same before the first byte: no bytes are lost then, and a
+	// client asks again.
 	firstPatience = 3 * time.Second
-	// progress is what a part must bring for the patience to start anew; a
-	// Source that breaks after every few bytes must not keep a fill for ever.
+	// progress is how many bytes a part must bring to restart the patience. A Source
+	// that breaks after every few bytes must not keep a download without end.
 	progress = 64 << 10
 )
 

@@ -22,8 +22,8 @@ import (
 // tagOf is a tag whose record has about 1 KiB.
 func tagOf(i int) TagKey { return TagKey{"u", "r", fmt.Sprint("n", i, strings.Repeat("-", 900))} }
 
-// TestTooMuchWaits: what waits is bounded, and room helps at once.
-func TestTooMuchWaits(t *testing.T) {
+// TestIndex_WaitingIsBounded: what waits is bounded, and room helps at once.
+func TestIndex_WaitingIsBounded(t *testing.T) {
 	t.Parallel()
 	dir := smalldisk.New(t, 256)
 	x := openIndex(t, dir, Config{})
@@ -98,9 +98,9 @@ func TestOpeningMarkGoes(t *testing.T) {
 	})
 }
 
-// TestGiveBack: memory is given back a while after the last of much work, and
+// TestIndex_GivesMemoryBack: memory is given back a while after the last of much work, and
 // after nothing less.
-func TestGiveBack(t *testing.T) {
+func TestIndex_GivesMemoryBack(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {

@@ -95,7 +95,7 @@ func TestAllTags(t *testing.T) {
 
 // A walk in order sees what the database has and what waits, each key once and the
 // newer value, from wherever it begins.
-func TestOrdered(t *testing.T) {
+func TestScan_Ordered(t *testing.T) {
 	t.Parallel()
 	x := openIndex(t, t.TempDir(), Config{})
 	name := func(n int) string { return fmt.Sprintf("v%02d", n) }

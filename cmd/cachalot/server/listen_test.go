@@ -201,9 +201,9 @@ func TestIdlersGoFirst(t *testing.T) {
 	}
 }
 
-// TestUnreadStay: a connection whose request has come, and was not read yet by a server
+// TestConnectionLimit_UnreadStay: a connection whose request has come, and was not read yet by a server
 // that lacks the time, does not go for another one; one that says nothing does.
-func TestUnreadStay(t *testing.T) {
+func TestConnectionLimit_UnreadStay(t *testing.T) {
 	t.Parallel()
 	inner, err := listen(t.Context(), "127.0.0.1:0", "listen")
 	if err != nil {

@@ -66,8 +66,8 @@ func TestStuckClients(t *testing.T) {
 	}
 }
 
-// TestNobodyIsStuck: without a limit nobody is cut off.
-func TestNobodyIsStuck(t *testing.T) {
+// TestSendTimeout_Off: without a limit nobody is cut off.
+func TestSendTimeout_Off(t *testing.T) {
 	t.Parallel()
 	ended := make(chan struct{})
 	l := startServer(t, 10, false, func(w http.ResponseWriter, _ *http.Request) {

@@ -260,9 +260,9 @@ func TestTLSFlows(t *testing.T) {
 	}
 }
 
-// TestWireKeepsWhatIsSaid: what TLS says between two writes of content, such as an
+// TestTLS_OtherMessagesAreSent: what TLS says between two writes of content, such as an
 // answer to a change of keys, is sent.
-func TestWireKeepsWhatIsSaid(t *testing.T) {
+func TestTLS_OtherMessagesAreSent(t *testing.T) {
 	t.Parallel()
 	here, there := net.Pipe()
 	defer here.Close()

@@ -209,10 +209,10 @@ func asked(name string, up *ut.Registry) (requests, fetched map[string]float64) 
 	return requests, fetched
 }
 
-// TestWires: every counter is what crossed the wires. Each result is produced,
+// TestMetrics_CountTheWire: every counter is what crossed the wires. Each result is produced,
 // by GET, HEAD and ranges, over plain HTTP and TLS; downloads break, are wrong,
 // and come over several connections; a client leaves; blobs are evicted.
-func TestWires(t *testing.T) {
+func TestMetrics_CountTheWire(t *testing.T) {
 	t.Parallel()
 	for _, scheme := range []string{"http", "https"} {
 		t.Run(scheme, func(t *testing.T) { // one after the other, for the memory they take
