@@ -10,49 +10,49 @@ import (
 	"time"
 )
 
-// RetryAfter is when a client may ask again for what there was no place for.
+// RetryAfter is when a client may try again after there was no place for its request.
 const RetryAfter = 5 * time.Second
 
 // DefaultShare is the part of a bound that one group takes at most.
 const DefaultShare = 0.25
 
-// few: of a small bound a group's part is up to so much, but never all.
+// few is how many places of a small bound a group may take, but never all of them.
 const few = 8
 
-// Holder is who wants a place.
+// Holder is the user of a place, or of one that it waits for.
 type Holder struct {
-	Group      string // a registry; "": of none
-	Repository string // the group's that the place is for; "": for none
-	Client     string // an address; "": no client's
+	Group      string // a registry; "": none
+	Repository string // of the group; "": none
+	Client     string // an address; "": none
 }
 
-// Bulkhead bounds work that goes on at a time. Some work may take several places.
+// Bulkhead bounds concurrent work. Some work takes several places.
 //
-// A group has no more places than its share. A client may have all that no other wants
-// but the last share: of all places, and of its group's. That one is for clients with
-// less than a share. So may a repository of its group's places, or of all where there
-// are no groups: one that hangs leaves some to the others.
+// A group has at most GroupLimit places. A client may take any free place except the last
+// share: of all places, and of its group's. The last share is for clients that have less
+// than a share. The same holds for a repository in its group's places, or in all places
+// if there is no group: a repository that hangs leaves some to the others.
 type Bulkhead struct {
 	limit int
 	share float64
 
-	mu           sync.Mutex // guards the fields below, and those of who waits
+	mu           sync.Mutex // guards the fields below, and those of the waiters
 	taken        int
 	byGroup      map[string]int
 	byClient     map[string]int
 	byBoth       map[Holder]int // group and client
 	byRepository map[Holder]int // group and repository
-	waiting      []*waiter      // in the order in which they came; none of them could enter now
+	waiting      []*waiter      // in order of arrival; none of them could enter now
 }
 
-// waiter is who wants a place.
+// waiter is a holder that waits for a place.
 type waiter struct {
 	holder Holder
 	has    bool
-	ready  chan struct{} // closed once it has one
+	ready  chan struct{} // closed when it has one
 }
 
-// NewBulkhead divides limit places, at least 1. share is less than 1; 0: DefaultShare.
+// NewBulkhead returns a Bulkhead of limit places, at least 1. share is less than 1; 0: DefaultShare.
 func NewBulkhead(limit int, share float64) *Bulkhead {
 	return &Bulkhead{
 		limit: limit, share: cmp.Or(share, DefaultShare),
@@ -60,28 +60,28 @@ func NewBulkhead(limit int, share float64) *Bulkhead {
 	}
 }
 
-// Limit is the number of places.
+// Limit returns the number of places.
 func (b *Bulkhead) Limit() int { return b.limit }
 
-// GroupLimit is the number of places that one group has at most.
+// GroupLimit returns the number of places that one group has at most.
 func (b *Bulkhead) GroupLimit() int { return max(1, b.part(b.limit), min(few, b.limit-1)) }
 
-// Taken is the number of places that are taken.
+// Taken returns the number of places that are taken.
 func (b *Bulkhead) Taken() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.taken
 }
 
-// Enter takes a place, if there is one for the holder. Leave gives it back.
+// Enter takes a place, and reports whether there is one for the holder. Leave gives it back.
 func (b *Bulkhead) Enter(h Holder) bool { return b.enter(h, 1) }
 
 // Leave gives back what Enter has taken.
 func (b *Bulkhead) Leave(h Holder) { b.leave(h, 1) }
 
-// Queue waits for a place: ready is closed once the holder has one. Who waits longest
-// comes first, of those who may have the place. leave gives it back, or stops waiting for
-// it; it may be called twice.
+// Queue waits for a place: ready is closed when the holder has one. Of the waiters that may
+// have a place, the one that has waited longest gets it. leave gives it back, or stops
+// waiting for it; it may be called twice.
 func (b *Bulkhead) Queue(h Holder) (ready <-chan struct{}, leave func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -103,7 +103,7 @@ func (b *Bulkhead) giveUp(w *waiter) {
 	b.waiting = slices.Delete(b.waiting, i, i+1)
 }
 
-// admit gives a place to who wants one, if there is one for it.
+// admit gives a waiter a place, if there is one for it.
 func (b *Bulkhead) admit(w *waiter) bool {
 	if b.taken >= b.limit || !b.enterLocked(w.holder, 1) {
 		return false
@@ -127,7 +127,7 @@ func (b *Bulkhead) enterLocked(h Holder, n int) bool {
 	return true
 }
 
-// Helps reports whether there is a place for a holder once another one has left one of its own.
+// Helps reports whether there is a place for h after other has left one of its places.
 func (b *Bulkhead) Helps(h, other Holder) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -136,7 +136,7 @@ func (b *Bulkhead) Helps(h, other Holder) bool {
 	return b.fits(h, 1)
 }
 
-// fits reports whether there are so many places for a holder.
+// fits reports whether there are n places for a holder.
 func (b *Bulkhead) fits(h Holder, n int) bool {
 	limit, left := b.limit, b.limit-b.taken-n
 	if !b.may(h.Client, left, limit, b.byClient[h.Client]+n) {
@@ -165,8 +165,8 @@ func (b *Bulkhead) leaveLocked(h Holder, n int) {
 	}
 }
 
-// may reports whether a client, or a repository, may have mine of limit places, when so
-// many are left then.
+// may reports whether a client, or a repository, may have mine of limit places, if left
+// places are free after that.
 func (b *Bulkhead) may(who string, left, limit, mine int) bool {
 	share := b.part(limit)
 	return left >= share || left >= 0 && (who == "" || mine <= share)
@@ -191,8 +191,8 @@ func count[K comparable](m map[K]int, key K, n int) {
 	}
 }
 
-// Client is who an address stands for: itself, or of IPv6 the network of 64 bits, of
-// which one host has all addresses (RFC 6177). What is no address stays as it is.
+// Client returns what an address stands for: itself, or for IPv6 its /64 network, because
+// one host has all addresses of it (RFC 6177). A string that is no address stays as it is.
 func Client(address string) string {
 	at, err := netip.ParseAddr(address)
 	if err != nil || at.Unmap().Is4() {

@@ -9,35 +9,36 @@ import (
 	"time"
 )
 
-// Memory is a budget for what is read whole into memory: manifests, lists, and what is
-// made of them. What does not fit is refused, and may be asked for again. Of the work on
-// it, see Work.
+// Memory is a budget for data that is read whole into memory: manifests, lists, and the
+// values parsed from them. Data that does not fit is refused, and may be requested again.
+// For the processor time that it takes, see Work.
 type Memory struct {
 	places *Bulkhead // a place is a KiB
-	// turns are for Work: a value for each processor that it may have, from when on.
+	// turns are for Work: one value for each processor that it may use, the time from which it may.
 	turns chan time.Time
 }
 
 const (
 	kib = 1 << 10
-	// firstRead is what ReadAll begins with where no length is announced, in bytes.
+	// firstRead is the first buffer of ReadAll if no length is announced, in bytes.
 	firstRead = 4 << 10
-	// copies is how often a body is in memory: what is made of it takes as much again. Of
-	// many small values see Unmarshal.
+	// copies is how often a body is in memory: the values parsed from it take as much
+	// again. For many small values see Unmarshal.
 	copies = 2
-	// patience is how long work waits for memory, and lookEvery how often it looks.
+	// patience is how long Charge waits for memory, and lookEvery how often it tries again.
 	patience  = 3 * time.Second
 	lookEvery = 25 * time.Millisecond
 )
 
-// maxAnnounced is a length that no one announces of what is read whole.
+// maxAnnounced is more than the length of any data that is read whole. ReadAll does not
+// believe an announced length from there on.
 const maxAnnounced = 64 << 20
 
-// ErrNoMemory: what is read does not fit into the budget now.
+// ErrNoMemory: the data does not fit into the budget now.
 var ErrNoMemory = errors.New("no memory is left for this; ask again later, or give cachalot more")
 
-// NewMemory is a budget of so many bytes, of which a registry, or a client that others
-// would lack them for, has no more than a share.
+// NewMemory returns a budget of so many bytes. share limits registries, repositories and
+// clients as in a [Bulkhead].
 func NewMemory(bytes int64, share float64) *Memory {
 	m := &Memory{NewBulkhead(max(1, int(bytes/kib)), share), make(chan time.Time, max(1, runtime.GOMAXPROCS(0)/2))}
 	for range cap(m.turns) {
@@ -46,13 +47,13 @@ func NewMemory(bytes int64, share float64) *Memory {
 	return m
 }
 
-// Limit is the budget, in bytes.
+// Limit returns the budget, in bytes.
 func (m *Memory) Limit() int64 { return int64(m.places.Limit()) * kib }
 
-// Taken is how much of it is used, in bytes.
+// Taken returns how much of the budget is used, in bytes.
 func (m *Memory) Taken() int64 { return int64(m.places.Taken()) * kib }
 
-// account is what one piece of work has of a budget.
+// account is the part of a budget that one piece of work has.
 type account struct {
 	memory *Memory
 	holder Holder
@@ -64,8 +65,8 @@ type account struct {
 
 type accountKey struct{}
 
-// Account has what [ReadAll] reads under the context that it returns charged to a holder,
-// until close is called, which is for who has let go of it all. A nil Memory has no bound.
+// Account returns a context under which [ReadAll] charges a holder. closed ends the charge;
+// the caller calls it when it has released all of the data. A nil Memory has no bound.
 func (m *Memory) Account(ctx context.Context, h Holder) (_ context.Context, closed func()) {
 	if m == nil {
 		return ctx, func() {}
@@ -81,7 +82,7 @@ func (a *account) close() {
 	a.taken, a.closed = 0, true
 }
 
-// charge takes so many KiB; after the account is closed, none.
+// charge takes n KiB, if there are so many; after the account is closed, none.
 func (a *account) charge(n int) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -92,15 +93,15 @@ func (a *account) charge(n int) bool {
 	return true
 }
 
-// Charge has bytes, which are about to be in memory, charged to the account of ctx. It
-// waits a while for them. Without an account there is no bound.
+// Charge charges bytes that are about to be in memory to the account of ctx. It waits a
+// while if they do not fit. Without an account there is no bound.
 func Charge(ctx context.Context, bytes int) error {
 	a, _ := ctx.Value(accountKey{}).(*account)
 	n := (bytes + kib - 1) / kib
 	switch {
 	case a == nil || a.charge(n):
 		return nil
-	case a.holder.Group != "" && n > a.memory.places.GroupLimit(): // however long it waits
+	case a.holder.Group != "" && n > a.memory.places.GroupLimit(): // waiting does not help
 		return ErrNoMemory
 	}
 	late := time.NewTimer(patience)
@@ -121,9 +122,9 @@ func Charge(ctx context.Context, bytes int) error {
 	}
 }
 
-// ReadAll is [io.ReadAll] within the account of ctx: what comes is charged, and with it
-// what is made of it. announced is how many bytes are to come, which are charged before;
-// -1: that is not known.
+// ReadAll is [io.ReadAll] within the account of ctx: it charges the bytes, and the values
+// that are parsed from them. announced is how many bytes are expected, which are charged
+// before; -1: that is not known.
 func ReadAll(ctx context.Context, r io.Reader, announced int64) ([]byte, error) {
 	size := firstRead
 	if announced >= 0 && announced < maxAnnounced {
@@ -139,7 +140,7 @@ func ReadAll(ctx context.Context, r io.Reader, announced int64) ([]byte, error) 
 		for len(b) < cap(b) {
 			n, err := r.Read(b[len(b):cap(b)])
 			b = b[:len(b)+n]
-			if err == io.EOF { // as io.Reader says; one that is wrapped is something else
+			if err == io.EOF { // as io.Reader requires; a wrapped one is another error
 				return b, nil
 			}
 			if err != nil {

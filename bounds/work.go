@@ -8,27 +8,28 @@ import (
 )
 
 const (
-	// heavy is how long a body is, in bytes, that keeps a processor busy for more than the
-	// millisecond in which others notice nothing.
+	// heavy is the length, in bytes, from which work on a body keeps a processor busy for
+	// more than a millisecond. Others do not notice a shorter time.
 	heavy = 64 << 10
-	// restShare is for how much longer than the work a processor is left to others after it,
-	// at least.
+	// restShare: after the work, the processor is left to others for at least restShare
+	// times as long.
 	restShare = 3
-	// stretch bounds what others wait for the work: at a random time half of what it takes.
-	// With rests that grow with its square, half of stretch is the mean of all times.
+	// stretch bounds how long others wait for the work: at a random time during it, half of
+	// its duration. As the pauses after it grow with the square of the duration, the mean
+	// over all times is half of stretch.
 	stretch = time.Millisecond / 2
-	// maxRest is the end of that growth: what takes so long has not had its processor alone.
+	// maxRest is the end of that growth: work that takes so long has shared its processor.
 	maxRest = time.Second
-	// perElement is what an element of a list or an object takes in memory, in bytes, where
-	// JSON becomes Go's values: a header, more than once while its list grows, and what it
-	// says.
+	// perElement is the memory that an element of a JSON list or object takes as a Go value,
+	// in bytes: a header, which is there more than once while the list grows, and its
+	// content.
 	perElement = 64
 )
 
-// Work runs f on a body of so many bytes; -1: of any number. Where they are many it keeps
-// a processor busy: so it does on half of the processors at most, for a quarter of their
-// time and less where it takes long at a stretch, and waits for its turn as long as ctx. Who
-// wants something small has the others. A nil Memory has no bound.
+// Work runs f on a body of so many bytes; -1: of any number. Work on a long body keeps a
+// processor busy. So it uses at most half of the processors, for a quarter of their time,
+// or less if it takes long at a stretch, and waits for its turn until ctx ends. Work on
+// small bodies has the other processors. A nil Memory has no bound.
 func (m *Memory) Work(ctx context.Context, bytes int64, f func()) error {
 	if m != nil && (bytes < 0 || bytes >= heavy) {
 		if err := m.turn(ctx); err != nil {
@@ -44,13 +45,13 @@ func (m *Memory) Work(ctx context.Context, bytes int64, f func()) error {
 	return nil
 }
 
-// rest is how long a processor is left to others after work that took so long.
+// rest returns how long a processor is left to others after work that took so long.
 func rest(took time.Duration) time.Duration {
 	squared := time.Duration(float64(took) * float64(took) / float64(stretch))
 	return max(restShare*took, min(squared, maxRest))
 }
 
-// turn waits until work may begin.
+// turn waits until heavy work may begin.
 func (m *Memory) turn(ctx context.Context) error {
 	select {
 	case from := <-m.turns:
@@ -76,8 +77,8 @@ func Work(ctx context.Context, bytes int, f func()) error {
 	return m.Work(ctx, int64(bytes), f)
 }
 
-// Unmarshal is [json.Unmarshal] within the account of ctx, or [ErrNoMemory]: a million
-// elements that say nothing take little of the text, and many times that once parsed.
+// Unmarshal is [json.Unmarshal] within the account of ctx; it may return [ErrNoMemory]. A
+// million empty elements are a short text, and take many times that when parsed.
 func Unmarshal(ctx context.Context, text []byte, into any) error {
 	if err := Charge(ctx, perElement*bytes.Count(text, []byte(","))); err != nil {
 		return err

@@ -1,6 +1,6 @@
 // Package hostport reads hosts with or without a port, as URLs, Host fields and the names
 // of images have them: registry.example, registry.example:5000, 192.0.2.1 or [2001:db8::1]:5000.
-// It is the one syntax of a host. Callers say which hosts they take.
+// It is the only host syntax in this module. Callers decide which hosts they accept.
 package hostport
 
 import (
@@ -9,9 +9,9 @@ import (
 	"strings"
 )
 
-// Host is a host that has been read.
+// Host is a parsed host.
 type Host struct {
-	// Name is in small letters, without a dot at its end. An IPv6 address has no brackets.
+	// Name is in lower case, without a dot at its end. An IPv6 address has no brackets.
 	Name string
 	Port uint16 // 0: none
 	// Rooted: a dot ends the name (RFC 1034 section 3.1). It names the same host.
@@ -62,7 +62,7 @@ func isLabel(s string) bool {
 		strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") == ""
 }
 
-// String is the host in one spelling: in small letters, without a dot at the end of the
+// String returns the host in one spelling: in lower case, without a dot at the end of the
 // name and without zeros before the port.
 func (h Host) String() string {
 	name := h.Name
@@ -79,8 +79,8 @@ func (h Host) String() string {
 func (h Host) Is6() bool { return strings.Contains(h.Name, ":") }
 
 // InImage reports whether the name of an image can begin with the host as it was written
-// (the distribution reference grammar): without underscores, a dot at the end of the name,
-// or an IPv4 address inside an IPv6 one.
+// (the distribution reference grammar). It cannot with an underscore, a dot at the end of
+// the name, or an IPv4 address inside an IPv6 one.
 func (h Host) InImage() bool {
 	if h.Is6() {
 		return !strings.Contains(h.Name, ".")

@@ -21,24 +21,24 @@ type Rule struct {
 	// part * stands for any characters; ** stands for any number of parts; [0-9]
 	// and {a,b} are as in a shell. A pattern with a tag matches only manifests that are
 	// requested by tag.
-	Match []string
+	Match []string `yaml:"match"`
 	// Access is "allow" or "deny". A denied request gets a 404 with the reason, and no
 	// upstream is asked.
-	Access string
+	Access string `yaml:"access"`
 	// FreshFor replaces [Config.FreshFor].
-	FreshFor *time.Duration
+	FreshFor *time.Duration `yaml:"fresh_for"`
 	// KeepFor is how long after its last use content of these repositories is evicted. It
 	// is also evicted before other content when space is needed. Zero: no limit.
-	KeepFor *time.Duration
+	KeepFor *time.Duration `yaml:"keep_for"`
 	// NoStore: content of these repositories is sent to clients and not stored. Concurrent
 	// requests share one download.
-	NoStore *bool
+	NoStore *bool `yaml:"no_store"`
 	// OnDenied is for a tag that the upstream refuses (401 or 403) to resolve. "keep" serves
 	// the stored content, as long as in an outage; "follow" removes the tag. Empty: keep.
-	OnDenied string
+	OnDenied string `yaml:"on_denied"`
 	// Pin: content of these repositories is never evicted. KeepFor and NoStore do not apply
 	// to it.
-	Pin *bool
+	Pin *bool `yaml:"pin"`
 }
 
 const (

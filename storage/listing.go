@@ -1,7 +1,6 @@
 package storage
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -170,25 +169,6 @@ func (s *Store) Links(d digest.Digest, n int) ([]Link, error) {
 	return links, err
 }
 
-// Origins calls visit for each upstream that the digest was seen at, until visit returns
-// false. It may call visit twice for the same upstream.
-func (s *Store) Origins(d digest.Digest, visit func(upstream string) bool) error {
-	sent := s.gate.sentBy(d) // before the links: the blob can be read before it has one
-	for _, upstream := range sent {
-		if !visit(upstream) {
-			return nil
-		}
-	}
-	var last []byte
-	return s.index.Links(d, func(at index.LinkAt) bool {
-		if last != nil && bytes.Equal(at.Upstream(), last) {
-			return true
-		}
-		last = append(last[:0], at.Upstream()...)
-		return visit(string(last))
-	})
-}
-
 // top selects the first of many records in an order. It sorts after each most records:
 // picked[most-1] is then the last one that a further record has to precede.
 type top struct {
@@ -226,4 +206,16 @@ func (t *top) offer(v victim) {
 func (t *top) sort() {
 	slices.SortFunc(t.picked, t.compare)
 	t.picked = t.picked[:min(len(t.picked), t.most)]
+}
+
+// TagsAfter returns up to n pointers of a repository, in the order of their names, after a
+// name. next is the after of the next page; "": this is the last page.
+func (s *Store) TagsAfter(upstream, repository, after string, n int) (page []NamedTag, next string, err error) {
+	return s.index.TagsAfter(upstream, repository, after, n)
+}
+
+// DropTags removes the pointers of an upstream, or of one of its repositories, for which
+// drop returns true. It returns how many of them are tags.
+func (s *Store) DropTags(upstream, repository string, dryRun bool, drop func(TagKey, Tag) bool) (tags int, err error) {
+	return s.index.DropTags(upstream, repository, dryRun, drop)
 }

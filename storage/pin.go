@@ -1,8 +1,9 @@
 package storage
 
 import (
-	"github.com/cachalot-registry/cachalot/storage/index"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
 // SetPinned sets the function that says which repositories are pinned; nil: none. A blob
@@ -39,3 +40,8 @@ func (s *Store) Pinned(upstream, repository string) bool {
 	pinned := s.pins.Load()
 	return pinned != nil && (*pinned)(upstream, repository)
 }
+
+// SetListed sets the function that says which upstreams are in the configuration; nil: all.
+// All other upstreams together get the share of the index of one of these. listed is called
+// from many goroutines.
+func (s *Store) SetListed(listed func(upstream string) bool) { s.index.SetListed(listed) }

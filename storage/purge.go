@@ -55,13 +55,6 @@ func (s *Store) Purge(d digest.Digest, p Purge) (became PurgeResult, diskBytes i
 	return became, diskBytes, err
 }
 
-// Kept reports whether a blob is stored. If its download has all bytes, Kept waits until
-// that is decided.
-func (s *Store) Kept(d digest.Digest) bool {
-	s.gate.settled(d)
-	return s.exists(d)
-}
-
 // purge is Purge, while no other caller can have the digest.
 func (s *Store) purge(d digest.Digest, p Purge) (PurgeResult, int64, error) {
 	everywhere := p.Upstream == ""

@@ -2,7 +2,6 @@ package storage
 
 import (
 	"io/fs"
-	"os"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -87,15 +86,4 @@ func (s *Store) reconcileShard(prefix string, blobs map[digest.Digest]fs.DirEntr
 	}
 	write()
 	return found, lost
-}
-
-func (s *Store) exists(d digest.Digest) bool { return s.disk.has(d) }
-
-// Length returns the length of a blob's file; false: it has none.
-func (s *Store) Length(d digest.Digest) (bytes int64, here bool) {
-	info, err := os.Stat(s.disk.blob(d))
-	if err != nil {
-		return 0, false
-	}
-	return info.Size(), true
 }

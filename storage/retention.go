@@ -2,7 +2,6 @@ package storage
 
 import (
 	"math"
-	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -42,13 +41,6 @@ func longer[T int64 | time.Duration](a, b T) T {
 		return 0
 	}
 	return max(a, b)
-}
-
-// MarkOrphaned marks blobs that nothing points to any more: they are evicted first. A
-// later hit removes the mark. Digests that are not on disk are skipped.
-func (s *Store) MarkOrphaned(digests []digest.Digest) error {
-	s.access.flush() // hits before the call must not remove the mark
-	return s.ledger.update(slices.Values(digests), func(_ digest.Digest, r *index.Record) { r.Orphaned = true })
 }
 
 // pinnedExpiry is how often a pinned blob whose limit has passed is checked again: it may

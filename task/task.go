@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// PanicError is a panic that has become the error of the work it happened in.
+// PanicError is a panic as the error of the work in which it happened.
 type PanicError struct {
 	Work  string // what was being done, such as "download"
 	Value any    // what panic was called with
@@ -23,21 +23,21 @@ type PanicError struct {
 // Error names the work only: the value may hold what clients must not see.
 func (e *PanicError) Error() string { return e.Work + ": internal error; the log has its stack" }
 
-// Public is what a client is told.
+// Public returns the text for clients.
 func (e *PanicError) Public() string { return e.Error() }
 
-// report is what [OnPanic] was given.
+// report is the function that was given to [OnPanic].
 //
 //nolint:gochecknoglobals // a panic ends a process, so one process has one
 var report atomic.Pointer[func(*PanicError)]
 
-// OnPanic has f told of each panic, in the goroutine that panicked. Without it they
-// are written to the standard error. There is one for the process, as there is one
-// process that a panic would end.
+// OnPanic sets the function that is called with each panic, in the goroutine that panicked.
+// Without it panics are written to standard error. There is one function for the process,
+// because a panic would end the process.
 func OnPanic(f func(*PanicError)) { report.Store(&f) }
 
-// Recovered reports what recover has returned, and makes it an error. It is for those
-// who must call recover themselves.
+// Recovered reports the value that recover has returned, and returns it as an error. It is
+// for code that must call recover itself.
 func Recovered(work string, value any) *PanicError {
 	e := &PanicError{Work: work, Value: value, Stack: debug.Stack()}
 	if f := report.Load(); f != nil {
@@ -58,10 +58,10 @@ func Try(work string, f func() error) (err error) {
 	return f()
 }
 
-// Guard returns f with the boundary, for go statements and the like.
+// Guard returns f with panics recovered as in [Try], for go statements and the like.
 func Guard(work string, f func()) func() {
 	return func() {
-		_ = Try(work, func() error { f(); return nil }) // it is reported
+		_ = Try(work, func() error { f(); return nil }) // Try has reported it
 	}
 }
 
@@ -72,8 +72,8 @@ const (
 	lastPause  = time.Minute
 )
 
-// Keep returns f with the boundary, and calls it again after a panic until ctx ends:
-// for what the process needs as long as it runs.
+// Keep returns f with panics recovered as in [Try]. After a panic it calls f again, until
+// ctx ends: it is for work that the process needs as long as it runs.
 func Keep(ctx context.Context, work string, f func()) func() {
 	return func() {
 		for pause := firstPause; ; pause = min(2*pause, lastPause) {

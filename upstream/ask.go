@@ -16,30 +16,29 @@ const (
 	maxTries     = 3
 	maxRetryTime = 10 * time.Second // no try begins later than this
 	maxRedirects = 8
-	maxRenewals  = 2 // of the authorisation, in one request
+	maxRenewals  = 2 // of the authorization, in one request
 )
 
-// query is one question, independent of the URL it is put to.
+// query is one request to a registry, independent of the URL that it is sent to.
 type query struct {
 	op, method string
 	repo       string
 	path       string // after /v2/
-	raced      bool   // may be put to several URLs at once
+	raced      bool   // may be sent to several URLs at once
 	rawQuery   string
 	header     http.Header
 
-	// optional: a direct client would not ask it, so that its failure says nothing
-	// of the registry: it is put once.
+	// optional: a direct client would not send it, so its failure says nothing about the
+	// registry. It is tried once.
 	optional bool
-	// accept refuses an answer that is none to q, and another URL is asked. Nil:
-	// any 2xx is one.
+	// accept refuses a response that does not fit q; the next URL is tried then. Nil: any
+	// 2xx is accepted.
 	accept func(*http.Response) error
-	skip   []*endpoint // not asked, for what they sent was not what was asked for
+	skip   []*endpoint // not tried: they sent wrong or incomplete content
 }
 
-// ask puts q to each URL in order, and again after a pause where all failed in
-// a way that may pass. The answer has a 2xx status, and a *body the caller
-// must close.
+// ask sends q to each URL in order, and again after a pause if all failed and the failure
+// is transient. The response has a 2xx status and a *body that the caller must close.
 func (r *Registry) ask(ctx context.Context, q query) (resp *http.Response, err error) {
 	if !validPath(q.path) {
 		return nil, r.fail(q.op, ErrInvalid, "not a name that can be asked for")
@@ -56,7 +55,7 @@ func (r *Registry) ask(ctx context.Context, q query) (resp *http.Response, err e
 		case err == nil:
 			return resp, nil
 		case errors.Is(err, errNotAsked) && before != nil:
-			return nil, backoff.Permanent(before) // what opened the breaker says more
+			return nil, backoff.Permanent(before) // the failure that opened the breaker says more
 		case ctx.Err() != nil, !transient(err), errors.Is(err, errNotAsked), bounded && time.Until(deadline) < pause.rest:
 			return nil, backoff.Permanent(err)
 		}
@@ -79,15 +78,15 @@ func (q query) tries() uint {
 	return maxTries
 }
 
-// jittered is the pause before asking again: 50-150 ms, then half as long again.
+// jittered returns the pauses before retries: 50-150 ms, then 1.5 times as long each time.
 func jittered() backoff.BackOff {
 	b := backoff.NewExponentialBackOff()
 	b.InitialInterval = 100 * time.Millisecond
 	return b
 }
 
-// restingPause is as long as the upstream asked for, and the usual pause more,
-// for others wait for the same moment.
+// restingPause is the Retry-After of the last error plus the usual pause, because other
+// requests wait for the same moment.
 type restingPause struct {
 	backoff.BackOff
 	rest time.Duration
@@ -95,8 +94,8 @@ type restingPause struct {
 
 func (p *restingPause) NextBackOff() time.Duration { return p.rest + p.BackOff.NextBackOff() }
 
-// askOne puts q to one URL, with one account after the other as long as the
-// account could be what is wrong.
+// askOne sends q to one URL. It tries the accounts in turn while the failure may be the
+// account's: a rate limit, a refusal or a missing credential.
 func (r *Registry) askOne(ctx context.Context, e *endpoint, q query) (*http.Response, error) {
 	if err := e.discoverChallenge(ctx); err != nil {
 		return nil, err
@@ -120,7 +119,7 @@ func (r *Registry) askOne(ctx context.Context, e *endpoint, q query) (*http.Resp
 		case !errors.Is(err, ErrRateLimited) && !errors.Is(err, ErrDenied) && !errors.Is(err, errNoCredential):
 			return nil, err
 		}
-		if len(e.accounts) > 1 && !errors.Is(err, ErrRateLimited) { // of which the budget speaks
+		if len(e.accounts) > 1 && !errors.Is(err, ErrRateLimited) { // the budget logs rate limits
 			r.log.WarnContext(ctx, "account refused", "upstream", r.cfg.Name, "account", a.key, "repository", q.repo, "error", err)
 		}
 		telling = moreTelling(telling, err)
@@ -128,9 +127,9 @@ func (r *Registry) askOne(ctx context.Context, e *endpoint, q query) (*http.Resp
 	return nil, telling
 }
 
-// askAs puts q to an account's URL. Redirect targets such as a CDN's signed URLs
-// expire: where one refuses without a challenge, the registry is asked once more for a
-// fresh one.
+// askAs sends q to an account's URL. Redirect targets such as a CDN's signed URLs expire:
+// if one refuses without a challenge for a token, q is sent to the registry once more, for
+// a new redirect.
 func (r *Registry) askAs(ctx context.Context, a *account, q query) (*http.Response, error) {
 	for fresh := false; ; fresh = true {
 		resp, sent, away, err := r.follow(ctx, a, q)
@@ -141,16 +140,16 @@ func (r *Registry) askAs(ctx context.Context, a *account, q query) (*http.Respon
 		if status < 300 {
 			return resp, nil
 		}
-		_, guest := wantsToken(resp) // and had none, or another one
+		_, guest := wantsToken(resp) // if so, a new redirect does not help
 		if away && !guest && !fresh && (status == 401 || status == 403 || status == 404 || status == 410) {
 			drain(resp)
 			continue
 		}
 		failed := r.statusError(q.op, resp, a.shown(sent)...)
-		if e := a.endpoint; e.prefix != "" { // which is no client's business
+		if e := a.endpoint; e.prefix != "" { // clients do not see the prefix
 			failed.Message = strings.ReplaceAll(failed.Message, e.prefix, "")
 		}
-		if away { // its words may have the signed URL in them
+		if away { // the message may quote the signed URL
 			failed.Code, failed.Message = "", "from where the registry leads"
 			failed.own = false
 			return nil, failed.because(errors.New(resp.Request.URL.Host))
@@ -159,8 +158,8 @@ func (r *Registry) askAs(ctx context.Context, a *account, q query) (*http.Respon
 	}
 }
 
-// follow sends q to a's URL, authenticates and follows redirects. away reports
-// that the answer comes from another origin. sent is what the registry was shown.
+// follow sends q to a's URL, authenticates and follows redirects. away reports whether the
+// response comes from another origin. sent is the last authorization for the registry.
 func (r *Registry) follow(ctx context.Context, a *account, q query) (resp *http.Response, sent authorization, away bool, err error) {
 	if err := a.spent(q.op); err != nil {
 		return nil, sent, false, err
@@ -194,15 +193,15 @@ func (r *Registry) follow(ctx context.Context, a *account, q query) (resp *http.
 			if next.hint != (hint{}) {
 				sent.hint = next.hint
 			}
-			return resp, sent, false, nil // nothing better to show
+			return resp, sent, false, nil // there is no better authorization
 		}
 		drain(resp)
-		next.secrets = append(next.secrets, sent.secrets...) // an answer may repeat either
+		next.secrets = append(next.secrets, sent.secrets...) // a response may repeat the old or the new ones
 		sent = next
 	}
 }
 
-// spent is the error of an op that rests, at the account's rate limit.
+// spent returns an error if the account's rate limit for op is spent, else nil.
 func (a *account) spent(op string) error {
 	left := a.budget.left(op)
 	if left == 0 {
@@ -213,8 +212,8 @@ func (a *account) spent(op string) error {
 	return resting
 }
 
-// chase sends q to a's URL and follows redirects by hand. The authorisation stays
-// at its origin; once another has been visited it is not sent again.
+// chase sends q to a's URL and follows redirects itself. It sends the authorization only to
+// the URL's own origin, and never after a redirect to another one.
 func (r *Registry) chase(ctx context.Context, a *account, q query, shown authorization) (*http.Response, bool, error) {
 	e := a.endpoint
 	u := e.url(q)
@@ -275,9 +274,9 @@ func isRedirect(status int) bool {
 	return false
 }
 
-// redirectTarget resolves a Location. Of where that leads its errors name the host only,
-// and to the log: a query may hold a signature. From https it may lead to http where that
-// is configured, and a digest decides on what comes from there.
+// redirectTarget resolves a Location. Its errors never have the target's path or query,
+// which may be signed; its host is for the log only. A redirect of an https registry to http
+// is followed only if AllowHTTPRedirects is set and the content is verified by digest.
 func (r *Registry) redirectTarget(op string, base, from *url.URL, location string, byDigest bool) (*url.URL, *Error) {
 	if location == "" {
 		return nil, r.fail(op, ErrInvalid, "redirect without a location")
@@ -302,13 +301,13 @@ func (r *Registry) redirectTarget(op string, base, from *url.URL, location strin
 // drain reads what is left of a short body, so that its connection can be
 // used again.
 func drain(resp *http.Response) {
-	// A connection that fails here is closed, which is all that matters.
+	// If reading fails, the transport closes the connection; that is enough.
 	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxErrorBody))
 	resp.Body.Close()
 }
 
-// validPath refuses what could leave the place in the URL it was meant for.
-// Callers validate names by the grammar; this is the second lock.
+// validPath reports whether p cannot change another part of the URL. Callers validate names
+// by the grammar; this is a second check.
 func validPath(p string) bool {
 	for s := range strings.SplitSeq(p, "/") {
 		if s == "" || s == "." || s == ".." {

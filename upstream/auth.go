@@ -18,10 +18,10 @@ import (
 	"github.com/cachalot-registry/cachalot/task"
 )
 
-// account answers a registry's challenges at one URL, and remembers the answers.
+// account answers a registry's challenges at one URL, and caches the answers.
 type account struct {
 	endpoint *endpoint
-	key      string      // of the configuration, which says where its credential is
+	key      string      // the configuration key of its credential
 	source   credentials // nil: anonymous
 	budget   *budget
 	tokens   *tokens
@@ -30,18 +30,18 @@ type account struct {
 
 	mu      sync.Mutex // guards the fields below
 	basic   string     // the last accepted user:password
-	secrets []string   // of the last credential, to be kept out of error messages
+	secrets []string   // of the last credential; removed from error messages
 }
 
-// authorization is what one request shows to the registry.
+// authorization is what one request sends to the registry to authenticate.
 type authorization struct {
 	header  string
 	key     tokenKey // of a bearer token
 	failed  error    // why there is no token for key
-	fresh   bool     // the token was made while this request waited: a 401 is no matter of age
-	young   bool     // it was made a moment ago: so is a 403
+	fresh   bool     // the token was issued while this request waited: a 401 is not due to its age
+	young   bool     // it is younger than youngToken: a 403 is not due to its age
 	hint    hint     // what the operator could change, if it is refused
-	secrets []string // to be kept out of error messages
+	secrets []string // removed from error messages
 }
 
 func newAccount(e *endpoint, key string, source credentials) (*account, error) {
@@ -50,7 +50,7 @@ func newAccount(e *endpoint, key string, source credentials) (*account, error) {
 		return nil, err
 	}
 	if source != nil {
-		e.registry.metrics.refused.WithLabelValues(e.registry.cfg.label()) // 0 is said too
+		e.registry.metrics.refused.WithLabelValues(e.registry.cfg.label()) // the metric exists at 0 too
 	}
 	log := e.registry.log.With("upstream", e.registry.cfg.Name)
 	if len(e.registry.cfg.Accounts) > 1 {
@@ -59,9 +59,9 @@ func newAccount(e *endpoint, key string, source credentials) (*account, error) {
 	return &account{endpoint: e, key: key, source: source, budget: newBudget(log), tokens: tokens}, nil
 }
 
-// known is what the registry will ask for, so that a request for another
-// repository needs no 401 of its own. Where that fails the request goes out
-// bare, for the registry may have changed its mind.
+// known returns the authorization that the registry will want, judging by its challenges so
+// far, so that a request for another repository needs no 401 of its own. If a token request
+// fails, q is sent without a token: the registry may not want one any more.
 func (a *account) known(ctx context.Context, q query) (authorization, error) {
 	c := a.endpoint.challenge(q.repo)
 	switch c.scheme {
@@ -74,7 +74,7 @@ func (a *account) known(ctx context.Context, q query) (authorization, error) {
 		}
 		shown := basicAuthorization(basic)
 		if err := a.login.resting(basicCredential(shown.header), q.repo); err != nil {
-			return a.renewBasic(ctx, q, authorization{}) // there may be another one
+			return a.renewBasic(ctx, q, authorization{}) // the credential may have changed
 		}
 		return shown, nil
 	case "bearer":
@@ -87,15 +87,15 @@ func (a *account) known(ctx context.Context, q query) (authorization, error) {
 	return authorization{}, nil
 }
 
-// renew answers a 401, or a 403, that rejected sent. An empty header means that
-// there is nothing better to show.
+// renew returns the authorization to try after a 401 or 403 that rejected sent. An empty
+// header means that there is no better one.
 func (a *account) renew(ctx context.Context, q query, resp *http.Response, sent authorization) (authorization, error) {
 	c, asked := parseChallenge(resp.Header.Values("WWW-Authenticate"))
 	if asked = asked && resp.StatusCode == http.StatusUnauthorized; asked {
 		a.endpoint.learn(c, q.repo)
 	} else {
-		// Some answer so where what was shown is no longer taken: ECR a password
-		// that has expired, others a token.
+		// Some registries send this response to an expired credential: ECR to a
+		// password, others to a token.
 		c = a.endpoint.challenge(q.repo)
 	}
 	switch {
@@ -111,7 +111,7 @@ func (a *account) renew(ctx context.Context, q query, resp *http.Response, sent 
 		c.scope = a.endpoint.pullScope(q.repo)
 	}
 	if sent.failed != nil && sent.key == keyOf(c) {
-		return authorization{}, sent.failed // same question: do not ask the token server twice
+		return authorization{}, sent.failed // same token request: do not send it twice
 	}
 	rejected := ""
 	if sent.key == keyOf(c) {
@@ -147,7 +147,7 @@ func (a *account) renewBasic(ctx context.Context, q query, sent authorization) (
 	return next, nil
 }
 
-// refusedBasic rests an account whose user and password are refused.
+// refusedBasic records that the registry refused the user and password.
 func (a *account) refusedBasic(q query, header string) {
 	why := a.endpoint.registry.fail(q.op, ErrDenied, "user and password")
 	why.Status = http.StatusUnauthorized
@@ -163,7 +163,7 @@ func basicAuthorization(userPassword string) authorization {
 	return a
 }
 
-// basicCredential is what a header of basicAuthorization shows.
+// basicCredential returns the user and password in a header of basicAuthorization.
 func basicCredential(header string) authn.AuthConfig {
 	b, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(header, "Basic "))
 	if err != nil {
@@ -173,14 +173,14 @@ func basicCredential(header string) authn.AuthConfig {
 	return authn.AuthConfig{Username: user, Password: password}
 }
 
-// youngToken is how long a token is not taken for one that is no longer good.
+// youngToken is the age up to which a token is not taken for an expired one.
 const youngToken = 2 * time.Second
 
 func keyOf(c challenge) tokenKey { return tokenKey{c.realm, c.service, c.scope} }
 
-// bearer returns a kept token for c, or a new one. A token equal to rejected
-// is no longer good. All who want the same token wait for one request, which
-// outlives any of them.
+// bearer returns a cached token for c, or a new one. A cached token equal to rejected is
+// not used. All callers that need the same token wait for one token request, which goes on
+// if a caller leaves.
 func (a *account) bearer(ctx context.Context, c challenge, rejected string) (authorization, error) {
 	key := keyOf(c)
 	realm, credentialed, hint, err := a.realm(c)
@@ -196,8 +196,8 @@ func (a *account) bearer(ctx context.Context, c challenge, rejected string) (aut
 	if t, ok := a.tokens.valid(key, rejected); ok {
 		return made(t, false), nil
 	}
-	// The rejected token is part of the flight's name: who holds a newer one
-	// must not be handed the answer to an older question.
+	// The rejected token is part of the flight's key: a caller whose newer token was
+	// rejected must not get the result of an older token request.
 	flight := strings.Join([]string{key.realm, key.service, key.scope, rejected}, "\x00")
 	answer := a.flight.DoChan(flight, func() (any, error) {
 		if t, ok := a.tokens.valid(key, rejected); ok {
@@ -225,17 +225,17 @@ func (a *account) bearer(ctx context.Context, c challenge, rejected string) (aut
 	}
 }
 
-// hint is what an operator could change: as clients may read it, and what the log alone
-// says besides.
+// hint says what an operator could change: text is for clients and the log, log is for the
+// log only.
 type hint struct{ text, log string }
 
-// of is err with the hint, if err is a refusal.
+// of returns err, with the hint added if err is an ErrDenied.
 func (h hint) of(err error) error {
 	e, ok := errors.AsType[*Error](err)
 	if h.text == "" || !ok || !errors.Is(err, ErrDenied) {
 		return err
 	}
-	hinted := *e // shared by all who waited
+	hinted := *e // a copy, because all callers that waited share e
 	hinted.Message = strings.TrimPrefix(hinted.Message+"; "+h.text, "; ")
 	if h.log != "" {
 		return hinted.because(errors.New(h.log))
@@ -243,9 +243,9 @@ func (h hint) of(err error) error {
 	return &hinted
 }
 
-// realm decides what a token server may be sent (I5): the credential only at
-// the registry's own host or a listed one, and nothing over plain HTTP unless
-// the registry's own URL is http.
+// realm decides what may be sent to a token server (I5): the credential only to the
+// registry's own host or one of TokenRealms, and nothing over plain HTTP unless the
+// registry's own URL is http.
 func (a *account) realm(c challenge) (u *url.URL, credentialed bool, refused hint, err error) {
 	r, base := a.endpoint.registry, a.endpoint.base
 	u, err = url.Parse(c.realm)
@@ -266,8 +266,7 @@ func (a *account) realm(c challenge) (u *url.URL, credentialed bool, refused hin
 	return u, false, hint{"the credential was not sent to the token server; to allow that, set " + r.cfg.key("token_realms"), fmt.Sprintf("[%q]", u.Host)}, nil
 }
 
-// credential is what the account may show; empty where it has nothing for
-// this URL.
+// credential returns the account's credential; empty if it has none for this URL.
 func (a *account) credential(ctx context.Context, op string) (authn.AuthConfig, error) {
 	if a.source == nil {
 		return authn.AuthConfig{}, nil
@@ -286,8 +285,8 @@ func (a *account) credential(ctx context.Context, op string) (authn.AuthConfig, 
 	return cred, nil
 }
 
-// credentialFailed counts that the credential of the account at key could not be
-// had, and logs it if no caller gets the error: while an older one is still valid.
+// credentialFailed returns a function that counts a failure to get the credential at key.
+// It logs the failure if an older credential is still valid: no caller gets the error then.
 func (r *Registry) credentialFailed(key string) func(err error, serves bool) {
 	failures := r.metrics.credentials.WithLabelValues(r.cfg.label())
 	return func(err error, serves bool) {
@@ -298,7 +297,7 @@ func (r *Registry) credentialFailed(key string) func(err error, serves bool) {
 	}
 }
 
-// shown are the secrets that an answer could repeat.
+// shown returns the secrets that a response could repeat.
 func (a *account) shown(sent authorization) []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()

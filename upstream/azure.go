@@ -22,15 +22,15 @@ import (
 const (
 	// acrScope is the same in all of Azure's clouds.
 	acrScope = "https://containerregistry.azure.net/.default"
-	// acrLife is for a refresh token that does not say when it expires; most live 3 hours.
+	// acrLife is the assumed life of a refresh token without an expiry; most live 3 hours.
 	acrLife   = time.Hour
 	acrEarly  = 5 * time.Minute
 	azureHint = "give cachalot a workload or managed identity, or set AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET"
 )
 
-// newAzure asks Entra ID for a token, and the registry for another in exchange.
-// The exchange is one request that no library is needed for: the one of the SDK
-// (azcontainerregistry) follows redirects with the token, reads an answer of any
+// newAzure returns an asker that gets a token from Entra ID and exchanges it for one of the
+// registry. The exchange is one request. It does not use the SDK's library
+// (azcontainerregistry), which follows redirects with the token, reads a response of any
 // length, and puts it into its errors.
 func newAzure(registry string, base *url.URL, rt http.RoundTripper) (asker, error) {
 	own := hosts(registry, base)
@@ -75,16 +75,16 @@ func askEntra(ctx context.Context, service string) (string, error) {
 	}
 	if failed, ok := errors.AsType[*azidentity.AuthenticationFailedError](err); ok && failed.RawResponse != nil && failed.RawResponse.Request != nil {
 		answer := failed.RawResponse
-		b, err := io.ReadAll(io.LimitReader(answer.Body, maxErrorBody)) // the library has read it, and put it back
+		b, err := io.ReadAll(io.LimitReader(answer.Body, maxErrorBody)) // the library has read the body, and restored it
 		if err != nil {
-			b = nil // the status will do
+			b = nil // the status is enough
 		}
 		return "", refused(answer.Request.URL.Host, answer.StatusCode, b)
 	}
 	return "", fmt.Errorf("no account was found; %s", azureHint)
 }
 
-// exchange gives the registry a token of Entra ID for one of its own.
+// exchange sends a token of Entra ID to the registry and returns its refresh token.
 func exchange(ctx context.Context, base *url.URL, rt http.RoundTripper, service, entra string) (string, error) {
 	form := url.Values{"grant_type": {"access_token"}, "service": {service}, "access_token": {entra}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, base.JoinPath("oauth2", "exchange").String(), strings.NewReader(form.Encode()))
@@ -115,8 +115,8 @@ func exchange(ctx context.Context, base *url.URL, rt http.RoundTripper, service,
 	return wire.RefreshToken, nil
 }
 
-// jwtExpiry is when t says that it expires, or what stands in for that. It is
-// not verified, for the registry that made it harms only itself.
+// jwtExpiry returns when t expires, at most maxTokenLife from now; acrLife from now if t
+// does not say. t is not verified: a wrong expiry harms only the registry that issued it.
 func jwtExpiry(t string) time.Time {
 	var claims jwt.RegisteredClaims
 	if _, _, err := jwt.NewParser().ParseUnverified(t, &claims); err != nil || claims.ExpiresAt == nil {

@@ -18,9 +18,9 @@ var (
 	errTooSlow = errors.New("not complete in time")
 )
 
-// leastProgress is what Timeouts.Progress of waiting must bring. By default that
-// is 546 bytes a second: 100 MB would take two days, and a link that gives so
-// little to each of 64 downloads has 280 kbit/s. Who has one sets a longer time.
+// leastProgress is how many bytes must arrive in Timeouts.Progress of waiting. By default
+// that is 546 bytes a second: 100 MB would take two days, and 64 such downloads fill a link
+// of 280 kbit/s. The operator of a link that slow sets a longer time.
 const leastProgress = 16 << 10
 
 // body is a response body with a progress deadline. A pause or a trickle closes the
@@ -32,23 +32,23 @@ type body struct {
 	cancel   context.CancelCauseFunc
 	registry *Registry
 	op       string
-	gzipped  bool // the answer says that it is packed
+	gzipped  bool // according to the response header
 	silence  *time.Timer
 	whole    *time.Timer   // bounds the whole body; nil for blobs
-	waited   time.Duration // by reads since the last leastProgress
-	brought  int64         // meanwhile
+	waited   time.Duration // by reads, since the last leastProgress bytes
+	brought  int64         // bytes read in that time
 	tooSlow  func()        // called after a pause or trickle; may be nil
-	broke    func()        // called when it breaks; may be nil
+	broke    func()        // called when the body fails; may be nil
 	from     *endpoint     // the URL that answered; nil for tokens and pings
 
-	fetched prometheus.Counter // nil until the answer is accepted
+	fetched prometheus.Counter // nil until the response is accepted
 	left    int64              // bytes that may still come; -1: any number
 	missing int64              // bytes that must still come
 	ends    []func()           // called once, at the end
 	once    sync.Once
 }
 
-// after has f called when the body is over. It is not for concurrent use.
+// after makes end call f, at the end of the body. It is not for concurrent use.
 func (b *body) after(f func()) { b.ends = append(b.ends, f) }
 
 func newBody(ctx, reqCtx context.Context, cancel context.CancelCauseFunc, r *Registry, op string, resp *http.Response) *body {
@@ -95,7 +95,7 @@ func (b *body) Read(p []byte) (int, error) {
 	if err == nil {
 		return n, nil
 	}
-	if err == io.EOF && b.missing > 0 { //nolint:errorlint // an end that looks like any other, where the length is not that of the answer
+	if err == io.EOF && b.missing > 0 { //nolint:errorlint // net/http returns a plain EOF if the response itself has no length
 		err = io.ErrUnexpectedEOF
 	}
 	if err == io.EOF { //nolint:errorlint // a wrapped one is a broken connection
@@ -108,7 +108,8 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, b.broken(err)
 }
 
-// trickles reports whether the time that reads have waited brought too little.
+// trickles reports whether reads have waited for Timeouts.Progress without leastProgress
+// bytes.
 func (b *body) trickles() bool {
 	if b.brought >= leastProgress {
 		b.waited, b.brought = 0, 0
@@ -116,7 +117,7 @@ func (b *body) trickles() bool {
 	return b.waited >= b.registry.cfg.Timeouts.Progress
 }
 
-// broken is the error of a body that ends too early.
+// broken returns the error of a body that ends too early.
 func (b *body) broken(err error) error {
 	if b.tooSlow != nil && (errors.Is(err, errSilent) || errors.Is(err, errTrickle)) {
 		b.tooSlow()
@@ -127,7 +128,7 @@ func (b *body) broken(err error) error {
 	return b.registry.networkError(b.ctx, b.op, "reading the body", err)
 }
 
-// Close ends the download; the connection is kept only if the body was read
+// Close ends the download; the connection is reused only if the body was read
 // to its end.
 func (b *body) Close() error {
 	err := b.rc.Close()

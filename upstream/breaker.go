@@ -10,8 +10,8 @@ import (
 )
 
 const (
-	// A breaker opens after breakerFailures in a row and lets one request try
-	// again after breakerPause: short, for what waits on it is a person's build.
+	// A breaker opens after breakerFailures in a row, and allows one trial request after
+	// breakerPause. The pause is short because a person's build waits for it.
 	breakerFailures = 5
 	breakerPause    = 5 * time.Second
 	// maxOrigins bounds the origins known; redirects can name any number of hosts.
@@ -23,19 +23,19 @@ const (
 // errNotAsked: a breaker is open.
 var errNotAsked = fmt.Errorf("%w: not asked: it failed %d times in a row", ErrUnavailable, breakerFailures)
 
-// errIgnored tells a breaker that an outcome says nothing of what it stands for.
+// errIgnored: the breaker does not count this outcome.
 var errIgnored = errors.New("not counted")
 
 type breaker = gobreaker.TwoStepCircuitBreaker[struct{}]
 
-// breakers say what is not asked for a while: an object, all of a repository, all of
-// an origin. An object that fails counts against its repository once, until it has
-// succeeded, and a repository against its origin once: one bad object, however
-// often it is asked for, does not stop the others. What fails before the
-// origin has answered at all counts against the origin each time.
+// breakers stop requests for an object, a repository or an origin for a while. An object
+// that fails counts against its repository only once, until it has succeeded, and a
+// repository against its origin only once: one bad object does not stop the others, however
+// often it is requested. A request that does not reach the origin counts against the origin
+// each time.
 type breakers struct {
 	origins *lru.Cache[string, *breaker] // by origin
-	parts   *lru.Cache[string, *breaker] // by repository or object there
+	parts   *lru.Cache[string, *breaker] // by repository of an origin, and by object of that
 	changed func(origin string, from, to gobreaker.State)
 }
 
@@ -51,17 +51,17 @@ func newBreakers(changed func(origin string, from, to gobreaker.State)) (*breake
 	return &breakers{origins: origins, parts: parts, changed: changed}, nil
 }
 
-// outcome is what became of a request.
+// outcome is the result of a request, for the breakers.
 type outcome int
 
 const (
 	succeeded    outcome = iota
-	ignored              // it says nothing of whom was asked
-	failedObject         // the origin answered that it cannot, or began no answer in time
-	failedOrigin         // it could not be reached
+	ignored              // it says nothing about the origin or the object
+	failedObject         // status 5xx (not 501), or no response after the request was sent
+	failedOrigin         // the origin could not be reached
 )
 
-// origin is an origin's breaker; known is whether it was there.
+// origin returns an origin's breaker; known reports whether it existed before.
 func (b *breakers) origin(name string) (br *breaker, known bool) {
 	return get(b.origins, name, gobreaker.Settings{Name: name, OnStateChange: b.changed})
 }
@@ -85,8 +85,8 @@ func get(cache *lru.Cache[string, *breaker], name string, s gobreaker.Settings) 
 	return br, false
 }
 
-// allow asks whether an object of a repository may be asked for. If so, done must be
-// called with what became of it.
+// allow reports whether an object of a repository may be requested. If so, done must be
+// called with the outcome.
 func (b *breakers) allow(origin, repo, object string) (done func(outcome), allowed bool) {
 	whole, _ := b.origin(origin)
 	parts := [...]*breaker{b.part(origin + "\x00" + repo + "\x00" + object), b.part(origin + "\x00" + repo), whole}
@@ -111,7 +111,7 @@ func (b *breakers) allow(origin, repo, object string) (done func(outcome), allow
 			default:
 				known := o == failedObject && (br.State() != gobreaker.StateClosed || br.Counts().ConsecutiveFailures > 0)
 				dones[i](errNotAsked)
-				if known { // it has been counted against what is larger
+				if known { // already counted against the repository or origin
 					o = ignored
 				}
 			}

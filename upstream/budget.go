@@ -8,15 +8,15 @@ import (
 )
 
 const (
-	// defaultRest is how long requests for manifests rest after an answer that says
-	// that none is left: they are asked again, for the window of a limit slides.
+	// defaultRest is how long GETs of manifests pause after a response that says that none
+	// is left. They are tried again after it, because the window of a limit slides.
 	defaultRest = time.Minute
-	// firstRest is how long they rest after a 429 that does not say: a limit of
-	// requests a second is over then. It is twice as long after each that follows, up
-	// to defaultRest. Blobs rest only as long as asked: their download is under way.
+	// firstRest is how long requests for manifests pause after a 429 that gives no time:
+	// enough for a limit per second. The pause doubles with each further 429, up to
+	// defaultRest. Blobs pause only if a 429 gives a time: their download is under way.
 	firstRest = time.Second
-	// counted is the request that Docker Hub counts. A HEAD is free and tells
-	// what is left.
+	// counted is the request that Docker Hub counts. A HEAD is free, and its response
+	// says how many are left.
 	counted = "get_" + string(KindManifest)
 	free    = "head_" + string(KindManifest)
 )
@@ -24,42 +24,41 @@ const (
 // lowMarks are the shares of a limit, in percent, at which the log warns.
 func lowMarks() []int64 { return []int64{5, 20} }
 
-// budget is what the rate limit leaves an account at one URL. While it is
-// spent, requests that count are refused here, at once and with the time left;
-// others go on.
+// budget is what is left of an account's rate limit at one URL. While it is spent, counted
+// requests fail here at once, with the time left; others are still sent.
 type budget struct {
 	log *slog.Logger // names the upstream, and the account where there are several
 
 	mu               sync.Mutex      // guards the fields below
-	limit, remaining int64           // as last said; limit 0: never
+	limit, remaining int64           // as the upstream last said; limit 0: it never did
 	saidAt           time.Time       // when that was
 	rests            map[string]rest // by op
-	warned           int64           // the lowest mark that was warned of; 0: none
+	warned           int64           // the lowest mark that was logged; 0: none
 }
 
-// rest is when an op is asked again, or could have been.
+// rest is the pause of an op, or its last pause.
 type rest struct {
 	until  time.Time
-	unsaid time.Duration // how long, where the upstream did not say; 0: it did
+	unsaid time.Duration // its length, if a 429 gave no time; else 0
 }
 
 func newBudget(log *slog.Logger) *budget { return &budget{log: log, rests: map[string]rest{}} }
 
-// said is what the upstream last said of the limit; 0 and 0: nothing.
+// said returns the limit as the upstream last gave it; 0 and 0: it never did.
 func (b *budget) said() (limit, remaining int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.limit, b.remaining
 }
 
-// left is how long op must rest; 0 when it may be asked.
+// left returns how long op must still pause; 0: it may be sent.
 func (b *budget) left(op string) time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return max(0, time.Until(b.rests[op].until))
 }
 
-// note reads what an answer says of the limit.
+// note reads the rate limit from a response.
 func (b *budget) note(op string, status int, h http.Header) {
 	limit, known := parseRateLimit(h.Get("Ratelimit-Limit"))
 	remaining, ok := parseRateLimit(h.Get("Ratelimit-Remaining"))
@@ -82,14 +81,14 @@ func (b *budget) note(op string, status int, h http.Header) {
 	}
 }
 
-// limited reads what a 429 of another server says, which speaks of no quota.
+// limited reads a 429 of another server, which does not tell the quota.
 func (b *budget) limited(op string, h http.Header) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.limitedLocked(op, h)
 }
 
-// limitedLocked lets op rest after a 429. The caller holds b.mu.
+// limitedLocked makes op pause after a 429. The caller holds b.mu.
 func (b *budget) limitedLocked(op string, h http.Header) {
 	now := time.Now()
 	if said := parseRetryAfter(h, now); said > 0 {
@@ -100,7 +99,7 @@ func (b *budget) limitedLocked(op string, h http.Header) {
 	}
 }
 
-// rest lets op rest from now on. The caller holds b.mu.
+// rest makes op pause from now on. The caller holds b.mu.
 func (b *budget) rest(op string, r rest) {
 	if now := time.Now(); now.After(b.rests[op].until) {
 		b.log.Warn("rate limit spent; serving stored content", "op", op, "seconds", r.until.Sub(now).Seconds())

@@ -30,8 +30,8 @@ func parseChallenge(headers []string) (challenge, bool) {
 	return *basic, true
 }
 
-// scanChallenges reads the challenges of one header up to the first thing that
-// is none. A name that is followed by "=" is a parameter, any other a scheme.
+// scanChallenges reads the challenges of one header up to the first syntax error. A name
+// that is followed by "=" is a parameter, any other a scheme.
 func scanChallenges(s string) []challenge {
 	var list []challenge
 	for {

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// keychain makes the asker of a cloud, nil where there is none of the name.
+// keychain returns the constructor of a cloud's asker; nil if no cloud has the name.
 func keychain(name string) func(registry string, base *url.URL, rt http.RoundTripper) (asker, error) {
 	switch name {
 	case "ecr":
@@ -26,8 +26,8 @@ func keychain(name string) func(registry string, base *url.URL, rt http.RoundTri
 	return nil
 }
 
-// hosts are those that say which of a cloud's registries base is: its own, or
-// the one in the name, where base is another way to it.
+// hosts returns the hosts that may say which of a cloud's registries base is: its own, and
+// the one in the registry's name if that differs: base may be another address of it.
 func hosts(registry string, base *url.URL) []string {
 	list := []string{bareHost(base.Hostname())}
 	if u, err := url.Parse("//" + registry); err == nil && bareHost(u.Hostname()) != list[0] {
@@ -36,12 +36,12 @@ func hosts(registry string, base *url.URL) []string {
 	return list
 }
 
-// unfit says that a keychain is not for any of hosts.
+// unfit returns the error of a keychain that supports none of hosts.
 func unfit(hosts []string, name, fits string) error {
 	return fmt.Errorf("%s is for %s, and %s is not one: remove it, or set username or docker_config", name, fits, strings.Join(hosts, " or "))
 }
 
-// once is an http.Transport for what is asked a few times a day.
+// once returns an http.Transport for requests that are sent a few times a day.
 func once() *http.Transport {
 	return &http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
@@ -51,13 +51,13 @@ func once() *http.Transport {
 	}
 }
 
-// told is what of a cloud library's error may be told, nil if nothing may: the
-// rest can quote files, the output of programs, requests and answers.
+// told returns the part of a cloud library's error that may be shown; nil if there is none.
+// The rest can quote files, the output of programs, requests and responses.
 func told(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if u, ok := errors.AsType[*url.Error](err); ok { // the path of some is a secret
+	if u, ok := errors.AsType[*url.Error](err); ok { // the path of some URLs is a secret
 		host := "a server"
 		if at, err := url.Parse(u.URL); err == nil {
 			host = at.Host
@@ -78,14 +78,14 @@ var (
 	entraCode = regexp.MustCompile(`^AADSTS[0-9]{1,10}`)
 )
 
-// refused tells of the answer of an OAuth 2 server, which may echo what it was
-// sent, no more than the codes in it (RFC 6749 section 5.2, and Entra ID's own).
+// refused returns the error of an OAuth 2 server's response. It has only the status and the
+// codes (RFC 6749 section 5.2, and Entra ID's own): the rest may repeat the request.
 func refused(host string, status int, body []byte) error {
 	var wire struct {
 		Error       string `json:"error"`
 		Description string `json:"error_description"`
 	}
-	_ = json.Unmarshal(body, &wire) // what is not JSON has no code
+	_ = json.Unmarshal(body, &wire) // a body that is not JSON has no code
 	text := fmt.Sprintf("%s answered %d", host, status)
 	if oauthCode.MatchString(wire.Error) {
 		text += " " + wire.Error

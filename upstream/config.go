@@ -59,17 +59,18 @@ type Config struct {
 
 // Account is one of: Username with Password or PasswordFile, DockerConfig, or Keychain.
 type Account struct {
-	Username, Password string
-	// PasswordFile is read for each token request.
-	PasswordFile string
+	Username string `yaml:"username"`
+	Password string `yaml:"password"`
+	// PasswordFile is read for each token request, so that a secret can be rotated.
+	PasswordFile string `yaml:"password_file"`
 	// DockerConfig is the path of a docker config.json with an entry for the URL's host. It
 	// may name credential helpers, which must be in PATH.
-	DockerConfig string
+	DockerConfig string `yaml:"docker_config"`
 	// Keychain is "ecr", "google" or "azure": the account of the machine or workload.
-	Keychain string
+	Keychain string `yaml:"keychain"`
 }
 
-// key is the one that says where the credential is.
+// key returns the configuration key that says where the credential is.
 func (a Account) key() string {
 	switch {
 	case a.Keychain != "":
@@ -86,9 +87,11 @@ func (a Account) key() string {
 // Timeouts limit the steps of a request; a whole blob has no limit. Zero is the default:
 // 5s, 10s, 20s, 30s.
 type Timeouts struct {
-	Dial, TLSHandshake, ResponseHeader time.Duration
+	Dial           time.Duration `yaml:"dial"`
+	TLSHandshake   time.Duration `yaml:"tls_handshake"`
+	ResponseHeader time.Duration `yaml:"response_header"`
 	// Progress limits the pauses inside a body, and the time for 16 KiB of it.
-	Progress time.Duration
+	Progress time.Duration `yaml:"progress"`
 }
 
 const defaultMaxConnections = 64
@@ -134,8 +137,8 @@ func (e *KeyError) Error() string { return e.Key + ": " + e.Err.Error() }
 
 func (e *KeyError) Unwrap() error { return e.Err }
 
-// Validate returns the wrong values. It reads no file and sends no request. Its errors
-// never contain a value that may be a secret.
+// Validate returns the wrong values. It reads the files of the accounts, no other file, and
+// sends no request. Its errors never contain a value that may be a secret.
 func (c Config) Validate() (wrong []*KeyError) {
 	fail := func(key, format string, args ...any) {
 		wrong = append(wrong, &KeyError{key, fmt.Errorf(format, args...)})
@@ -203,7 +206,7 @@ func (c Config) urlKey(i int) string {
 	return c.key("url")
 }
 
-// accountKey names a key of an account: the only one's stand beside the URL.
+// accountKey names a key of an account: those of a single account are beside the URL.
 func (c Config) accountKey(i int, name string) string {
 	if len(c.Accounts) > 1 {
 		name = fmt.Sprintf("accounts[%d].%s", i, name)
@@ -211,7 +214,7 @@ func (c Config) accountKey(i int, name string) string {
 	return c.key(name)
 }
 
-// roots are the system's certificates and those of CAFile; nil means the
+// roots returns the system's certificates and those of CAFile; nil means the
 // system's alone.
 func (c Config) roots() (*x509.CertPool, error) {
 	if c.CAFile == "" {
@@ -273,14 +276,14 @@ func splitBase(path string) (root, prefix string) {
 	return root, prefix
 }
 
-// isHost reports whether s is a host with or without a port, as [hostport] has it.
+// isHost reports whether s is a host with or without a port, as [hostport] defines it.
 func isHost(s string) bool {
 	_, ok := hostport.Parse(s)
 	return ok
 }
 
-// hasHost reports whether the URL of a registry has a host, after which it may write an
-// empty port (RFC 3986 section 3.2.3).
+// hasHost reports whether u has a valid host. An empty port after it is allowed (RFC 3986
+// section 3.2.3).
 func hasHost(u *url.URL) bool { return isHost(strings.TrimSuffix(u.Host, ":")) }
 
 // origin is u's scheme, host and port, in one spelling (RFC 6454 section 4).

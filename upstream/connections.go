@@ -15,28 +15,28 @@ import (
 )
 
 const (
-	// idleLong is how long a kept connection was not used that may have died
-	// without a word: a firewall has forgotten it, or its server is gone.
+	// idleLong is the idle time after which a reused connection may be dead without a
+	// sign: a firewall has dropped it, or its server is gone.
 	idleLong = time.Second
-	// deadAfter is how long a request over such a connection waits for its answer
+	// deadAfter is how long a request over such a connection waits for its response
 	// before it is sent over a new one too.
 	deadAfter = 3 * time.Second
-	// dropPause is how often all idle connections may be dropped.
+	// dropPause is the least time before a failed server drops all idle connections again.
 	dropPause = 3 * time.Second
-	// maxFresh bounds the new connections to a host that are opened in doubt.
+	// maxFresh bounds the connections to a host that replace possibly dead ones.
 	maxFresh = 8
 )
 
-// connections sends requests over kept connections, and over new ones where those may
-// be dead or lead to a server that has been replaced: a name is looked up for a new
-// connection only.
+// connections sends requests over reused connections, and over new ones if those may be
+// dead or lead to a server that has been replaced: a name is resolved for a new connection
+// only.
 type connections struct {
 	kept    *http.Transport
 	fresh   *http.Transport // each request has a connection of its own
 	doubted atomic.Bool     // a server has failed: the idle ones are dropped before the next request
-	dropped atomic.Int64    // Unix nanoseconds of the last time
+	dropped atomic.Int64    // Unix nanoseconds of the last drop
 
-	places *lru.Cache[string, *bounds.Bulkhead] // by host: for requests under way
+	places *lru.Cache[string, *bounds.Bulkhead] // by host: a place for each request under way
 }
 
 func newConnections(t *http.Transport) (*connections, error) {
@@ -49,8 +49,8 @@ func newConnections(t *http.Transport) (*connections, error) {
 	return &connections{kept: t, fresh: fresh, places: places}, nil
 }
 
-// enter waits for one of the connections to a host: those of a repository that hangs leave
-// some to the others. leave gives it back.
+// enter waits for one of the connections to a host. A repository that hangs leaves some of
+// them to the others. leave gives the connection back.
 func (c *connections) enter(ctx context.Context, host, repo string) (leave func(), err error) {
 	places, ok := c.places.Get(host)
 	if !ok {
@@ -74,7 +74,7 @@ func enter(ctx context.Context, places *bounds.Bulkhead, repo string) (leave fun
 	}
 }
 
-// doubt has the idle connections dropped before the next request.
+// doubt makes roundTrip drop the idle connections before the next request.
 func (c *connections) doubt() { c.doubted.Store(true) }
 
 func (c *connections) drop() {
@@ -86,26 +86,26 @@ func (c *connections) drop() {
 // close closes idle connections. Bodies that are being read are not touched.
 func (c *connections) close() { c.kept.CloseIdleConnections() }
 
-// roundTrip sends a request, and waits for the head of the answer.
+// roundTrip sends a request, and waits for the header of the response.
 func (c *connections) roundTrip(req *http.Request) (*http.Response, error) {
 	if c.doubted.Load() && time.Since(time.Unix(0, c.dropped.Load())) > dropPause {
 		c.drop()
 	}
-	if req.Body != nil { // it can be sent once
+	if req.Body != nil { // a body can be sent only once
 		return c.kept.RoundTrip(req)
 	}
 	type reply struct {
 		resp *http.Response
 		err  error
 	}
-	idle := make(chan struct{}, 1) // the request goes over a connection that was idle for long
+	idle := make(chan struct{}, 1) // the request uses a connection that was idle for longer than idleLong
 	send := func(t *http.Transport) (<-chan reply, context.CancelFunc) {
-		ctx, cancel := context.WithCancel(req.Context()) // which ends with the body
+		ctx, cancel := context.WithCancel(req.Context()) // after a success it ends with req's context
 		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) {
 			if i.Reused && i.IdleTime > idleLong {
 				select {
 				case idle <- struct{}{}:
-				default: // it was sent again by the transport
+				default: // the transport has retried the request
 				}
 			}
 		}})
@@ -113,7 +113,7 @@ func (c *connections) roundTrip(req *http.Request) (*http.Response, error) {
 		go func() {
 			var got reply
 			got.err = task.Try("request", func() (err error) {
-				got.resp, err = t.RoundTrip(req.Clone(ctx)) //nolint:bodyclose // by who takes the reply
+				got.resp, err = t.RoundTrip(req.Clone(ctx)) //nolint:bodyclose // the receiver of the reply closes it
 				return err
 			})
 			ch <- got
@@ -135,7 +135,7 @@ func (c *connections) roundTrip(req *http.Request) (*http.Response, error) {
 	}
 	var fresh <-chan reply
 	var leaveFresh context.CancelFunc
-	late := func(ch <-chan reply, leave context.CancelFunc) { // no one waits for it
+	late := func(ch <-chan reply, leave context.CancelFunc) { // discards a reply
 		leave()
 		if got := <-ch; got.err == nil {
 			got.resp.Body.Close()

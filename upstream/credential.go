@@ -15,16 +15,16 @@ import (
 	"github.com/cachalot-registry/cachalot/task"
 )
 
-// credentials says what an account may show to a registry; nothing, if it has
-// nothing for that registry. It may read a file, run a program or ask a cloud,
-// and returns when ctx ends whatever those do. Its errors hold no secret, nor
-// what a file, a program's output or a library's error quotes.
+// credentials returns an account's credential for a registry; an empty one if it has none
+// for it. It may read a file, run a program or send a request to a cloud, and returns when
+// ctx ends, even if those do not. Its errors contain no secret, and nothing that a file, a
+// program's stdout or a library's error quotes.
 type credentials interface {
 	get(ctx context.Context) (authn.AuthConfig, error)
 }
 
-// validate checks what can be checked before the registry is known. key is the
-// one at fault, and the error says what to write instead.
+// validate checks what can be checked before the registry is known. key is the wrong one,
+// and the error says what to write instead.
 func (a Account) validate() (key string, err error) {
 	given := []string{}
 	for _, way := range []struct {
@@ -50,7 +50,7 @@ func (a Account) validate() (key string, err error) {
 		_, err := readDockerConfig(a.DockerConfig)
 		return "docker_config", err
 	case a.Keychain != "":
-		if keychain(a.Keychain) == nil { // perhaps a secret in the wrong place
+		if keychain(a.Keychain) == nil { // not quoted: it may be a secret in the wrong place
 			return "keychain", errors.New("not known; write one of ecr, google, azure")
 		}
 	case a.Password != "" && a.PasswordFile != "":
@@ -68,10 +68,10 @@ func (a Account) validate() (key string, err error) {
 	return "", nil
 }
 
-// newCredentials finds what a may show at base, a URL of registry. What is
-// asked of the registry itself goes by rt. failed is told of each time that it
-// could not be had, and whether an older one serves. The error is about
-// docker_config or keychain, whichever is set, and says what to write instead.
+// newCredentials returns the credentials of a for base, a URL of registry. Requests to the
+// registry itself are sent through rt. failed is called for each failure to get a
+// credential, with whether an older one is still used. The error is about docker_config or
+// keychain, whichever is set, and says what to write instead.
 func newCredentials(a Account, registry string, base *url.URL, rt http.RoundTripper, failed func(err error, serves bool)) (credentials, error) {
 	var ask asker
 	var err error
@@ -92,16 +92,15 @@ func newCredentials(a Account, registry string, base *url.URL, rt http.RoundTrip
 // asker gets a credential. It may ignore ctx.
 type asker func(ctx context.Context) (granted, error)
 
-// granted is a credential, and how long it may be kept: not at all, if it says
-// nothing.
+// granted is a credential, and how long it may be cached: not at all if expires is zero.
 type granted struct {
 	authn.AuthConfig
 	expires time.Time
-	renew   time.Time // from then on a new one is asked for, while this one still does
+	renew   time.Time // from then on a new one is requested, while this one is still valid
 }
 
-// lasting is a credential that is good until expires. It is renewed that much
-// earlier, or when half of its time is over.
+// lasting returns a credential that is valid until expires. It is renewed that much
+// earlier, but not before half of its life is over.
 func lasting(c authn.AuthConfig, expires time.Time, early time.Duration) granted {
 	life := time.Until(expires)
 	return granted{c, expires, expires.Add(-min(early, life/2))}
@@ -119,18 +118,18 @@ func (a Account) ask(context.Context) (granted, error) {
 }
 
 const (
-	// maxAsking bounds one question, or callers who keep coming would wait for
-	// one that never ends.
+	// maxAsking bounds one request for a credential: while new callers keep joining, one
+	// that hangs would never be cancelled.
 	maxAsking = time.Minute
-	// maxRenewal is what a caller waits for a new credential, while the old one
-	// still does, and renewalPause how long it does without one that failed.
+	// maxRenewal is how long a caller waits for a new credential while the old one is
+	// valid. renewalPause is the time after a failed renewal until the next try.
 	maxRenewal   = 5 * time.Second
 	renewalPause = time.Minute
 )
 
-// shared asks once for all who want a credential at the same time, and keeps
-// what may be kept. The request lives while a caller waits for it. The next one begins
-// after it has ended, so that at most one hangs.
+// shared makes one request for all callers that need a credential at the same time, and
+// caches the credential as long as it may. The request is cancelled when no caller waits
+// for it. The next one begins after it has ended, so that at most one hangs.
 type shared struct {
 	ask    asker
 	failed func(err error, serves bool)
@@ -168,16 +167,16 @@ func (s *shared) get(ctx context.Context) (authn.AuthConfig, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.kept == kept {
-		if renewal.Err() != nil && ctx.Err() == nil { // given up, so that run says nothing
+		if renewal.Err() != nil && ctx.Err() == nil { // the caller gave up; run may not report it
 			s.failed(err, true)
 		}
 		s.kept.renew = now.Add(renewalPause)
 	}
-	return kept.AuthConfig, nil // the failure will show when this one has expired
+	return kept.AuthConfig, nil // callers get the failure after this one has expired
 }
 
-// wait joins the question under way, or begins one, unless one has been answered
-// since the caller has seen what was kept.
+// wait joins the request under way, or begins one. If the cached credential is newer than
+// the one that the caller has seen, it returns that instead.
 func (s *shared) wait(ctx context.Context, seen granted) (authn.AuthConfig, error) {
 	for {
 		q, newer := s.join(seen)
@@ -190,7 +189,7 @@ func (s *shared) wait(ctx context.Context, seen granted) (authn.AuthConfig, erro
 			s.leave(q)
 			return authn.AuthConfig{}, fmt.Errorf("wait for the credential: %w", context.Cause(ctx))
 		}
-		// One that was given up by those before us says nothing.
+		// A request that earlier callers gave up has no result: try again.
 		if q.err == nil || !errors.Is(q.err, errGivenUp) {
 			return q.answer.AuthConfig, q.err
 		}

@@ -1,14 +1,14 @@
 // Package upstream fetches manifests, blobs and lists from other registries.
 //
-//	Head, Open, Manifest, Tags, Referrers
+//	Has, Resolve, Open, Manifest, TagPage, Referrers
 //	  ask          retry after a pause if all URLs failed          (ask.go)
 //	    askEach    the URLs in order; digests may be raced         (race.go)
 //	      discoverChallenge  once, from GET /v2/                   (endpoint.go)
 //	      askOne   the accounts in turn                            (ask.go, endpoint.go)
-//	        budget   the rest of the account's rate limit          (budget.go)
+//	        budget   what is left of the account's rate limit      (budget.go)
 //	        follow   authenticate: Basic, or a token by scope      (auth.go, token.go)
 //	          chase  redirects, by hand                            (ask.go)
-//	            roundTrip  breaker, rests, transport, metrics      (wire.go)
+//	            roundTrip  pauses, breaker, transport, metrics     (wire.go)
 //	              pass     request id and trace, to the registry   (requestid.go, trace.go)
 //	              dial     the policy of allowed addresses         (egress.go, special.go)
 //	              body     progress deadline, counting             (body.go)

@@ -19,9 +19,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 )
 
-// newDockerConfig gets the credential for base from a docker config.json, which is read
-// each time. That its helper can be run is checked now: a file that was
-// copied from a desktop names one that is not here.
+// newDockerConfig returns an asker that reads the credential for base from a docker
+// config.json each time. Whether the file's helper is in PATH is checked now: a file that
+// was copied from a desktop may name one that is not installed here.
 func newDockerConfig(file string, base *url.URL) (asker, error) {
 	c, err := readDockerConfig(file)
 	if err != nil {
@@ -63,8 +63,8 @@ func readDockerConfig(file string) (*configfile.ConfigFile, error) {
 	return c, nil
 }
 
-// parseDockerConfig tells of b no more than where it is wrong, for the decoders
-// quote what they stumble over.
+// parseDockerConfig parses b. Its errors do not contain those of the decoders, which quote
+// the content.
 func parseDockerConfig(b []byte) (*configfile.ConfigFile, error) {
 	c, err := dockerconfig.LoadFromReader(bytes.NewReader(b))
 	syntax, isSyntax := errors.AsType[*json.SyntaxError](err)
@@ -89,7 +89,7 @@ func parseDockerConfig(b []byte) (*configfile.ConfigFile, error) {
 	return c, nil
 }
 
-// isHelper keeps paths out of what is looked for in PATH.
+// isHelper reports whether name can be the name of a helper in PATH, and not a path.
 func isHelper(name string) bool {
 	return strings.IndexFunc(name, func(c rune) bool {
 		return (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && !strings.ContainsRune("._-", c)
@@ -99,9 +99,8 @@ func isHelper(name string) bool {
 // dockerHub is what docker calls Docker Hub in its config.json.
 const dockerHub = "https://index.docker.io/v1/"
 
-// dockerNames are the names for base in a config.json, docker's own first. It
-// knows a registry by the host and port of its images' names, in which the
-// scheme's own port may be written or not.
+// dockerNames returns the names for base in a config.json, docker's own first. docker uses
+// the host and port of the image names, which may contain the scheme's default port or not.
 func dockerNames(base *url.URL) []string {
 	host, withPort := bareHost(base.Hostname()), hostPort(base)
 	hub := []string{"index.docker.io", "docker.io", "registry-1.docker.io"}
@@ -111,15 +110,16 @@ func dockerNames(base *url.URL) []string {
 	names := []string{strings.ToLower(base.Host)}
 	switch {
 	case base.Port() == "":
-		names = append(names, withPort, host) // of IPv6, host is without brackets
+		names = append(names, withPort, host) // an IPv6 host has no brackets here
 	case withPort == hostPort(&url.URL{Scheme: base.Scheme, Host: base.Hostname()}):
 		names = append(names, host)
 	}
 	return names
 }
 
-// helperFor is the helper to ask, and for what; "" where the file itself
-// counts. An empty helper for a host excepts it from the store for all.
+// helperFor returns the helper to run and the server to ask it for; no helper ("") if the
+// credential is in the file itself. An empty helper for a host means that the store for all
+// hosts is not used for it.
 func helperFor(c *configfile.ConfigFile, names []string) (helper, server string) {
 	for _, name := range names {
 		if helper, ok := c.CredentialHelpers[name]; ok {
@@ -129,8 +129,8 @@ func helperFor(c *configfile.ConfigFile, names []string) (helper, server string)
 	return c.CredentialsStore, names[0]
 }
 
-// entryFor is the entry of the first of names that has one: under the name
-// itself, else under a URL with it, of the same scheme rather than another.
+// entryFor returns the entry of the first of names that has one: under the name itself, or
+// else under a URL with that host, preferably of the same scheme.
 func entryFor(c *configfile.ConfigFile, names []string, scheme string) authn.AuthConfig {
 	keys := slices.Sorted(maps.Keys(c.AuthConfigs))
 	for _, name := range names {

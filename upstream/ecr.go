@@ -22,16 +22,16 @@ import (
 )
 
 const (
-	// ecrEarly is how long before its end a password is renewed; most live 12 hours.
+	// ecrEarly is how long before its expiry a password is renewed; most live 12 hours.
 	ecrEarly = time.Hour
-	// ecrPublicRegion is where public.ecr.aws is asked for, and no other region.
+	// ecrPublicRegion is the only region that issues passwords for public.ecr.aws.
 	ecrPublicRegion = "us-east-1"
 	awsHint         = "give cachalot a role (EKS, ECS, EC2), or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 )
 
-// newECR asks AWS for a password. Of Amazon's own credential helper only the
-// pattern of the registries' names is used: its client panics on a
-// configuration that it cannot read, takes no context and keeps passwords on disk.
+// newECR returns an asker that gets a password from AWS. Of Amazon's own credential helper
+// only the pattern of the registries' names is used: its client panics on a configuration
+// that it cannot read, takes no context and stores passwords on disk.
 func newECR(registry string, base *url.URL, _ http.RoundTripper) (asker, error) {
 	own := hosts(registry, base)
 	for _, host := range own {
@@ -42,7 +42,7 @@ func newECR(registry string, base *url.URL, _ http.RoundTripper) (asker, error) 
 	return nil, unfit(own, "ecr", "ACCOUNT.dkr.ecr.REGION.amazonaws.com and public.ecr.aws")
 }
 
-// askECR reads AWS's configuration each time, so that a change has effect.
+// askECR reads AWS's configuration each time, so that a change takes effect.
 func askECR(ctx context.Context, r *api.Registry) (granted, error) {
 	options := []func(*config.LoadOptions) error{
 		config.WithLogger(logging.Nop{}),
@@ -59,7 +59,7 @@ func askECR(ctx context.Context, r *api.Registry) (granted, error) {
 	if err != nil {
 		return granted{}, fmt.Errorf("read the AWS configuration: %w", awsCause(ctx, err))
 	}
-	keys, err := cfg.Credentials.Retrieve(ctx) // kept in cfg for the request
+	keys, err := cfg.Credentials.Retrieve(ctx) // cached in cfg for the request
 	if err != nil {
 		return granted{}, fmt.Errorf("find AWS credentials: %w; %s", awsCause(ctx, err), awsHint)
 	}
@@ -75,7 +75,7 @@ func askECR(ctx context.Context, r *api.Registry) (granted, error) {
 	return lasting(authn.AuthConfig{Username: user, Password: password}, expires, ecrEarly), nil
 }
 
-// ecrToken gets the base64 of user:password. It is good for every registry that
+// ecrToken gets the base64 of user:password. It is valid for every registry that
 // the role may read.
 func ecrToken(ctx context.Context, cfg aws.Config, service api.Service) (token string, expires time.Time, err error) {
 	if service == api.ServiceECRPublic {
@@ -92,9 +92,9 @@ func ecrToken(ctx context.Context, cfg aws.Config, service api.Service) (token s
 	return aws.ToString(out.AuthorizationData[0].AuthorizationToken), aws.ToTime(out.AuthorizationData[0].ExpiresAt), nil
 }
 
-// awsCause is what of err may be told. Where the secrets are known the first
-// line of AWS's message may be, which names who lacks which permission; the
-// others of a wrong signature repeat the request.
+// awsCause returns the part of err that may be shown. If the secrets are known, that
+// includes the first line of AWS's message, which says which identity lacks which
+// permission. After a wrong signature the other lines repeat the request.
 func awsCause(ctx context.Context, err error, secrets ...string) error {
 	if refused, ok := errors.AsType[smithy.APIError](err); ok {
 		text := refused.ErrorCode()

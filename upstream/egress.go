@@ -15,17 +15,17 @@ import (
 	"github.com/cachalot-registry/cachalot/task"
 )
 
-// egress is the one place that decides which addresses a registry's requests
-// may reach: those to its URLs, to where they redirect, and to token realms.
-// Names are judged by what they resolve to, as the connection is made, so that
-// no second answer of a name server goes unseen.
+// egress is the only place that decides which addresses a registry's requests may reach:
+// those to its URLs, to redirect targets and to token realms. A name is checked by the
+// address that it resolves to, when the connection is made, so that no second DNS answer
+// can change the address after the check.
 //
-// To an HTTP proxy the operator chose, every connection may be made. The
-// target's name is then resolved by the proxy, which has to have a policy of its
-// own; here only a target that is a literal address can be refused.
+// All connections to the operator's HTTP proxy are allowed. The proxy resolves the target's
+// name then, and must have a policy of its own; here only a target that is a literal
+// address can be refused.
 type egress struct {
 	key     string          // the configuration key that allows more
-	allowed []netip.Prefix  // whatever they are
+	allowed []netip.Prefix  // of whatever class
 	own     map[string]bool // hosts that may be at private addresses
 	dialer  net.Dialer
 }
@@ -61,11 +61,11 @@ func newEgress(cfg Config) *egress {
 	return e
 }
 
-// bareHost is host in one spelling: a name may end in a dot.
+// bareHost returns host in lower case and without a dot at its end.
 func bareHost(host string) string { return strings.ToLower(strings.TrimSuffix(host, ".")) }
 
-// plain is the address that a packet would carry: of an IPv4-mapped one (RFC
-// 4291 section 2.5.5.2) the IPv4 address. No prefix contains one with a zone.
+// plain returns the address that a packet would have: for an IPv4-mapped one (RFC 4291
+// section 2.5.5.2) the IPv4 address. It has no zone, because no prefix contains a zone.
 func plain(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
 
 // single is the prefix of one address.
@@ -79,7 +79,7 @@ func single(a netip.Addr) netip.Prefix {
 //nolint:gochecknoglobals // a constant
 var sharedSpace = netip.MustParsePrefix("100.64.0.0/10")
 
-// judge says what a is when host must not be reached there, and "" when it may be.
+// judge returns "" if host may be reached at a, and otherwise what a is.
 func (e *egress) judge(host string, a netip.Addr) string {
 	if e.own[bareHost(host)] && (plain(a).IsPrivate() || sharedSpace.Contains(plain(a))) {
 		return ""
@@ -92,15 +92,15 @@ func (e *egress) judge(host string, a netip.Addr) string {
 	return special(a)
 }
 
-// refusal is the error of a connection that the policy does not let be made.
+// refusal is the error of a connection that the policy does not allow.
 type refusal struct {
-	host    string     // as asked for
-	address netip.Addr // invalid: host is an address that is not written as one
+	host    string     // as requested
+	address netip.Addr // invalid: host is a number, which may be read as an address
 	class   string     // what address is
 	key     string
 }
 
-// public is what of it is no news to the client that named the host.
+// public returns the text for clients. It does not say what the host resolves to.
 func (r *refusal) public() string {
 	if !r.address.IsValid() {
 		return "the host is a number, not a name"
@@ -130,14 +130,14 @@ func (e *egress) refusal(host string, a netip.Addr, class string) *refusal {
 // toProxy marks the context of a request that goes to an HTTP proxy.
 type toProxy struct{}
 
-// route prepares req for the proxy that it goes by, if any. The error is a
+// route prepares req for its HTTP proxy, if it has one. The error is a
 // *refusal.
 func (e *egress) route(ctx context.Context, req *http.Request, proxy func(*http.Request) (*url.URL, error)) (context.Context, error) {
 	if proxy == nil {
 		return ctx, nil
 	}
 	if via, err := proxy(req); via == nil || err != nil {
-		return ctx, nil //nolint:nilerr // the transport asks again, and fails the request
+		return ctx, nil //nolint:nilerr // the transport calls proxy again, and fails the request
 	}
 	if r := e.literal(req.URL.Hostname()); r != nil {
 		return ctx, r
@@ -145,9 +145,9 @@ func (e *egress) route(ctx context.Context, req *http.Request, proxy func(*http.
 	return context.WithValue(ctx, toProxy{}, true), nil
 }
 
-// literal judges a host that will be resolved elsewhere. Where its last label
-// is a number it is no name, but inet_aton would take 127.1 and 0x7f000001 for
-// addresses, and so might the proxy.
+// literal checks a host that the proxy will resolve. If its last label is a number, it is
+// not a name, but inet_aton reads 127.1 and 0x7f000001 as addresses, and the proxy may do
+// the same.
 func (e *egress) literal(host string) *refusal {
 	bare := bareHost(host)
 	if a, err := netip.ParseAddr(bare); err == nil {
@@ -163,8 +163,8 @@ func (e *egress) literal(host string) *refusal {
 	return nil
 }
 
-// dial connects to one of the addresses behind address that may be reached. It
-// fails with a *refusal where there is none such, without a packet sent.
+// dial connects to one of the allowed addresses that address resolves to. If there is none,
+// it fails with a *refusal, and sends no packet to any of them.
 func (e *egress) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	if ctx.Value(toProxy{}) != nil {
 		return e.dialer.DialContext(ctx, network, address)
@@ -174,12 +174,12 @@ func (e *egress) dial(ctx context.Context, network, address string) (net.Conn, e
 		return nil, fmt.Errorf("dial: %w", err)
 	}
 	var (
-		mu      sync.Mutex // guards what follows: addresses are tried side by side (RFC 8305)
+		mu      sync.Mutex // guards the next two: addresses are tried in parallel (RFC 8305)
 		tried   bool
 		refused *refusal // of the lowest address
 	)
 	d := e.dialer
-	// It is called with each address, after it was resolved and before connect(2).
+	// judge is called with each resolved address, before connect(2).
 	judge := func(resolved string) error {
 		to, err := netip.ParseAddrPort(resolved)
 		if err != nil {
@@ -198,7 +198,7 @@ func (e *egress) dial(ctx context.Context, network, address string) (net.Conn, e
 		}
 		return r
 	}
-	d.ControlContext = func(_ context.Context, _, resolved string, _ syscall.RawConn) error { // in goroutines of package net's
+	d.ControlContext = func(_ context.Context, _, resolved string, _ syscall.RawConn) error { // in goroutines of package net
 		return task.Try("connection to an upstream", func() error { return judge(resolved) })
 	}
 	conn, err := d.DialContext(ctx, network, address)
@@ -210,7 +210,7 @@ func (e *egress) dial(ctx context.Context, network, address string) (net.Conn, e
 	}
 	mu.Lock()
 	defer mu.Unlock()
-	if tried { // the error is that of the first address, and says nothing of this one
+	if tried { // the error is that of the first address, not of the allowed one
 		return nil, fmt.Errorf("dial %s: no answer from the allowed address", host)
 	}
 	return nil, refused

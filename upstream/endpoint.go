@@ -16,22 +16,22 @@ import (
 	"github.com/cachalot-registry/cachalot/task"
 )
 
-// endpoint is one of a registry's URLs, and what is known of it. Nothing is
-// before its first 401.
+// endpoint is one of a registry's URLs, and what is known about it. Its challenge is not
+// known before its first 401.
 type endpoint struct {
 	registry *Registry
 	base     *url.URL
 	root     string // the path before /v2
-	prefix   string // of each repository, which clients do not see: "dockerhub/"
+	prefix   string // before each repository, not visible to clients: "dockerhub/"
 	origin   string
 	accounts []*account // at least one, which may be anonymous
 
 	first  sync.Once     // starts the ping
-	met    chan struct{} // closed when the ping is over, whatever came of it
-	ranges atomic.Bool   // it has answered a Range as it should
-	failed atomic.Int32  // requests in a row, since the last that was answered well
-	probed atomic.Int64  // Unix nanoseconds of the last one
-	slowAt atomic.Int64  // Unix nanoseconds of the last answer or body that came too slowly
+	met    chan struct{} // closed when the ping has ended, with or without a result
+	ranges atomic.Bool   // it has answered a range request correctly
+	failed atomic.Int32  // failed requests since the last success
+	probed atomic.Int64  // Unix nanoseconds of the last ping while it was down
+	slowAt atomic.Int64  // Unix nanoseconds of the last response or body that was too slow
 	outrun atomic.Int32  // races in a row that another URL has won
 
 	mu     sync.Mutex                         // guards the fields below
@@ -39,23 +39,23 @@ type endpoint struct {
 	next   int                                // the account whose turn comes next
 	learnt challenge                          // the last challenge; scheme "" before the first
 	fixed  string                             // the scope of every repository, for registries that name no repository in it
-	scopes *lru.Cache[string, string]         // by repository, where it is not the path's
+	scopes *lru.Cache[string, string]         // by repository, if it is not its pullScope
 }
 
-// stickyAccount is the account that a repository is asked for with. It lasts as long as
-// a token does, so that one pull needs one token a repository.
+// stickyAccount is the account that a repository uses. It lasts as long as a token, so that
+// a pull needs one token per repository.
 type stickyAccount struct {
 	account int
 	until   time.Time
 }
 
-// maxRepositories bounds the repositories of which something is known.
+// maxRepositories bounds the repositories with a known account or scope.
 const maxRepositories = 8192
 
-// stickyFor is the life of Docker Hub's and GitLab's tokens.
+// stickyFor is the lifetime of Docker Hub's and GitLab's tokens.
 const stickyFor = 5 * time.Minute
 
-// newBareEndpoint is one without accounts.
+// newBareEndpoint returns an endpoint without accounts.
 func newBareEndpoint(r *Registry, base *url.URL) (*endpoint, error) {
 	sticky, err := lru.New[string, *stickyAccount](maxRepositories)
 	if err != nil {
@@ -99,8 +99,8 @@ func newEndpoint(r *Registry, base *url.URL) (*endpoint, error) {
 	return e, nil
 }
 
-// setUp says whether the endpoint's host is asked. That of a registry which a
-// client named has no metric.
+// setUp sets the metric that says whether the endpoint is up. Unlisted registries do not
+// have it.
 func (e *endpoint) setUp(up bool) {
 	r := e.registry
 	if r.cfg.Unlisted {
@@ -113,7 +113,7 @@ func (e *endpoint) setUp(up bool) {
 	r.metrics.up.WithLabelValues(r.cfg.label(), e.base.Host).Set(value)
 }
 
-// url is where q is asked at e. The host is the configured one whatever q holds.
+// url returns the URL of q at e. Its host is always the configured one.
 func (e *endpoint) url(q query) *url.URL {
 	u := *e.base
 	u.Path = e.root + "/v2/"
@@ -126,8 +126,8 @@ func (e *endpoint) url(q query) *url.URL {
 
 func (e *endpoint) pullScope(repo string) string { return "repository:" + e.prefix + repo + ":pull" }
 
-// inTurn is the accounts in the order in which to ask for a repository: its
-// own, then the others.
+// inTurn returns the accounts in the order in which a repository tries them: its own,
+// then the others.
 func (e *endpoint) inTurn(repo string) []*account {
 	n := len(e.accounts)
 	if n == 1 {
@@ -144,7 +144,7 @@ func (e *endpoint) inTurn(repo string) []*account {
 	return append(slices.Clone(e.accounts[t.account:]), e.accounts[:t.account]...)
 }
 
-// stick makes the account that was answered the one for the repository.
+// stick makes a, which has succeeded, the account of the repository.
 func (e *endpoint) stick(repo string, a *account) {
 	if len(e.accounts) == 1 {
 		return
@@ -158,16 +158,15 @@ func (e *endpoint) stick(repo string, a *account) {
 
 const (
 	opPing = "ping"
-	// pingTime bounds the ping altogether: no answer is worth more of a
-	// caller's patience, for a registry that gives none can still be asked.
+	// pingTime bounds the whole ping. Callers wait no longer, because they can send their
+	// requests without its result.
 	pingTime = 5 * time.Second
 )
 
-// discoverChallenge asks the version endpoint for the registry's challenge, once, before
-// anything else: all that want something of a registry not yet known wait for
-// this one 401, rather than get one each. Whatever else comes of it, silence
-// too, is no matter: they go on, and learn from a 401 of their own. The only
-// error is the end of ctx.
+// discoverChallenge gets the registry's challenge from the version endpoint, once, before
+// any other request: the first requests to a registry wait for this one 401, instead of
+// one each. After any other result, or none, they are sent and use the challenge of their
+// own 401. The only error is the end of ctx.
 func (e *endpoint) discoverChallenge(ctx context.Context) error {
 	e.first.Do(func() {
 		go task.Guard("ping", func() {
@@ -185,19 +184,20 @@ func (e *endpoint) discoverChallenge(ctx context.Context) error {
 	}
 }
 
-// ping ends with the registry and with no caller, for many wait for it. It
-// follows no redirect: another origin's challenge is not this registry's.
+// ping requests the version endpoint. It ends with the registry and not with a caller,
+// because many wait for it. It follows no redirect: another origin's challenge is not this
+// registry's.
 func (e *endpoint) ping(ctx context.Context) {
 	r := e.registry
 	ctx, cancel := context.WithTimeout(ctx, pingTime)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.url(query{}).String(), nil)
 	if err != nil {
-		return // cannot be, and the question itself would say so
+		return // impossible, and the request itself would report it
 	}
 	resp, err := r.roundTrip(ctx, purpose{op: opPing}, req)
 	if err != nil {
-		return // counted, and the question itself will say more
+		return // counted, and the request itself reports more
 	}
 	defer drain(resp)
 	c, ok := parseChallenge(resp.Header.Values("WWW-Authenticate"))
@@ -206,8 +206,8 @@ func (e *endpoint) ping(ctx context.Context) {
 	}
 }
 
-// learn remembers a challenge, to a request for a repository or ("") to none. What
-// scope the repository has is not always in its path: a proxy may rewrite that.
+// learn records the challenge to a request for a repository, or for none (""). The scope of
+// a repository may differ from its path, because a proxy may rewrite the path.
 func (e *endpoint) learn(c challenge, repo string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -223,8 +223,8 @@ func (e *endpoint) learn(c challenge, repo string) {
 	}
 }
 
-// challenge is what the registry will ask for before it shows q's repository,
-// judging by the last time. Its scheme is "" where that is not known.
+// challenge returns the challenge that the registry will send for a repository, judging by
+// the last one. Its scheme is "" if there was none.
 func (e *endpoint) challenge(repo string) challenge {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -240,7 +240,7 @@ func (e *endpoint) challenge(repo string) challenge {
 	return c
 }
 
-// count notes what became of a request, to tell whether the URL is up.
+// count records the outcome of a request, for up.
 func (e *endpoint) count(o outcome) {
 	switch o {
 	case succeeded:
@@ -258,29 +258,29 @@ func (e *endpoint) count(o outcome) {
 // have failed.
 func (e *endpoint) up() bool { return e.failed.Load() < breakerFailures }
 
-// healthy is up. A URL that could be tried again is tried, in the background: while
-// another URL serves, no client has to find out whether this one is still broken.
+// healthy returns up. If the URL is down and its pause is over, a ping tries it in the
+// background: while another URL works, no client's request has to.
 func (e *endpoint) healthy() bool {
 	if e.up() {
 		return true
 	}
 	last := e.probed.Load()
 	if time.Since(time.Unix(0, last)) > breakerPause && e.probed.CompareAndSwap(last, time.Now().UnixNano()) {
-		go task.Guard("ping", func() { e.ping(e.registry.ctx) })() // for no longer than that pause
+		go task.Guard("ping", func() { e.ping(e.registry.ctx) })() // pingTime is no longer than breakerPause
 	}
 	return false
 }
 
 const (
-	// slowPause is how long a URL that came too slowly is asked after the others: a
-	// download that goes on should not meet the same trickle again, and no breaker
-	// sees it, for the answers begin well. A token server that hangs is none of them.
+	// slowPause is how long a URL that was too slow is tried after the others: a resumed
+	// download should not get the same slow body again, and no breaker opens, because the
+	// responses begin well. A URL whose token server hangs is slow too.
 	slowPause = time.Minute
-	// lostRaces in a row are too slow: each costs a client the time until it begins.
+	// lostRaces in a row make a URL too slow: each costs a client the time until it begins.
 	lostRaces = 3
 )
 
-// outran notes that another URL has won a race; not so where ctx has ended.
+// outran records that another URL has won a race, unless ctx has ended.
 func (e *endpoint) outran(ctx context.Context) {
 	if ctx.Err() == nil && e.outrun.Add(1) >= lostRaces {
 		e.outrun.Store(0)
@@ -295,7 +295,7 @@ func (e *endpoint) slow() bool {
 	return at != 0 && time.Since(time.Unix(0, at)) < slowPause
 }
 
-// publish sums up what the accounts have left, in the metrics.
+// publish sets the rate limit metrics to the sum of the accounts.
 func (e *endpoint) publish() {
 	e.mu.Lock() // so that the sum of the last change is set last
 	defer e.mu.Unlock()
@@ -304,7 +304,7 @@ func (e *endpoint) publish() {
 		l, r := a.budget.said()
 		limit, remaining = limit+l, remaining+r
 	}
-	if limit > 0 { // else it never said
+	if limit > 0 { // 0: the registry never gave a limit
 		label := e.registry.cfg.label()
 		e.registry.metrics.limit.WithLabelValues(label).Set(float64(limit))
 		e.registry.metrics.remaining.WithLabelValues(label).Set(float64(remaining))

@@ -13,54 +13,54 @@ import (
 	"unicode"
 )
 
-// What a failed call matches by errors.Is. A call that ended because the
+// A failed call matches one of these by errors.Is. A call that ended because the
 // caller's context was cancelled matches context.Canceled and none of these.
 var (
-	// ErrNotFound: upstream answered 404 or 410. Only what [SaysNo] is the
-	// registry's own word.
+	// ErrNotFound: upstream answered 404 or 410. Only if [SaysNo] did the registry itself
+	// say so.
 	ErrNotFound = errors.New("not found upstream")
 	// ErrDenied: upstream or its token server refused, after authentication.
 	ErrDenied = errors.New("denied by upstream")
 	// ErrRateLimited: upstream or its token server answered 429.
 	ErrRateLimited = errors.New("rate limited by upstream")
-	// ErrUnavailable: no answer, a 5xx, a token server that is down, or an
-	// origin that has failed so often that it was not asked.
+	// ErrUnavailable: no answer, a 5xx, a token server that is down, or a request that was
+	// not sent, for example because a breaker is open.
 	ErrUnavailable = errors.New("upstream unavailable")
-	// ErrTimeout is ErrUnavailable by a deadline; it matches both.
+	// ErrTimeout is an ErrUnavailable caused by a deadline; it matches both.
 	ErrTimeout = fmt.Errorf("upstream timed out: %w", ErrUnavailable)
-	// ErrUnsupported: upstream does not answer this method.
+	// ErrUnsupported: upstream does not support this method.
 	ErrUnsupported = errors.New("unsupported by upstream")
-	// ErrInvalid: upstream's answer makes no sense or is too large, the name
-	// asked for is none, or it leads to an address that may not be reached.
+	// ErrInvalid: upstream's answer is invalid or too large, the requested name is invalid,
+	// or it leads to an address that is not allowed.
 	ErrInvalid = errors.New("invalid answer from upstream")
 )
 
-// errEgress: the address that a name or a redirect leads to may not be reached.
+// errEgress: the address that a name or a redirect leads to is not allowed.
 var errEgress = fmt.Errorf("%w", ErrInvalid)
 
 // errNoCredential: an account's file, program or cloud gave none.
 var errNoCredential = fmt.Errorf("no credential: %w", ErrUnavailable)
 
-// Error says what an upstream answered, or why it did not. All but its cause may be told
+// Error says what an upstream answered, or why it did not. All but its cause may be shown
 // to clients.
 type Error struct {
 	Upstream string // the registry's name
 	Op       string // the request, as in the op label of the metrics
 	Status   int    // the HTTP status; 0 when there was no answer
 	Code     string // the OCI error code upstream sent, if any
-	Message  string // upstream's words, or ours; short and printable
-	// RetryAfter is how long upstream asked to be left alone; 0 when it did not say.
+	Message  string // upstream's text, or ours; short and printable
+	// RetryAfter is how long upstream asked to wait; 0 when it did not say.
 	RetryAfter time.Duration
 	Err        error // one of the sentinels, or wraps it and nothing else
 
-	// cause is what the network, a name server, a file or a program said, and to which
-	// host: it is for the log.
+	// cause is the error of the network, a name server, a file or a program, with the
+	// host. It is only for the log.
 	cause error
-	// unreached: there was no answer to tell of, whatever the cause.
+	// unreached: there was no answer, for whatever reason.
 	unreached bool
 	// unlisted: clients choose the registry's name.
 	unlisted bool
-	own      bool // in the registry's own error format, from the registry itself
+	own      bool // from the registry itself, with an OCI error code about the content
 }
 
 // Error is for the log.
@@ -71,9 +71,9 @@ func (e *Error) Error() string {
 	return e.text() + ": " + e.cause.Error()
 }
 
-// Public is what a client is told. It has no address, no resolver, no path and nothing of
-// whether a port is open or a name resolves; of a registry that clients name, not even why
-// it could not be reached.
+// Public returns the text for clients. It has no address, no resolver and no path, and does
+// not say whether a port is open or a name resolves. For an unlisted registry it does not
+// even say why it could not be reached.
 func (e *Error) Public() string {
 	switch {
 	case e.Unreachable():
@@ -84,9 +84,9 @@ func (e *Error) Public() string {
 	return e.text()
 }
 
-// Unreachable reports whether the registry is one that clients name, and could not be
-// reached. All such failures are to look alike: a client that names registries could find out
-// about names, addresses and ports that only the mirror reaches.
+// Unreachable reports whether the registry is unlisted and could not be reached. All such
+// failures must look alike, so that a client cannot find out about names, addresses and
+// ports that only the mirror reaches.
 func (e *Error) Unreachable() bool { return e.unlisted && e.unreached }
 
 func (e *Error) text() string {
@@ -110,26 +110,26 @@ func (e *Error) Unwrap() []error {
 	return []error{e.Err, e.cause}
 }
 
-// because gives the cause of a failure.
+// because sets the cause of e, and returns e.
 func (e *Error) because(cause error) *Error {
 	e.cause = cause
 	return e
 }
 
-// SaysNo reports whether err is the registry's own word that it does not have what
-// was asked for: 404 or 410 in the error format of the distribution specification,
-// from the registry itself. A page of a proxy in front of it, the answer of a host
-// that it redirects to and a refused login are not: they are outages.
+// SaysNo reports whether the registry itself said that it does not have the requested
+// content: 404 or 410 in the error format of the distribution specification. An error page
+// of a proxy in front of it, the response of a redirect target and a refused login do not
+// say so: they are outages.
 func SaysNo(err error) bool {
 	e, ok := errors.AsType[*Error](err)
 	return ok && e.own && errors.Is(e, ErrNotFound)
 }
 
-// transient reports whether another URL, or the same one a moment later, may
-// answer better.
+// transient reports whether a request to another URL, or to the same one a moment later,
+// may succeed.
 func transient(err error) bool { return errors.Is(err, ErrUnavailable) }
 
-// statusOf is the HTTP status behind err, 0 when there is none.
+// statusOf returns the HTTP status of err, 0 when there is none.
 func statusOf(err error) int {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Status
@@ -137,8 +137,7 @@ func statusOf(err error) int {
 	return 0
 }
 
-// restOf is how long the upstream behind err asked to be left alone, 0 when it
-// did not say.
+// restOf returns the RetryAfter of err, 0 when there is none.
 func restOf(err error) time.Duration {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e.RetryAfter
@@ -146,8 +145,8 @@ func restOf(err error) time.Duration {
 	return 0
 }
 
-// rank orders failures by what they tell the caller. A 404 of one URL says
-// less than the failure of another: what could not be asked may have it.
+// rank orders failures by how much they tell the caller. A 404 of one URL says less than
+// the failure of another, which may have the content.
 func rank(err error) int {
 	switch {
 	case errors.Is(err, ErrRateLimited):
@@ -171,15 +170,15 @@ func (r *Registry) fail(op string, sentinel error, format string, args ...any) *
 	return &Error{Upstream: r.cfg.Name, Op: op, Message: fmt.Sprintf(format, args...), Err: sentinel, unlisted: r.cfg.Unlisted}
 }
 
-// unreached is the failure of a request that there was no answer to.
+// unreached returns the error of a request that got no answer.
 func (r *Registry) unreached(op string, sentinel, cause error, format string, args ...any) *Error {
 	e := r.fail(op, sentinel, format, args...).because(cause)
 	e.unreached = true
 	return e
 }
 
-// networkError maps what the transport or a body returned. ctx is the
-// caller's: its end is not upstream's failure, but its deadline is a timeout.
+// networkError maps an error of the transport or of a body. ctx is the caller's: its
+// cancellation is not upstream's failure, but its deadline is a timeout.
 func (r *Registry) networkError(ctx context.Context, op, doing string, err error) error {
 	if _, ok := errors.AsType[*Error](err); ok {
 		return err
@@ -188,7 +187,7 @@ func (r *Registry) networkError(ctx context.Context, op, doing string, err error
 	return r.fail(op, sentinel, "%s", doing).because(cause)
 }
 
-// networkFailure is what kind of failure err is, and its cause.
+// networkFailure returns the sentinel for err, and its cause.
 func networkFailure(ctx context.Context, err error) (sentinel, cause error) {
 	var nerr net.Error
 	switch {
@@ -203,8 +202,8 @@ func networkFailure(ctx context.Context, err error) (sentinel, cause error) {
 	return ErrUnavailable, err
 }
 
-// unquoted is what the transport says of an answer that is no HTTP without what
-// it quotes of it: that may be the credential, sent back.
+// unquoted removes from the transport's error what that quotes of a malformed response,
+// which may repeat the credential.
 func unquoted(err error) error {
 	var network net.Error
 	if _, ours := errors.AsType[*refusal](err); ours || errors.As(err, &network) {
@@ -217,11 +216,11 @@ func unquoted(err error) error {
 }
 
 // maxErrorBody bounds what is read of an error's body: an OCI error is a few
-// hundred bytes, and a proxy's page in its place is of no use.
+// hundred bytes, and a proxy's error page is of no use.
 const maxErrorBody = 64 << 10
 
-// statusError turns an answer that is no success into an Error and consumes
-// its body. No secret that was sent may come back in the message.
+// statusError turns an unsuccessful response into an Error and consumes its body. Secrets
+// that were sent are removed from the message.
 func (r *Registry) statusError(op string, resp *http.Response, secrets ...string) *Error {
 	e := &Error{Upstream: r.cfg.Name, Op: op, Status: resp.StatusCode, unlisted: r.cfg.Unlisted}
 	e.Code, e.Message = ociError(resp)
@@ -254,8 +253,8 @@ func (r *Registry) statusError(op string, resp *http.Response, secrets ...string
 	return e
 }
 
-// ofContent reports whether an OCI error code may speak of what was asked for. The
-// others say why it could not be looked for.
+// ofContent reports whether an OCI error code may be about the requested content. The
+// other codes say why the registry could not look for it.
 func ofContent(code string) bool {
 	switch code {
 	case "", "UNAUTHORIZED", "DENIED", "UNSUPPORTED", "TOOMANYREQUESTS", "UNAVAILABLE", "UNKNOWN":
@@ -293,8 +292,8 @@ func ociError(resp *http.Response) (code, message string) {
 	return "", wire.Message
 }
 
-// printable keeps at most limit bytes of s and nothing a terminal or a log
-// would act on.
+// printable cuts s to limit bytes, and removes what a terminal or a log would
+// interpret.
 func printable(s string, limit int) string {
 	s = strings.Map(func(c rune) rune {
 		switch {

@@ -22,8 +22,8 @@ import (
 const (
 	googleUser  = "oauth2accesstoken"
 	googleScope = "https://www.googleapis.com/auth/cloud-platform"
-	// googleEarly: the metadata server makes no new token earlier than 4 minutes
-	// before the end of the last.
+	// googleEarly: the metadata server issues a new token at the earliest 4 minutes
+	// before the last one expires.
 	googleEarly = 225 * time.Second
 	googleHint  = "give cachalot a service account (GKE, Cloud Run, Compute Engine), or the path of a key file in GOOGLE_APPLICATION_CREDENTIALS"
 )
@@ -39,7 +39,7 @@ func newGoogle(registry string, base *url.URL, _ http.RoundTripper) (asker, erro
 }
 
 // askGoogle finds the application default credentials each time, so that a changed file
-// has effect. The oauth2 package is not used for the metadata server: it caches one
+// takes effect. The oauth2 package is not used for the metadata server: it caches one
 // missing answer until the process ends, and ignores ctx.
 func askGoogle(ctx context.Context) (granted, error) {
 	file, err := googleFile()
@@ -57,7 +57,7 @@ func askGoogle(ctx context.Context) (granted, error) {
 	return lasting(authn.AuthConfig{Username: googleUser, Password: t.AccessToken}, t.Expiry, googleEarly), nil
 }
 
-// googleFile is the credentials file that google.FindDefaultCredentials takes, "" if
+// googleFile returns the credentials file that google.FindDefaultCredentials uses, "" if
 // there is none.
 func googleFile() (string, error) {
 	file := os.Getenv("GOOGLE_APPLICATION_CREDENTIALS")
@@ -70,7 +70,7 @@ func googleFile() (string, error) {
 	}
 	home, err := os.UserHomeDir()
 	if err != nil {
-		return "", nil //nolint:nilerr // nobody's home holds no file
+		return "", nil //nolint:nilerr // without a home directory there is no file
 	}
 	file = filepath.Join(home, ".config", "gcloud", "application_default_credentials.json")
 	if _, err := os.Stat(file); err != nil {
@@ -105,8 +105,8 @@ func googleFileToken(ctx context.Context, file string) (*oauth2.Token, error) {
 	return failed(errUntold)
 }
 
-// noting keeps why the last request failed, which the oauth2 package puts in
-// words along with what the server said. Its requests are made one by one.
+// noting records the host and the error of the last request. The oauth2 package's own error
+// also quotes the server. Its requests are sent one by one.
 type noting struct {
 	under  http.RoundTripper
 	host   string
@@ -146,7 +146,7 @@ func googleMetadataToken(ctx context.Context) (*oauth2.Token, error) {
 	return t, nil
 }
 
-// googleToken is what the metadata server has answered.
+// googleToken reads a token from the metadata server's response.
 func googleToken(b []byte) (*oauth2.Token, error) {
 	var wire struct {
 		AccessToken string `json:"access_token"`

@@ -10,9 +10,9 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2"
 )
 
-// guests are the hosts that registries redirect to and that want a token of their own:
-// lscr.io leads to ghcr.io. It is one without an account, as any client gets it;
-// what the registry itself was shown stays there.
+// guests are redirect targets that want a token of their own: lscr.io redirects to ghcr.io.
+// The token is anonymous, as any client gets it; the registry's own authorization is not
+// sent to them.
 type guests struct {
 	registry *Registry
 	byOrigin *lru.Cache[string, *account]
@@ -26,8 +26,8 @@ func newGuests(r *Registry) (*guests, error) {
 	return &guests{registry: r, byOrigin: byOrigin}, nil
 }
 
-// known is the Authorization that the host of u will ask for, judging by the last
-// time; "" where it has asked for none, or the token has expired.
+// known returns the Authorization that the host of u will want, judging by its last
+// challenge; "" if it has sent none, or the token has expired.
 func (g *guests) known(u *url.URL, q query) string {
 	a, ok := g.byOrigin.Get(origin(u))
 	if !ok {
@@ -40,14 +40,14 @@ func (g *guests) known(u *url.URL, q query) string {
 	return "Bearer " + t.value
 }
 
-// wantsToken is an answer's challenge, if it is one for a token.
+// wantsToken returns a response's challenge, and whether it is one for a token.
 func wantsToken(resp *http.Response) (challenge, bool) {
 	c, ok := parseChallenge(resp.Header.Values("WWW-Authenticate"))
 	return c, ok && c.scheme == "bearer"
 }
 
-// admit answers the challenge of a host that the registry has led to. It reports
-// whether asking again may be of use.
+// admit gets a token for the challenge of a redirect target. It reports whether the request
+// can be sent again.
 func (g *guests) admit(ctx context.Context, q query, resp *http.Response) bool {
 	c, ok := wantsToken(resp)
 	if !ok {

@@ -37,7 +37,7 @@ func parseContentRange(s string) (start, end, total int64, ok bool) {
 	return start, end, total, true
 }
 
-// parseDecimal accepts digits only, which strconv.ParseInt does not insist on.
+// parseDecimal accepts digits only; strconv.ParseInt would also accept a sign.
 func parseDecimal(s string) (int64, bool) {
 	if s == "" || len(s) > 19 || strings.Trim(s, "0123456789") != "" {
 		return 0, false
@@ -46,17 +46,17 @@ func parseDecimal(s string) (int64, bool) {
 	return n, err == nil
 }
 
-// maxRetryAfter bounds what an upstream can make us wait: what it counts may be
-// reset before, and its clock may be wrong.
+// maxRetryAfter bounds how long an upstream can make us wait: its limit may be reset
+// earlier, and its clock may be wrong.
 const maxRetryAfter = time.Hour
 
-// leastUnix is the least number in Retry-After that is taken for a time and not for
-// seconds: Docker Hub says when its window ends.
+// leastUnix is the least number in Retry-After that is read as a Unix time and not as
+// seconds: Docker Hub sends the time when its window ends.
 const leastUnix = 1_000_000_000
 
 // parseRetryAfter parses the seconds or date of a Retry-After (RFC 9110 section
-// 10.2.3), or a Unix time; 0 when it is none of them or has passed. Times are by the
-// clock of who answers, where the answer has its Date.
+// 10.2.3), or a Unix time; 0 when it is none of them or has passed. A time is compared
+// with the Date of the response, or with now if it has none.
 func parseRetryAfter(h http.Header, now time.Time) time.Duration {
 	s := strings.TrimSpace(h.Get("Retry-After"))
 	if date, err := http.ParseTime(h.Get("Date")); err == nil {
@@ -77,8 +77,8 @@ func parseRetryAfter(h http.Header, now time.Time) time.Duration {
 	return min(max(wait, 0), maxRetryAfter)
 }
 
-// parseRateLimit parses Docker Hub's "100;w=21600": pulls, and the window they
-// are counted in, which we do not need.
+// parseRateLimit parses Docker Hub's "100;w=21600": pulls, and the window in which they are
+// counted, which is not used.
 func parseRateLimit(s string) (int64, bool) {
 	n, _, _ := strings.Cut(s, ";")
 	return parseDecimal(strings.TrimSpace(n))

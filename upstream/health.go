@@ -7,38 +7,38 @@ import (
 	"github.com/sony/gobreaker/v2"
 )
 
-// Health is what is known of a registry without asking it.
+// Health is what is known about a registry without a request to it.
 type Health struct {
 	Endpoints []EndpointHealth // in the order of the configuration
 	Downloads int              // blob bodies under way
-	// MaxDownloads may be under way at once.
+	// MaxDownloads is the limit of Downloads.
 	MaxDownloads int
 }
 
 // EndpointHealth is one of a registry's URLs.
 type EndpointHealth struct {
 	URL     string
-	Breaker string // "closed": it is asked; "open": it failed too often; "half-open": the next request is a trial
-	// RestingUntil is when its host may be asked again, as it said; SlowUntil is
-	// until when it is asked after the others, for bodies that came too slowly.
-	// Zero: now.
+	Breaker string // "closed": it gets requests; "open": it failed too often; "half-open": the next request is a trial
+	// RestingUntil is when its host, which asked to wait, gets requests again. Until
+	// SlowUntil it is tried after the other URLs, because it was too slow. Zero: no such
+	// pause.
 	RestingUntil, SlowUntil time.Time
 	Accounts                []AccountHealth
 }
 
 // AccountHealth is one account at a URL, or anonymous access.
 type AccountHealth struct {
-	Key  string // of the configuration, which says where the credential is; "": anonymous
-	Name string // the user, where the configuration names one
-	// Limit and Remaining are of the rate limit, as the URL last said at Said; a
-	// zero Limit: never.
+	Key  string // the configuration key of the credential; "": anonymous
+	Name string // the user, if the configuration names one
+	// Limit and Remaining are the rate limit, as the URL last said at Said; a zero Limit:
+	// it never did.
 	Limit, Remaining int64
 	Said             time.Time
-	// RestingUntil is when what counts towards the limit may be asked again.
+	// RestingUntil is when the last pause of its requests ends.
 	RestingUntil time.Time
 }
 
-// Health never waits for the registry, and holds no secret.
+// Health sends no request, and its result has no secret.
 func (r *Registry) Health() Health {
 	h := Health{Downloads: r.downloads.Taken(), MaxDownloads: r.downloads.Limit()}
 	now := time.Now()
@@ -67,7 +67,7 @@ func (r *Registry) Health() Health {
 	return h
 }
 
-// tell fills in what the budget knows.
+// tell copies the state of the budget to h.
 func (b *budget) tell(h *AccountHealth, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -79,7 +79,7 @@ func (b *budget) tell(h *AccountHealth, now time.Time) {
 	}
 }
 
-// later is t, or zero where that has passed.
+// later returns t, or zero if that has passed.
 func later(t, now time.Time) time.Time {
 	if t.After(now) {
 		return t

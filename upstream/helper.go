@@ -18,17 +18,17 @@ import (
 
 const (
 	helperPrefix = "docker-credential-"
-	// tokenUser stands for the user where the secret is an identity token.
+	// tokenUser is the user name that says that the secret is an identity token.
 	tokenUser = "<token>"
-	// helperGrace is what a helper's children may take to let go of its output,
-	// once it has ended.
+	// helperGrace is how long a helper's children may hold its output open after it has
+	// ended.
 	helperGrace = time.Second
-	// maxComplaint is what is kept of what a helper writes to stderr.
+	// maxComplaint bounds what is stored of a helper's stderr.
 	maxComplaint = 4 << 10
 )
 
-// askHelper runs docker-credential-NAME. Nothing of what it writes to stdout
-// gets into the error, for that is the secret.
+// askHelper runs docker-credential-NAME. Its stdout never gets into the error, because that
+// is the secret.
 func askHelper(ctx context.Context, name, server string) (authn.AuthConfig, error) {
 	name = helperPrefix + name
 	var p *program
@@ -82,8 +82,8 @@ func (p *program) Output() ([]byte, error) {
 	return p.stdout.text, err
 }
 
-// complaint is the last line on stderr, to be put behind an error. A script that
-// traces its commands has its secret there too.
+// complaint returns the last line on stderr, to append to an error. The secret is removed:
+// a script that traces its commands writes it there too.
 func (p *program) complaint() string {
 	text := strings.TrimSpace(string(p.stderr.text))
 	text = text[strings.LastIndexByte(text, '\n')+1:]
@@ -97,7 +97,7 @@ func (p *program) complaint() string {
 	return ": " + text
 }
 
-// bounded takes no more than a credential.
+// bounded stores at most maxTokenAnswer bytes.
 type bounded struct {
 	text []byte
 	full bool
@@ -113,7 +113,7 @@ func (b *bounded) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// tail keeps the last of what is written to it.
+// tail stores the last maxComplaint bytes that are written to it.
 type tail struct{ text []byte }
 
 func (t *tail) Write(p []byte) (int, error) {

@@ -27,12 +27,12 @@ const (
 // TagPage is one page of a repository's tags, as the registry has them.
 type TagPage struct {
 	Tags []string `json:"tags"`
-	// Next is the query that the next page is asked for with; "": this is the last.
+	// Next is the query of the next page; "": this page is the last.
 	Next string `json:"next,omitempty"`
 }
 
-// TagPage fetches one page of a repository's tags. query is what a client asks for:
-// n, last, or what Next said; "" leaves the length of the page to the registry.
+// TagPage fetches one page of a repository's tags. query is the client's: n and last, or
+// the Next of the page before; "" leaves the length of the page to the registry.
 func (r *Registry) TagPage(ctx context.Context, repo, query string) (TagPage, error) {
 	ctx, cancel := context.WithTimeout(ctx, maxListTime)
 	defer cancel()
@@ -66,16 +66,16 @@ func (r *Registry) TagPage(ctx context.Context, repo, query string) (TagPage, er
 		if err != nil {
 			return r.fail(q.op, ErrInvalid, "the next page is not a URL")
 		}
-		page.Next = values.Encode() // as a client's question for it is read
+		page.Next = values.Encode() // in the form of a client's query, which is compared with it
 		return nil
 	})
 	return page, err
 }
 
-// errNoList: there is no list where one should be, not even an empty one.
+// errNoList: the required list is missing; even an empty list would be one.
 var errNoList = errors.New("no list")
 
-// failParse is the error of what cannot be parsed: it is not what it should be, or there
+// failParse returns the error for a body that cannot be parsed: it is invalid, or there
 // is no memory for it.
 func (r *Registry) failParse(op string, kind error, what string, err error) error {
 	if errors.Is(err, bounds.ErrNoMemory) {
@@ -88,11 +88,11 @@ func tagsQuery(repo, raw string) query {
 	return query{op: string(KindTags), method: http.MethodGet, repo: repo, path: repo + "/tags/list", rawQuery: raw}
 }
 
-// Referrers returns the image index of what refers to d: from the referrers
+// Referrers returns the image index of the manifests that refer to d: from the referrers
 // API with its pages merged, else from the fallback tag, else an empty one
-// (distribution-spec, Listing Referrers; Unavailable Referrers API). It is not sure of an
-// empty one where what answered for the API may be none: a registry without it, or a
-// page in front of one.
+// (distribution-spec, Listing Referrers; Unavailable Referrers API). An empty one is not
+// sure if the response may not come from the API: the registry may not have it, or a
+// proxy in front of it may have sent a page.
 func (r *Registry) Referrers(ctx context.Context, repo string, d digest.Digest) (list []byte, sure bool, err error) {
 	q := query{
 		op: string(KindReferrers), method: http.MethodGet, repo: repo, path: repo + "/referrers/" + d.String(),
@@ -121,7 +121,7 @@ func (r *Registry) Referrers(ctx context.Context, repo string, d digest.Digest) 
 	}
 	sure = SaysNo(err)
 	m, err := r.Manifest(ctx, repo, d.Algorithm().String()+"-"+d.Encoded())
-	if SaysNo(err) { // a stranger's 404 does not: what is kept stays
+	if SaysNo(err) { // another server's 404 does not count: the stored list stays
 		return NoReferrers(), sure, nil
 	}
 	if err != nil {
@@ -133,7 +133,7 @@ func (r *Registry) Referrers(ctx context.Context, repo string, d digest.Digest) 
 	return m.Content, true, nil
 }
 
-// NoReferrers is the index of what nothing refers to.
+// NoReferrers returns an index without manifests: nothing refers to the digest.
 func NoReferrers() []byte {
 	b, err := json.Marshal(ocispec.Index{
 		Versioned: specs.Versioned{SchemaVersion: 2},
@@ -146,10 +146,10 @@ func NoReferrers() []byte {
 	return b
 }
 
-// errNoAPI: something answered, but not a referrers API.
+// errNoAPI: there is a response, but not from a referrers API.
 var errNoAPI = errors.New("no referrers API")
 
-// index is an image index whose descriptors and unknown fields stay as they are.
+// index is an image index. Its descriptors and unknown fields are not changed.
 type index struct {
 	fields    map[string]json.RawMessage
 	manifests []json.RawMessage
@@ -177,7 +177,7 @@ func parseIndex(ctx context.Context, b []byte, contentType string) (index, error
 	return i, nil
 }
 
-// isEmpty reports whether an index says nothing but that there is nothing.
+// isEmpty reports whether an index has no manifests and no optional fields.
 func (i index) isEmpty() bool {
 	for name := range i.fields {
 		if name != "schemaVersion" && name != "mediaType" && name != "manifests" {
@@ -234,8 +234,8 @@ func (r *Registry) pages(ctx context.Context, kind Kind, q query, page func(body
 	return r.fail(q.op, ErrInvalid, "a list of more than %d pages", maxPages)
 }
 
-// nextPage is the question a Link leads to. It must name the list, at the host where
-// its page came from or at one of the registry's own. Its query alone is followed.
+// nextPage returns the query for the target of a Link. The target must be the same list,
+// on the host of the page or of one of the registry's URLs. Only its query is used.
 func (r *Registry) nextPage(q query, page *url.URL, link string) (query, error) {
 	next, err := page.Parse(link)
 	if err != nil {

@@ -11,34 +11,34 @@ import (
 )
 
 const (
-	// A refused login rests for firstLoginPause, then twice as long each time: six
-	// tries in five minutes at most, for registries lock accounts.
+	// A refused login pauses for firstLoginPause, then twice as long each time: six
+	// tries in five minutes at most, because registries lock accounts.
 	firstLoginPause = 10 * time.Second
 	maxLoginPause   = 10 * time.Minute
-	// refusedScopes is how many scopes in a row are refused before it is the account
-	// that is taken to be refused, and not what it may see.
+	// refusedScopes is how many scopes in a row must be refused until the account counts
+	// as refused, and not only its rights to these scopes.
 	refusedScopes = 2
-	// maxScopes bounds the refused scopes that are known.
+	// maxScopes bounds the number of refused scopes in memory.
 	maxScopes = 1024
 )
 
 // errLogin: the account's login is refused.
 var errLogin = errors.New("login refused")
 
-// login rests an account that is refused, or what it is refused for. Another
+// login pauses an account whose login is refused, or only the refused scopes. Another
 // credential is tried at once.
 type login struct {
 	mu       sync.Mutex                         // guards all below
-	refused  [sha256.Size]byte                  // the credential that the rests are about
-	accepted [sha256.Size]byte                  // the last one that was taken
-	account  loginRest                          // of all
-	scopes   *simplelru.LRU[string, *loginRest] // nil: none was refused
-	inARow   int                                // scopes refused since the last success
+	refused  [sha256.Size]byte                  // the credential that the pauses apply to
+	accepted [sha256.Size]byte                  // the last credential that was accepted
+	account  loginRest                          // of all scopes
+	scopes   *simplelru.LRU[string, *loginRest] // nil: no scope was refused
+	inARow   int                                // scopes refused since the last accepted login
 }
 
-// loginRest is how long a refused login is not tried.
+// loginRest is the pause of a refused login.
 type loginRest struct {
-	why   *Error // nil: it is not refused
+	why   *Error // nil: the login is not refused
 	pause time.Duration
 	until time.Time
 }
@@ -64,7 +64,7 @@ func sumOf(c authn.AuthConfig) [sha256.Size]byte {
 	return sha256.Sum256([]byte(c.Username + "\x00" + c.Password + "\x00" + c.IdentityToken))
 }
 
-// resting is why a credential is not shown for a scope now; nil: it may be.
+// resting returns why a credential is not sent for a scope now; nil: it may be sent.
 func (l *login) resting(c authn.AuthConfig, scope string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -80,9 +80,9 @@ func (l *login) resting(c authn.AuthConfig, scope string) error {
 	return nil
 }
 
-// refuse records that a credential was refused for a scope. One that was taken before
-// may have lost what it may see there alone. It reports whether the account rests
-// now, and did not before.
+// refuse records that a credential was refused for a scope. A credential that was accepted
+// before may have lost only its rights to that scope. refuse reports whether the account
+// pauses now, and did not before.
 func (l *login) refuse(c authn.AuthConfig, scope string, why *Error) (first bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -107,8 +107,8 @@ func (l *login) refuse(c authn.AuthConfig, scope string, why *Error) (first bool
 	return first
 }
 
-// accept records that a credential was taken for a scope. It reports whether the account was
-// refused before.
+// accept records that a credential was accepted for a scope. It reports whether the account
+// was refused before.
 func (l *login) accept(c authn.AuthConfig, scope string) (before bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -119,14 +119,14 @@ func (l *login) accept(c authn.AuthConfig, scope string) (before bool) {
 	return l.end()
 }
 
-// end ends the rest of the account. It reports whether it was refused.
+// end ends the pause of the account. It reports whether the account was refused.
 func (l *login) end() bool {
 	refused := l.account.why != nil
 	l.account = loginRest{}
 	return refused
 }
 
-// loginRefused rests the account, or what it is refused for, and says the former once.
+// loginRefused pauses the account, or only the scope. It logs a pause of the account once.
 func (a *account) loginRefused(c authn.AuthConfig, scope string, why *Error) {
 	refused := *why
 	refused.Err, refused.own = errors.Join(ErrDenied, errLogin), false
@@ -147,7 +147,7 @@ func (a *account) loginAccepted(c authn.AuthConfig, scope string) {
 	r.log.Info("login accepted again", "upstream", r.cfg.Name, "account", a.key)
 }
 
-// forget ends what is said of the account in the metrics.
+// forget removes the account from the metric of refused logins.
 func (a *account) forget() {
 	a.login.mu.Lock()
 	defer a.login.mu.Unlock()

@@ -11,11 +11,12 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// errNamed: a registry names another digest than that of what it sent.
+// errNamed: the digest that a registry names is not that of the bytes that it sent.
 var errNamed = errors.New("the answer for a tag does not have the digest that it names")
 
-// readManifest checks what a registry sent for a tag: a manifest, and the one whose
-// digest it names. If not, the error is errNamed, and the digest is that of the bytes.
+// readManifest checks the response for a tag: it must be a manifest with the digest that
+// the registry names. If the digest differs, the error is errNamed, and the result has
+// the digest of the bytes.
 func readManifest(resp *http.Response, b []byte) (Resolved, error) {
 	m := parseManifest(b)
 	if !m.isManifest() {
@@ -28,7 +29,7 @@ func readManifest(resp *http.Response, b []byte) (Resolved, error) {
 		if !m.isSound() {
 			return Resolved{}, errors.New("the answer for a tag is a damaged manifest")
 		}
-	case named == d: // as of most
+	case named == d: // the usual case
 	case named.Algorithm().FromBytes(b) == named:
 		d = named
 	case !isSigned(b, named):
@@ -37,8 +38,8 @@ func readManifest(resp *http.Response, b []byte) (Resolved, error) {
 	return Resolved{Descriptor: ocispec.Descriptor{MediaType: m.mediaType(mediaType(KindManifest, resp)), Digest: d, Size: int64(len(b))}, Content: b}, err
 }
 
-// manifestBody is what tells manifests from other things, and from each other, and whether
-// one is damaged. It is small, whatever was parsed.
+// manifestBody has the fields that distinguish manifests from other content and from each
+// other, and show whether one is damaged. It is small, whatever was parsed.
 type manifestBody struct {
 	SchemaVersion json.Number `json:"schemaVersion"`
 	MediaType     string      `json:"mediaType"`
@@ -57,8 +58,8 @@ func parseManifest(b []byte) manifestBody {
 	return m
 }
 
-// isManifest reports whether it may be a manifest: an object of JSON that has what all
-// kinds of manifests have one of, and a page, an error or the half of one have not.
+// isManifest reports whether the body may be a manifest: a JSON object with at least one
+// field that a web page, an error or a truncated manifest does not have.
 func (m manifestBody) isManifest() bool {
 	if !m.parsed || m.Errors.there && m.SchemaVersion == "" || m.Manifests.there && !m.Manifests.list || m.Layers.there && !m.Layers.list {
 		return false
@@ -66,14 +67,14 @@ func (m manifestBody) isManifest() bool {
 	return m.SchemaVersion != "" || m.MediaType != "" || m.Manifests.there || m.Layers.there
 }
 
-// isSound reports whether a manifest shows no damage, where no digest tells: it is UTF-8
-// (RFC 8259 section 8.1), and the digests in it are some.
+// isSound reports whether a manifest shows no damage, if there is no digest to verify: it
+// is UTF-8 (RFC 8259 section 8.1), and the digests in it are valid.
 func (m manifestBody) isSound() bool {
 	return m.utf8 && m.parsed && !m.Layers.damaged && !m.Manifests.damaged && !m.Config.damaged
 }
 
-// mediaType is the manifest's: what its answer said, or where that is none that a
-// manifest can have, what the manifest itself says, or looks like.
+// mediaType returns the manifest's media type: said, from the response, or if that is "",
+// what the manifest itself says, or what its fields look like.
 func (m manifestBody) mediaType(said string) string {
 	switch {
 	case said != "" || !m.parsed:
@@ -90,23 +91,23 @@ func (m manifestBody) mediaType(said string) string {
 	return ""
 }
 
-// maxDescriptors of a list are looked at. Images have up to 127 layers.
+// maxDescriptors is how many descriptors of a list are checked. Images have up to 127 layers.
 const maxDescriptors = 10_000
 
-// descriptors is what is looked at of a descriptor or a list of them. Nothing of it is
-// kept: a list may have a million.
+// descriptors is the result of checking a descriptor or a list of them. The descriptors
+// are not stored: a list may have a million.
 type descriptors struct {
-	there   bool // and not null
+	there   bool // the field exists, and is not null
 	list    bool
-	damaged bool // a digest in it is none
+	damaged bool // a digest in it is invalid
 }
 
-// UnmarshalJSON takes whatever there is.
+// UnmarshalJSON accepts any value.
 func (d *descriptors) UnmarshalJSON(text []byte) error {
 	*d = descriptors{there: string(text) != "null", list: text[0] == '['}
 	all := json.NewDecoder(bytes.NewReader(text))
 	if d.list {
-		_, _ = all.Token() // its beginning
+		_, _ = all.Token() // the opening bracket
 	}
 	for i := 0; i < maxDescriptors && all.More() && !d.damaged; i++ {
 		var one struct{ Digest digest.Digest }

@@ -8,8 +8,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
-// Metrics counts what crosses the wire to upstreams. One instance serves all
-// registries. The names lack the application's prefix, which its registerer adds.
+// Metrics are the metrics of requests to upstreams. One instance serves all registries.
+// The names have no prefix of the application: its registerer adds that.
 type Metrics struct {
 	prometheus.Collector // all of them
 
@@ -21,8 +21,8 @@ type Metrics struct {
 
 	up          *prometheus.GaugeVec
 	lastSuccess *prometheus.GaugeVec
-	credentials *prometheus.CounterVec // that could not be had
-	refused     *prometheus.GaugeVec   // accounts
+	credentials *prometheus.CounterVec // failures to get one
+	refused     *prometheus.GaugeVec   // accounts whose login is refused
 }
 
 func NewMetrics() *Metrics {
@@ -79,7 +79,8 @@ func (m *Metrics) answered(upstream, op, code string, took time.Duration) {
 	m.seconds.WithLabelValues(upstream, op).Observe(took.Seconds())
 }
 
-// codeLabel bounds the code label: the codes registries use, else the class.
+// codeLabel returns the code label: a code that registries use, else only the class, so
+// that the label has few values.
 func codeLabel(status int) string {
 	switch status {
 	case 200, 206, 301, 302, 303, 307, 308, 400, 401, 403, 404, 405, 416, 429, 500, 502, 503, 504:

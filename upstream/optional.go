@@ -7,17 +7,17 @@ import (
 	"time"
 )
 
-// optionalPatience is how long an optional request may take to be answered. It costs a
-// client that much where a registry answers none of its kind.
+// optionalPatience is how long an optional request may wait for a response. A client waits
+// that long if a registry does not answer requests of this kind.
 const optionalPatience = 5 * time.Second
 
 // errImpatient ends an optional request.
 var errImpatient = errors.New("an optional request takes too long")
 
-// optional puts a question that a direct client would not ask: a HEAD as proof, a
-// part of a blob. Registries answer such questions in any way, or not at all. Where
-// plainHelps says so, the caller asks the plain question, before anybody is told
-// no.
+// optional sends a request that a direct client would not send: a HEAD as proof, or a
+// range of a blob. Registries answer such requests in any way, or not at all. If it fails,
+// and plainHelps reports true, the caller sends the plain request before it reports a
+// failure.
 func (r *Registry) optional(ctx context.Context, q query) (*http.Response, error) {
 	own, cancel := context.WithCancelCause(ctx)
 	patience := time.AfterFunc(optionalPatience, func() { cancel(errImpatient) })
@@ -36,9 +36,9 @@ func (r *Registry) optional(ctx context.Context, q query) (*http.Response, error
 	return nil, err
 }
 
-// plainHelps reports whether the plain request may be answered though an optional one
-// has failed with err. What rests, a request, an account or a host, says so to the
-// plain one too, if it is meant as well.
+// plainHelps reports whether the plain request may succeed although an optional one has
+// failed with err. Pauses of an object, an account or a host are not considered here: if
+// one applies to the plain request too, that fails at once.
 func plainHelps(ctx context.Context, err error) bool {
 	return ctx.Err() == nil && !errors.Is(err, errNotAsked) && !errors.Is(err, errEgress) && !errors.Is(err, errNoCredential)
 }

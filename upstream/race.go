@@ -10,8 +10,8 @@ import (
 	"github.com/cachalot-registry/cachalot/task"
 )
 
-// order is the URLs in the order in which to ask them: as configured, without those
-// to skip, and what is known to be broken, or too slow, last.
+// order returns the URLs in the order in which to try them: as configured, without those
+// to skip, and with the broken or slow ones last.
 func (r *Registry) order(skip []*endpoint) []*endpoint {
 	if len(r.endpoints) == 1 {
 		return r.endpoints
@@ -30,16 +30,16 @@ func (r *Registry) order(skip []*endpoint) []*endpoint {
 	return append(well, broken...)
 }
 
-// reply is what one URL made of a question.
+// reply is the result of a query to one URL.
 type reply struct {
 	from *endpoint
 	resp *http.Response
 	err  error
 }
 
-// askEach puts q to the URLs until one answers: to the next one when one has
-// failed, or, if q may be raced, when none has answered for RaceAfter. The
-// first answer counts, and the other requests are cancelled. Only a 404 of the last URL
+// askEach sends q to the URLs until one answers: to the next one when one has
+// failed, or, if q may be raced, when none has answered for RaceAfter. The first
+// response is used, and the other requests are cancelled. Only a 404 of the last URL
 // is final: a 404 of another may mean that a mirror is incomplete.
 func (r *Registry) askEach(ctx context.Context, q query) (*http.Response, error) {
 	order := r.order(q.skip)
@@ -71,7 +71,7 @@ func (r *Registry) askEach(ctx context.Context, q query) (*http.Response, error)
 		go func() {
 			got := reply{from: e}
 			got.err = task.Try("question to a URL", func() (err error) {
-				got.resp, err = r.askOne(attempt, e, q) //nolint:bodyclose // by who takes the reply
+				got.resp, err = r.askOne(attempt, e, q) //nolint:bodyclose // closed by the receiver of the reply
 				return err
 			})
 			replies <- got
@@ -118,8 +118,8 @@ func (r *Registry) askEach(ctx context.Context, q query) (*http.Response, error)
 	}
 }
 
-// moreTelling is the one of two failures that says more to the caller; of two
-// rate limits or rests, the one that ends first.
+// moreTelling returns the failure that tells the caller more; of two rate limits or
+// pauses, the one that ends first.
 func moreTelling(a, b error) error {
 	if a == nil || rank(b) > rank(a) {
 		return b
@@ -132,7 +132,7 @@ func moreTelling(a, b error) error {
 	return a
 }
 
-// notOwn is an error of a mirror, which does not speak for the registry.
+// notOwn returns err as an error of a mirror, which does not speak for the registry.
 func notOwn(err error) error {
 	e, ok := errors.AsType[*Error](err)
 	if !ok || !e.own {

@@ -17,9 +17,9 @@ import (
 	"github.com/cachalot-registry/cachalot/bounds"
 )
 
-// read asks for something small and reads it whole. What valid refuses, or does not come
-// to its end in time, is the failure of the URL that sent it, and the next one is asked.
-// It starts over once if a body breaks: unlike a blob there is no resuming it.
+// read requests something small and reads the whole body. If valid refuses the body, or it
+// is not complete in time, the URL that sent it has failed, and the next URL is tried. If
+// a body breaks, read starts over once: unlike a blob, a small body is not resumed.
 func (r *Registry) read(ctx context.Context, kind Kind, q query, valid func(resp *http.Response, body []byte) error) error {
 	var telling error
 	for broke := false; ; {
@@ -53,7 +53,7 @@ func (r *Registry) read(ctx context.Context, kind Kind, q query, valid func(resp
 	}
 }
 
-// readBody reads a small body, and undoes an encoding that was not asked for.
+// readBody reads a small body, and decompresses it if it is gzip, which was not requested.
 func (r *Registry) readBody(q query, kind Kind, resp *http.Response) ([]byte, error) {
 	c, _, err := r.accept(q, kind, resp, 0, resp.ContentLength, resp.ContentLength)
 	if err != nil {
@@ -68,16 +68,17 @@ func (r *Registry) readBody(q query, kind Kind, resp *http.Response) ([]byte, er
 	return r.unzip(ctx, q.op, b)
 }
 
-// isGzip reports whether an answer says that its body is packed, which was not asked for.
+// isGzip reports whether a response says that its body is gzip, which was not requested.
 func isGzip(h http.Header) bool {
 	encoding := h.Get("Content-Encoding")
 	return strings.EqualFold(encoding, "gzip") || strings.EqualFold(encoding, "x-gzip")
 }
 
-// errNoGzip: what came is not packed as its answer says.
+// errNoGzip: the body is not gzip, although the response says so.
 var errNoGzip = fmt.Errorf("%w: not gzip, although Content-Encoding says so", ErrInvalid)
 
-// unzip unpacks a small body; one that is no gzip has it as a mere label.
+// unzip decompresses a small body. A body that is no gzip is returned as it is: the header
+// is wrong.
 func (r *Registry) unzip(ctx context.Context, op string, b []byte) ([]byte, error) {
 	decoder, err := gzip.NewReader(bytes.NewReader(b))
 	if err != nil {
@@ -95,8 +96,8 @@ func (r *Registry) unzip(ctx context.Context, op string, b []byte) ([]byte, erro
 	return plain, nil
 }
 
-// unpacked is content without the gzip around it. Its length is not known. wrong is told
-// where there is none.
+// unpacked returns content without the gzip around it. Its length is not known. If the
+// content is not gzip, wrong is called.
 func (r *Registry) unpacked(op string, c *Content, wrong func()) (*Content, error) {
 	decoder, err := gzip.NewReader(c.Body)
 	if err != nil {
@@ -122,17 +123,19 @@ func (u *unpacking) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// noGzip is the error of what cannot be unpacked, of which wrong is told.
+// noGzip returns the error for a body that cannot be decompressed, and calls wrong. If the
+// body broke, it returns that error, and does not call wrong.
 func (r *Registry) noGzip(op string, err error, wrong func()) error {
-	if _, ok := errors.AsType[*Error](err); ok { // it broke
+	if _, ok := errors.AsType[*Error](err); ok { // the body broke
 		return err
 	}
 	wrong()
 	return r.fail(op, errNoGzip, "")
 }
 
-// readOdd reads a manifest whose answer has not what a manifest's has, finds out what
-// it is, and lets the digest decide. A signed one of schema 1 it fails with ErrSigned.
+// readOdd reads a manifest whose response has unusual headers: no media type of a manifest,
+// or gzip. It finds out the media type; whether to decompress, the digest decides. For a
+// signed manifest of schema 1 it fails with ErrSigned.
 func (r *Registry) readOdd(ctx context.Context, op string, c *Content, d digest.Digest, gzipped bool) (*Content, error) {
 	b, err := bounds.ReadAll(ctx, c.Body, c.Size)
 	_ = c.Body.Close() // read to its end
@@ -151,9 +154,9 @@ func (r *Registry) readOdd(ctx context.Context, op string, c *Content, d digest.
 	return &Content{Body: io.NopCloser(bytes.NewReader(b)), End: size, Size: size, MediaType: parseManifest(b).mediaType(c.MediaType)}, nil
 }
 
-// settle finds out which of the two is wrong, the name or the bytes. Where the registry
-// gives what it names, it is that. Where there is no such thing, and it gives the bytes
-// by their own digest, it is those.
+// settle finds out which is wrong, the named digest or the bytes. If the registry has a
+// manifest with the named digest, the result is that. If not, and it has the bytes by
+// their own digest, the result is those.
 func (r *Registry) settle(ctx context.Context, repo string, named digest.Digest, m Resolved) (Resolved, error) {
 	got, err := r.byDigest(ctx, repo, named)
 	if err == nil || !errors.Is(err, ErrNotFound) {

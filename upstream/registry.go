@@ -22,7 +22,7 @@ import (
 	"github.com/cachalot-registry/cachalot/bounds"
 )
 
-// Kind is what is asked for.
+// Kind is the kind of content that is requested.
 type Kind string
 
 const (
@@ -32,7 +32,7 @@ const (
 	KindReferrers Kind = "referrers"
 )
 
-// MaxManifestSize is the longest manifest accepted, in bytes: the least that
+// MaxManifestSize is the longest manifest accepted, in bytes: the minimum that
 // the distribution specification wants registries to accept.
 const MaxManifestSize = 4 << 20
 
@@ -61,8 +61,8 @@ type Registry struct {
 }
 
 // downloadShare is the part of the places for blobs that a repository leaves to others. It
-// is so much larger than that of connections that its downloads leave one for its
-// questions, if there are two.
+// is larger than that of connections, by so much that the downloads of a repository leave
+// one connection for its other requests, if there are two.
 const downloadShare = 0.375
 
 // New returns a registry. It sends no request. Its error is a [*KeyError] if a value of
@@ -114,11 +114,11 @@ func New(cfg Config, m *Metrics, log *slog.Logger) (*Registry, error) {
 	return r, nil
 }
 
-// Name is the registry's name as clients say it.
+// Name returns the registry's name as clients write it.
 func (r *Registry) Name() string { return r.cfg.Name }
 
-// HasAccount reports whether the registry is asked with an account: what it gives need
-// not be what anyone gets.
+// HasAccount reports whether requests to the registry use an account: its content may not
+// be public.
 func (r *Registry) HasAccount() bool {
 	return slices.ContainsFunc(r.endpoints, func(e *endpoint) bool {
 		return slices.ContainsFunc(e.accounts, func(a *account) bool { return a.source != nil })
@@ -147,11 +147,11 @@ const manifestTypes = "application/vnd.oci.image.index.v1+json, " +
 	"application/vnd.docker.distribution.manifest.v1+json;q=0.4, " +
 	"*/*;q=0.1"
 
-// content is the question for a manifest or blob.
+// content returns the query for a manifest or blob.
 func content(method string, kind Kind, repo, reference string) query {
 	q := query{
 		op: strings.ToLower(method) + "_" + string(kind), method: method, repo: repo,
-		path: repo + "/blobs/" + reference, raced: strings.Contains(reference, ":"), // a digest, no tag
+		path: repo + "/blobs/" + reference, raced: strings.Contains(reference, ":"), // a digest, not a tag
 	}
 	if kind == KindManifest {
 		q.path = repo + "/manifests/" + reference
@@ -160,7 +160,7 @@ func content(method string, kind Kind, repo, reference string) query {
 	return q
 }
 
-// Has asks whether a repository has a manifest or blob: by HEAD, or by a plain GET
+// Has checks whether a repository has a manifest or blob: by HEAD, or by a plain GET
 // whose body is not read. Size is -1 when unknown.
 func (r *Registry) Has(ctx context.Context, kind Kind, repo string, d digest.Digest) (ocispec.Descriptor, error) {
 	desc, err := r.head(ctx, kind, repo, d.String())
@@ -178,14 +178,14 @@ func (r *Registry) Has(ctx context.Context, kind Kind, repo string, d digest.Dig
 	return ocispec.Descriptor{MediaType: c.MediaType, Digest: d, Size: c.Size}, c.Body.Close()
 }
 
-// Resolved is what a tag names.
+// Resolved is the manifest that a tag points to.
 type Resolved struct {
 	ocispec.Descriptor        // Size is -1 when unknown
-	Content            []byte // of the manifest, where it had to be fetched; else nil
+	Content            []byte // of the manifest, if it had to be fetched; else nil
 }
 
-// Resolve asks which manifest a tag names: by HEAD, which costs no quota, or by a
-// plain GET where that does not say.
+// Resolve returns the manifest that a tag points to: by HEAD, which costs no quota, or by
+// a plain GET if the HEAD does not give the digest.
 func (r *Registry) Resolve(ctx context.Context, repo, tag string) (Resolved, error) {
 	desc, err := r.head(ctx, KindManifest, repo, tag)
 	if err == nil && desc.Digest != "" {
@@ -197,8 +197,8 @@ func (r *Registry) Resolve(ctx context.Context, repo, tag string) (Resolved, err
 	return r.Manifest(ctx, repo, tag)
 }
 
-// head puts a HEAD, which is optional. In the descriptor, Digest is what upstream
-// said, "" when it said nothing or nonsense, and Size is -1 when unknown.
+// head sends a HEAD, which is optional. In the descriptor, Digest is the one that upstream
+// sent, "" if it sent none or an invalid one, and Size is -1 when unknown.
 func (r *Registry) head(ctx context.Context, kind Kind, repo, reference string) (ocispec.Descriptor, error) {
 	resp, err := r.optional(ctx, content(http.MethodHead, kind, repo, reference))
 	if err != nil {
@@ -206,19 +206,19 @@ func (r *Registry) head(ctx context.Context, kind Kind, repo, reference string) 
 	}
 	resp.Body.Close()
 	size := resp.ContentLength
-	if size == 0 && !isNothing(reference) || isGzip(resp.Header) { // it has no length to tell, or that of something else
+	if size == 0 && !isNothing(reference) || isGzip(resp.Header) { // no length, or that of the compressed body
 		size = -1
 	}
 	return ocispec.Descriptor{MediaType: mediaType(kind, resp), Digest: namedDigest(resp), Size: size}, nil
 }
 
-// isNothing reports whether a reference is the digest of no bytes at all.
+// isNothing reports whether a reference is the digest of empty content.
 func isNothing(reference string) bool {
 	d, err := digest.Parse(reference)
 	return err == nil && d == d.Algorithm().FromBytes(nil)
 }
 
-// namedDigest is what an answer says that its content has; "" where that is none.
+// namedDigest returns the digest that a response names; "" if there is none, or it is invalid.
 func namedDigest(resp *http.Response) digest.Digest {
 	d, err := digest.Parse(resp.Header.Get("Docker-Content-Digest"))
 	if err != nil {
@@ -227,7 +227,8 @@ func namedDigest(resp *http.Response) digest.Digest {
 	return d
 }
 
-// mediaType is an answer's; "" where it has none, or none that a manifest can have.
+// mediaType returns the media type of a response; "" if it has none, or one that its
+// manifest cannot have.
 func mediaType(kind Kind, resp *http.Response) string {
 	t, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
 	if err != nil || kind == KindManifest && !isManifestType(t) {
@@ -236,41 +237,41 @@ func mediaType(kind Kind, resp *http.Response) string {
 	return t
 }
 
-// isManifestType reports whether t may be a manifest's media type: all are vendors'.
+// isManifestType reports whether t may be a manifest's media type: all of them are vendor types.
 func isManifestType(t string) bool {
 	return strings.HasPrefix(t, "application/vnd.")
 }
 
-// Content is a manifest or blob on its way. Body must be closed. It fails with
-// an *Error: ErrTimeout after a silence or trickle of Timeouts.Progress,
-// ErrUnavailable when the connection breaks. Open again at the offset reached.
+// Content is a manifest or blob that is being downloaded. Body must be closed. It fails with
+// an *Error: ErrTimeout after a pause or trickle of Timeouts.Progress, ErrUnavailable
+// when the connection breaks. To resume, call Open again at the offset reached.
 type Content struct {
 	Body io.ReadCloser
-	// Offset is where Body starts: the offset asked for, or 0 where upstream
+	// Offset is where Body starts: the requested offset, or 0 if upstream
 	// ignored the range.
 	Offset int64
-	// End is where it ends: Size, or before it where less was asked for.
+	// End is where Body ends: Size, or before it if less was requested.
 	End int64
-	// Size is that of the whole content, -1 when upstream did not say.
+	// Size is the size of the whole content, -1 when upstream did not say.
 	Size      int64
 	MediaType string
-	// Wrong is to be called where a whole that began with this proves to be other
-	// content than was asked for: the URL is asked in another way the next time, or
-	// after the others. Nil: there is no other way.
+	// Wrong is to be called if the whole that began with this body proves to be other
+	// content than was requested: next time the body is decompressed, or the URL is
+	// skipped for a while. Nil: there is no other way.
 	Wrong func()
 }
 
-// Span is what is asked for of a blob or manifest: its bytes from Offset on.
+// Span is the part of a blob or manifest that is requested: its bytes from Offset on.
 type Span struct {
 	Offset int64
-	Length int64 // 0: all to the end; what an upstream without ranges sends in any case
-	// Spare: one more connection is wanted for a blob that has one. It is refused
-	// at once while half of the registry's connections are in use, and where the
-	// upstream does not give just the span.
+	Length int64 // 0: to the end; an upstream without ranges always sends all
+	// Spare: one more connection is wanted for a blob that has one. Open fails at
+	// once while half of the registry's connections are in use, and if the
+	// upstream does not send exactly the span.
 	Spare bool
 }
 
-// header is the Range of RFC 9110, section 14.2; "" for everything.
+// header returns the Range header (RFC 9110, section 14.2); "" for the whole content.
 func (s Span) header() string {
 	switch {
 	case s.Length > 0:
@@ -281,7 +282,7 @@ func (s Span) header() string {
 	return ""
 }
 
-// isIn reports whether an answer's Content-Range is what was asked for.
+// isIn reports whether a Content-Range is the requested one.
 func (s Span) isIn(start, end, total int64) bool {
 	if start != s.Offset || s.Length == 0 {
 		return start == s.Offset
@@ -290,8 +291,8 @@ func (s Span) isIn(start, end, total int64) bool {
 }
 
 // Open starts to download a blob or manifest, or a span of it. The content is not
-// verified here. For blobs it waits for one of the registry's connections, of which a
-// repository has no more than leaves some to the others.
+// verified here. For blobs it waits for one of the registry's connections. One repository
+// cannot take all of them.
 func (r *Registry) Open(ctx context.Context, kind Kind, repo string, d digest.Digest, s Span) (*Content, error) {
 	q := content(http.MethodGet, kind, repo, d.String())
 	if s.Offset < 0 || s.Length < 0 {
@@ -302,7 +303,7 @@ func (r *Registry) Open(ctx context.Context, kind Kind, repo string, d digest.Di
 		q.skip = skip
 	}
 	if unpacks {
-		s = Span{Spare: s.Spare} // of what it is packed in there are no parts
+		s = Span{Spare: s.Spare} // a compressed body has no ranges of the content
 	}
 	release := func() {}
 	if kind == KindBlob {
@@ -327,14 +328,14 @@ func (r *Registry) Open(ctx context.Context, kind Kind, repo string, d digest.Di
 		wrong = func() { r.wrong.refuse(d, b.from) }
 	}
 	if kind == KindBlob && b.gzipped && c.Offset == 0 {
-		c.Size, c.End = -1, 0 // the length is that of what it is packed in, if it is
+		c.Size, c.End = -1, 0 // the length may be that of the compressed body
 	}
 	switch {
 	case kind == KindManifest && c.Offset == 0 && (b.gzipped || c.MediaType == mediaTypeSigned || !isManifestType(c.MediaType)):
 		c, err = r.readOdd(ctx, q.op, c, d, b.gzipped)
 	case kind == KindBlob && b.gzipped && r.wrong.unpacks(d, b.from):
 		if c, err = r.unpacked(q.op, c, wrong); errors.Is(err, errNoGzip) {
-			return r.Open(ctx, kind, repo, d, s) // in another way: it is not unpacked again
+			return r.Open(ctx, kind, repo, d, s) // in another way: without decompression
 		}
 	}
 	if err != nil {
@@ -345,7 +346,7 @@ func (r *Registry) Open(ctx context.Context, kind Kind, repo string, d digest.Di
 }
 
 func (r *Registry) open(ctx context.Context, q query, kind Kind, s Span) (*Content, *body, error) {
-	q.accept = r.isContent(q.op) //nolint:bodyclose // it makes no answer
+	q.accept = r.isContent(q.op) //nolint:bodyclose // it makes no response
 	if header := s.header(); header != "" {
 		c, b, err := r.openRange(ctx, q, kind, s, header)
 		later := s.Offset > 0 && (transient(err) || errors.Is(err, ErrRateLimited)) && slices.ContainsFunc(r.endpoints, func(e *endpoint) bool { return e.ranges.Load() })
@@ -360,9 +361,9 @@ func (r *Registry) open(ctx context.Context, q query, kind Kind, s Span) (*Conte
 	return r.accept(q, kind, resp, 0, resp.ContentLength, resp.ContentLength)
 }
 
-// openRange asks for a part. What follows a break is worth more than one try, for
-// the plain request would bring all of it again; where parts are known to be given,
-// that is for the caller to decide.
+// openRange requests a range. After a break it tries more than once, because the plain
+// request would bring all bytes again. If an upstream is known to support ranges, the
+// caller of Open decides whether to do that.
 func (r *Registry) openRange(ctx context.Context, q query, kind Kind, s Span, header string) (*Content, *body, error) {
 	q.header = q.header.Clone()
 	if q.header == nil {
@@ -391,8 +392,8 @@ func (r *Registry) openRange(ctx context.Context, q query, kind Kind, s Span, he
 	return nil, nil, r.fail(q.op, ErrInvalid, "status %d to a range request, with wrong range", resp.StatusCode)
 }
 
-// isWhole reports whether an answer to a plain GET brings the whole content. The
-// digest decides on what 203 has transformed.
+// isWhole reports whether a response to a plain GET brings the whole content. A 203 may be
+// transformed; the digest decides whether it is right.
 func isWhole(resp *http.Response) bool {
 	switch resp.StatusCode {
 	case http.StatusOK, http.StatusNonAuthoritativeInfo:
@@ -404,7 +405,7 @@ func isWhole(resp *http.Response) bool {
 	return false
 }
 
-// isContent refuses what is no whole content.
+// isContent returns a check that refuses a response without the whole content.
 func (r *Registry) isContent(op string) func(*http.Response) error {
 	return func(resp *http.Response) error {
 		if isWhole(resp) {
@@ -414,7 +415,7 @@ func (r *Registry) isContent(op string) func(*http.Response) error {
 	}
 }
 
-// accept starts to count a body, and bounds a manifest's.
+// accept starts to count the bytes of a body, and bounds the size and time of all but blobs.
 func (r *Registry) accept(q query, kind Kind, resp *http.Response, offset, end, size int64) (*Content, *body, error) {
 	b := resp.Body.(*body)
 	b.fetched = r.metrics.fetched.WithLabelValues(r.cfg.label(), string(kind))
@@ -432,11 +433,12 @@ func (r *Registry) accept(q query, kind Kind, resp *http.Response, offset, end, 
 	return &Content{Body: b, Offset: offset, End: max(end, 0), Size: size, MediaType: mediaType(kind, resp)}, b, nil
 }
 
-// Manifest fetches a manifest by tag, or one that ErrSigned told of. Its digest is that
-// of the bytes, which are what the answer says that they are, and a manifest.
+// Manifest fetches a manifest by tag, or by digest after ErrSigned. It verifies that the
+// bytes are a manifest, and match the digest that the response names. The digest in the
+// result is that of the bytes.
 func (r *Registry) Manifest(ctx context.Context, repo, reference string) (Resolved, error) {
 	q := content(http.MethodGet, KindManifest, repo, reference)
-	q.accept = r.isContent(q.op) //nolint:bodyclose // it makes no answer
+	q.accept = r.isContent(q.op) //nolint:bodyclose // it makes no response
 	var m Resolved
 	err := r.read(ctx, KindManifest, q, func(resp *http.Response, body []byte) (err error) {
 		if busy := bounds.Work(ctx, len(body), func() { m, err = readManifest(resp, body) }); busy != nil {

@@ -2,7 +2,7 @@ package upstream
 
 import "context"
 
-// ofRequest is a context of what happens because of a client's request.
+// ofRequest is the context of work for a client's request.
 type ofRequest struct {
 	context.Context
 	id string
@@ -17,14 +17,14 @@ func (c *ofRequest) Value(key any) any {
 	return c.Context.Value(key)
 }
 
-// WithRequestID returns a context of what happens because of the client's
-// request with this id. The registry's own URLs are sent it as X-Request-Id; token
-// servers and the targets of redirects are not.
+// WithRequestID returns a context of work for the client's request with this id. Requests
+// to the registry's own URLs have it as X-Request-Id; requests to token servers and to
+// the targets of redirects do not.
 func WithRequestID(ctx context.Context, id string) context.Context {
 	return &ofRequest{ctx, id}
 }
 
-// RequestID is the id of the client's request that ctx is of, or "".
+// RequestID returns the id of the client's request that ctx belongs to, or "".
 func RequestID(ctx context.Context) string {
 	if c, ok := ctx.Value(ofRequestKey{}).(*ofRequest); ok {
 		return c.id
@@ -32,8 +32,8 @@ func RequestID(ctx context.Context) string {
 	return ""
 }
 
-// apart is ctx with the end of the registry in place of its own, for what is
-// done for many callers: it keeps the values of the first.
+// apart returns ctx with the end of the registry in place of its own, for work that is
+// done for many callers. It has the values of the first caller's ctx.
 func (r *Registry) apart(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(r.ctx, func() { cancel(context.Cause(r.ctx)) })

@@ -9,18 +9,18 @@ import (
 )
 
 const (
-	// maxRest bounds what one answer can do to all that comes from its origin.
+	// maxRest bounds a pause: one response may pause all requests to its origin.
 	maxRest = 5 * time.Minute
-	// restingObjects of an origin that said so, one after the other and nothing else
-	// in between, are taken for all of it.
+	// restingObjects is how many objects of an origin must pause, with no other response
+	// in between, until the whole origin pauses.
 	restingObjects = 3
 )
 
-// errResting: what is asked for has said when to ask again, and it is not then.
+// errResting: the object or its origin still pauses, by a Retry-After.
 var errResting = fmt.Errorf("%w: not asked: the registry said when to ask again", ErrUnavailable)
 
-// rests are what is not asked before the time that it said (RFC 9110 section 10.2.3):
-// an object, or an origin, all of which seems to mean it.
+// rests are the pauses by Retry-After (RFC 9110 section 10.2.3): of an object, or of an
+// origin if the header seems to apply to all of it.
 type rests struct {
 	mu      sync.Mutex // guards all below
 	objects *lru.Cache[string, time.Time]
@@ -28,8 +28,8 @@ type rests struct {
 }
 
 type originRest struct {
-	said  int       // objects that have said so since the last answer of another kind
-	until time.Time // when all of it may be asked again
+	said  int       // objects that began a pause since the last response without one
+	until time.Time // the end of the pause of the whole origin
 }
 
 func newRests() (*rests, error) {
@@ -44,7 +44,7 @@ func newRests() (*rests, error) {
 	return &rests{objects: objects, origins: origins}, nil
 }
 
-// left is how long an object of an origin is not asked; 0: it may be.
+// left returns how long an object of an origin still pauses; 0: it may be requested.
 func (r *rests) left(origin, object string) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -55,7 +55,7 @@ func (r *rests) left(origin, object string) time.Duration {
 	return max(0, time.Until(until))
 }
 
-// until is when all of an origin may be asked again; zero: it does not rest.
+// until returns when the pause of a whole origin ends; zero: there is none.
 func (r *rests) until(origin string) time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -65,15 +65,15 @@ func (r *rests) until(origin string) time.Time {
 	return time.Time{}
 }
 
-// rest records that an object said to ask again after d. Alone: it says nothing of the
-// others. It reports whether all of the origin rests now.
+// rest pauses an object for d, by its Retry-After. alone: the header says nothing about
+// other objects. It reports whether the whole origin pauses now.
 func (r *rests) rest(origin, object string, d time.Duration, alone bool) (all bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	until := time.Now().Add(min(d, maxRest))
 	before, _ := r.objects.Get(origin + "\x00" + object)
 	r.objects.Add(origin+"\x00"+object, until)
-	if alone || time.Now().Before(before) { // or asked at the same time as another
+	if alone || time.Now().Before(before) { // the pause is known already, from a concurrent request
 		return false
 	}
 	o, ok := r.origins.Get(origin)
@@ -88,7 +88,7 @@ func (r *rests) rest(origin, object string, d time.Duration, alone bool) (all bo
 	return true
 }
 
-// answered records that something of an origin said nothing of the kind.
+// answered records a response of an origin without a pause. It ends the origin's pause.
 func (r *rests) answered(origin string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -7,9 +7,9 @@ import (
 	"os"
 )
 
-// ReadSecret reads a file that has a secret, of at most limit bytes. The error of one
-// that cannot be opened does not name it: the secret itself may stand in the place of
-// the file's name.
+// ReadSecret reads a file that contains a secret, of at most limit bytes. If the file
+// cannot be read, the error does not name it: the operator may have written the secret
+// itself in place of the file's name.
 func ReadSecret(file string, limit int64) ([]byte, error) {
 	f, err := os.Open(file)
 	if err != nil {
@@ -26,7 +26,7 @@ func ReadSecret(file string, limit int64) ([]byte, error) {
 	return b, nil
 }
 
-// unnamedFile is the error of a file without its name.
+// unnamedFile is a file's error without the file's name.
 type unnamedFile struct{ *os.PathError }
 
 func (e unnamedFile) Error() string { return "cannot be read: " + e.Err.Error() }

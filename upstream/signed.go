@@ -9,16 +9,17 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// ErrSigned: a manifest of Docker's schema 1 whose digest is right, and is not that of
-// its bytes: it leaves the signatures out. Manifest returns it.
+// ErrSigned: a manifest of Docker's schema 1 has the right digest, but that is not the
+// digest of its bytes: it excludes the signatures. [Registry.Manifest] returns such a
+// manifest.
 var ErrSigned = errors.New("a signed manifest of schema 1, whose digest is not that of its bytes")
 
-// mediaTypeSigned is that of schema 1 with signatures (distribution 2.8,
+// mediaTypeSigned is the media type of schema 1 with signatures (distribution 2.8,
 // docs/spec/manifest-v2-1.md).
 const mediaTypeSigned = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 
-// signedPayload is what of a signed manifest the digest is of: its first bytes and a
-// tail, which each signature repeats. It is nil where there is none.
+// signedPayload returns the bytes of a signed manifest that its digest covers: its first
+// bytes and a tail, which each signature repeats. It returns nil if b is not signed.
 func signedPayload(b []byte) []byte {
 	var m struct {
 		Signatures [1]struct { // the others repeat it

@@ -5,9 +5,9 @@ import (
 	"net/netip"
 )
 
-// specialPrefixes are those that no public server has, with what they are: the
-// special-purpose registries of IANA (RFC 6890), multicast, and one address
-// that a cloud gives a meaning. The first that contains an address counts.
+// specialPrefixes are prefixes of addresses that no public server has, and what they are:
+// the special-purpose registries of IANA (RFC 6890), multicast, and one address that has
+// a meaning in a cloud. The first prefix that contains an address counts.
 //
 //nolint:gochecknoglobals // a constant table
 var specialPrefixes = []struct {
@@ -35,7 +35,7 @@ var specialPrefixes = []struct {
 
 	{netip.MustParsePrefix("::/128"), "the unspecified address (RFC 4291)"},
 	{netip.MustParsePrefix("::1/128"), "a loopback address (RFC 4291)"},
-	// Where in it the IPv4 address stands is each network's own choice.
+	// Each network chooses where in it the IPv4 address is.
 	{netip.MustParsePrefix("64:ff9b:1::/48"), "a local NAT64 address (RFC 8215)"},
 	{netip.MustParsePrefix("100::/64"), "a discard address (RFC 6666)"},
 	{netip.MustParsePrefix("2001:2::/48"), "a benchmarking address (RFC 5180)"},
@@ -48,12 +48,12 @@ var specialPrefixes = []struct {
 	{netip.MustParsePrefix("ff00::/8"), "a multicast address (RFC 4291)"},
 }
 
-// globalUnicast is all that has been given out of IPv6 (RFC 4291 section 2.4).
+// globalUnicast is the part of IPv6 that has been allocated (RFC 4291 section 2.4).
 //
 //nolint:gochecknoglobals // a constant
 var globalUnicast = netip.MustParsePrefix("2000::/3")
 
-// embeddings are prefixes of IPv6 addresses that lead to an IPv4 address.
+// embeddings are prefixes of IPv6 addresses that contain an IPv4 address.
 //
 //nolint:gochecknoglobals // a constant table
 var embeddings = []struct {
@@ -73,9 +73,9 @@ var embeddings = []struct {
 	}},
 }
 
-// special says what a is when it is no address of a public server, else "".
-// What only wraps an IPv4 address is judged as that. A NAT64 prefix that a
-// network made of its own addresses (RFC 6052 section 2.2) looks like any other.
+// special returns what a is if it is not an address of a public server, else "".
+// For an IPv6 address that contains an IPv4 address, the latter counts. A NAT64 prefix
+// from a network's own addresses (RFC 6052 section 2.2) looks like any other prefix.
 func special(a netip.Addr) string {
 	a = plain(a)
 	for _, e := range embeddings {

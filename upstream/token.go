@@ -17,20 +17,20 @@ import (
 
 const (
 	opToken = "token"
-	// maxTokenAnswer bounds a token server's answer; real ones are a few KiB.
+	// maxTokenAnswer bounds a token server's response; real ones are a few KiB.
 	maxTokenAnswer = 1 << 20
 	// maxToken bounds a token: servers refuse longer headers anyway.
 	maxToken = 64 << 10
-	// defaultTokenLife and maxTokenLife: the token specification's default, and
-	// a day, so that a wrong expires_in does not outlive a change of rights by much.
+	// defaultTokenLife is the token specification's default. maxTokenLife is a day: a
+	// token with a wrong expires_in does not outlive a change of rights by much more.
 	defaultTokenLife = 60 * time.Second
 	maxTokenLife     = 24 * time.Hour
 )
 
-// fetchToken asks a token server (distribution's "Token Authentication
+// fetchToken requests a token from a token server (distribution's "Token Authentication
 // Specification", and its "OAuth2 Token Authentication" for an identity token).
-// It ends with the registry and with no caller, for many wait for it, and takes
-// Timeouts.ResponseHeader altogether.
+// Many callers wait for it, so the end of the registry ends it, and the end of a caller
+// does not. It takes at most Timeouts.ResponseHeader altogether.
 func (a *account) fetchToken(ctx context.Context, realm *url.URL, key tokenKey, credentialed bool) (token, error) {
 	r := a.endpoint.registry
 	ctx, end := r.apart(ctx)
@@ -41,7 +41,7 @@ func (a *account) fetchToken(ctx context.Context, realm *url.URL, key tokenKey, 
 	if err != nil {
 		return token{}, r.closing(err)
 	}
-	if cred.RegistryToken != "" { // is one already
+	if cred.RegistryToken != "" { // it is a token already
 		return token{value: cred.RegistryToken, made: time.Now(), expires: time.Now().Add(defaultTokenLife)}, nil
 	}
 	if !credentialed {
@@ -78,7 +78,7 @@ func (a *account) fetchToken(ctx context.Context, realm *url.URL, key tokenKey, 
 			a.loginRefused(cred, key.scope, failed)
 		}
 		return token{}, failed
-	default: // redirects too: a credential must not be led on
+	default: // redirects too: a credential must not follow them
 		failed := r.statusError(opToken, resp, secrets...)
 		failed.Err = ErrUnavailable
 		return token{}, failed
@@ -97,8 +97,8 @@ func (a *account) fetchToken(ctx context.Context, realm *url.URL, key tokenKey, 
 	return t, nil
 }
 
-// askToken sends a request for a token. It follows redirects where no credential goes
-// along.
+// askToken sends a token request. It follows redirects only if the request has no
+// credential.
 func (a *account) askToken(ctx context.Context, req *http.Request, shown bool) (*http.Response, error) {
 	r := a.endpoint.registry
 	for seen := map[string]bool{}; len(seen) < maxRedirects && !seen[req.URL.String()]; {
@@ -121,8 +121,8 @@ func (a *account) askToken(ctx context.Context, req *http.Request, shown bool) (
 	return nil, r.fail(opToken, ErrUnavailable, "redirect loop or more than %d redirects", maxRedirects)
 }
 
-// tokenRequest asks for a token with what cred holds: a refresh token is posted
-// (RFC 6749 section 6), so that no log has it.
+// tokenRequest returns a token request with the credential cred. A refresh token is sent
+// by POST (RFC 6749 section 6), so that no log has it.
 func tokenRequest(ctx context.Context, realm *url.URL, key tokenKey, cred authn.AuthConfig) (*http.Request, error) {
 	u := *realm
 	u.Fragment = ""
@@ -153,8 +153,8 @@ func tokenRequest(ctx context.Context, realm *url.URL, key tokenKey, cred authn.
 	return req, err
 }
 
-// closing marks the registry's own end as a failure: no caller's context is
-// involved in what runs for many.
+// closing turns a cancellation into a failure: the registry was closed. No caller's
+// context is involved in work for many callers.
 func (r *Registry) closing(err error) error {
 	if errors.Is(err, context.Canceled) {
 		return r.fail(opToken, ErrUnavailable, "the registry was closed")
@@ -162,8 +162,8 @@ func (r *Registry) closing(err error) error {
 	return err
 }
 
-// serverTime is the answer's own clock, so that issued_at can be compared
-// whatever ours says.
+// serverTime returns the time of the token server's clock, so that issued_at can be
+// compared even if our clock is wrong.
 func serverTime(h http.Header) time.Time {
 	if t, err := http.ParseTime(h.Get("Date")); err == nil {
 		return t
@@ -178,7 +178,7 @@ func parseToken(b []byte, served time.Time) (token, error) {
 		ExpiresIn   json.Number `json:"expires_in"`
 		IssuedAt    string      `json:"issued_at"`
 	}
-	// The decoder's errors quote what they stumble over, which may be a token.
+	// The decoder's errors quote the input, which may be a token.
 	if json.Unmarshal(b, &wire) != nil {
 		return token{}, errors.New("not a JSON token answer")
 	}
@@ -199,7 +199,7 @@ func parseToken(b []byte, served time.Time) (token, error) {
 	if issued, err := time.Parse(time.RFC3339, wire.IssuedAt); err == nil {
 		life = max(life-max(served.Sub(issued), 0), 0)
 	}
-	// Renewed a little early, so that it does not expire on its way.
+	// The token is renewed a little early, so that it does not expire in transit.
 	life -= min(life/10, 30*time.Second)
 	return token{value: value, made: time.Now(), expires: time.Now().Add(life)}, nil
 }

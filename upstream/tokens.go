@@ -9,13 +9,13 @@ import (
 )
 
 const (
-	// maxTokens and maxTokenBytes bound the tokens kept: scopes come from clients,
+	// maxTokens and maxTokenBytes bound the cached tokens: clients choose the scopes,
 	// and some tokens have kilobytes.
 	maxTokens     = 16384
 	maxTokenBytes = 16 << 20
 )
 
-// tokenKey says what a token is good for.
+// tokenKey is what a token is valid for.
 type tokenKey struct{ realm, service, scope string }
 
 type token struct {
@@ -23,7 +23,7 @@ type token struct {
 	made, expires time.Time
 }
 
-// tokens is those of an account.
+// tokens are the cached tokens of an account.
 type tokens struct {
 	mu    sync.Mutex // guards all below
 	kept  *lru.Cache[tokenKey, token]
@@ -43,7 +43,7 @@ func size(k tokenKey, t token) int {
 	return len(k.realm) + len(k.service) + len(k.scope) + len(t.value)
 }
 
-// add keeps a token in the place of the one before.
+// add caches a token in place of the previous one, unless it has expired.
 func (t *tokens) add(k tokenKey, fetched token) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -57,7 +57,7 @@ func (t *tokens) add(k tokenKey, fetched token) {
 	}
 }
 
-// valid is a token that has not expired, and is not the one that was rejected.
+// valid returns a cached token that has not expired, and is not the rejected one.
 func (t *tokens) valid(k tokenKey, rejected string) (token, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

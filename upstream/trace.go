@@ -13,8 +13,8 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// tracer is that of the span in ctx; nil if the span is not recorded. So the start of a
-// trace decides for all its spans, and without a trace this is the only cost.
+// tracer returns the tracer of the span in ctx; nil if that span is not recorded. So the
+// first span of a trace decides for all, and without a trace this check is the only cost.
 func tracer(ctx context.Context) trace.Tracer {
 	span := trace.SpanFromContext(ctx)
 	if !span.IsRecording() {
@@ -23,10 +23,10 @@ func tracer(ctx context.Context) trace.Tracer {
 	return span.TracerProvider().Tracer("github.com/cachalot-registry/cachalot/upstream")
 }
 
-// sends counts the requests that one question takes.
+// sends is the context key of the counter of requests that one query takes.
 type sends struct{}
 
-// traceQuestion begins the span of a question, whose requests are below it.
+// traceQuestion starts the span of a query. The spans of its requests are its children.
 func (r *Registry) traceQuestion(ctx context.Context, q query) (context.Context, func(error)) {
 	t := tracer(ctx)
 	if t == nil {
@@ -39,8 +39,8 @@ func (r *Registry) traceQuestion(ctx context.Context, q query) (context.Context,
 	return context.WithValue(ctx, sends{}, new(atomic.Int64)), func(err error) { endSpan(span, err) }
 }
 
-// traceRequest begins the span of one request, as OpenTelemetry's conventions for
-// HTTP clients want it, but for the URL: that may be signed.
+// traceRequest starts the span of one request, by OpenTelemetry's conventions for HTTP
+// clients, but without the URL: it may be signed.
 func (r *Registry) traceRequest(ctx context.Context, op string, req *http.Request) (context.Context, func(*http.Response, error)) {
 	t := tracer(ctx)
 	if t == nil {
@@ -78,8 +78,8 @@ func endSpan(span trace.Span, err error) {
 	span.End()
 }
 
-// passTrace tells the registry which trace a request belongs to (W3C Trace
-// Context), whether it is recorded here or only passed on.
+// passTrace tells the registry the trace of a request (W3C Trace Context), whether the
+// trace is recorded here or only passed on.
 func passTrace(ctx context.Context, h http.Header) {
 	propagation.TraceContext{}.Inject(ctx, propagation.HeaderCarrier(h))
 }

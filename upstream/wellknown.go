@@ -1,7 +1,7 @@
 package upstream
 
-// WellKnown are the public registries served when none is configured. The
-// realms are those that lie on another host than the registry.
+// WellKnown returns the public registries that are served when none is configured. A
+// realm is given if it is on another host than the registry.
 func WellKnown() []Config {
 	known := []struct{ name, url, realm string }{
 		{"docker.io", "https://registry-1.docker.io", "auth.docker.io"},

@@ -24,8 +24,8 @@ const (
 	userAgent = "cachalot/1"
 )
 
-// newTransport speaks HTTP/1.1 only: over HTTP/2 all downloads from a host
-// would share one connection, its window and its losses.
+// newTransport returns a transport for HTTP/1.1 only: over HTTP/2 all downloads from a
+// host would share one connection, its window and its losses.
 func newTransport(cfg Config, policy *egress) (*http.Transport, error) {
 	roots, err := cfg.roots()
 	if err != nil {
@@ -38,7 +38,7 @@ func newTransport(cfg Config, policy *egress) (*http.Transport, error) {
 	if cfg.Dial != nil {
 		dial = cfg.Dial
 	}
-	connect := func(ctx context.Context, network, address string) (conn net.Conn, err error) { // in a goroutine of the transport's
+	connect := func(ctx context.Context, network, address string) (conn net.Conn, err error) { // runs in a goroutine of the transport
 		err = task.Try("connection to an upstream", func() (err error) { conn, err = dial(ctx, network, address); return err })
 		return conn, err
 	}
@@ -58,7 +58,8 @@ func newTransport(cfg Config, policy *egress) (*http.Transport, error) {
 	}, nil
 }
 
-// own is the endpoint at origin; nil: it is a redirect's or a token server's.
+// own returns the registry's endpoint at origin; nil: the origin is that of a redirect or
+// a token server.
 func (r *Registry) own(origin string) *endpoint {
 	for _, e := range r.endpoints {
 		if e.origin == origin {
@@ -68,7 +69,7 @@ func (r *Registry) own(origin string) *endpoint {
 	return nil
 }
 
-// honorRetryAfter lets what an answer is of rest, if it says when to ask again.
+// honorRetryAfter pauses the object of a response, or its origin, if it has a Retry-After.
 func (r *Registry) honorRetryAfter(ctx context.Context, p purpose, u *url.URL, resp *http.Response) {
 	d, origin := parseRetryAfter(resp.Header, time.Now()), origin(u)
 	if d == 0 {
@@ -81,30 +82,30 @@ func (r *Registry) honorRetryAfter(ctx context.Context, p purpose, u *url.URL, r
 // purpose is what a request is for.
 type purpose struct {
 	op   string
-	repo string // "" where it is for none
-	path string // of the question, wherever the registry has led; "": it is none
-	// optional: its failure says nothing of whom was asked.
+	repo string // "": none
+	path string // of the query, also after a redirect; "": no query
+	// optional: an error response, or none in time, says nothing about the origin.
 	optional bool
 }
 
-// object is what is asked for, by a name that another request for it has too: where a
-// redirect leads is a new path each time.
+// object returns the name of the requested object. It is the same for other requests for
+// that object, although a redirect may lead to a new path each time.
 func (p purpose) object(u *url.URL) string {
 	switch {
 	case p.op == opToken:
 		return u.Path + "?" + u.Query().Get("scope")
 	case p.optional:
-		return p.op + "\x00" + p.path // what it fails with is not for the plain one
+		return p.op + "\x00" + p.path // its failures do not count for the plain request
 	case p.path != "":
 		return p.path
 	}
 	return u.Path
 }
 
-// roundTrip sends one request and waits for the head of the answer; it follows
-// nothing. The body returned fails after a silence of Timeouts.Progress and
-// must be closed. Errors are ErrUnavailable, ErrTimeout, the context's,
-// or ErrInvalid where the egress policy refuses.
+// roundTrip sends one request and waits for the header of the response; it follows no
+// redirect. The body fails after a pause of Timeouts.Progress, and must be closed. Errors
+// are ErrUnavailable, ErrTimeout, the context's, or ErrInvalid if the egress policy
+// refuses the address.
 func (r *Registry) roundTrip(ctx context.Context, p purpose, req *http.Request) (*http.Response, error) {
 	from := origin(req.URL)
 	object := p.object(req.URL)
@@ -126,8 +127,8 @@ func (r *Registry) roundTrip(ctx context.Context, p purpose, req *http.Request) 
 	return resp, nil
 }
 
-// send is roundTrip once there is a connection. What waits for one is not asked any more
-// where a breaker has opened.
+// send is roundTrip once there is a connection. It does not send the request if a breaker
+// has opened while the request waited for the connection.
 func (r *Registry) send(ctx context.Context, p purpose, req *http.Request, from, object string) (*http.Response, error) {
 	over, allowed := r.breakers.allow(from, p.repo, object)
 	if !allowed {
@@ -143,7 +144,7 @@ func (r *Registry) send(ctx context.Context, p purpose, req *http.Request, from,
 		}
 	}
 	var sent atomic.Bool  // false while waiting for one of our own connections
-	var wrote atomic.Bool // its header, before it was sent
+	var wrote atomic.Bool // the request's header was written
 	reqCtx, cancel := context.WithCancelCause(ctx)
 	reqCtx = httptrace.WithClientTrace(reqCtx, &httptrace.ClientTrace{
 		DNSStart:     func(httptrace.DNSStartInfo) { sent.Store(true) },
@@ -172,15 +173,15 @@ func (r *Registry) send(ctx context.Context, p purpose, req *http.Request, from,
 		switch {
 		case ok: // no request was sent
 			done(ignored)
-			if p.op != opPing { // the question itself will say it
+			if p.op != opPing { // the request after the ping logs it
 				r.log.WarnContext(ctx, "egress refused", "upstream", r.cfg.Name, "op", p.op, "host", req.URL.Host, "reason", refused.Error())
 			}
 			return nil, r.unreached(p.op, errEgress, refused, "%s", refused.public())
 		case errors.Is(ctx.Err(), context.Canceled), ctx.Err() != nil && !sent.Load(),
-			errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE): // our own want of descriptors
+			errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE): // no file descriptors are left here
 			done(ignored)
 			if wrote.Load() {
-				r.metrics.requests.WithLabelValues(r.cfg.label(), p.op, "canceled").Inc() // which says nothing of its time
+				r.metrics.requests.WithLabelValues(r.cfg.label(), p.op, "canceled").Inc() // its duration means nothing
 			}
 		case wrote.Load():
 			done(failedObject)
@@ -218,8 +219,8 @@ func (r *Registry) send(ctx context.Context, p purpose, req *http.Request, from,
 	return resp, nil
 }
 
-// pass tells the registry which request of a client this one is for, and which trace. Nobody else
-// is told: not where a redirect leads, nor a token server.
+// pass adds the id of the client's request and the trace to a request to the registry.
+// Redirect targets and token servers do not get them.
 func (r *Registry) pass(ctx context.Context, req *http.Request) {
 	if !slices.ContainsFunc(r.endpoints, func(e *endpoint) bool { return e.origin == origin(req.URL) }) {
 		return
@@ -230,7 +231,7 @@ func (r *Registry) pass(ctx context.Context, req *http.Request) {
 	passTrace(ctx, req.Header)
 }
 
-// debug logs a request by its host alone: paths and queries may be signed.
+// debug logs a request with its host only: paths and queries may be signed.
 func (r *Registry) debug(ctx context.Context, op string, req *http.Request, resp *http.Response, err error, took time.Duration) {
 	if !r.log.Enabled(ctx, slog.LevelDebug) {
 		return
@@ -245,8 +246,8 @@ func (r *Registry) debug(ctx context.Context, op string, req *http.Request, resp
 	}, answer...)...)
 }
 
-// wire is a registry's roundTrip for libraries that speak to it: by its egress
-// policy, and counted.
+// wire is a registry's roundTrip for libraries that send requests of their own. They are
+// under the egress policy, and counted.
 type wire struct{ registry *Registry }
 
 func (w wire) RoundTrip(req *http.Request) (*http.Response, error) {

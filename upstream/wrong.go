@@ -11,29 +11,29 @@ import (
 )
 
 const (
-	// wrongFor is how long a URL is not asked again for content that it sent wrongly.
+	// wrongFor is how long a URL is skipped for content that it sent wrongly.
 	wrongFor = 10 * time.Minute
-	// brokeFor is how long a URL is not asked again for content whose body broke.
+	// brokeFor is how long a URL is skipped for content whose body broke.
 	brokeFor = 10 * time.Second
-	// maxWrong bounds the content of which is known who sent it.
+	// maxWrong bounds the number of digests whose senders are known.
 	maxWrong = 4096
 )
 
-// wrong remembers which of a registry's URLs sent what content, and which of that
-// broke, or was wrong: the digest is known at the end only, and then it is asked for in
-// another way, or another URL is.
+// wrong records which of a registry's URLs sent content for a digest, and whether that
+// broke, or was wrong. A wrong digest shows at the end only; the next request is then made
+// in another way, or to another URL.
 type wrong struct {
 	mu   sync.Mutex // guards all below
 	sent *lru.Cache[digest.Digest, []*sender]
 }
 
-// sender is a URL that sent some of a content.
+// sender is a URL that sent content for a digest, or a part of it.
 type sender struct {
 	endpoint *endpoint
-	gzipped  bool      // it says of what it sends that it is packed
-	unpack   bool      // which is not a mere label: the bytes have not the digest
-	until    time.Time // not asked before, for it was wrong; zero: it may be right
-	broke    time.Time // nor before this, for it broke; zero: it did not
+	gzipped  bool      // its responses say that their bodies are gzip
+	unpack   bool      // and that is true: as sent, the bytes do not have the digest
+	until    time.Time // skipped until then, because it was wrong; zero: it may be right
+	broke    time.Time // skipped until then, because the body broke; zero: it did not
 }
 
 func newWrong() (*wrong, error) {
@@ -57,8 +57,8 @@ func (w *wrong) note(d digest.Digest, e *endpoint, gzipped bool) {
 	senders[i].gzipped = gzipped
 }
 
-// skip is the URLs that are not to be asked for d, and whether one is to be asked
-// for all of it, to unpack that.
+// skip returns the URLs to skip for d, and whether the whole content is to be requested
+// because a URL's content has to be decompressed.
 func (w *wrong) skip(d digest.Digest) (skip []*endpoint, unpacks bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -72,7 +72,7 @@ func (w *wrong) skip(d digest.Digest) (skip []*endpoint, unpacks bool) {
 	return skip, unpacks
 }
 
-// broken records that what a URL sent for d did not come to its end.
+// broken records that the body that a URL sent for d ended too early.
 func (w *wrong) broken(d digest.Digest, e *endpoint) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -84,7 +84,7 @@ func (w *wrong) broken(d digest.Digest, e *endpoint) {
 	}
 }
 
-// unpacks reports whether what a URL sends for d is to be unpacked.
+// unpacks reports whether the content that a URL sends for d is to be decompressed.
 func (w *wrong) unpacks(d digest.Digest, e *endpoint) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -92,8 +92,9 @@ func (w *wrong) unpacks(d digest.Digest, e *endpoint) bool {
 	return slices.ContainsFunc(senders, func(s *sender) bool { return s.endpoint == e && s.unpack })
 }
 
-// refuse takes what a URL sent for d for wrong. If it said of the bytes that they are
-// packed, they are unpacked the next time; or else it is not asked for d for a while.
+// refuse records that the content that a URL sent for d is wrong. If the response said that
+// it is gzip, it is decompressed the next time; otherwise, or if it was decompressed
+// already, the URL is skipped for d for a while.
 func (w *wrong) refuse(d digest.Digest, e *endpoint) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -109,8 +110,8 @@ func (w *wrong) refuse(d digest.Digest, e *endpoint) {
 	}
 }
 
-// HasOther reports whether d, for which something else was sent, can be asked for in
-// another way: unpacked, or of another URL. Where all URLs were wrong, all are asked
+// HasOther reports whether d, for which wrong content was sent, can be requested in
+// another way: decompressed, or from another URL. If all URLs were wrong, all are tried
 // again later.
 func (r *Registry) HasOther(d digest.Digest) bool {
 	skip, unpacks := r.wrong.skip(d)

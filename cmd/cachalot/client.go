@@ -15,7 +15,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// shellName is what a part without a path is called on the command line.
+// shellName is the name on the command line of a part without a path.
 const shellName = "shell"
 
 func newClient() *cobra.Command {
@@ -33,7 +33,7 @@ client can express that in one entry. --registry chooses some, and may be repeat
 		Example: `  cachalot client docker --mirror http://cachalot.example:5000
   cachalot client containerd --mirror https://cachalot.example --ca /etc/ssl/cachalot.pem --registry quay.io
   cachalot client podman --mirror http://cachalot.example:5000 >/etc/containers/registries.conf.d/cachalot.conf`,
-		// Here, because whatever is wrong here is wrong with the command line.
+		// Checked in Args, so that an error counts as one of the command line (exit code 2).
 		Args: func(_ *cobra.Command, args []string) (err error) {
 			files, err = o.files(args)
 			return err
@@ -59,7 +59,7 @@ type clientOptions struct {
 	registries               []string
 }
 
-// files returns what a command line asks for; without a client's name nothing.
+// files returns the parts that the command line names; without a client's name, none.
 func (o clientOptions) files(args []string) ([]clients.File, error) {
 	if len(args) == 0 {
 		if o.mirror != "" {
@@ -135,8 +135,8 @@ func listClients(w io.Writer) error {
 	return t.Flush()
 }
 
-// printFiles writes contents to stdout, so that one of them can go into a file
-// as it is, and what to do with them to stderr.
+// printFiles writes contents to stdout, so that one can be redirected into a file, and
+// instructions to stderr.
 func printFiles(stdout, stderr io.Writer, files []clients.File) error {
 	for _, f := range files {
 		if len(files) > 1 {

@@ -31,10 +31,10 @@ Flags, daemon.json and files in certs.d stay as they are. Each change, and its
 reason, goes to standard error.`,
 		Example: `  docker run --privileged -e CACHALOT_MIRROR=http://cachalot.example:5000 IMAGE
   docker run --privileged -e CACHALOT_MIRROR=http://cachalot.example:5000 IMAGE --mtu=1400`,
-		DisableFlagParsing:    true, // they are dockerd's
+		DisableFlagParsing:    true, // the flags are dockerd's
 		DisableFlagsInUseLine: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			// BuildKit must be told each registry.
+			// BuildKit's configuration names each registry.
 			cfg, err := config.Load("", os.LookupEnv)
 			if err != nil {
 				return err
@@ -42,7 +42,7 @@ reason, goes to standard error.`,
 			return dind.Run(cmd.Context(), args, slices.Sorted(maps.Keys(cfg.Upstreams)), cmd.ErrOrStderr())
 		},
 	}
-	// cobra's own would list a flag --help, which is dockerd's.
+	// cobra's template would list --help, which is dockerd's flag.
 	cmd.SetUsageTemplate("Usage:\n  {{.UseLine}}\n\nExamples:\n{{.Example}}\n")
 	return cmd
 }

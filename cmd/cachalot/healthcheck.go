@@ -42,7 +42,7 @@ that continue when it is ready.`,
 }
 
 func checkHealth(cmd *cobra.Command, url string) error {
-	// No proxy, whatever the environment says: this is about a process next door.
+	// No proxy, even if the environment has one: the process is on this host.
 	client := &http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	req, err := http.NewRequestWithContext(cmd.Context(), http.MethodGet, url, http.NoBody)
 	if err != nil {

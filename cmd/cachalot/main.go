@@ -35,7 +35,7 @@ const (
 	exitUsage  = ops.Usage
 )
 
-// exitCodes is for the help, below the commands.
+// exitCodes is the part of the help below the commands.
 const exitCodes = `
 Exit codes:
   0  success
@@ -55,14 +55,14 @@ const (
 
 func main() { os.Exit(execute(context.Background(), os.Args[1:], os.Stdout, os.Stderr)) }
 
-// execute runs one command line and returns its exit code. Whatever goes wrong
-// is printed here, once.
+// execute runs one command line and returns its exit code. It prints the error, if there is
+// one; commands do not.
 func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root := newRoot()
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	running := false // until then, errors are about the command line
+	running := false // while false, errors are about the command line
 	root.PersistentPreRun = func(*cobra.Command, []string) { running = true }
 
 	cmd, err := root.ExecuteContextC(ctx)

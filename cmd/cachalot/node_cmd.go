@@ -31,7 +31,7 @@ Other content of the files stays. A registry with a folder of its own does not u
 the mirror, unless --registry names it.`,
 		Example: `  cachalot node --mirror http://192.0.2.7:5000
   cachalot node --mirror http://192.0.2.7:5000 --config-path /var/lib/rancher/k3s/agent/etc/containerd/certs.d`,
-		// Here, because whatever is wrong here is wrong with the command line.
+		// Checked in Args, so that an error counts as one of the command line (exit code 2).
 		Args: func(cmd *cobra.Command, args []string) (err error) {
 			if err := cobra.NoArgs(cmd, args); err != nil {
 				return err

@@ -23,7 +23,7 @@ user's cache folder if that is not writable.
 
 SIGTERM and SIGINT let running responses end, within shutdown_timeout; a second
 signal stops at once. SIGHUP reloads the configuration.`,
-		// Here, because it is wrong with the command line.
+		// Checked in Args, so that the error counts as one of the command line (exit code 2).
 		Args: func(cmd *cobra.Command, args []string) error {
 			if watch && file == "" {
 				return errors.New("--watch: name the file to watch with --config FILE")

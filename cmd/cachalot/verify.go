@@ -18,7 +18,7 @@ import (
 	"github.com/cachalot-registry/cachalot/storage"
 )
 
-// unverifiedError: not every blob could be checked, or put away.
+// unverifiedError: not every blob could be checked, or moved to quarantine.
 type unverifiedError struct{ err error }
 
 func (e *unverifiedError) Error() string { return "verify: " + e.err.Error() }
@@ -75,12 +75,12 @@ when it could not check all blobs or could not move a damaged one.`,
 	f.StringVarP(&output, "output", "o", "text", "`FORMAT` of the result: text or json")
 	f.BoolVar(&dryRun, "dry-run", false, "move nothing")
 	running.Flags(f)
-	// Without it, it is about a folder, whatever the environment says.
+	// Without --admin, verify reads a folder, even if CACHALOT_ADMIN is set.
 	f.Lookup("admin").Usage = "`URL` of the admin.listen of a running mirror, which checks its own cache"
 	return cmd
 }
 
-// damagedError is what verify found.
+// damagedError: verify found damaged blobs.
 type damagedError struct{ damaged, blobs int }
 
 func (e damagedError) Error() string {
@@ -104,7 +104,7 @@ func verify(ctx context.Context, path string, dryRun bool, output string, stdout
 	return verified(stdout, path, dryRun, output, found, err)
 }
 
-// verifyRunning has a running mirror do it.
+// verifyRunning makes a running mirror check its blobs.
 func verifyRunning(cmd *cobra.Command, m *ops.Mirror, dryRun bool, output string) error {
 	bar := ops.NewBar(cmd.ErrOrStderr())
 	at, event, err := m.Verify(cmd.Context(), dryRun, func(done, all int64) { bar.At(done, all, "checking") })
@@ -122,7 +122,7 @@ func verifyRunning(cmd *cobra.Command, m *ops.Mirror, dryRun bool, output string
 	return verified(cmd.OutOrStdout(), at, dryRun, output, found, err)
 }
 
-// verified prints what was found; err is why it is not all.
+// verified prints the result; err is the reason if it is incomplete.
 func verified(stdout io.Writer, at string, dryRun bool, output string, found storage.Verification, err error) error {
 	show := showText
 	if output == "json" {

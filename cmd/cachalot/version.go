@@ -10,11 +10,11 @@ import (
 	"github.com/cachalot-registry/cachalot/cmd/cachalot/server"
 )
 
-// version is set by the linker where neither the module's version nor the
-// revision is in the build information, as in a container build.
+// version is set by the linker if the build information has neither the module's version nor
+// the revision, as in a container build.
 var version string
 
-// currentBuild says which cachalot this is.
+// currentBuild returns the version of this cachalot.
 func currentBuild() server.Build {
 	b := server.Build{Version: version, Revision: "unknown"}
 	info, ok := debug.ReadBuildInfo()

@@ -16,28 +16,28 @@ import (
 // Config is what the admin listener needs.
 type Config struct {
 	Gatherer prometheus.Gatherer
-	Ready    func() error // what /readyz says
+	Ready    func() error // the error that /readyz answers with; nil: it is ready
 	// Current returns the Proxy that answers clients now, which stays open until
 	// done is called; nil while the process ends.
 	Current func() (p *proxy.Proxy, done func())
 	Pins    *Pins
-	// Loopback: the listener is bound to a loopback address. Only there may state
-	// be changed without a token.
+	// Loopback: the listener is bound to a loopback address. Only such a listener allows
+	// changes without a token.
 	Loopback bool
-	// Hosts are names that the listener is asked for by, as in Config, besides addresses,
-	// localhost and, where it is not on loopback, names that only a cluster has.
+	// Hosts are the names of the listener, besides addresses, localhost and, if it is not on
+	// loopback, names that only a cluster has.
 	Hosts []string
-	// Token returns what a request that changes state must show, and its name for
-	// the audit log; "" where none is configured. It is asked each time.
+	// Token returns the token that a request must have to change state, and its name for the
+	// audit log; "": none is configured. It is called for each request.
 	Token   func() (name, token string, err error)
 	Version string
 	Started time.Time
 	Log     *slog.Logger
 }
 
-// New returns the handler of the admin listener: /metrics, /healthz (the
-// process runs), /readyz (Ready returns nil), /debug/pprof/, for those who may change
-// something, and /api/v1/, which openapi.yaml describes.
+// New returns the handler of the admin listener: /metrics, /healthz (the process runs), /readyz
+// (Ready returns nil), /debug/pprof/, for requests that may change something, and /api/v1/,
+// which openapi.yaml describes.
 func New(c Config) http.Handler {
 	g := newGuard(c)
 	profiles := http.NewServeMux()
@@ -60,7 +60,7 @@ func New(c Config) http.Handler {
 
 	m := mux.NewRouter()
 	m.PathPrefix("/debug/pprof/").Handler(g.protect(profiles, true))
-	m.PathPrefix(apiRoot).Handler(newAPI(c, g)) // which has to record what is refused
+	m.PathPrefix(apiRoot).Handler(newAPI(c, g)) // it admits requests itself, to record those that it refuses
 	m.PathPrefix("/").Handler(g.protect(read, false))
 	return besidesProbes(m)
 }

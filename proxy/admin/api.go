@@ -28,15 +28,15 @@ import (
 
 const (
 	apiRoot = "/api/v1/"
-	// maxRequest bounds a request's body: a thousand long names of images.
+	// maxRequest bounds a request's body: a thousand long image names fit.
 	maxRequest  = 512 << 10
 	defaultPage = 100
 	maxPage     = storage.MostBlobs
-	// maxStreams bounds what goes on for long at the same time.
+	// maxStreams bounds the concurrent requests for warm and verify.
 	maxStreams = 8
 )
 
-// openAPI describes the API; a test holds it against what is answered.
+// openAPI describes the API; a test compares it with the responses.
 //
 //go:embed openapi.yaml
 var openAPI []byte
@@ -51,9 +51,9 @@ type api struct {
 	streams chan struct{}       // one for each warm and verify that runs
 	warming chan struct{}       // one for each download of a warm
 	images  *semaphore.Weighted // one for each image that is warmed
-	looking *semaphore.Weighted // one for each answer of what an image has
+	looking *semaphore.Weighted // one for each running GET image
 	purging *semaphore.Weighted // one for each image that is purged
-	verify  chan struct{}       // held by the one that verifies
+	verify  chan struct{}       // held by the running verification
 }
 
 // route is one operation.
@@ -102,7 +102,7 @@ func newAPI(c Config, g *guard) *api {
 	return a
 }
 
-// newRouter has each route under its method, and HEAD under that of GET.
+// newRouter registers each route with its method, and with HEAD too if that is GET.
 func (a *api) newRouter() *mux.Router {
 	m := mux.NewRouter()
 	for _, rt := range a.routes {
@@ -158,7 +158,7 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request, rt route) {
 	}
 }
 
-// params reads the query, in which nothing may be that is not known.
+// params parses the query. Unknown and repeated parameters are errors.
 func params(r *http.Request, known []string) (url.Values, error) {
 	q, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
@@ -182,7 +182,7 @@ func params(r *http.Request, known []string) (url.Values, error) {
 // body reads the request's JSON.
 func (c *call) body(into any) error {
 	if t, _, err := mime.ParseMediaType(c.r.Header.Get("Content-Type")); err != nil || t != "application/json" {
-		// No form of a browser can send this without asking first.
+		// A page of another site cannot send this without a preflight request (CORS).
 		return problemf(http.StatusUnsupportedMediaType, "not_json", "send JSON, with Content-Type: application/json")
 	}
 	d := json.NewDecoder(http.MaxBytesReader(c.w, c.r.Body, maxRequest))
@@ -190,8 +190,9 @@ func (c *call) body(into any) error {
 	err := d.Decode(into)
 	if err == nil {
 		if _, err = d.Token(); errors.Is(err, io.EOF) {
-			// What comes next is only that the client leaves, and an answer may take long.
-			_ = http.NewResponseController(c.w).SetReadDeadline(time.Time{}) // a server's connection can
+			// A later read only notices that the client has left, and the response may take
+			// long.
+			_ = http.NewResponseController(c.w).SetReadDeadline(time.Time{}) // a server's writer has deadlines
 			return nil
 		}
 		err = errors.New("there is more after the object")
@@ -205,7 +206,8 @@ func (c *call) body(into any) error {
 	return problemf(http.StatusBadRequest, "bad_body", "the body is wrong: %v", err)
 }
 
-// page is the most that a list's page has, and what it goes on after; "" at the start.
+// page returns the limit of a list's page, and the item after which it begins; "" for the first
+// page.
 func (c *call) page() (n int, after string, err error) {
 	n = defaultPage
 	if text := c.query.Get("limit"); text != "" {
@@ -234,20 +236,20 @@ func age(name, text string) (time.Duration, error) {
 func (c *call) openAPI() error {
 	c.w.Header().Set("Content-Type", "application/yaml")
 	inTime(c.w)
-	_, _ = c.w.Write(openAPI) // a client that has left is no news
+	_, _ = c.w.Write(openAPI) // fails only if the client has left
 	return nil
 }
 
-// sendTime is how long a client may take nothing of what is written to it: it must not
-// hold up the end of the process, nor a reload.
+// sendTime is how long a client may take to read what is written to it: it must not delay the
+// end of the process, or a reload.
 const sendTime = 30 * time.Second
 
-// inTime gives the client that long for what is written next.
+// inTime gives the client sendTime to read what is written next.
 func inTime(w http.ResponseWriter) {
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(sendTime)) // a server's writer can
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(sendTime)) // a server's writer has deadlines
 }
 
-// answer writes a whole answer.
+// answer writes a whole response.
 func (c *call) answer(v any) error { return c.answerAs(http.StatusOK, v) }
 
 func (c *call) answerAs(status int, v any) error {
@@ -259,7 +261,7 @@ func (c *call) answerAs(status int, v any) error {
 	c.w.Header().Set("Content-Length", strconv.Itoa(len(b)+1))
 	inTime(c.w)
 	c.w.WriteHeader(status)
-	_, _ = c.w.Write(append(b, '\n')) // a client that has left is no news
+	_, _ = c.w.Write(append(b, '\n')) // fails only if the client has left
 	return nil
 }
 
@@ -268,10 +270,10 @@ type Problem struct {
 	Type   string `json:"type"`
 	Title  string `json:"title"`
 	Status int    `json:"status"`
-	// Code tells kinds of problems apart, and stays as it is.
+	// Code identifies the kind of problem, and is stable.
 	Code      string `json:"code"`
 	Detail    string `json:"detail"`              // what to do
-	Parameter string `json:"parameter,omitempty"` // what is wrong
+	Parameter string `json:"parameter,omitempty"` // that is wrong
 }
 
 func (p *Problem) Error() string { return p.Detail }
@@ -280,7 +282,7 @@ func problemf(status int, code, format string, args ...any) *Problem {
 	return &Problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Code: code, Detail: fmt.Sprintf(format, args...)}
 }
 
-// invalid is for a value that cannot be.
+// invalid returns the problem of an invalid value.
 func invalid(parameter, format string, args ...any) *Problem {
 	p := problemf(http.StatusUnprocessableEntity, "invalid", parameter+": "+format, args...)
 	p.Parameter = parameter
@@ -307,6 +309,6 @@ func writeProblem(w http.ResponseWriter, err error) error {
 	w.Header().Set("Content-Length", strconv.Itoa(len(b)+1))
 	inTime(w)
 	w.WriteHeader(p.Status)
-	_, _ = w.Write(append(b, '\n')) // a client that has left is no news
+	_, _ = w.Write(append(b, '\n')) // fails only if the client has left
 	return p
 }

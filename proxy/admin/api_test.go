@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -348,6 +349,7 @@ func TestAPIRequests(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
 	a := newAdmin(t, newMirror(t, nil, registry(t, "docker.io", up.URL)), nil, nil)
+	longest := strings.Repeat("a.", 126) + "a:65535/" + strings.Repeat("a", 255) + ":" + strings.Repeat("t", 128) + "@sha512:" + strings.Repeat("0", 128)
 	for _, test := range []struct {
 		method, path, body string
 		status             int
@@ -372,6 +374,8 @@ func TestAPIRequests(t *testing.T) {
 		{"GET", "tags?repository=app", "", 404, "not_kept", ""},
 		{"GET", "image?name=UPPER", "", 422, "invalid", "name"},
 		{"GET", "image?name=app", "", 404, "not_kept", ""},
+		{"GET", "image?name=" + url.QueryEscape(longest), "", 404, "not_kept", ""},
+		{"GET", "image?name=" + strings.Repeat("a", 1025), "", 422, "invalid", "name"},
 		{"GET", "blob?digest=sha256:" + strings.Repeat("0", 64), "", 404, "not_kept", ""},
 		{"POST", "purge", `{}`, 422, "invalid", "image"},
 		{"POST", "purge", `{"image": "a:1", "upstream": "docker.io"}`, 422, "invalid", "image"},

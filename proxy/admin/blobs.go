@@ -19,7 +19,7 @@ type BlobsAnswer struct {
 	Next  string       `json:"next,omitempty"`
 }
 
-// BlobAnswer is a kept blob, as GET blob says.
+// BlobAnswer is a stored blob: the response of GET blob.
 type BlobAnswer struct {
 	Digest    digest.Digest `json:"digest"`
 	Kind      string        `json:"kind"` // manifest or blob
@@ -38,7 +38,7 @@ type BlobAnswer struct {
 	Filling   bool          `json:"filling"`
 }
 
-// LinkAnswer is where a blob was seen.
+// LinkAnswer is a repository in which a blob was seen.
 type LinkAnswer struct {
 	Name       string `json:"name"`
 	Upstream   string `json:"upstream"`
@@ -49,7 +49,7 @@ type LinkAnswer struct {
 
 const (
 	pageLinks = 10   // of each blob in a list
-	mostLinks = 1000 // of one
+	mostLinks = 1000 // of a single blob
 )
 
 func (c *call) blobs() error {
@@ -169,7 +169,7 @@ func (c *call) blobAnswer(b storage.BlobInfo, links int) (BlobAnswer, error) {
 	return a, nil
 }
 
-// FillsAnswer is what GET fills says.
+// FillsAnswer is the response of GET fills.
 type FillsAnswer struct {
 	Fills     []FillAnswer `json:"fills"`
 	Truncated bool         `json:"truncated"`

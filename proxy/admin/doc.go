@@ -3,7 +3,7 @@
 //
 //	request ─► besidesProbes ─► guard ─► route ─► handler ─► answer, stream or problem
 //	            places           who may           │
-//	                                               └─► audit line, where it changes something
+//	                                               └─► audit line, if it changes something
 //
 // The data plane does not depend on this package. This package uses only the part of
 // the data plane that is in proxy/operate.go.

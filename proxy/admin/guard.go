@@ -14,10 +14,10 @@ import (
 	"github.com/cachalot-registry/cachalot/proxy/hosts"
 )
 
-// guard says who is answered on the admin listener, for all that is there.
+// guard decides which requests the admin listener serves.
 type guard struct {
 	hosts    *hosts.List
-	loopback bool // the listener's address is one of loopback
+	loopback bool // the listener is bound to a loopback address
 	token    func() (name, token string, err error)
 	origins  *http.CrossOriginProtection
 	log      *slog.Logger
@@ -29,12 +29,12 @@ func newGuard(c Config) *guard {
 	return &guard{hosts: h, loopback: c.Loopback, token: c.Token, origins: http.NewCrossOriginProtection(), log: c.Log}
 }
 
-// admit says whether a request may be answered, and the name of the token that it
-// shows, or none. What is privileged, as all that changes state, needs the token where
-// there is one, and else a listener and a client on loopback. A browser on that host
-// could be made to send both by any page. So without the token the Host must be one that
-// no other site has, and nothing may come from another origin: for reading too, for the
-// names of private images are of no concern to others.
+// admit returns an error if it refuses a request, and the name of the token that the request
+// has, or noToken. A privileged request, such as any change of state, needs the token if there
+// is one, and otherwise a listener and a client on loopback. Any page could make a browser on
+// that host send such a request. So without the token, the Host must be a name that no other
+// site has, and the request must not come from another origin. This is so for reads too,
+// because they show the names of private images.
 func (g *guard) admit(w http.ResponseWriter, r *http.Request, privileged bool) (shown string, err error) {
 	name, token, err := g.token()
 	if err != nil && privileged {
@@ -68,10 +68,10 @@ func (g *guard) admit(w http.ResponseWriter, r *http.Request, privileged bool) (
 	return noToken, nil
 }
 
-// noToken is the name of no token.
+// noToken is the name for a request without the token.
 const noToken = "none"
 
-// protect answers those who may ask h.
+// protect serves h to requests that admit allows.
 func (g *guard) protect(h http.Handler, privileged bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, err := g.admit(w, r, privileged); err != nil {
@@ -83,26 +83,26 @@ func (g *guard) protect(h http.Handler, privileged bool) http.Handler {
 	})
 }
 
-// bearer is the token that a request shows (RFC 6750 section 2.1).
+// bearer returns the token of a request (RFC 6750 section 2.1).
 func bearer(r *http.Request) (string, bool) {
 	scheme, token, ok := strings.Cut(r.Header.Get("Authorization"), " ")
 	return strings.TrimSpace(token), ok && strings.EqualFold(scheme, "Bearer")
 }
 
-// same compares in a time that tells nothing, not of the length either.
+// same compares in a time that reveals nothing about the token, nor about its length.
 func same(a, b string) bool {
 	x, y := sha256.Sum256([]byte(a)), sha256.Sum256([]byte(b))
 	return subtle.ConstantTimeCompare(x[:], y[:]) == 1
 }
 
-// audit is what the log says of a change.
+// audit is what a change adds to its audit line.
 type audit struct {
-	token  string // the name of what was shown, or noToken
+	token  string // the name of the request's token, or noToken
 	target string
 	attrs  []slog.Attr
 }
 
-// record logs a change, or that it was refused.
+// record writes the audit line of a change, also of a refused one.
 func (a *api) record(c *call, rt route, err error) {
 	outcome := "done"
 	attrs := []slog.Attr{

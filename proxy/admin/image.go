@@ -17,14 +17,14 @@ import (
 	"github.com/cachalot-registry/cachalot/storage"
 )
 
-// imageName is an image's name, as people write it, read.
+// imageName is the parsed name of an image.
 type imageName struct {
 	upstream, repo string
 	tag            string
-	digest         digest.Digest // it counts where there are both
+	digest         digest.Digest // takes precedence over tag
 }
 
-// String is the name in full.
+// String returns the name in full.
 func (i imageName) String() string {
 	name := i.upstream + "/" + i.repo
 	if i.tag != "" {
@@ -36,9 +36,9 @@ func (i imageName) String() string {
 	return name
 }
 
-// parseImage reads a name as docker does, by the names and aliases of upstreams
-// too: alpine is docker.io/library/alpine. It need not be of a configured one,
-// for what is kept may be of an earlier one.
+// parseImage parses a name as docker does, and also with the names and aliases of upstreams:
+// alpine is docker.io/library/alpine. The upstream need not be configured, because stored
+// content may be of a former one.
 func (c *call) parseImage(parameter, name string) (imageName, error) {
 	if name == "" {
 		return imageName{}, invalid(parameter, "missing; write an image such as docker.io/library/alpine:3.22")
@@ -60,7 +60,7 @@ func (c *call) parseImage(parameter, name string) (imageName, error) {
 	return i, nil
 }
 
-// parseRepository is parseImage of a name without a tag.
+// parseRepository is parseImage for a name without tag and digest.
 func (c *call) parseRepository(parameter, name string) (imageName, error) {
 	i, err := c.parseImage(parameter, name)
 	if err == nil && (i.tag != "" || i.digest != "") {
@@ -69,7 +69,7 @@ func (c *call) parseRepository(parameter, name string) (imageName, error) {
 	return i, err
 }
 
-// ImageAnswer is what GET image says: what is kept of an image.
+// ImageAnswer is the response of GET image: what is stored of an image.
 type ImageAnswer struct {
 	Image     string           `json:"image"`
 	Name      string           `json:"name"`
@@ -87,7 +87,7 @@ type ImageAnswer struct {
 	Truncated bool             `json:"truncated"`
 }
 
-// ManifestAnswer is a manifest of an image, which is no index.
+// ManifestAnswer is a manifest of an image that is not an index.
 type ManifestAnswer struct {
 	Digest       digest.Digest `json:"digest"`
 	MediaType    string        `json:"media_type,omitempty"`
@@ -109,10 +109,10 @@ type LayerAnswer struct {
 	Kept      bool          `json:"kept"`
 }
 
-// maxImageName is above the longest name, tag and digest.
-const maxImageName = 455
+// maxImageName is above the longest host, path, tag and digest: 260, 255, 129 and 136 bytes.
+const maxImageName = 1024
 
-// maxLooking callers at once are told of an image: each answer may take 30 MiB. Others
+// maxLooking bounds the concurrent GET image requests: each response may take 30 MiB. Others
 // wait for their turn.
 const maxLooking = 4
 
@@ -139,7 +139,7 @@ func (c *call) image() error {
 	if err := c.looking.Acquire(ctx, 1); err != nil {
 		return err
 	}
-	defer c.looking.Release(1) // once the client has the answer
+	defer c.looking.Release(1) // after the client has the response
 	w := c.p.Kept().Walk(i.upstream, i.repo)
 	w.Exceeds = func(string) error { answer.Truncated = true; return nil }
 	sum := &imageSum{call: c, name: i, walk: w, answer: &answer, blobs: map[digest.Digest]imageBlob{}}
@@ -166,27 +166,27 @@ func notKept(i imageName) error {
 	return problemf(http.StatusNotFound, "not_kept", "%s is not stored here, or under another name; GET %srepositories lists what is stored", i, apiRoot)
 }
 
-// imageSum makes the answer of what a walk finds.
+// imageSum fills the response with what a walk finds.
 type imageSum struct {
 	*call
 
 	name   imageName
 	walk   *image.Walk
 	answer *ImageAnswer
-	blobs  map[digest.Digest]imageBlob // that were counted
+	blobs  map[digest.Digest]imageBlob // the counted ones
 }
 
 type imageBlob struct {
 	size     int64
 	kept     bool
-	manifest int // the last one that it was counted in
+	manifest int // the last one in which it was counted
 }
 
-// add counts what a walk has found. A blob counts once in each manifest that has it,
-// and once in the image.
+// add counts a manifest and its blobs. A blob counts once in each manifest that has it, and
+// once in the image.
 func (s *imageSum) add(ctx context.Context, n *image.Node) {
 	a := s.answer
-	if n.Named.Check() != nil { // it names what cannot be
+	if n.Named.Check() != nil { // its digest is invalid
 		a.Complete = false
 		return
 	}
@@ -199,7 +199,7 @@ func (s *imageSum) add(ctx context.Context, n *image.Node) {
 	}
 	a.Size, a.KeptSize = image.Plus(a.Size, one.Size), image.Plus(a.KeptSize, one.KeptSize)
 	if n.IsIndex() {
-		return // what it names comes by itself
+		return // the walk visits its manifests too
 	}
 	platform := n.Named.Platform
 	for _, b := range n.Blobs() {
@@ -234,7 +234,7 @@ func (s *imageSum) add(ctx context.Context, n *image.Node) {
 	a.Manifests = append(a.Manifests, one)
 }
 
-// count looks at a blob, and counts it in the image, the first time.
+// count returns a blob, and counts it in the image the first time.
 func (s *imageSum) count(b image.Descriptor) imageBlob {
 	known, ok := s.blobs[b.Digest]
 	if ok {
@@ -250,7 +250,7 @@ func (s *imageSum) count(b image.Descriptor) imageBlob {
 	return known
 }
 
-// platform reads a kept config.
+// platform reads the platform in a stored config.
 func (s *imageSum) platform(ctx context.Context, config digest.Digest) *image.Platform {
 	b, err := s.p.Kept().Open(ctx, storage.Scope{Upstream: s.name.upstream, Repository: s.name.repo}, config)
 	if err != nil || b == nil {
@@ -264,7 +264,7 @@ func (s *imageSum) platform(ctx context.Context, config digest.Digest) *image.Pl
 	return found
 }
 
-// mediaType is that of a manifest: what came with it, or what it says.
+// mediaType returns the media type of a manifest: what came with it, or what it says itself.
 func (c *call) mediaType(i imageName, d digest.Digest, said string) string {
 	links, err := c.p.Store().Links(d, mostLinks)
 	if err == nil {
@@ -277,7 +277,7 @@ func (c *call) mediaType(i imageName, d digest.Digest, said string) string {
 	return said
 }
 
-// parsePlatforms checks what is wanted; none means that which the mirror runs on.
+// parsePlatforms checks the wanted platforms; without any it returns own, that of the mirror.
 func parsePlatforms(wanted []string, own string) ([]string, error) {
 	if len(wanted) == 0 {
 		return []string{own}, nil

@@ -21,7 +21,7 @@ type RepositoriesAnswer struct {
 	Next         string             `json:"next,omitempty"`
 }
 
-// RepositoryAnswer is a repository of which something is kept.
+// RepositoryAnswer is a repository of which something is stored.
 type RepositoryAnswer struct {
 	Name       string    `json:"name"`
 	Upstream   string    `json:"upstream"`
@@ -94,7 +94,7 @@ type TagsAnswer struct {
 	Next string      `json:"next,omitempty"`
 }
 
-// TagAnswer is a tag that is known.
+// TagAnswer is a cached tag.
 type TagAnswer struct {
 	Tag      string        `json:"tag"`
 	Image    string        `json:"image"`
@@ -115,7 +115,7 @@ func (c *call) tags() error {
 		return err
 	}
 	answer := TagsAnswer{Name: i.upstream + "/" + i.repo, Tags: []TagAnswer{}}
-	for len(answer.Tags) == 0 { // a page of lists alone says nothing
+	for len(answer.Tags) == 0 { // the store's page may have only lists, which are left out
 		page, next, err := c.p.Store().TagsAfter(i.upstream, i.repo, after, n)
 		if err != nil {
 			return err

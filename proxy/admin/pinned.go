@@ -25,35 +25,35 @@ type Pin struct {
 	Comment string    `json:"comment,omitempty"`
 }
 
-// matches reports whether the pin is of a repository.
+// matches reports whether the pin's pattern matches a repository.
 func (p Pin) matches(upstream, repository string) bool {
 	return proxy.PinMatches(p.Pattern, upstream, repository)
 }
 
 const (
-	// mostPins bounds what an eviction compares each blob's places with.
+	// mostPins bounds the patterns that an eviction compares with each blob's repositories.
 	mostPins = 1000
-	// maxPinFile is above that many of the longest.
+	// maxPinFile is above the size of a file with mostPins of the longest pins.
 	maxPinFile = 4 << 20
 )
 
 // errTooManyPins: unpin some first.
 var errTooManyPins = fmt.Errorf("more than %d pins", mostPins)
 
-// Pins say which repositories are pinned: those of the configuration's rules, and those of
-// patterns that are set at run time, which a file keeps over restarts.
+// Pins has the pinned repositories: those of the configuration's rules, and those of patterns
+// that are added at run time and stored in a file.
 type Pins struct {
 	file string
 
-	patterns atomic.Pointer[[]Pin] // in their order; what it points to never changes
+	patterns atomic.Pointer[[]Pin] // sorted; what it points to never changes
 
 	mu    sync.Mutex // held while patterns and their file change; guards the fields below
 	rules func(upstream, repository string) bool
 	tell  func(pinned func(upstream, repository string) bool)
 }
 
-// OpenPins reads the pins of earlier runs. A file that makes no sense is put aside: the
-// mirror starts in any case.
+// OpenPins reads the pins of earlier runs. It renames a file that it cannot read: the mirror
+// starts in any case.
 func OpenPins(file string, log *slog.Logger) *Pins {
 	p := &Pins{file: file, tell: func(func(upstream, repository string) bool) {}}
 	pins, err := p.read()
@@ -68,7 +68,7 @@ func OpenPins(file string, log *slog.Logger) *Pins {
 	return p
 }
 
-// SetRules changes what the configuration pins; nil: nothing.
+// SetRules sets the function that reports what the configuration pins; nil: nothing.
 func (p *Pins) SetRules(rules func(upstream, repository string) bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -76,7 +76,7 @@ func (p *Pins) SetRules(rules func(upstream, repository string) bool) {
 	p.tell(p.pinned())
 }
 
-// Tell has set called with what is pinned, now and after each change.
+// Tell calls set with the function that reports what is pinned, now and after each change.
 func (p *Pins) Tell(set func(pinned func(upstream, repository string) bool)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -84,7 +84,7 @@ func (p *Pins) Tell(set func(pinned func(upstream, repository string) bool)) {
 	p.tell(p.pinned())
 }
 
-// Pinned returns what says whether a repository is pinned; nil: none is.
+// Pinned returns a function that reports whether a repository is pinned; nil: none is.
 func (p *Pins) Pinned() func(upstream, repository string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -104,17 +104,17 @@ func (p *Pins) pinned() func(upstream, repository string) bool {
 	}
 }
 
-// list is the patterns of run time, in their order. They must not be changed.
+// list returns the run-time pins, sorted. They must not be changed.
 func (p *Pins) list() []Pin { return *p.patterns.Load() }
 
-// has reports whether a pattern is among those of run time.
+// has reports whether a pattern is among the run-time pins.
 func (p *Pins) has(pattern string) bool {
 	_, found := search(p.list(), pattern)
 	return found
 }
 
-// add pins the repositories that a pattern is of, from the next eviction on, and over
-// restarts. It returns the pin of that pattern; added is false where there was one already.
+// add stores a pin. It applies from the next eviction on, and after restarts. add returns the
+// pin of that pattern; added is false if there was one already.
 func (p *Pins) add(one Pin) (pin Pin, added bool, err error) {
 	pin = one
 	err = p.change(func(pins []Pin) ([]Pin, error) {
@@ -132,7 +132,7 @@ func (p *Pins) add(one Pin) (pin Pin, added bool, err error) {
 	return pin, added, err
 }
 
-// remove takes a pattern off; removed is false where it was none.
+// remove removes the pin of a pattern; removed is false if there was none.
 func (p *Pins) remove(pattern string) (removed bool, err error) {
 	err = p.change(func(pins []Pin) ([]Pin, error) {
 		i, found := search(pins, pattern)
@@ -145,14 +145,14 @@ func (p *Pins) remove(pattern string) (removed bool, err error) {
 	return removed, err
 }
 
-// search is the one look-up of a pattern: where it is in pins, or would be.
+// search returns the index of a pattern in pins, or where it would be.
 func search(pins []Pin, pattern string) (i int, found bool) {
 	return slices.BinarySearchFunc(pins, pattern, byPattern)
 }
 
 func byPattern(p Pin, pattern string) int { return strings.Compare(p.Pattern, pattern) }
 
-// change writes what a change makes of the patterns, and then tells what is pinned.
+// change stores the pins that the given function returns, and then tells what is pinned.
 func (p *Pins) change(change func([]Pin) ([]Pin, error)) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -169,7 +169,7 @@ func (p *Pins) change(change func([]Pin) ([]Pin, error)) error {
 	return nil
 }
 
-// pinFile is what stands in the file.
+// pinFile is the content of the file.
 type pinFile struct {
 	Version int   `json:"version"`
 	Pins    []Pin `json:"pins"`

@@ -13,8 +13,8 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// pinnedBy names what pins a repository: rules of the configuration, and patterns
-// of pins.
+// pinnedBy names what pins a repository: rules of the configuration, and patterns of run-time
+// pins.
 func (c *call) pinnedBy(upstream, repository string) []string {
 	by := []string{}
 	for i, r := range c.p.Rules() {
@@ -22,7 +22,7 @@ func (c *call) pinnedBy(upstream, repository string) []string {
 			if *r.Pin {
 				by = append(by, fmt.Sprintf("rules[%d]", i))
 			}
-			break // the first that has it decides
+			break // the first rule with pin decides
 		}
 	}
 	for _, pin := range c.Pins.list() {
@@ -33,12 +33,12 @@ func (c *call) pinnedBy(upstream, repository string) []string {
 	return by
 }
 
-// PinsAnswer is what GET pins says.
+// PinsAnswer is the response of GET pins.
 type PinsAnswer struct {
 	Pins []PinAnswer `json:"pins"`
 }
 
-// PinAnswer is a pin, as POST pins answers.
+// PinAnswer is a pin: the response of POST pins.
 type PinAnswer struct {
 	Match   string    `json:"match"`
 	Source  string    `json:"source"` // api, or the rule of the configuration
@@ -71,7 +71,7 @@ const (
 	maxPattern = 255
 )
 
-// PinRequest is what POST pins takes.
+// PinRequest is the body of POST pins.
 type PinRequest struct {
 	Match   string `json:"match"`
 	Comment string `json:"comment,omitempty"`
@@ -104,8 +104,8 @@ func (c *call) pin() error {
 	return c.answer(apiPin(pin))
 }
 
-// pinPattern is what is pinned by a name or pattern. A name of a repository is
-// read as docker does; it is in full in a pattern.
+// pinPattern returns the pattern of a name or pattern. It parses the name of a repository as
+// docker does; in a pattern the name must be in full.
 func (c *call) pinPattern(match string) (string, error) {
 	if match == "" {
 		return "", invalid("match", "missing; write a repository such as docker.io/library/alpine, or a pattern such as docker.io/acme/**")
@@ -134,7 +134,7 @@ func (c *call) unpin() error {
 	match := c.query.Get("match")
 	c.audit.target = match
 	pattern := match
-	if !c.Pins.has(match) { // a pin is taken as it is listed
+	if !c.Pins.has(match) { // a pin as GET pins lists it stays as it is
 		var err error
 		if pattern, err = c.pinPattern(match); err != nil {
 			return err

@@ -8,12 +8,12 @@ import (
 	"github.com/cachalot-registry/cachalot/bounds"
 )
 
-// maxAdminWork bounds what the admin listener does at once besides probes, which have
-// the rest of its connections: a pod dies of an unanswered one.
+// maxAdminWork bounds the concurrent requests of the admin listener. Probes are not counted,
+// and have the rest of its connections: a pod is restarted if its probes are not answered.
 const maxAdminWork = 48
 
-// besidesProbes is h, but that no more requests than maxAdminWork are answered at once, nor
-// all of these to one client. /healthz and /readyz always are.
+// besidesProbes limits h to maxAdminWork concurrent requests, of which no client has all.
+// /healthz and /readyz have no limit.
 func besidesProbes(h http.Handler) http.Handler {
 	places := bounds.NewBulkhead(maxAdminWork, bounds.DefaultShare)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -15,22 +15,22 @@ import (
 	"github.com/cachalot-registry/cachalot/storage"
 )
 
-// maxPurging images are looked at and purged at once. Others wait for their turn.
+// maxPurging bounds the images that are purged at the same time. Others wait for their turn.
 const maxPurging = 2
 
-// PurgeRequest is what POST purge takes: one of Image, Repository, Upstream and
-// Digest; or UnusedFor, alone or with Repository or Upstream.
+// PurgeRequest is the body of POST purge: one of Image, Repository, Upstream and Digest; or
+// UnusedFor, alone or with Repository or Upstream.
 type PurgeRequest struct {
 	Image      string `json:"image,omitempty"`
 	Repository string `json:"repository,omitempty"`
 	Upstream   string `json:"upstream,omitempty"`
 	Digest     string `json:"digest,omitempty"`
 	UnusedFor  string `json:"unused_for,omitempty"`
-	Pinned     bool   `json:"pinned,omitempty"` // too
+	Pinned     bool   `json:"pinned,omitempty"` // pinned content too
 	DryRun     bool   `json:"dry_run,omitempty"`
 }
 
-// PurgeAnswer is what POST purge removed, or would.
+// PurgeAnswer is the response of POST purge: what was removed, or would be.
 type PurgeAnswer struct {
 	DryRun    bool         `json:"dry_run"`
 	Tags      int          `json:"tags"`
@@ -43,14 +43,14 @@ type PurgeAnswer struct {
 	Truncated bool         `json:"truncated"`
 }
 
-// PurgedItem is what became of a blob.
+// PurgedItem is the result for a blob.
 type PurgedItem struct {
 	Digest digest.Digest `json:"digest"`
 	Result string        `json:"result"` // removed, unlinked, pinned, busy
 	Bytes  int64         `json:"bytes"`
 }
 
-// count takes note of what became of a digest.
+// count adds the result for a digest.
 func (a *PurgeAnswer) count(d digest.Digest, became storage.PurgeResult, bytes int64) {
 	item := PurgedItem{Digest: d, Bytes: bytes}
 	switch became {
@@ -160,8 +160,8 @@ func (c *call) purgeWanted(wanted PurgeRequest, answer *PurgeAnswer) error {
 	return c.purgeAll(c.r.Context(), p, answer)
 }
 
-// purgeDigest removes one blob everywhere. Tags go on pointing to it: who asks for
-// one gets it from upstream.
+// purgeDigest removes one blob from all repositories. Tags that point to it stay: the next pull
+// of one fetches it from its upstream.
 func (c *call) purgeDigest(d digest.Digest, how storage.Purge, answer *PurgeAnswer) error {
 	became, bytes, err := c.p.Store().Purge(d, how)
 	if err != nil {
@@ -187,8 +187,8 @@ func pinnedProblem(what string) error {
 	return problemf(http.StatusConflict, "pinned", "%s is pinned; unpin it, or send pinned: true to purge it too", what)
 }
 
-// purgeImage forgets a tag, or a manifest and the tags that point to it, with what
-// no other tag of the repository holds. What other repositories have stays theirs.
+// purgeImage removes a tag, or a manifest and the tags that point to it, with the content that
+// no other tag of the repository refers to. Other repositories lose nothing.
 func (c *call) purgeImage(ctx context.Context, i imageName, how storage.Purge, answer *PurgeAnswer) error {
 	if !how.Pinned && c.p.Store().Pinned(i.upstream, i.repo) {
 		return pinnedProblem(i.upstream + "/" + i.repo)
@@ -204,7 +204,7 @@ func (c *call) purgeImage(ctx context.Context, i imageName, how storage.Purge, a
 	goes := func(k storage.TagKey, t storage.Tag) bool {
 		return !k.IsList() && t.Digest == at && (i.digest != "" || k.Name == i.tag)
 	}
-	// What it holds is found before its tag is gone, for a failure in between.
+	// The content is found before the tags are removed: if this fails, nothing has changed.
 	unreferenced, truncated, err := c.p.Kept().Unreferenced(ctx, []image.Root{{Upstream: i.upstream, Repository: i.repo, Digest: at}}, func(held func(image.Root) bool) error {
 		_, err := c.p.Store().DropTags(i.upstream, i.repo, true, func(k storage.TagKey, t storage.Tag) bool {
 			if !k.IsList() && !goes(k, t) {
@@ -242,14 +242,14 @@ func (c *call) purgeImage(ctx context.Context, i imageName, how storage.Purge, a
 	return nil
 }
 
-// purgeAll sweeps a repository, an upstream, or all that was not used for a while.
+// purgeAll removes a repository, an upstream, or unused content of one of these or of all.
 func (c *call) purgeAll(ctx context.Context, how storage.Purge, answer *PurgeAnswer) error {
 	if how.Repository != "" && !how.Pinned && c.p.Store().Pinned(how.Upstream, how.Repository) {
 		return pinnedProblem(how.Upstream + "/" + how.Repository)
 	}
 	var err error
 	whole := how.UnusedSince.IsZero()
-	if whole { // or else tags point to what is fetched again when it is asked for
+	if whole { // otherwise tags stay, and removed content is fetched again at the next pull
 		answer.Tags, err = c.p.Store().DropTags(how.Upstream, how.Repository, how.DryRun, func(k storage.TagKey, _ storage.Tag) bool {
 			return how.Pinned || !c.p.Store().Pinned(k.Upstream, k.Repository)
 		})

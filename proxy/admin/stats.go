@@ -7,11 +7,10 @@ import (
 	"time"
 )
 
-// The types below are answers. Everywhere, size is a blob's length, bytes is what
-// things take of the disk (in blocks of 4 KiB), and a time is RFC 3339 in UTC. What
-// is not known is left out.
+// The types below are responses. In all of them, size is a blob's length, bytes is space on the
+// disk (in blocks of 4 KiB), and a time is RFC 3339 in UTC. Unknown values are left out.
 
-// StatsAnswer is what GET stats says.
+// StatsAnswer is the response of GET stats.
 type StatsAnswer struct {
 	Version   string          `json:"version"`
 	Started   time.Time       `json:"started"`
@@ -22,7 +21,7 @@ type StatsAnswer struct {
 	Upstreams []UpstreamStats `json:"upstreams"`
 }
 
-// StorageStats is what is kept, and may be.
+// StorageStats is what is stored, and its limits.
 type StorageStats struct {
 	Counted         bool  `json:"counted"`
 	Blobs           int64 `json:"blobs"`
@@ -42,13 +41,14 @@ type StorageStats struct {
 	IndexWaiting    int64 `json:"index_waiting"`
 }
 
-// FillStats is how many downloads run, and may at once.
+// FillStats is how many downloads run, and how many may at the same time.
 type FillStats struct {
 	Running int `json:"running"`
 	Limit   int `json:"limit"`
 }
 
-// TrafficStats is what clients asked for and upstreams sent, since the start.
+// TrafficStats is the requests and bytes of clients, and the bytes of upstreams, since the
+// start.
 type TrafficStats struct {
 	Requests     int64            `json:"requests"`
 	Results      map[string]int64 `json:"results"`
@@ -57,7 +57,7 @@ type TrafficStats struct {
 	SavedBytes   int64            `json:"saved_bytes"`
 }
 
-// UpstreamStats is what is kept of an upstream, and its traffic.
+// UpstreamStats is what is stored of an upstream, and its traffic.
 type UpstreamStats struct {
 	Name         string `json:"name"`
 	Repositories int64  `json:"repositories"`
@@ -124,8 +124,7 @@ func (t *TrafficStats) add(o TrafficStats) {
 	}
 }
 
-// traffic reads the counters since the start, by upstream: they are counted once,
-// for the metrics.
+// traffic returns the counters since the start, by upstream, from the metrics.
 func (c *call) traffic() (map[string]*TrafficStats, error) {
 	families, err := c.Gatherer.Gather()
 	if err != nil {

@@ -11,18 +11,18 @@ import (
 	"github.com/cachalot-registry/cachalot/task"
 )
 
-// tickEvery is how often a stream says how far it is.
+// tickEvery is how often a stream sends its progress.
 const tickEvery = time.Second
 
-// stream is an answer of JSON lines (application/x-ndjson), which goes on as long as
-// the work does and ends with an "end" line. Who leaves ends the work.
+// stream is a response of JSON lines (application/x-ndjson). It lasts as long as the work, and
+// ends with an "end" line. A client that disconnects ends the work.
 type stream struct {
 	mu  sync.Mutex // guards the fields below; lines come from several goroutines
 	w   http.ResponseWriter
 	out *json.Encoder
 }
 
-// stream begins one, where not too many run already.
+// stream begins a response. It fails if maxStreams are running already.
 func (c *call) stream() (s *stream, done func(), err error) {
 	select {
 	case c.streams <- struct{}{}:
@@ -40,11 +40,11 @@ func (s *stream) send(v any) {
 	defer s.mu.Unlock()
 	inTime(s.w)
 	if s.out.Encode(v) == nil {
-		_ = http.NewResponseController(s.w).Flush() // or it comes with the next
+		_ = http.NewResponseController(s.w).Flush() // otherwise it is sent with the next line
 	}
 }
 
-// during returns what work does, and calls tick every now and then until then.
+// during runs work and returns its error. Until then, it calls tick every tickEvery.
 func during(ctx context.Context, work func() error, tick func()) error {
 	done := make(chan error, 1)
 	go func() { done <- task.Try("long request", work) }()
@@ -62,12 +62,12 @@ func during(ctx context.Context, work func() error, tick func()) error {
 	}
 }
 
-// VerifyRequest is what POST verify takes.
+// VerifyRequest is the body of POST verify.
 type VerifyRequest struct {
 	DryRun bool `json:"dry_run,omitempty"`
 }
 
-// VerifyEvent is a line of what POST verify answers.
+// VerifyEvent is a line of the response of POST verify.
 type VerifyEvent struct {
 	Event string `json:"event"` // progress or end
 	Bytes int64  `json:"bytes"` // read so far
@@ -80,7 +80,7 @@ type VerifyEvent struct {
 	Error   string         `json:"error,omitempty"`
 }
 
-// DamageAnswer is a blob whose bytes are not those of its digest.
+// DamageAnswer is a blob whose content does not match its digest.
 type DamageAnswer struct {
 	Digest     string `json:"digest"`
 	Size       int64  `json:"size"`
@@ -88,7 +88,7 @@ type DamageAnswer struct {
 	Quarantine string `json:"quarantine,omitempty"`
 }
 
-// verifyNow reads every blob again.
+// verifyNow checks every stored blob.
 func (c *call) verifyNow() error {
 	var wanted VerifyRequest
 	if err := c.body(&wanted); err != nil {

@@ -7,12 +7,12 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// UpstreamsAnswer is what GET upstreams says.
+// UpstreamsAnswer is the response of GET upstreams.
 type UpstreamsAnswer struct {
 	Upstreams []UpstreamAnswer `json:"upstreams"`
 }
 
-// UpstreamAnswer is how an upstream is.
+// UpstreamAnswer is the state of an upstream.
 type UpstreamAnswer struct {
 	Name         string      `json:"name"`
 	Aliases      []string    `json:"aliases"`
@@ -26,7 +26,7 @@ type UpstreamAnswer struct {
 	URLs         []URLAnswer `json:"urls"`
 }
 
-// URLAnswer is how one of an upstream's URLs is.
+// URLAnswer is the state of one of an upstream's URLs.
 type URLAnswer struct {
 	URL          string          `json:"url"`
 	Breaker      string          `json:"breaker"`

@@ -21,25 +21,25 @@ import (
 )
 
 const (
-	maxWarming    = 4 // downloads at once, of all who warm
-	maxWarmImages = 8 // whose blobs are known, of all who warm: up to 4 MiB each
+	maxWarming    = 4 // concurrent downloads of all warm requests
+	maxWarmImages = 8 // concurrent images of all warm requests; the list of an image's blobs takes up to 4 MiB
 )
 
 // MaxImages is how many images a [WarmRequest] names at most.
 const MaxImages = 1000
 
-// WarmRequest is what POST warm takes. Without Platforms it is linux and the
-// mirror's own architecture.
+// WarmRequest is the body of POST warm. Without Platforms it is for linux and the mirror's own
+// architecture.
 type WarmRequest struct {
 	Images    []string `json:"images"`
 	Platforms []string `json:"platforms,omitempty"`
 }
 
-// WarmEvent is a line of what POST warm answers.
+// WarmEvent is a line of the response of POST warm.
 type WarmEvent struct {
 	Event string `json:"event"` // progress, image or end
 
-	// Of an image, once it is here or has failed:
+	// Of an image, when it is stored or has failed:
 	Image     string        `json:"image,omitempty"`
 	Digest    digest.Digest `json:"digest,omitempty"`
 	Platforms []string      `json:"platforms,omitempty"`
@@ -51,23 +51,24 @@ type WarmEvent struct {
 	ImagesFailed int   `json:"images_failed"`
 	Blobs        int64 `json:"blobs"`
 	BlobsDone    int64 `json:"blobs_done"`
-	BlobsFetched int64 `json:"blobs_fetched"` // the others were here, or on their way
+	BlobsFetched int64 `json:"blobs_fetched"` // the others were stored, or being downloaded
 	Size         int64 `json:"size"`
 	Done         int64 `json:"done"`    // of size
-	Fetched      int64 `json:"fetched"` // of done, in blobs that are whole
+	Fetched      int64 `json:"fetched"` // of done, in complete blobs
 }
 
-// warmth is what came of warming. One image's is part of that of all.
+// warmth is the progress of a request, or of one of its images. The parent of an image's is the
+// request's.
 type warmth struct {
 	parent *warmth
 	store  *storage.Store
 
 	mu     sync.Mutex // guards the fields below
 	sum    WarmEvent
-	active map[digest.Digest]int64 // being fetched, and their sizes
+	active map[digest.Digest]int64 // downloads in progress, with their sizes
 }
 
-// add counts a change, for the images together too.
+// add applies a change to the progress, and to that of its parent.
 func (w *warmth) add(change func(*WarmEvent)) {
 	for ; w != nil; w = w.parent {
 		w.mu.Lock()
@@ -76,7 +77,7 @@ func (w *warmth) add(change func(*WarmEvent)) {
 	}
 }
 
-// now is what came of it so far, with what of running downloads is here.
+// now returns the progress so far, with the bytes of running downloads.
 func (w *warmth) now(event string) WarmEvent {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -90,7 +91,7 @@ func (w *warmth) now(event string) WarmEvent {
 	return e
 }
 
-// fetching takes note of a download until done.
+// fetching records a download until done is called.
 func (w *warmth) fetching(d digest.Digest, size int64) (done func()) {
 	for at := w; at != nil; at = at.parent {
 		at.mu.Lock()
@@ -106,9 +107,9 @@ func (w *warmth) fetching(d digest.Digest, size int64) (done func()) {
 	}
 }
 
-// warm fetches images as a client's pull would: by the same rules and fills, so
-// that what is here, or on its way, is not fetched again. It ends when the client
-// leaves; what is being downloaded then comes to its end.
+// warm fetches images as a client's pull would: by the same rules and fills, so that content
+// that is stored, or being downloaded, is not fetched again. It ends when the client
+// disconnects; running downloads then finish.
 func (c *call) warm() error {
 	var wanted WarmRequest
 	if err := c.body(&wanted); err != nil {
@@ -156,10 +157,10 @@ func (c *call) warm() error {
 					event.Error = err.Error()
 				}
 				out.send(event)
-				return nil // the others go on
+				return nil // the other images continue
 			})
 		}
-		return images.Wait() // what fails is in the events
+		return images.Wait() // errors are in the events
 	}, func() { out.send(all.now("progress")) })
 	c.p.Store().InvalidateSummary()
 	end := all.now("end")
@@ -175,7 +176,7 @@ func (c *call) warm() error {
 	return nil
 }
 
-// pull is what a client would do for an image.
+// pull returns the pull that a client would do for an image.
 func (c *call) pull(parameter, name string) (*proxy.Pull, error) {
 	i, err := c.parseImage(parameter, name)
 	if err != nil {
@@ -188,7 +189,8 @@ func (c *call) pull(parameter, name string) (*proxy.Pull, error) {
 	return pull, nil
 }
 
-// warmImage fetches what of an image is for the platforms, and returns which there were.
+// warmImage fetches the content of an image for the platforms, and returns the platforms that
+// it found.
 func (c *call) warmImage(ctx context.Context, pull *proxy.Pull, platforms []string, w *warmth) (d digest.Digest, found []string, err error) {
 	if err := c.images.Acquire(ctx, 1); err != nil {
 		return "", nil, context.Cause(ctx)
@@ -214,10 +216,10 @@ type warmBlob struct {
 type warmList struct {
 	blobs []warmBlob
 	known map[digest.Digest]struct{}
-	err   error // of the first blob that has no digest, which ends the list
+	err   error // of the first blob without a valid digest, which ends the list
 }
 
-// add takes what a manifest names.
+// add adds the blobs that a manifest names.
 func (l *warmList) add(blobs []image.Descriptor) {
 	for _, b := range blobs {
 		if _, known := l.known[b.Digest]; known || b.Foreign() {
@@ -234,14 +236,15 @@ func (l *warmList) add(blobs []image.Descriptor) {
 	}
 }
 
-// mostPlatforms of an image that has others are told of, and of one manifest.
+// mostPlatforms bounds the platforms that are reported of a manifest, or of an image that has
+// none of the wanted ones.
 const mostPlatforms = 16
 
 // warmManifests fetches an image's manifest, and those of an index that are for the
 // platforms. It returns the blobs that they name, and which platforms there were.
 func (c *call) warmManifests(ctx context.Context, pull *proxy.Pull, d digest.Digest, platforms []string, w *warmth) (blobs *warmList, found []string, err error) {
 	blobs = &warmList{known: map[digest.Digest]struct{}{}}
-	names := map[digest.Digest][]string{} // what indexes say that a manifest is for
+	names := map[digest.Digest][]string{} // the platforms of a manifest, as indexes say
 	var there []string
 	images := 0
 	note := func(list []string, name string) []string {
@@ -316,17 +319,17 @@ func (c *call) warmBlobs(ctx context.Context, pull *proxy.Pull, list *warmList, 
 			})
 		})
 	}
-	return cmp.Or(work.Wait(), context.Cause(ctx), list.err) // what has begun comes to its end
+	return cmp.Or(work.Wait(), context.Cause(ctx), list.err) // downloads that have begun finish
 }
 
-// fetch makes content be kept here, and opens it. size is -1 where it is not known.
+// fetch makes sure that content is stored, and opens it. size is -1 if it is not known.
 func (c *call) fetch(ctx context.Context, pull *proxy.Pull, kind upstream.Kind, d digest.Digest, size int64, w *warmth) (*storage.Blob, error) {
 	select {
 	case c.warming <- struct{}{}:
 		defer func() { <-c.warming }()
 	case <-ctx.Done():
 	}
-	if err := context.Cause(ctx); err != nil { // a slot is free as well where others have left theirs for that
+	if err := context.Cause(ctx); err != nil { // a slot may be free because others saw the same
 		return nil, err
 	}
 	done := w.fetching(d, max(size, 0))
@@ -343,7 +346,7 @@ func (c *call) fetch(ctx context.Context, pull *proxy.Pull, kind upstream.Kind, 
 		}
 	}
 	fetched := b.Outcome == storage.Miss
-	done() // it counts below now
+	done() // from here on it counts in Done
 	w.add(func(e *WarmEvent) {
 		if size < 0 {
 			e.Size = image.Plus(e.Size, known)

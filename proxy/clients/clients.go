@@ -13,7 +13,7 @@ import (
 type Client struct {
 	Name  string // as the command line calls it
 	Title string
-	About string // what of it is configured, in a line
+	About string // what is configured, in a line
 
 	files func(v view) ([]File, error)
 }
@@ -25,7 +25,7 @@ type File struct {
 	Content string
 }
 
-// All are the clients that [Client.Config] can configure.
+// All returns the clients that [Client.Config] can configure.
 func All() []Client {
 	t := newTemplates()
 	return []Client{
@@ -158,19 +158,19 @@ func (t templates) drone(v view) ([]File, error) {
 	return []File{t.file("drone.yml.tmpl", v, ".drone.yml", "Add this setting to the step that builds. For every step, let the runner set PLUGIN_MIRROR, by DRONE_RUNNER_ENVIRON.")}, nil
 }
 
-// hosts are containerd's files below a folder.
+// hosts returns the hosts.toml files of containerd below a folder.
 func (t templates) hosts(v view, dir, use string) []File {
 	var files []File
 	for _, name := range v.Names("_default") {
 		if host, port, ok := strings.Cut(name, ":"); ok {
-			name = host + "_" + port + "_" // the form that needs no colon in a path
+			name = host + "_" + port + "_" // the form without a colon in the path
 		}
 		files = append(files, t.file("hosts.toml.tmpl", v, fmt.Sprintf("%s/%s/hosts.toml", dir, name), use))
 	}
 	return files
 }
 
-// authority puts the mirror's CA where a program looks for it by host.
+// authority returns the commands that put the mirror's CA where a program looks for it by host.
 func (t templates) authority(v view, dir, use string) []File {
 	if v.CAFile == "" {
 		return nil
@@ -179,13 +179,13 @@ func (t templates) authority(v view, dir, use string) []File {
 	return []File{t.file("ca.sh.tmpl", v, "", use)}
 }
 
-// dockerHub is the registry that some clients mirror alone.
+// dockerHub is the only registry that some clients can mirror.
 const dockerHub = "docker.io"
 
 // HasHub reports whether Docker Hub is among the registries.
 func (v view) HasHub() bool { return slices.Contains(v.Registries, dockerHub) }
 
-// Names are the registries, or what stands for all of them.
+// Names returns the registries, or wildcard for all of them.
 func (v view) Names(wildcard string) []string {
 	if v.All {
 		return []string{wildcard}
@@ -193,6 +193,6 @@ func (v view) Names(wildcard string) []string {
 	return v.Registries
 }
 
-// NodeUserAgent is who asks for the version from each node of a cluster, every
-// few seconds: "cachalot node".
+// NodeUserAgent is the User-Agent of "cachalot node", which sends GET /v2/ from each node of a
+// cluster every few seconds.
 const NodeUserAgent = "cachalot-node"

@@ -14,9 +14,9 @@ import (
 type Settings struct {
 	Mirror     string   // the mirror's URL, http or https, without /v2
 	CAFile     string   // on the client, certificates (PEM) for an https mirror; "": the system's
-	CA         []byte   // what is in CAFile, for the client that has no files
+	CA         []byte   // the content of CAFile, for a client that has no files
 	Registries []string // by the names that images have
-	All        bool     // whatever registry else a client asks for is the mirror's too
+	All        bool     // the mirror is for all other registries too
 	Default    string   // the registry of requests that name none; "" is docker.io
 }
 
@@ -28,8 +28,8 @@ type SettingError struct {
 
 func (e *SettingError) Error() string { return e.Setting + ": " + e.Reason }
 
-// view is Settings checked, in the words of the templates. Nothing in it has
-// quotes, line breaks or other control characters.
+// view is the checked Settings, as the templates use them. Nothing in it has quotes, line
+// breaks or other control characters.
 type view struct {
 	Settings
 
@@ -38,7 +38,7 @@ type view struct {
 	Path      string // of URL
 	Dir       string // for ca.sh
 	Plain     bool   // http
-	Referrers bool   // whether hosts.toml is for a client that knows the word
+	Referrers bool   // hosts.toml is for a client that knows the capability of that name
 }
 
 var (
@@ -68,7 +68,7 @@ func (s Settings) view() (view, error) {
 		switch {
 		case !ValidRegistry(name):
 			return view{}, &SettingError{"registry", strconv.Quote(name[:min(len(name), maxShown)]) + " is not the name of a registry; write one such as quay.io"}
-		case name != v.Host && !slices.Contains(v.Registries, name): // a mirror cannot be its own
+		case name != v.Host && !slices.Contains(v.Registries, name): // the mirror cannot mirror itself
 			v.Registries = append(v.Registries, name)
 		}
 	}
@@ -78,29 +78,29 @@ func (s Settings) view() (view, error) {
 	return v, nil
 }
 
-// maxShown bounds what an error repeats of a name.
+// maxShown bounds how much of a name an error shows.
 const maxShown = 255
 
-// ValidRegistry reports whether a configuration can name a registry so: as images do, but
-// not by an IPv6 address, which most clients do not take. A word alone is one too.
+// ValidRegistry reports whether a configuration can have this name of a registry: a name as in
+// images, but no IPv6 address, which most clients do not accept. A word alone is valid too.
 func ValidRegistry(name string) bool {
 	h, ok := hostport.Parse(name)
 	return ok && h.InImage() && !h.Is6() && strings.ToLower(name) == name
 }
 
-// PathName is a registry's name for clients that put it into the path of an image's
-// name, where no colon may be: registry.example.5000.
+// PathName returns a registry's name for clients that put it into the path of an image's name,
+// which cannot have a colon: registry.example.5000.
 func PathName(registry string) string { return strings.ReplaceAll(registry, ":", ".") }
 
-// ValidHost reports whether a configuration can name the mirror's host so, with or without
-// a port. Some clients do not take a dot at its end.
+// ValidHost reports whether a configuration can have this host of the mirror, with or without a
+// port. A dot at its end is invalid, because some clients do not accept it.
 func ValidHost(s string) bool {
 	h, ok := hostport.Parse(s)
 	return ok && !h.Rooted
 }
 
-// Hub is the mirror's URL for clients that mirror Docker Hub only. It has a path
-// where it must: dockerd 20.10 refuses one.
+// Hub returns the mirror's URL for clients that mirror Docker Hub only. It has a path only if
+// it must: dockerd 20.10 refuses one.
 func (v view) Hub() string {
 	if v.Default == "" || v.Default == dockerHub {
 		return v.URL
@@ -108,15 +108,16 @@ func (v view) Hub() string {
 	return v.URL + "/" + dockerHub
 }
 
-// V2 is the mirror's API.
+// V2 returns the URL of the mirror's API.
 func (v view) V2() string { return v.URL + "/v2" }
 
-// Below names a registry for clients that put a mirror's path after /v2.
+// Below returns a registry's name for clients that put a mirror's path after /v2.
 func (v view) Below(registry string) string { return v.Host + "/" + PathName(registry) }
 
-// Map is kaniko's, which knows Docker Hub by another name. It takes what follows
-// the mirror's host for an image of another registry if it begins with a name that
-// has a dot or colon, as registries' names do; so it begins with the host itself.
+// Map returns the value of kaniko's --registry-map, in which Docker Hub has another name.
+// kaniko takes the part after the mirror's host for an image of another registry if its first
+// component has a dot or a colon, as registries' names do. So that component is the mirror's
+// host itself.
 func (v view) Map() string {
 	host := v.Host
 	switch {
@@ -137,7 +138,8 @@ func (v view) Map() string {
 	return strings.Join(pairs, ";")
 }
 
-// atRoot is for clients that put a mirror's path after /v2, where no mirror is.
+// atRoot returns an error if the mirror's URL has a path: for clients that put it after /v2,
+// where no mirror is.
 func (v view) atRoot(program string) error {
 	if v.Path != "" {
 		return &SettingError{"mirror", program + " puts a path after /v2; write a URL without one"}

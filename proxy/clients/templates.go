@@ -31,7 +31,7 @@ func newTemplates() templates {
 func (t templates) file(name string, v view, path, use string) File {
 	content, err := t.render(name, v)
 	if err != nil {
-		panic(err) // a template names what a view has not; the tests render all of them
+		panic(err) // a bug in a template; the tests render all of them
 	}
 	return File{Path: path, Use: use, Content: content}
 }
@@ -42,8 +42,8 @@ func (t templates) render(name string, v view) (string, error) {
 	return b.String(), err
 }
 
-// quote writes a string as JSON has it. TOML's basic strings and YAML's
-// double-quoted ones are the same for what a view can have.
+// quote returns a string as JSON. TOML's basic strings and YAML's double-quoted ones are the
+// same for the characters that a view can have.
 func quote(s string) (string, error) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
@@ -54,7 +54,7 @@ func quote(s string) (string, error) {
 
 func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
-// indent is for text inside a YAML block.
+// indent indents text for a YAML block.
 func indent(n int, s string) string {
 	margin := strings.Repeat(" ", n)
 	lines := strings.Split(strings.TrimSuffix(s, "\n"), "\n")

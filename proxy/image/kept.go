@@ -8,14 +8,15 @@ import (
 	"github.com/cachalot-registry/cachalot/storage"
 )
 
-// Kept reads what is here of images. That is no use of it, and waits for no download.
+// Kept reads the stored parts of images. This does not count as a use, and waits for no
+// download.
 type Kept struct {
 	Store  *storage.Store
 	Reader Reader
 }
 
-// Walk is a walk of what is here of a repository's images. What it leaves out is in no
-// way different from what is not here.
+// Walk returns a walk of what is stored of a repository's images. It treats what it leaves out
+// as not stored.
 func (k Kept) Walk(upstream, repository string) *Walk {
 	return &Walk{
 		Reader:  k.Reader,
@@ -26,10 +27,10 @@ func (k Kept) Walk(upstream, repository string) *Walk {
 	}
 }
 
-// Open opens a blob that is here and whole; nil: it is not.
+// Open opens a blob that is completely stored; nil: it is not.
 func (k Kept) Open(ctx context.Context, sc storage.Scope, d digest.Digest) (*storage.Blob, error) {
 	if named := (Descriptor{Digest: d}); named.Check() != nil || !k.Store.Kept(d) {
-		return nil, nil //nolint:nilerr // what cannot be is not here
+		return nil, nil //nolint:nilerr // an invalid digest is not stored
 	}
 	sc.Keep = storage.Retention{NoStore: true}
 	b, err := k.Store.Get(ctx, sc, d, nil)
@@ -37,8 +38,8 @@ func (k Kept) Open(ctx context.Context, sc storage.Scope, d digest.Digest) (*sto
 	case ctx.Err() != nil && err != nil:
 		return nil, context.Cause(ctx)
 	case err != nil:
-		return nil, nil //nolint:nilerr // what cannot be opened, or came through another repository only, is not here
-	case b.Outcome != storage.Hit: // it went, and comes again
+		return nil, nil //nolint:nilerr // not readable, or only linked in another repository
+	case b.Outcome != storage.Hit: // it was removed, and is downloaded again
 		b.Close()
 		return nil, nil
 	}

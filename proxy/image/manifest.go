@@ -18,15 +18,16 @@ import (
 )
 
 const (
-	// MaxDescriptors of one manifest are read. Images have up to 127 layers, artifacts more.
+	// MaxDescriptors bounds the descriptors of one manifest that are read. Images have up to
+	// 127 layers, artifacts more.
 	MaxDescriptors = 10_000
-	// MaxMediaType is the longest one (RFC 6838 section 4.2), with its slash.
+	// MaxMediaType is the length of the longest one (RFC 6838 section 4.2), with its slash.
 	MaxMediaType = 255
 	// maxPlatformPart bounds each part of a platform's name.
 	maxPlatformPart = 64
 )
 
-// Manifest is what a manifest, of an image or an index, names.
+// Manifest is the content of a manifest, of an image or an index.
 type Manifest struct {
 	MediaType    string
 	ArtifactType string
@@ -35,11 +36,11 @@ type Manifest struct {
 	Layers       []Descriptor
 	FSLayers     []Descriptor // of Docker's schema 1
 
-	Read      int  // descriptors, those of a key that comes twice too
-	Truncated bool // it names more
+	Read      int  // how many descriptors, also those of a repeated key
+	Truncated bool // it has more
 }
 
-// Blobs are what a manifest names besides other manifests.
+// Blobs returns what a manifest names besides other manifests.
 func (m *Manifest) Blobs() []Descriptor {
 	var config []Descriptor
 	if m.Config.Digest != "" {
@@ -48,10 +49,10 @@ func (m *Manifest) Blobs() []Descriptor {
 	return slices.Concat(config, m.Layers, m.FSLayers)
 }
 
-// IsIndex says whether a manifest names others.
+// IsIndex reports whether a manifest names other manifests.
 func (m *Manifest) IsIndex() bool { return len(m.Manifests) > 0 }
 
-// Descriptor is what is read of a descriptor. All its strings are short.
+// Descriptor is the part of a descriptor that is read. All its strings are short.
 type Descriptor struct {
 	Digest       digest.Digest
 	MediaType    string
@@ -60,14 +61,14 @@ type Descriptor struct {
 	Platform     *Platform
 }
 
-// Check is an error where the digest is none: a manifest may say anything.
+// Check returns an error if the digest is invalid: manifests are untrusted.
 func (d Descriptor) Check() error {
 	_, err := storage.ParseDigest(string(d.Digest))
 	return err
 }
 
-// Foreign says that a layer is not in the registry, but elsewhere (image-spec,
-// layer.md, "Non-Distributable Layers").
+// Foreign reports whether a layer is not in the registry, but elsewhere (image-spec, layer.md,
+// "Non-Distributable Layers").
 func (d Descriptor) Foreign() bool {
 	return strings.Contains(d.MediaType, "nondistributable") || strings.Contains(d.MediaType, ".foreign.")
 }
@@ -80,7 +81,7 @@ type said struct {
 	Platform                *Platform
 }
 
-// descriptor is what may be kept of it.
+// descriptor returns it with its values checked and its strings bounded.
 func (s said) descriptor() Descriptor {
 	d := Descriptor{
 		Digest: cmp.Or(s.Digest, s.BlobSum), MediaType: mediaTypeOf(s.MediaType), ArtifactType: mediaTypeOf(s.ArtifactType),
@@ -92,8 +93,8 @@ func (s said) descriptor() Descriptor {
 	return d
 }
 
-// mediaTypeOf is s, or "" where that is too long for a media type. What JSON has to
-// escape counts for what comes of it.
+// mediaTypeOf returns s, or "" if that is too long for a media type. Characters that JSON
+// escapes count with their escaped length.
 func mediaTypeOf(s string) string {
 	length := len(s)
 	for _, c := range []byte(s) {
@@ -108,13 +109,13 @@ func mediaTypeOf(s string) string {
 	return s
 }
 
-// Platform is what an index says that a manifest is for, or a config that it is for.
+// Platform is the platform of a manifest, as an index or the config says.
 type Platform struct{ OS, Architecture, Variant string }
 
-// AllPlatforms is wanted by those who want each manifest of an index.
+// AllPlatforms as a wanted platform matches each manifest of an index.
 const AllPlatforms = "all"
 
-// bounded is a platform with a short name; nil: none.
+// bounded returns a platform with short strings; nil: none.
 func (p *Platform) bounded() *Platform {
 	if p == nil {
 		return nil
@@ -122,7 +123,7 @@ func (p *Platform) bounded() *Platform {
 	return &Platform{bounds.TextTo(p.OS, maxPlatformPart), bounds.TextTo(p.Architecture, maxPlatformPart), bounds.TextTo(p.Variant, maxPlatformPart)}
 }
 
-// String is linux/arm64/v8.
+// String returns a name such as linux/arm64/v8.
 func (p *Platform) String() string {
 	name := p.OS + "/" + p.Architecture
 	if p.Variant != "" {
@@ -131,8 +132,8 @@ func (p *Platform) String() string {
 	return name
 }
 
-// Matches says whether a platform is wanted: all, or linux/arm64, which is of any
-// variant, or linux/arm/v7. A manifest without a platform matches all only.
+// Matches reports whether a platform is wanted: all; linux/arm64, for any variant; or
+// linux/arm/v7. A manifest without a platform matches all only.
 func (p *Platform) Matches(wanted []string) bool {
 	return slices.ContainsFunc(wanted, func(w string) bool {
 		if w == AllPlatforms || p == nil {
@@ -142,21 +143,20 @@ func (p *Platform) Matches(wanted []string) bool {
 	})
 }
 
-// Reader is the one way to read manifests, and configs of images. It decodes a few at a
-// time, for one may be a single word of 4 MiB, which the decoder holds three times, and
-// keeps of each what is asked for. The zero value has no budget of memory.
+// Reader is the only type that decodes manifests, and configs of images. It decodes a few at a
+// time, because one may be a single string of 4 MiB, which the decoder holds three times, and
+// keeps only the fields that are needed. The zero value has no memory budget.
 type Reader struct{ Memory *bounds.Memory }
 
-// Manifest returns what a manifest of so many bytes names, up to so many descriptors, and
-// how many bytes it has read for that; size is -1 where it is not known. It waits for its
-// turn as long as ctx. The content is here: to wait for an upstream would be to keep
-// others waiting.
+// Manifest decodes a manifest of size bytes (-1: not known), up to most descriptors, and
+// returns how many bytes it has read. It waits for its turn as long as ctx. The content must be
+// stored: a wait for an upstream would delay others.
 func (r Reader) Manifest(ctx context.Context, content io.Reader, size int64, most int) (m Manifest, read int64, err error) {
 	read, err = r.decode(ctx, content, size, func(d *json.Decoder) error { return m.decode(d, most) })
 	return m, read, err
 }
 
-// Platform is Manifest for the platform in a config.
+// Platform decodes the platform in a config, as Manifest decodes a manifest.
 func (r Reader) Platform(ctx context.Context, content io.Reader, size int64) (p *Platform, read int64, err error) {
 	var config Platform
 	read, err = r.decode(ctx, content, size, func(d *json.Decoder) error { return d.Decode(&config) })
@@ -172,8 +172,8 @@ func (r Reader) decode(ctx context.Context, content io.Reader, size int64, decod
 	return upstream.MaxManifestSize - limited.N, invalid
 }
 
-// decode reads a manifest as encoding/json does, but a descriptor at a time: a
-// manifest of 4 MiB may have a million empty ones.
+// decode reads a manifest as encoding/json does, but one descriptor at a time: a manifest of 4
+// MiB may have a million empty ones.
 func (m *Manifest) decode(d *json.Decoder, most int) error {
 	if err := begins(d, '{'); err != nil {
 		return err
@@ -210,8 +210,8 @@ func (m *Manifest) decode(d *json.Decoder, most int) error {
 	return err
 }
 
-// decodeList reads a list of descriptors. Where a key comes twice, the last one
-// counts, as for clients.
+// decodeList reads a list of descriptors. If a key is repeated, the last one counts, as for
+// clients.
 func (m *Manifest) decodeList(d *json.Decoder, list *[]Descriptor, most int) error {
 	*list = nil
 	if err := begins(d, '['); errors.Is(err, errNull) {
@@ -267,8 +267,8 @@ func begins(d *json.Decoder, with json.Delim) error {
 	return nil
 }
 
-// skipped is a value that is passed over, without a copy of it.
+// skipped is a value that is skipped, without a copy of it.
 type skipped struct{}
 
-// UnmarshalJSON takes whatever there is.
+// UnmarshalJSON accepts any value.
 func (*skipped) UnmarshalJSON([]byte) error { return nil }

@@ -8,34 +8,34 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Root is what a tag points, or pointed, to.
+// Root is the manifest that a tag points to, or pointed to.
 type Root struct {
 	Upstream, Repository string
 	Digest               digest.Digest
 }
 
-// ErrManyManifests: what hangs on no other image is not known.
+// ErrManyManifests: the search for unreferenced content has found too many other manifests.
 var ErrManyManifests = errors.New("other tags have too many manifests to check")
 
-// search looks for what hangs on some images and on no other. Its bounds are besides
-// those of each image's walk.
+// search finds the content that some images refer to, and no other image. Its bounds are in
+// addition to those of each image's walk.
 type search struct {
 	kept          Kept
 	maxBlobs      int // of the images, manifests too; more are left out
-	maxManifests  int // of the others; with more, the search fails
+	maxManifests  int // of the other images; with more, the search fails
 	maxBytes      int64
-	maxRemembered int // of the others, for several tags have one image
+	maxRemembered int // of the other images, because several tags may have one image
 }
 
-// newSearch returns one with bounds that some 200,000 tags of 20 platforms each are
-// within.
+// newSearch returns a search with bounds for some 200,000 tags of 20 platforms each.
 func newSearch(k Kept) search {
 	return search{kept: k, maxBlobs: 200_000, maxManifests: 5_000_000, maxBytes: 8 << 30, maxRemembered: 16 << 10}
 }
 
-// Unreferenced returns what hangs on the roots and on none of the others, each of which
-// others calls held with until it returns false. Truncated: there is more than was
-// looked for. It fails with [ErrManyManifests] where the others are too many.
+// Unreferenced returns the content that the roots refer to and the other roots do not. others
+// calls held with each other root, until held returns false. truncated: the roots have more
+// content than was looked for. It fails with [ErrManyManifests] if the other roots have too
+// many manifests.
 func (k Kept) Unreferenced(ctx context.Context, roots []Root, others func(held func(Root) bool) error) (blobs map[digest.Digest]struct{}, truncated bool, err error) {
 	return newSearch(k).run(ctx, roots, others)
 }

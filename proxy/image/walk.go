@@ -12,45 +12,43 @@ import (
 	"github.com/cachalot-registry/cachalot/storage"
 )
 
-// Bounds of a walk. To name a manifest a million times, or indexes in indexes, costs
-// its publisher nothing.
+// Bounds of a walk. It costs a publisher nothing to name a manifest a million times, or indexes
+// in indexes.
 const (
 	maxDepth          = 4     // of what an image names: indexes in indexes
-	maxManifests      = 1000  // indexes and those that are not here too
-	maxAllDescriptors = 20000 // that all manifests have
+	maxManifests      = 1000  // including indexes, and manifests that are not stored
+	maxAllDescriptors = 20000 // of all manifests together
 	maxBytes          = 64 << 20
 )
 
-// Walk looks at the manifests of an image: what the image names, and what that names,
-// each once. It is the one way to do so. It belongs to one goroutine.
+// Walk visits the manifests of an image: the image itself, what it names, and so on, each once.
+// No other code does this. A Walk belongs to one goroutine.
 type Walk struct {
 	Reader Reader
-	// Open opens a manifest whose content is here, and which the walk closes. nil: it
-	// is not here.
+	// Open opens a manifest whose content is stored; the walk closes it. nil: it is not stored.
 	Open func(context.Context, Descriptor) (*storage.Blob, error)
-	// Follow reports whether a manifest that an index names is looked at. nil: all are.
+	// Follow reports whether a manifest that an index names is visited. nil: all are.
 	Follow func(Descriptor) bool
-	// Exceeds is told of a bound that leaves something out. Its error ends the walk.
+	// Exceeds is called with a bound that leaves something out. Its error ends the walk.
 	Exceeds func(bound string) error
 
 	manifests, descriptors int   // so far
 	bytes                  int64 // read so far
 }
 
-// Node is a manifest that a walk looks at.
+// Node is a manifest that a walk visits.
 type Node struct {
 	Named    Descriptor // what names it
 	Manifest            // what it names
 
 	Depth int   // 0 for the image itself
-	Here  bool  // or else it names nothing that is known
-	Size  int64 // its own; as claimed, where it is not here
-	Err   error // it is no manifest, and names nothing
+	Here  bool  // it is stored; otherwise nothing that it names is known
+	Size  int64 // its own; as claimed, if it is not stored
+	Err   error // not nil: it is no manifest, and names nothing
 }
 
-// Run visits the image and then what it names, those in an index before those in its
-// indexes: so each is reached by the shortest way. What visit is given is its own
-// until it returns. A walk ends with ctx.
+// Run visits the image and then what it names, breadth first: so each manifest is reached by
+// the shortest way. The node belongs to visit until visit returns. The walk ends when ctx ends.
 func (w *Walk) Run(ctx context.Context, image Descriptor, visit func(*Node) error) error {
 	type found struct {
 		Descriptor
@@ -101,7 +99,7 @@ func (w *Walk) Run(ctx context.Context, image Descriptor, visit func(*Node) erro
 	return nil
 }
 
-// Each visits an image's manifests and blobs, as far as they are known here, some more
+// Each visits an image's manifests and blobs, as far as stored manifests name them, some more
 // than once.
 func (w *Walk) Each(ctx context.Context, image digest.Digest, visit func(digest.Digest)) error {
 	return w.Run(ctx, Descriptor{Digest: image}, func(n *Node) error {
@@ -114,7 +112,7 @@ func (w *Walk) Each(ctx context.Context, image digest.Digest, visit func(digest.
 	})
 }
 
-// bound names the bound that keeps the walk from a further manifest, if there is one.
+// bound returns the bound that the walk has reached, or "".
 func (w *Walk) bound() string {
 	switch {
 	case w.manifests >= maxManifests:
@@ -127,7 +125,7 @@ func (w *Walk) bound() string {
 	return ""
 }
 
-// read looks at a manifest.
+// read opens and decodes a manifest.
 func (w *Walk) read(ctx context.Context, n *Node) error {
 	n.Size = n.Named.Size // as claimed
 	b, err := w.Open(ctx, n.Named)
@@ -160,7 +158,7 @@ func (w *Walk) Platform(ctx context.Context, b *storage.Blob) (*Platform, error)
 	return p, err
 }
 
-// Length is how long a blob is that is here.
+// Length returns the length of a stored blob.
 func Length(b *storage.Blob) (int64, error) {
 	if b.Size >= 0 {
 		return b.Size, nil
@@ -172,5 +170,5 @@ func Length(b *storage.Blob) (int64, error) {
 	return size, err
 }
 
-// Plus adds sizes, which are claims: their sum may be too large for a number.
+// Plus adds sizes, which are claims: their sum may overflow.
 func Plus(a, b int64) int64 { return a + min(b, math.MaxInt64-a) }

@@ -12,40 +12,39 @@ import (
 )
 
 const (
-	// firstPart is how much of a long blob is asked for first. The connection
-	// that brings it shows whether more of them are worth it, long before it is
-	// at the end, so that no reader waits for the next.
+	// firstPart is how much of a long blob is requested first. Its connection shows
+	// whether more connections are worth it, long before the end of the part, so
+	// that no reader waits for the next part.
 	firstPart = 16 << 20
-	// probe is how much the first connection brings before it is judged. Its
-	// first quarter says little: TCP starts slowly.
+	// probe is how much the first connection brings before its rate is judged.
+	// The first quarter says little: TCP starts slowly.
 	probe = 4 << 20
-	// trial is how much it brings before more connections are judged.
+	// trial is how much it brings before the effect of more connections is judged.
 	trial = 1 << 20
-	// maxConnections of one fill; maxPieces bounds the pieces in memory of all
-	// fills together.
+	// maxConnections bounds the connections of one stream; maxPieces bounds the
+	// pieces in memory of all streams together.
 	maxConnections = 8
 	maxPieces      = 8
-	// pieceSize is how much one of maxConnections is asked for at a time. Of fewer
-	// it is less, so that little stands in the way of the front when they are too many.
+	// pieceSize is the size of a piece with maxConnections. With fewer connections a
+	// piece is smaller, so that it delays the front little if they are too many.
 	pieceSize = 4 << 20
 )
 
 // ahead fetches the later pieces of a long blob into memory while the first part
-// of it is read, where the connection is what makes that slow. No byte is asked
-// for twice:
+// of it is read, if the connection is the bottleneck. No byte is requested twice:
 //
 //	0             16 MiB    17        18                       size
 //	├── first part ──┼─ piece ─┼─ piece ─┼──── to come, or tail ──┤
 //	    stream.body    ───── ahead.pieces ─   ─ ahead.next
 //
-// The connections double as long as the first one is as quick as it was alone:
-// then each has a limit of its own. When it slows down they share one, and the
-// last doubling is taken back. Where one connection is enough, or the reader is
-// what makes it slow, the rest of the blob is one tail. What a connection that
-// broke leaves is fetched by the stream, once it gets there.
+// The number of connections doubles as long as the first one is as fast as it was
+// alone: then each has a limit of its own. When the first one slows down, they share
+// a limit, and the last doubling is taken back. If one connection is enough, or the
+// reader is the bottleneck, the rest of the blob is one tail. If a connection breaks,
+// the stream fetches the rest of its piece when it gets there.
 //
-// Its methods belong to the stream's goroutine, and do nothing on a nil ahead. One
-// goroutine fills each piece.
+// Its methods belong to the stream's goroutine; read, steer and close accept a nil
+// ahead. One goroutine fills each piece.
 type ahead struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -56,25 +55,25 @@ type ahead struct {
 	running sync.WaitGroup
 
 	pieces  []*piece // in order
-	inPiece bool     // the first is the front
+	inPiece bool     // the first of them is the front: the stream reads it
 	next    int64    // where the next piece begins
-	tail    *tail    // from next on; nil: none
+	tail    *tail    // the rest of the blob over one connection; nil: none
 
-	connections int           // wanted, with that of the front
-	settled     bool          // their number is final
-	rate        float64       // of the first one alone, in bytes a second
-	front       int64         // bytes that came to the front, but for pieces
-	waited      time.Duration // for them
-	since       mark          // what a rate is measured from; zero: not begun
+	connections int           // how many are wanted, with that of the front
+	settled     bool          // connections is final
+	rate        float64       // of the first connection alone, in bytes per second
+	front       int64         // bytes read from the front, except from pieces
+	waited      time.Duration // for these bytes
+	since       mark          // start of the measurement of a rate; zero: not begun
 }
 
-// mark is a moment to measure from.
+// mark is the start of a measurement.
 type mark struct {
 	at    time.Time
 	front int64
 }
 
-// newAhead follows the stream's first part, which took latency to open.
+// newAhead returns the ahead of a stream whose first part took latency to open.
 func newAhead(ctx context.Context, src Source, s *Stream, r *Buffers, latency time.Duration) *ahead {
 	a := &ahead{src: src, size: s.size, next: s.end, buffers: r, latency: latency, connections: 1}
 	a.ctx, a.cancel = context.WithCancel(ctx)
@@ -93,8 +92,8 @@ func (a *ahead) read(body io.Reader, p []byte) (int, error) {
 	return n, err
 }
 
-// steer is called whenever some of the part in front was read, which has left
-// bytes to go. It opens the pieces to be fetched while that is read.
+// steer is called after each read from the part in front; left is how many of its
+// bytes are still to come. It opens the pieces that are fetched while that part is read.
 func (a *ahead) steer(left int64) {
 	if a == nil || a.next >= a.size {
 		return
@@ -119,10 +118,10 @@ func (a *ahead) steer(left int64) {
 	}
 }
 
-// urgent says that what follows must be asked for now to be there in time.
+// urgent reports whether the next part must be requested now to be there in time.
 func (a *ahead) urgent(left int64) bool { return float64(left) <= 2*a.latency.Seconds()*a.rate }
 
-// active is how many connections are at work.
+// active returns how many connections are at work.
 func (a *ahead) active() int {
 	n := 0
 	if !a.inPiece {
@@ -136,8 +135,8 @@ func (a *ahead) active() int {
 	return n
 }
 
-// measured is the rate of the front since the mark. ok is false until that has
-// been set and got bytes have come.
+// measured returns the rate of the front since the mark. ok is false until the mark is
+// set and got bytes have come after it.
 func (a *ahead) measured(got int64) (rate float64, ok bool) {
 	if a.since.at.IsZero() {
 		a.since, a.waited = mark{time.Now(), a.front}, 0
@@ -157,13 +156,13 @@ func (a *ahead) judgeFirst(left int64) {
 		return
 	}
 	if 2*a.waited <= time.Since(a.since.at) {
-		a.settled = true // the network is quicker than what is done with it
+		a.settled = true // the network is faster than the reader
 		return
 	}
 	a.connections, a.since = 2, mark{}
 }
 
-// judge compares the front's rate with what it was alone.
+// judge compares the front's rate with the rate that it had alone.
 func (a *ahead) judge() {
 	for _, p := range a.pieces {
 		switch st := p.state(); {
@@ -171,7 +170,7 @@ func (a *ahead) judge() {
 			a.giveUp()
 			return
 		case st.n == 0 && a.since.at.IsZero():
-			return // it is at work once they all are
+			return // the measurement begins when all pieces have bytes
 		}
 	}
 	rate, ok := a.measured(trial)
@@ -187,7 +186,7 @@ func (a *ahead) judge() {
 	}
 }
 
-// giveUp leaves what no piece has to one connection. The front has what it has.
+// giveUp leaves all that no piece has to one connection. The piece in front stays.
 func (a *ahead) giveUp() {
 	a.connections, a.settled = 1, true
 	keep := 0
@@ -201,8 +200,8 @@ func (a *ahead) giveUp() {
 	}
 }
 
-// take returns what is to be read from pos on, and where that ends. Without a
-// body, it was not asked for yet.
+// take returns the body to read from pos on, and where it ends. If the body is nil, the
+// stream has to request these bytes.
 func (a *ahead) take(pos int64) (io.ReadCloser, int64) {
 	for len(a.pieces) > 0 && (a.pieces[0].end <= pos || a.pieces[0].empty()) {
 		a.buffers.give(a.pieces[0].buf)
@@ -215,7 +214,7 @@ func (a *ahead) take(pos int64) (io.ReadCloser, int64) {
 	case len(a.pieces) > 0:
 		return nil, a.pieces[0].start
 	case a.tail == nil:
-		a.next = a.size // the stream asks for it
+		a.next = a.size // the stream requests it
 		return nil, a.size
 	case a.tail.at > pos:
 		return nil, a.tail.at
@@ -223,7 +222,7 @@ func (a *ahead) take(pos int64) (io.ReadCloser, int64) {
 	return a.tail.take(), a.size
 }
 
-// close ends all that is under way.
+// close ends all requests under way.
 func (a *ahead) close() {
 	if a == nil {
 		return
@@ -239,7 +238,7 @@ func (a *ahead) close() {
 	a.pieces, a.tail, a.next = nil, nil, a.size
 }
 
-// fetch begins a piece.
+// fetch starts to download a piece.
 func (a *ahead) fetch(buf []byte) {
 	p := &piece{start: a.next, end: min(a.next+int64(len(buf)), a.size), buf: buf}
 	p.more.L = &p.mu
@@ -268,7 +267,7 @@ func (a *ahead) fill(p *piece) error {
 	return nil
 }
 
-// open asks for just the span, or to the end.
+// open requests exactly the span; without a Length, all to the end.
 func (a *ahead) open(s Span) (*Part, error) {
 	part, err := a.src(a.ctx, s)
 	if err != nil {
@@ -281,13 +280,13 @@ func (a *ahead) open(s Span) (*Part, error) {
 	return part, nil
 }
 
-// openTail leaves all from next on to one connection.
+// openTail requests all bytes from next on over one connection.
 func (a *ahead) openTail() {
 	t := &tail{at: a.next, opened: make(chan struct{})}
 	a.tail, a.next = t, a.size
 	a.running.Go(task.Guard("download", func() {
 		defer close(t.opened)
-		if part, err := a.open(Span{Offset: t.at}); err == nil { // or else the stream will ask
+		if part, err := a.open(Span{Offset: t.at}); err == nil { // otherwise the stream requests it
 			t.body = part.Body
 		}
 	}))
@@ -307,7 +306,7 @@ type piece struct {
 type pieceState struct {
 	n    int // bytes of buf that are there
 	done bool
-	err  error // of the source, where not all came
+	err  error // of the source, if bytes are missing
 }
 
 func (p *piece) state() pieceState {
@@ -323,7 +322,7 @@ func (p *piece) publish(change func(*pieceState)) {
 	p.more.Broadcast()
 }
 
-// empty says that nothing came, nor will.
+// empty reports whether no byte has come, and none will.
 func (p *piece) empty() bool {
 	st := p.state()
 	return st.done && st.n == 0
@@ -337,7 +336,7 @@ func (p *piece) Read(b []byte) (int, error) {
 	st := p.st
 	p.mu.Unlock()
 	if p.read == st.n {
-		return 0, io.ErrUnexpectedEOF // what a further connection was refused, the stream may get
+		return 0, io.ErrUnexpectedEOF // the stream requests the rest: it may get what a spare request was refused
 	}
 	n := copy(b, p.buf[p.read:st.n])
 	p.read += n
@@ -351,7 +350,7 @@ func (p *piece) Close() error { return nil }
 type tail struct {
 	at     int64
 	opened chan struct{}
-	body   io.ReadCloser // after opened; nil: not to be had, or taken
+	body   io.ReadCloser // set before opened is closed; nil: not available, or taken
 }
 
 func (t *tail) take() io.ReadCloser {

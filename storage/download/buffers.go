@@ -2,17 +2,17 @@ package download
 
 import "sync"
 
-// Buffers are the memory for pieces. All streams that share them have no more pieces
-// than there are places.
+// Buffers are the memory for pieces. All streams that share them have together at most as
+// many pieces as there are places.
 type Buffers struct {
 	places chan struct{} // one is held by each piece
 	pool   sync.Pool
 }
 
-// NewBuffers has places for maxPieces.
+// NewBuffers returns Buffers with places for maxPieces.
 func NewBuffers() *Buffers { return &Buffers{places: make(chan struct{}, maxPieces)} }
 
-// take returns a piece's buffer, or nil where there is none to be had.
+// take returns a buffer for a piece, or nil if no place is free.
 func (r *Buffers) take() []byte {
 	select {
 	case r.places <- struct{}{}:

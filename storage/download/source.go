@@ -14,23 +14,23 @@ var (
 	ErrRefused = errors.New("refused by upstream")
 )
 
-// A Source opens a blob at an upstream, or a span of it. It is called again, at
-// the offset reached, after a break, and by several goroutines at once where it
-// gives spans. An error that wraps [ErrRefused], from the Source or its Body, says
-// that asking again is useless; any other is worth another try.
+// A Source opens a blob at an upstream, or a span of it. After a break it is called
+// again, at the offset reached. If it gives spans, several goroutines call it at once.
+// An error that wraps [ErrRefused], from the Source or its Body, says that another try
+// is useless; any other error is worth another try.
 type Source func(ctx context.Context, s Span) (*Part, error)
 
-// Span is what a [Source] is asked for: a blob's bytes from Offset on.
+// Span is the part of a blob that a [Source] is to open: its bytes from Offset on.
 type Span struct {
 	Offset int64
-	// Length is how many bytes are wanted; 0: all to the end, which a Source
-	// without spans opens in any case.
+	// Length is how many bytes are wanted; 0: all to the end. A Source without spans
+	// always opens all to the end.
 	Length int64
-	// IfLong: the Length holds only for a blob known to be much longer, or else
-	// the requests for the rest are not worth it.
+	// IfLong: the Length applies only if the blob is known to be much longer;
+	// otherwise the requests for the rest are not worth it.
 	IfLong bool
-	// Spare: it is wanted over one more connection, for a blob that has one.
-	// A Source fails at once that cannot give just the span, or has few
+	// Spare: the span is wanted over one more connection, for a blob that has one.
+	// The Source fails at once if it cannot give exactly the span, or has few
 	// connections left for other blobs.
 	Spare bool
 }
@@ -38,22 +38,22 @@ type Span struct {
 // Part is what a [Source] opened: a blob's bytes from Offset to End.
 type Part struct {
 	Body      io.ReadCloser
-	Offset    int64 // as asked, or 0 where the upstream knows no ranges
+	Offset    int64 // as requested, or 0 if the upstream does not support ranges
 	End       int64 // 0: Size
-	Size      int64 // of the whole blob; -1 where the upstream did not say
+	Size      int64 // of the whole blob; -1 if the upstream did not say
 	MediaType string
-	// Wrong is called where the whole that began with this part proves to be other
-	// content, before its readers know; nil: it is all the same to the Source.
+	// Wrong is called if the whole that began with this part proves to be other
+	// content, before its readers know; nil: the Source does not use that.
 	Wrong func()
 }
 
-// end is where a part of a blob of size bytes ends, given what was asked for.
+// end returns where a part of a blob of size bytes ends, if asked was requested.
 func (p *Part) end(asked Span, size int64) int64 {
 	whole := asked.Length == 0 || p.End == 0 || p.Offset != asked.Offset || p.End > asked.Offset+asked.Length
 	if whole {
 		return size
 	}
-	return min(asked.Offset+asked.Length, size) // where the part is less, it breaks off
+	return min(asked.Offset+asked.Length, size) // a part that ends earlier counts as a break
 }
 
 // Bytes is a Source for content already in memory.

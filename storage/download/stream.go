@@ -11,11 +11,11 @@ import (
 )
 
 const (
-	// patience is how long a broken stream asks its Source again before it fails.
-	// Clients see a pause until then; those that have another registry ask it afterwards.
+	// patience is how long a broken stream tries its Source again before it fails.
+	// Clients see a pause until then; those that have another registry use it afterwards.
 	patience = 15 * time.Second
 	// firstPatience is the same before the first byte: no bytes are lost then, and a
-	// client asks again.
+	// client tries again.
 	firstPatience = 3 * time.Second
 	// progress is how many bytes a part must bring to restart the patience. A Source
 	// that breaks after every few bytes must not keep a download without end.
@@ -23,13 +23,13 @@ const (
 )
 
 // Stream reads a blob from its Source to the end, in order, across breaks and
-// over as many connections as are worth it: see ahead. What it skips when an
-// upstream answers a range with the whole blob is not compared: the digest of
-// all that was handed out decides at the end.
+// over as many connections as are worth it: see ahead. If an upstream answers a
+// range with the whole blob, the stream skips bytes without comparing them: at the
+// end the digest of all bytes that Read returned decides.
 type Stream struct {
 	ctx     context.Context
 	src     Source
-	resumed func(offset int64, cause error) // told of every resume
+	resumed func(offset int64, cause error) // called before every try to resume
 	ahead   *ahead                          // nil: one connection
 
 	body           io.ReadCloser
@@ -39,14 +39,14 @@ type Stream struct {
 	wrong          func() // see Part; of the first one
 
 	breaks  *backoff.ExponentialBackOff
-	shorter bool      // the whole, when it was asked for again, ended before pos
+	shorter bool      // the whole blob, requested again, ended before pos
 	since   time.Time // of the first break without progress; zero: none
 	sinceAt int64     // pos then
 }
 
-// Open asks src once, from offset at. The stream may begin at 0 instead:
-// see Pos. Where r has some left it may open more connections; nil: one connection.
-// resumed is told of every time that src is asked again.
+// Open calls src once, for the bytes from offset at. The stream may begin at 0 instead:
+// see Pos. It may open more connections while r has buffers left; r nil: one connection.
+// resumed is called before every try to resume after a break.
 func Open(ctx context.Context, src Source, at int64, r *Buffers, resumed func(int64, error)) (*Stream, error) {
 	asked := Span{Offset: at}
 	if r != nil {
@@ -71,17 +71,17 @@ func Open(ctx context.Context, src Source, at int64, r *Buffers, resumed func(in
 	return s, nil
 }
 
-// newBreaks are the waits between tries. What breaks off is asked for some eight times
-// in the patience, soon at first: each try may be four requests, a part and the whole and
-// where they lead, and a registry that has been asked so often will not give it.
+// newBreaks returns the pauses between tries. There are some eight tries in the patience,
+// the first ones soon. Each try may be four requests (a part, the whole, and a redirect of
+// each), and a registry that fails so many requests will not send the blob.
 func newBreaks() *backoff.ExponentialBackOff {
 	b := backoff.NewExponentialBackOff()
 	b.InitialInterval, b.Multiplier, b.MaxInterval = 100*time.Millisecond, 3, 5*time.Second
 	return b
 }
 
-// Read gives the next bytes. io.EOF means that the blob is complete as far as
-// its length tells.
+// Read returns the next bytes. io.EOF means that the blob is complete according to
+// its length.
 func (s *Stream) Read(p []byte) (int, error) {
 	for s.size < 0 || s.pos < s.size {
 		if s.size >= 0 && s.pos == s.end {
@@ -113,16 +113,16 @@ func (s *Stream) Read(p []byte) (int, error) {
 	return 0, io.EOF
 }
 
-// Pos is the offset of the byte that Read gives next.
+// Pos returns the offset of the next byte that Read returns.
 func (s *Stream) Pos() int64 { return s.pos }
 
-// Size is the length of the whole blob; -1 while unknown.
+// Size returns the length of the whole blob; -1 while unknown.
 func (s *Stream) Size() int64 { return s.size }
 
-// MediaType is what the Source said first.
+// MediaType returns the media type of the first part.
 func (s *Stream) MediaType() string { return s.mediaType }
 
-// Connections is how many bring the stream's bytes now.
+// Connections returns how many connections bring the stream's bytes now.
 func (s *Stream) Connections() int32 {
 	if s.ahead == nil {
 		return 1
@@ -130,8 +130,8 @@ func (s *Stream) Connections() int32 {
 	return int32(max(1, s.ahead.active()))
 }
 
-// Wrong tells the Source, once, that the content is another one: see [Part]. Where the
-// length is another one, the stream does that itself.
+// Wrong tells the Source, once, that it sent other content: see [Part]. If the length is
+// another one, the stream calls it itself.
 func (s *Stream) Wrong() {
 	if s.wrong != nil {
 		s.wrong()
@@ -139,11 +139,11 @@ func (s *Stream) Wrong() {
 	}
 }
 
-// Excuse makes Wrong do nothing from now on: what an earlier download left may be what
-// is wrong.
+// Excuse makes Wrong do nothing from now on: the bytes of an earlier download may be the
+// wrong ones.
 func (s *Stream) Excuse() { s.wrong = nil }
 
-// refuse tells the Source where err says that the length is another one.
+// refuse returns err. If err says that the length is another one, it calls Wrong.
 func (s *Stream) refuse(err error) error {
 	if errors.Is(err, ErrChanged) {
 		s.Wrong()
@@ -151,13 +151,13 @@ func (s *Stream) refuse(err error) error {
 	return err
 }
 
-// Close ends the parts being read.
+// Close ends all parts that are being read.
 func (s *Stream) Close() error {
 	s.ahead.close()
 	return s.body.Close()
 }
 
-// advance goes on to the part after one that has ended where it should.
+// advance continues with the next part after one has ended where it should.
 func (s *Stream) advance() error {
 	_ = s.body.Close() // read to its end
 	body, end := s.ahead.take(s.pos)
@@ -207,8 +207,8 @@ func (s *Stream) resume(cause error) error {
 	return fmt.Errorf("no progress at byte %d for %s: %w", s.pos, limit, cause)
 }
 
-// reopen asks the Source for what is left of the part and stands at pos when it
-// returns.
+// reopen opens the rest of the part at the Source. When it returns, the next byte of the
+// body is that at pos.
 func (s *Stream) reopen() error {
 	asked := Span{Offset: s.pos}
 	if s.end < s.size {
@@ -223,7 +223,7 @@ func (s *Stream) reopen() error {
 		err = fmt.Errorf("%w: %d bytes, %d before", ErrChanged, part.Size, max(s.size, s.pos))
 	case part.Offset == 0:
 		_, err = io.CopyN(io.Discard, part.Body, s.pos)
-		if errors.Is(err, io.EOF) && part.Size < 0 { // or a break, that looks like the end
+		if errors.Is(err, io.EOF) && part.Size < 0 { // or a break that looks like the end
 			if s.shorter {
 				err = fmt.Errorf("%w: twice fewer than %d bytes", ErrChanged, s.pos)
 			}
@@ -239,7 +239,7 @@ func (s *Stream) reopen() error {
 		s.size = part.Size
 	}
 	if end := part.end(asked, s.size); end != s.end {
-		s.ahead.close() // nothing is left for it
+		s.ahead.close() // the body goes to the end of the blob
 		s.end = end
 	}
 	s.body = part.Body

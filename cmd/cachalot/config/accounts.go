@@ -8,23 +8,10 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// Account is one of several accounts at a registry. It is given in one of
-// three ways: username with a password, docker_config, or keychain.
-type Account struct {
-	Username string `yaml:"username"`
-	Password string `yaml:"password"`
-	// PasswordFile is read again for each token, so that a secret can be rotated.
-	PasswordFile string `yaml:"password_file"`
-	// DockerConfig is a docker config.json with the registry in it.
-	DockerConfig string `yaml:"docker_config"`
-	// Keychain is the cloud whose account cachalot runs as: ecr, google or azure.
-	Keychain string `yaml:"keychain"`
-}
+func accountKeys() []string { return fieldNames(reflect.TypeFor[upstream.Account]()) }
 
-func accountKeys() []string { return fieldNames(reflect.TypeFor[Account]()) }
-
-// given are the keys of a that have a value, in the order of the fields.
-func (a Account) given() []string {
+// given returns the keys of an account that have a value, in the order of the fields.
+func given(a upstream.Account) []string {
 	var keys []string
 	for f, value := range reflect.ValueOf(a).Fields() {
 		if !value.IsZero() {
@@ -34,26 +21,20 @@ func (a Account) given() []string {
 	return keys
 }
 
-// beside is the account whose keys stand beside the registry's URL; zero if
-// there is none.
-func (u Upstream) beside() Account {
-	return Account{u.Username, u.Password, u.PasswordFile, u.DockerConfig, u.Keychain}
+// beside returns the account whose keys are next to the registry's URL; zero: there is none.
+func (u Upstream) beside() upstream.Account {
+	return upstream.Account{Username: u.Username, Password: u.Password, PasswordFile: u.PasswordFile, DockerConfig: u.DockerConfig, Keychain: u.Keychain}
 }
 
 func (u Upstream) accounts() []upstream.Account {
-	configured := u.Accounts
-	if one := u.beside(); one != (Account{}) {
-		configured = []Account{one}
+	if one := u.beside(); one != (upstream.Account{}) {
+		return []upstream.Account{one}
 	}
-	var accounts []upstream.Account
-	for _, a := range configured {
-		accounts = append(accounts, upstream.Account(a))
-	}
-	return accounts
+	return u.Accounts
 }
 
-// keyOf is where the file has what an [upstream.KeyError] names: a single account, or
-// URL, may be the only item of a list.
+// keyOf returns the key in the file for the key of an [upstream.KeyError]: there, a single
+// account or URL may be the only item of a list.
 func (u Upstream) keyOf(name, key string) string {
 	at := join("upstreams", name)
 	switch last, ok := strings.CutPrefix(key, at+"."); {

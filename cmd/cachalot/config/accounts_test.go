@@ -38,7 +38,7 @@ func TestAccountKinds(t *testing.T) {
 	t.Parallel()
 	c := Config{Upstreams: map[string]Upstream{
 		"beside": {DockerConfig: "f"}, "cloud": {Keychain: "ecr"},
-		"listed": {Accounts: []Account{{Username: "u", PasswordFile: "p"}, {DockerConfig: "f"}, {Keychain: "google"}}},
+		"listed": {Accounts: []upstream.Account{{Username: "u", PasswordFile: "p"}, {DockerConfig: "f"}, {Keychain: "google"}}},
 	}}
 	for name, want := range map[string][]upstream.Account{
 		"beside": {{DockerConfig: "f"}},

@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	// minToken is what no guess finds, and maxToken far above any.
+	// minToken makes a random token impossible to guess. maxToken is far above any real one.
 	minToken = 16
 	maxToken = 4 << 10
 )
@@ -28,7 +28,7 @@ func (c Admin) ReadToken() (key, token string, err error) {
 	return "admin.token_file", token, checkToken(token)
 }
 
-// checkToken never repeats the token.
+// checkToken checks a token. Its errors never contain it.
 func checkToken(token string) error {
 	switch {
 	case len(token) < minToken:

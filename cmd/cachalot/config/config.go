@@ -35,7 +35,7 @@ type Config struct {
 	// uses. The same part of these and of MaxConnections is reserved for clients that use
 	// little, and of a registry's part for its repositories that use little.
 	FairShare storage.Size `yaml:"fair_share"`
-	// SendTimeout is how long a client may read nothing of its answer; 0: no limit.
+	// SendTimeout is how long a client may read nothing of its response; 0: no limit.
 	SendTimeout time.Duration `yaml:"send_timeout"`
 	// ShutdownTimeout limits the time for running responses to end after SIGTERM.
 	ShutdownTimeout time.Duration `yaml:"shutdown_timeout"`
@@ -53,13 +53,13 @@ type Config struct {
 	// UnlistedUpstreams is "deny" or "allow", for registries that are not in Upstreams.
 	UnlistedUpstreams string `yaml:"unlisted_upstreams"`
 
-	TLS      TLS      `yaml:"tls"`
-	Admin    Admin    `yaml:"admin"`
-	Log      Log      `yaml:"log"`
-	Storage  Storage  `yaml:"storage"`
-	Tracing  Tracing  `yaml:"tracing"`
-	Tags     Tags     `yaml:"tags"`
-	Timeouts Timeouts `yaml:"timeouts"`
+	TLS      TLS               `yaml:"tls"`
+	Admin    Admin             `yaml:"admin"`
+	Log      Log               `yaml:"log"`
+	Storage  Storage           `yaml:"storage"`
+	Tracing  Tracing           `yaml:"tracing"`
+	Tags     Tags              `yaml:"tags"`
+	Timeouts upstream.Timeouts `yaml:"timeouts"`
 
 	// Upstreams are the registries to mirror, by the name that clients use. Absent: the
 	// well-known public ones.
@@ -67,7 +67,7 @@ type Config struct {
 
 	// Rules are settings for some images. For each setting, the first rule that matches and
 	// has it applies.
-	Rules []Rule `yaml:"rules"`
+	Rules []proxy.Rule `yaml:"rules"`
 }
 
 // TLS is for the clients' listener. Without it the listener is plain HTTP.
@@ -95,7 +95,7 @@ func (c TLS) Pair() (tls.Certificate, error) {
 	return pair, nil
 }
 
-// Scheme is that of the mirror's URLs.
+// Scheme returns the scheme of the mirror's URLs.
 func (c Config) Scheme() string {
 	if c.TLS.On() {
 		return "https"
@@ -161,14 +161,6 @@ type Tags struct {
 	NegativeFor time.Duration `yaml:"negative_for"`
 }
 
-type Timeouts struct {
-	Dial           time.Duration `yaml:"dial"`
-	TLSHandshake   time.Duration `yaml:"tls_handshake"`
-	ResponseHeader time.Duration `yaml:"response_header"`
-	// Progress is how long 16 KiB of a download may take; a whole download has no limit.
-	Progress time.Duration `yaml:"progress"`
-}
-
 type Upstream struct {
 	// URL is the registry's base URL. Absent for a well-known name: its public one.
 	URL string `yaml:"url"`
@@ -185,7 +177,7 @@ type Upstream struct {
 	DockerConfig string `yaml:"docker_config"`
 	Keychain     string `yaml:"keychain"`
 	// Accounts are several accounts. They replace the five keys above.
-	Accounts []Account `yaml:"accounts"`
+	Accounts []upstream.Account `yaml:"accounts"`
 	// CAFile has PEM certificates that are trusted besides the system's.
 	CAFile string `yaml:"ca_file"`
 	// TokenRealms are hosts, besides the registry's own, that may get the credential.
@@ -195,15 +187,15 @@ type Upstream struct {
 	AllowAddresses []string `yaml:"allow_addresses"`
 	// AllowHTTPRedirects allows an https registry to redirect to http for content by digest.
 	AllowHTTPRedirects bool `yaml:"allow_http_redirects"`
-	// RaceAfter is how long one of several URLs may take to begin its answer for content by
-	// digest before another one is asked too; 0: no other is asked.
+	// RaceAfter is how long one of several URLs may take to begin its response for content by
+	// digest before another one gets the same request; 0: none does.
 	RaceAfter time.Duration `yaml:"race_after"`
 	// MaxConnections limits the connections to each of the registry's hosts. No repository
 	// uses all of them.
 	MaxConnections int `yaml:"max_connections"`
 }
 
-// newUpstream has the defaults of an upstream's keys.
+// newUpstream returns an upstream with the default of each key.
 func newUpstream() Upstream {
 	return Upstream{RaceAfter: time.Second, MaxConnections: 64}
 }
@@ -237,7 +229,7 @@ func Defaults() Config {
 			RevalidateTimeout: 2 * time.Second,
 			NegativeFor:       10 * time.Second,
 		},
-		Timeouts: Timeouts{
+		Timeouts: upstream.Timeouts{
 			Dial:           5 * time.Second,
 			TLSHandshake:   10 * time.Second,
 			ResponseHeader: 20 * time.Second,
@@ -263,7 +255,7 @@ func WellKnown() map[string]Upstream {
 	return known
 }
 
-// aliases are the names that people and tools use for a well-known registry.
+// aliases returns the other names that people and tools use for a well-known registry.
 func aliases(name string) []string {
 	if name == "docker.io" {
 		return []string{"dockerhub", "index.docker.io", "registry-1.docker.io"}
@@ -271,14 +263,14 @@ func aliases(name string) []string {
 	return nil
 }
 
-// completed returns u with what its well-known namesake k says where u does
-// not. The realms belong to the public address: another one gets them only by
-// configuration, for they may be sent the password.
+// completed returns u with the values of k, the well-known registry of the same name, for keys
+// that u does not have. It adds TokenRealms only if u has the public URLs: for other URLs they
+// must be configured, because these hosts may get the password.
 func (u Upstream) completed(k Upstream) Upstream {
 	if len(u.addresses()) == 0 {
 		u.URL, u.URLs = k.URL, k.URLs
 	}
-	if u.Aliases == nil { // an empty list is on purpose
+	if u.Aliases == nil { // an empty list means: no aliases
 		u.Aliases = k.Aliases
 	}
 	if len(u.TokenRealms) == 0 && slices.Equal(u.addresses(), k.addresses()) {
@@ -294,7 +286,7 @@ func (u Upstream) addresses() []string {
 	return u.URLs
 }
 
-// UpstreamConfig is of a registry of the configuration.
+// UpstreamConfig returns the configuration of a listed registry.
 func (c Config) UpstreamConfig(name string) upstream.Config {
 	u := c.Upstreams[name]
 	return upstream.Config{
@@ -310,39 +302,36 @@ func (c Config) UpstreamConfig(name string) upstream.Config {
 		Private:        !slices.Equal(u.addresses(), WellKnown()[name].addresses()),
 		RaceAfter:      u.RaceAfter,
 		MaxConnections: u.MaxConnections,
-		Timeouts:       upstream.Timeouts(c.Timeouts),
+		Timeouts:       c.Timeouts,
 	}
 }
 
-// AddressRanges reads addresses and ranges of them, which were checked.
+// AddressRanges parses addresses and ranges that validate has checked.
 func AddressRanges(list []string) []netip.Prefix {
 	var ranges []netip.Prefix
 	for _, s := range list {
-		if p, err := addressRange(s); err == nil { // or else validate says so
+		if p, err := addressRange(s); err == nil { // validate reports the others
 			ranges = append(ranges, p)
 		}
 	}
 	return ranges
 }
 
-// UnlistedConfig is of a registry that only a client has named. It gets nothing of what
-// is configured for others, one of nearly the same name included.
+// UnlistedConfig returns the configuration of a registry that only a client has named. It has
+// no settings of a configured registry, not even of one with nearly the same name.
 func (c Config) UnlistedConfig(name string) upstream.Config {
 	return upstream.Config{
 		Name:           name,
 		URLs:           []string{"https://" + name},
 		Unlisted:       true,
 		MaxConnections: newUpstream().MaxConnections,
-		Timeouts:       upstream.Timeouts(c.Timeouts),
+		Timeouts:       c.Timeouts,
 	}
 }
 
-// ProxyConfig is what the data plane gets, but for what the process makes.
+// ProxyConfig returns the configuration of the data plane. The server adds Tracer, Memory and
+// Unlisted.
 func (c Config) ProxyConfig() proxy.Config {
-	var rules []proxy.Rule
-	for _, r := range c.Rules {
-		rules = append(rules, proxy.Rule(r))
-	}
 	return proxy.Config{
 		DefaultUpstream:   c.DefaultUpstream,
 		FreshFor:          c.Tags.FreshFor,
@@ -353,19 +342,19 @@ func (c Config) ProxyConfig() proxy.Config {
 		ForwardedHeader:   c.ForwardedHeader,
 		MaxChecks:         c.MaxChecks,
 		Share:             c.FairShare.Percent / 100,
-		Rules:             rules,
+		Rules:             c.Rules,
 		Hosts:             c.Hosts,
 	}
 }
 
-// Listed returns what says which registries are of the configuration.
+// Listed returns a function that reports whether a registry is configured.
 func (c Config) Listed() func(name string) bool {
 	names := maps.Clone(c.Upstreams)
 	return func(name string) bool { _, ok := names[name]; return ok }
 }
 
-// StorageConfig is what the store gets. Its error is that of finding a folder where none is
-// configured.
+// StorageConfig returns the configuration of the store. It fails if no folder is configured and
+// no default folder is found.
 func (c Config) StorageConfig() (storage.Config, error) {
 	s := storage.Config{
 		Path:       c.Storage.Path,
@@ -387,12 +376,11 @@ func (c Config) StorageConfig() (storage.Config, error) {
 	return s, err
 }
 
-// SystemStoragePath is where the cache is, if it is not configured and this user may
-// write there.
+// SystemStoragePath is the cache's folder if none is configured and this user may write there.
 const SystemStoragePath = "/var/lib/cachalot"
 
-// defaultStoragePath is the system's folder for a service, and the user's own
-// cache for a user who only tries cachalot.
+// defaultStoragePath returns the system's folder if this user may write there, as a service
+// may; otherwise the user's own cache folder.
 func defaultStoragePath() (string, error) {
 	if os.Geteuid() == 0 || unix.Access(SystemStoragePath, unix.W_OK) == nil {
 		return SystemStoragePath, nil

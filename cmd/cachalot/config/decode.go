@@ -20,12 +20,12 @@ import (
 	"github.com/goccy/go-yaml/token"
 )
 
-// maxConfigSize is far above any real file, and keeps a wrong path (a log, a
-// device) from being read to its end.
+// maxConfigSize is far above any real file. It limits the read if the path is wrong, such as
+// that of a log or a device.
 const maxConfigSize = 1 << 20
 
-// Load reads the file over the defaults, and checks the whole. No file
-// ("") is the defaults. What is wrong in the file is an [Error].
+// Load reads the file over the defaults and checks the result. Without a file ("") it returns
+// the defaults. Problems in the file are an [Error].
 func Load(file string, lookup func(string) (string, bool)) (Config, error) {
 	if file == "" {
 		return Defaults(), nil
@@ -41,7 +41,7 @@ func readFile(file string) ([]byte, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		if path, ok := errors.AsType[*os.PathError](err); ok {
-			err = path.Err // the file is named in front of the message already
+			err = path.Err // the message begins with the file's name already
 		}
 		return nil, fmt.Errorf("open the configuration: %w", err)
 	}
@@ -70,12 +70,12 @@ func Parse(file string, data []byte, lookup func(string) (string, bool)) (Config
 	return c, nil
 }
 
-// decoder fills a Config from YAML. It walks the syntax tree itself: so every
-// problem is found in one go, has its line, and says what to write instead.
+// decoder fills a Config from YAML. It walks the syntax tree itself, so that one run finds
+// every problem, with its line and what to write instead.
 type decoder struct {
 	lookup   func(string) (string, bool)
 	at       positions
-	all      []string // every key there is
+	all      []string // every known key
 	problems []Problem
 }
 
@@ -86,7 +86,7 @@ func (d *decoder) document(data []byte, c *Config) bool {
 		d.problems = append(d.problems, Problem{message: "not UTF-8 text; save the file as UTF-8"})
 		return false
 	}
-	// Duplicate keys are reported by mapping, with the others.
+	// mapping reports duplicate keys, along with other problems.
 	file, err := parser.ParseBytes(data, 0, parser.AllowDuplicateMapKey())
 	if err != nil {
 		d.syntax(err)
@@ -104,8 +104,8 @@ func (d *decoder) document(data []byte, c *Config) bool {
 	return true
 }
 
-// syntax reports what the YAML parser says, without the excerpt of the file
-// that it adds: there could be a password in it.
+// syntax reports the error of the YAML parser, without its excerpt of the file, which could
+// contain a password.
 func (d *decoder) syntax(err error) {
 	y, ok := errors.AsType[yaml.Error](err)
 	if !ok {
@@ -115,7 +115,7 @@ func (d *decoder) syntax(err error) {
 	d.fail("", y.GetToken(), "not YAML: "+y.GetMessage()+hint(y.GetToken()))
 }
 
-// hint is what to write instead where the YAML parser could not go on.
+// hint returns what to write instead at the token where the YAML parser stopped.
 func hint(at *token.Token) string {
 	if at == nil {
 		return ""
@@ -172,7 +172,7 @@ func (d *decoder) value(key string, node ast.Node, v reflect.Value) {
 		}
 	case *time.Duration:
 		example := *into
-		if example == 0 { // one without a default
+		if example == 0 { // a key without a default
 			example = time.Hour
 		}
 		if text, ok := d.scalar(key, node, "a duration such as "+brief(example)); ok {
@@ -206,8 +206,8 @@ func (d *decoder) value(key string, node ast.Node, v reflect.Value) {
 	}
 }
 
-// scalar returns the text of a single value with its variables expanded.
-// Numbers and the like come as they were written: a password 0123 stays that.
+// scalar returns the text of a single value, with its variables expanded. Numbers and the like
+// are returned as written: a password 0123 stays 0123.
 func (d *decoder) scalar(key string, node ast.Node, want string) (string, bool) {
 	var text string
 	switch n := node.(type) {
@@ -238,7 +238,7 @@ func (d *decoder) list(key string, node ast.Node, into *[]string) {
 		d.failValue(key, node, describe(node)+"; write a list such as [one, two]")
 		return
 	}
-	*into = []string{} // given, if empty
+	*into = []string{} // not nil: the key is given, even if the list is empty
 	for i, n := range seq.Values {
 		item := fmt.Sprintf("%s[%d]", key, i)
 		d.at[item] = firstToken(n).Position
@@ -273,8 +273,8 @@ func (d *decoder) items(key string, node ast.Node, v reflect.Value) {
 	}
 }
 
-// upstreams replaces the registries there by default: who names some wants
-// those. With nothing below it the key is as good as absent.
+// upstreams replaces the default registries by those in the file. A key with nothing below it
+// counts as absent.
 func (d *decoder) upstreams(key string, node ast.Node, into *map[string]Upstream) {
 	if isNull(node) {
 		return
@@ -309,8 +309,8 @@ func (d *decoder) section(key string, node ast.Node, v reflect.Value) {
 	})
 }
 
-// mapping calls each for the keys of node, and notes where they stand. It
-// reports whether node is a mapping at all.
+// mapping calls each for every key of node, and records the key's position. It reports whether
+// node is a mapping.
 func (d *decoder) mapping(key string, node ast.Node, each func(name string, value *ast.MappingValueNode)) bool {
 	var values []*ast.MappingValueNode
 	switch n := node.(type) {
@@ -347,7 +347,7 @@ func (d *decoder) failValue(key string, node ast.Node, message string) {
 	d.fail(key, firstToken(node), message)
 }
 
-// firstToken is where node begins; a mapping's own token is its first colon.
+// firstToken returns the token at which node begins; a mapping's own token is its first colon.
 func firstToken(node ast.Node) *token.Token {
 	if m, ok := node.(*ast.MappingNode); ok && len(m.Values) > 0 {
 		return m.Values[0].Key.GetToken()
@@ -377,7 +377,7 @@ func isNull(node ast.Node) bool {
 	return ok
 }
 
-// describe says what stands where something else belongs.
+// describe says what was found in place of the expected value.
 func describe(node ast.Node) string {
 	switch node.(type) {
 	case *ast.NullNode:
@@ -394,7 +394,8 @@ func describe(node ast.Node) string {
 	return "found a single value"
 }
 
-// notDuration guesses what was meant by a number without a unit, or in days.
+// notDuration returns the message for an invalid duration. It suggests a valid one for a number
+// without a unit, or in days.
 func notDuration(text string, example time.Duration) string {
 	meant := "one such as " + brief(example)
 	if n, err := strconv.Atoi(text); err == nil {
@@ -417,7 +418,7 @@ func brief(t time.Duration) string {
 	return s
 }
 
-// fieldNames are the keys of a section, in the order of the struct's fields.
+// fieldNames returns the keys of a section, in the order of the struct's fields.
 func fieldNames(t reflect.Type) []string {
 	var names []string
 	for f := range t.Fields() {
@@ -426,8 +427,8 @@ func fieldNames(t reflect.Type) []string {
 	return names
 }
 
-// keysOf lists the dotted keys of a config struct. An upstream's stand below
-// NAME, those of a list's items below [N].
+// keysOf lists the dotted keys of a config struct. Those of an upstream are below NAME, those
+// of a list's items below [N].
 func keysOf(t reflect.Type, prefix string) []string {
 	var keys []string
 	for f := range t.Fields() {

@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// expand replaces each ${NAME} in a value by the environment's NAME, and $${ by
-// ${. It works on values that are already parsed, and looks at none twice: no
-// variable can add a key or name another variable. Errors never hold the value.
+// expand replaces each ${NAME} in a value by the environment variable NAME, and $${ by ${. It
+// works on parsed values, and does not expand the result again: a variable cannot add a key or
+// name another variable. Errors never contain the value.
 func expand(value string, lookup func(string) (string, bool)) (string, error) {
 	var b strings.Builder
 	for {

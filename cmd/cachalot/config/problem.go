@@ -15,13 +15,13 @@ type Problem struct {
 	message      string // what is wrong; what to write instead
 }
 
-// Error is all that is wrong in a configuration file.
+// Error has all problems of a configuration file.
 type Error struct {
 	file     string
 	problems []Problem
 }
 
-// Error has a line FILE:LINE:COLUMN: KEY: MESSAGE for each problem.
+// Error returns a line FILE:LINE:COLUMN: KEY: MESSAGE for each problem.
 func (e *Error) Error() string {
 	var b strings.Builder
 	for i, p := range e.problems {
@@ -40,7 +40,7 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// sorted orders the problems as the file is read.
+// sorted sorts the problems by their position in the file.
 func (e *Error) sorted() *Error {
 	slices.SortStableFunc(e.problems, func(a, b Problem) int {
 		if a.line != b.line {
@@ -51,11 +51,11 @@ func (e *Error) sorted() *Error {
 	return e
 }
 
-// positions says where each key stands in the file.
+// positions has the position of each key in the file.
 type positions map[string]*token.Position
 
-// of returns where the first of keys stands that the file has; else where the
-// nearest section around the first one does.
+// of returns the position of the first of keys that the file has; if it has none, that of the
+// nearest section around the first key.
 func (at positions) of(keys ...string) (line, column int) {
 	for _, key := range keys {
 		if p := at[key]; p != nil {
@@ -74,8 +74,8 @@ func (at positions) of(keys ...string) (line, column int) {
 	}
 }
 
-// suggestion is the one of the known keys that was probably meant by key, or "".
-// A key that is right in another section is named in full.
+// suggestion returns the known key that was probably meant by key, or "". A key of another
+// section is returned in full.
 func suggestion(key string, siblings, all []string) string {
 	best, distance := "", len(key)/3+1
 	for _, s := range siblings {

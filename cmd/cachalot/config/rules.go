@@ -6,36 +6,15 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"time"
 
-	"github.com/cachalot-registry/cachalot/proxy"
 	"github.com/cachalot-registry/cachalot/upstream"
 )
-
-// Rule has settings for the images that match one of its patterns. A later rule may set
-// what it does not set.
-type Rule struct {
-	// Match are patterns of UPSTREAM/REPOSITORY, optionally with :TAG.
-	Match []string `yaml:"match"`
-	// Access is "allow" or "deny".
-	Access string `yaml:"access"`
-	// FreshFor replaces tags.fresh_for.
-	FreshFor *time.Duration `yaml:"fresh_for"`
-	// KeepFor is how long after its last use content is evicted; 0: no limit.
-	KeepFor *time.Duration `yaml:"keep_for"`
-	// NoStore: content is sent to clients and not stored.
-	NoStore *bool `yaml:"no_store"`
-	// OnDenied is keep or follow, for a tag that the upstream refuses.
-	OnDenied string `yaml:"on_denied"`
-	// Pin: content is never evicted.
-	Pin *bool `yaml:"pin"`
-}
 
 func (v *validator) rules(c *Config) {
 	for i, r := range c.Rules {
 		key := fmt.Sprintf("rules[%d]", i)
-		if !v.below(key) { // what is left of it would be judged wrongly
-			if at, ok := errors.AsType[*upstream.KeyError](proxy.Rule(r).Validate(c.Tags.MaxStale)); ok {
+		if !v.below(key) { // after a problem in a key, Validate could report a wrong one
+			if at, ok := errors.AsType[*upstream.KeyError](r.Validate(c.Tags.MaxStale)); ok {
 				v.fail(at.Err.Error(), join(key, at.Key), key)
 			}
 		}
@@ -47,8 +26,8 @@ func (v *validator) rules(c *Config) {
 	}
 }
 
-// pattern says what is wrong with the images that a pattern is for, or nothing:
-// a rule that matches no image would silently have no effect.
+// pattern returns the reason why a pattern matches no image, or "": a rule with such a pattern
+// would silently have no effect.
 func (c *Config) pattern(pattern string) string {
 	name, repository, ok := strings.Cut(pattern, "/")
 	if !ok || strings.ContainsAny(name, `*?[]{}\`) {

@@ -62,7 +62,7 @@ func TestPatterns(t *testing.T) {
 // A list that is given takes the place of the one there by default.
 func TestItemsReplaceDefaults(t *testing.T) {
 	t.Parallel()
-	c := Config{Rules: []Rule{{Access: "deny"}, {Access: "deny"}}}
+	c := Config{Rules: []proxy.Rule{{Access: "deny"}, {Access: "deny"}}}
 	d := &decoder{at: positions{}}
 	d.document([]byte("rules: [{access: allow}]"), &c)
 	if len(d.problems) > 0 || len(c.Rules) != 1 || c.Rules[0].Access != "allow" {

@@ -7,13 +7,14 @@ import (
 	"github.com/cachalot-registry/cachalot/storage"
 )
 
-// Schema is the JSON Schema (draft-07) of configuration files.
+// Schema returns the JSON Schema (draft-07) of configuration files.
 func Schema() map[string]any { return schemaOf(reflect.TypeFor[Config]()) }
 
-// orVariable: what is in the environment shows only where it is.
+// orVariable allows a value with a variable, whose content the schema cannot check.
 const orVariable = `|\$`
 
-// schemaOf takes what [decoder.value] takes, of a type that is in a [Config].
+// schemaOf returns the schema of the values that [decoder.value] accepts for a type of
+// [Config].
 func schemaOf(t reflect.Type) map[string]any {
 	single := func(pattern string, types ...string) map[string]any {
 		s := map[string]any{"type": append(types, "string")}
@@ -41,7 +42,7 @@ func schemaOf(t reflect.Type) map[string]any {
 	switch t.Kind() {
 	case reflect.Pointer:
 		return schemaOf(t.Elem())
-	case reflect.Map: // of upstreams; one may have no key
+	case reflect.Map: // of upstreams; null if nothing is below the key
 		return map[string]any{"type": []string{"object", "null"}, "additionalProperties": schemaOf(t.Elem())}
 	case reflect.Slice:
 		types := []string{"array"}
@@ -49,7 +50,7 @@ func schemaOf(t reflect.Type) map[string]any {
 			types = append(types, "null")
 		}
 		return map[string]any{"type": types, "items": schemaOf(t.Elem())}
-	default: // a section, which is empty where its keys are commented out
+	default: // a section; null if all its keys are commented out
 		keys := map[string]any{}
 		for f := range t.Fields() {
 			keys[f.Tag.Get("yaml")] = schemaOf(f.Type)

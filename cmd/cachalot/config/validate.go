@@ -19,7 +19,8 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// complete fills in what the file need not say about well-known registries.
+// complete adds the values of well-known registries that the file leaves out, and makes empty
+// lists nil.
 func (c *Config) complete() {
 	for _, list := range []*[]string{&c.Hosts, &c.Admin.Hosts, &c.TrustedProxies} {
 		if len(*list) == 0 {
@@ -40,8 +41,7 @@ func (c *Config) complete() {
 	}
 }
 
-// validate returns what is wrong with the values, but for keys that have a
-// problem already.
+// validate returns the problems of the values, except for keys that already have a problem.
 func (c *Config) validate(at positions, already []Problem) []Problem {
 	v := validator{at: at, done: map[string]bool{}}
 	for _, p := range already {
@@ -77,12 +77,11 @@ func (c *Config) validate(at positions, already []Problem) []Problem {
 
 type validator struct {
 	at       positions
-	done     map[string]bool // keys with a problem; one a key is enough
+	done     map[string]bool // keys with a problem; each key is reported once
 	problems []Problem
 }
 
-// fail reports a problem of the first key. The others are concerned too: the
-// first one that the file has tells the line.
+// fail reports a problem of the first key, at the line of the first of keys that the file has.
 func (v *validator) fail(message string, keys ...string) {
 	if v.done[keys[0]] {
 		return
@@ -159,9 +158,10 @@ func (v *validator) tls(c TLS) {
 	}
 }
 
-// tracing never repeats the address, as url does not.
+// tracing checks the keys of tracing. Its messages never contain the URL, which may have a
+// password.
 func (v *validator) tracing(c Tracing) {
-	if !(c.SampleRatio >= 0 && c.SampleRatio <= 1) { // nor NaN
+	if !(c.SampleRatio >= 0 && c.SampleRatio <= 1) { // refuses NaN too
 		v.fail("not a share; write a number from 0 to 1, such as 0.1", "tracing.sample_ratio")
 	}
 	if c.Endpoint == "" {
@@ -176,7 +176,7 @@ func (v *validator) tracing(c Tracing) {
 	}
 }
 
-// minIndex has the tags of some thousand repositories.
+// minIndex is enough for the tags of some thousand repositories.
 const minIndex = 1 << 20
 
 func (v *validator) storage(s Storage) {
@@ -250,8 +250,8 @@ func (v *validator) upstreams(c *Config) {
 	}
 }
 
-// upstream checks how an upstream is written; what its values are, the registry itself
-// knows. It reports whether there is a registry to speak of.
+// upstream checks the name of an upstream and the combination of its keys; registry checks the
+// other values. It returns false if the name is invalid.
 func (v *validator) upstream(name string, u Upstream) bool {
 	key := join("upstreams", name)
 	if message := registryName(name); message != "" {
@@ -264,11 +264,11 @@ func (v *validator) upstream(name string, u Upstream) bool {
 	case len(u.addresses()) == 0:
 		v.fail(fmt.Sprintf("missing, and %s is not a well-known registry; write its address, such as https://%s", name, name), key+".url", key)
 	}
-	if beside := u.beside().given(); len(u.Accounts) > 0 && len(beside) > 0 {
+	if beside := given(u.beside()); len(u.Accounts) > 0 && len(beside) > 0 {
 		v.fail("given along with accounts; move it into accounts, or remove accounts", join(key, beside[0]))
 	}
 	for i, a := range u.Accounts {
-		if item := fmt.Sprintf("%s.accounts[%d]", key, i); a == (Account{}) && !v.below(item) {
+		if item := fmt.Sprintf("%s.accounts[%d]", key, i); a == (upstream.Account{}) && !v.below(item) {
 			v.fail("no account; write a username with password or password_file, or docker_config, or keychain", item)
 		}
 	}
@@ -285,8 +285,8 @@ func (v *validator) addressRanges(list []string, key string) {
 	}
 }
 
-// addressRange reads 10.0.0.0/8, or a single address. It insists on the one
-// form that cannot be taken for another.
+// addressRange parses a range such as 10.0.0.0/8, or a single address. It accepts only the one
+// form that is not ambiguous.
 func addressRange(s string) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(s)
 	if a, e := netip.ParseAddr(s); e == nil {
@@ -307,8 +307,7 @@ func addressRange(s string) (netip.Prefix, error) {
 	return p, nil
 }
 
-// names checks what clients may call the registries: each name, alias and host
-// is one registry's.
+// names checks that each name, alias and host belongs to one registry.
 func (v *validator) names(c *Config, names []string) {
 	alias, host := map[string]string{}, map[string]string{}
 	for _, name := range names {
@@ -338,7 +337,7 @@ func (v *validator) names(c *Config, names []string) {
 	}
 }
 
-// hostNames checks what a request's Host may be.
+// hostNames checks names that are allowed in a request's Host.
 func (v *validator) hostNames(list []string, key string) {
 	for i, name := range list {
 		key := fmt.Sprintf("%s[%d]", key, i)
@@ -353,14 +352,14 @@ func (v *validator) hostNames(list []string, key string) {
 	}
 }
 
-// isWord says whether s could be the first part of a repository's name.
+// isWord reports whether s could be the first part of a repository's name.
 func isWord(s string) bool {
 	h, ok := hostport.Parse(s)
 	return ok && h.InImage() && !hostport.NamesRegistry(s) && strings.ToLower(s) == s && s != "v2"
 }
 
-// registry checks the values of an upstream, and makes the registry, as serve will, for
-// what only that finds out, such as a file that cannot be read.
+// registry checks the values of an upstream. If they are valid, it also creates the registry,
+// as serve does, to find problems such as a file that cannot be read.
 func (v *validator) registry(cfg upstream.Config, u Upstream) {
 	wrong := cfg.Validate()
 	if len(wrong) == 0 && !v.below(join("upstreams", cfg.Name)) {
@@ -380,9 +379,8 @@ func (v *validator) registry(cfg upstream.Config, u Upstream) {
 	}
 }
 
-// wrong reports what is wrong with the value of an upstream's key, unless that has a
-// problem already, or another key of the same account: what is left of it would be judged
-// wrongly.
+// wrong reports a problem of an upstream's key, unless the key, or another key of the same
+// account, already has one: the message would then be about an incomplete account.
 func (v *validator) wrong(key string, err error) {
 	keys := []string{key}
 	if dot := strings.LastIndexByte(key, '.'); slices.Contains(accountKeys(), key[dot+1:]) {
@@ -403,7 +401,7 @@ func (v *validator) wrong(key string, err error) {
 	v.fail(message, keys...)
 }
 
-// registryName says what is wrong with the name of a registry, or nothing.
+// registryName returns what is wrong with the name of a registry, or "".
 func registryName(name string) string {
 	if lower := strings.ToLower(name); lower != name {
 		return "a registry's name has no capital letters; write " + lower
@@ -411,7 +409,7 @@ func registryName(name string) string {
 	if !hostport.IsRegistry(name) {
 		return fmt.Sprintf("%q is not the name of a registry; write the host that images are named with, such as docker.io", name)
 	}
-	// All spellings of it lead to this one, as Docker Hub's hosts lead to docker.io.
+	// Images have the canonical name of a registry, such as docker.io for Docker Hub's hosts.
 	if canonical, ok := upstream.CanonicalName(name); ok && canonical != name {
 		return fmt.Sprintf("images of this registry are named with %s; write that", canonical)
 	}

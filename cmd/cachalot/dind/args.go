@@ -13,14 +13,14 @@ import (
 
 const entrypoint = "dockerd-entrypoint.sh"
 
-// flagsAt returns where dockerd's flags begin among the base's arguments; false
-// if they start something else.
+// flagsAt returns the index of dockerd's first flag in the base's arguments; false: the
+// arguments start another program.
 func flagsAt(args []string) (int, bool) {
 	for i, arg := range args {
 		switch filepath.Base(arg) {
 		case "dockerd":
 			return i + 1, true
-		case entrypoint: // as a command: it starts over behind it
+		case entrypoint: // as a command: its own arguments follow
 		default:
 			return i, strings.HasPrefix(arg, "-")
 		}
@@ -28,19 +28,20 @@ func flagsAt(args []string) (int, bool) {
 	return len(args), true
 }
 
-// flags are those of dockerd that matter here, as it would read them.
+// flags are the flags of dockerd that this package needs, with the values that dockerd would
+// read.
 type flags struct {
-	end int // where others can be added: at the end, or before "--"
+	end int // where flags can be added: at the end, or before "--"
 
 	configFile, dataRoot, storageDriver, usernsRemap string
 	httpProxy, httpsProxy, noProxy                   string
 	registryMirrors, insecure, networkOpts, features []string
 
-	given map[string]bool // which were there, by name
+	given map[string]bool // the flags that are present, by name
 }
 
-// parseFlags reads flags the way dockerd does, with the same package. Those it
-// does not know are passed over.
+// parseFlags parses flags as dockerd does, with the same package. It ignores flags that it does
+// not know.
 func parseFlags(args []string) (flags, error) {
 	f := flags{given: make(map[string]bool)}
 	fs := pflag.NewFlagSet("dockerd", pflag.ContinueOnError)
@@ -60,7 +61,7 @@ func parseFlags(args []string) (flags, error) {
 	fs.StringArrayVar(&f.networkOpts, "default-network-opt", nil, "")
 	fs.StringArrayVar(&f.features, "feature", nil, "")
 	fs.String("mtu", "", "")
-	// One letter can stand in a row of letters, and its value right behind it, so
+	// Short flags can be combined in one argument, with a value directly after the last one, so
 	// all of them must be known.
 	for _, name := range []string{"bridge b", "group G", "host H", "log-level l", "pidfile p", "graph g"} {
 		long, short, _ := strings.Cut(name, " ")
@@ -82,7 +83,8 @@ func parseFlags(args []string) (flags, error) {
 	return f, nil
 }
 
-// feature returns what --feature says of one: NAME is NAME=true.
+// feature returns the value that --feature sets for a name, and whether it sets one. NAME is
+// NAME=true.
 func (f flags) feature(name string) (on, said bool) {
 	for _, v := range f.features {
 		key, value, ok := strings.Cut(v, "=")
@@ -91,13 +93,13 @@ func (f flags) feature(name string) (on, said bool) {
 		}
 		on, said = !ok, true
 		if ok {
-			on, _ = strconv.ParseBool(value) // dockerd refuses what is neither
+			on, _ = strconv.ParseBool(value) // dockerd refuses other values
 		}
 	}
 	return on, said
 }
 
-// bridgeMTU says whether --default-network-opt has one for bridges.
+// bridgeMTU reports whether --default-network-opt sets the MTU of bridges.
 func (f flags) bridgeMTU() bool {
 	return slices.ContainsFunc(f.networkOpts, func(v string) bool { return strings.HasPrefix(v, "bridge="+mtuOption+"=") })
 }

@@ -9,8 +9,8 @@ import (
 	"github.com/cachalot-registry/cachalot/proxy/clients"
 )
 
-// buildersFile is what docker buildx create gives to a new builder, with the CA
-// that it names, unless it is told otherwise.
+// buildersFile is the configuration that docker buildx create gives to a new builder by
+// default, with the CA that it names.
 const buildersFile = "buildkitd.default.toml"
 
 // builders plans the configuration of builders that docker buildx creates: they

@@ -16,8 +16,8 @@ const (
 	sslVariable   = "SSL_CERT_FILE"
 )
 
-// readAuthority reads certificates from a variable's value, which has them or
-// names their file. It returns them as PEM, and nothing else.
+// readAuthority reads certificates from a variable's value, which is PEM text or the path of a
+// file. It returns only the certificates, as PEM.
 func readAuthority(root Root, value string) ([]byte, error) {
 	text := []byte(value)
 	if !strings.Contains(value, "-----BEGIN") {
@@ -68,8 +68,8 @@ func encode(certificates []*x509.Certificate) []byte {
 	return b.Bytes()
 }
 
-// missing returns those of the certificates that a bundle does not have. A
-// bundle may have comments, and certificates that Go cannot read.
+// missing returns the certificates that a bundle does not have. A bundle may have comments, and
+// certificates that Go cannot read.
 func missing(authority, bundle []byte) []byte {
 	has := make(map[string]bool)
 	for {
@@ -93,8 +93,8 @@ func missing(authority, bundle []byte) []byte {
 	}
 }
 
-// systemBundles are where Go, and so dockerd, looks for certificates: it reads
-// the first that is there.
+// systemBundles returns the files in which Go, and so dockerd, looks for certificates. It reads
+// the first one that exists.
 func systemBundles() []string {
 	return []string{
 		"/etc/ssl/certs/ca-certificates.crt",
@@ -106,7 +106,7 @@ func systemBundles() []string {
 	}
 }
 
-// bundle returns the file that dockerd trusts, with its content.
+// bundle returns the path and content of the certificate file that dockerd reads.
 func (p *planner) bundle() (path string, content []byte) {
 	paths := systemBundles()
 	if set := p.env.get(sslVariable); set != "" {
@@ -120,8 +120,8 @@ func (p *planner) bundle() (path string, content []byte) {
 	return paths[0], nil
 }
 
-// keepAuthority puts the certificates where hosts.toml and buildkitd.toml can
-// name them.
+// keepAuthority plans to write the certificates to a file that hosts.toml and buildkitd.toml
+// can name.
 func (p *planner) keepAuthority() {
 	if p.set.ca == nil {
 		return
@@ -138,8 +138,8 @@ func (p *planner) keepAuthority() {
 	}
 }
 
-// trustAuthority makes dockerd trust the certificates wherever it goes: for the
-// classic path, hosts.toml does not count.
+// trustAuthority makes dockerd trust the certificates for all connections, because the classic
+// image store does not read hosts.toml.
 func (p *planner) trustAuthority() {
 	if p.set.ca == nil {
 		return
@@ -149,7 +149,7 @@ func (p *planner) trustAuthority() {
 	if len(more) == 0 {
 		return
 	}
-	// A bundle that a user named is theirs, and may be mounted from elsewhere.
+	// A bundle that a user named belongs to the user, and may be mounted: it is not changed.
 	if p.in.UID == 0 && p.env.get(sslVariable) == "" && p.in.Root.writable(path) {
 		if len(content) > 0 && !bytes.HasSuffix(content, []byte("\n")) {
 			more = append([]byte("\n"), more...)

@@ -7,8 +7,8 @@ import (
 	"github.com/cachalot-registry/cachalot/proxy/clients"
 )
 
-// clientFile renders a file of a client's configuration: what "cachalot client"
-// prints. Wrong settings are of type [*clients.SettingError].
+// clientFile renders a file of a client's configuration: what "cachalot client" prints. An
+// error about a setting is of type [*clients.SettingError].
 func clientFile(client string, s clients.Settings, name string) (string, error) {
 	c, ok := clients.Named(client)
 	if !ok {

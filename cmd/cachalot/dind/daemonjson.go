@@ -8,11 +8,11 @@ import (
 	"io/fs"
 )
 
-// daemonJSON is what matters here of dockerd's configuration file.
+// daemonJSON is the part of dockerd's configuration file that this package needs.
 type daemonJSON struct {
 	path string
-	// has are the keys that are there, be it with nothing: dockerd does not start
-	// with a flag for the same.
+	// has are the keys that are present, even without a value: dockerd does not start if a flag
+	// sets the same.
 	has map[string]bool
 
 	DataRoot           string                       `json:"data-root"`
@@ -29,10 +29,10 @@ type daemonJSON struct {
 	} `json:"proxies"`
 }
 
-// readDaemonJSON reads the file; one that is not there is as one with nothing.
+// readDaemonJSON reads the file. A file that does not exist counts as empty.
 func readDaemonJSON(root Root, path string) (daemonJSON, error) {
 	none := daemonJSON{path: path}
-	if path == "" { // as --config-file= says
+	if path == "" { // from --config-file=
 		return none, nil
 	}
 	b, err := root.read(path)
@@ -42,7 +42,7 @@ func readDaemonJSON(root Root, path string) (daemonJSON, error) {
 	if err != nil {
 		return none, err
 	}
-	b = bytes.TrimSpace(bytes.TrimPrefix(b, []byte("\ufeff"))) // dockerd passes over a byte order mark, too
+	b = bytes.TrimSpace(bytes.TrimPrefix(b, []byte("\ufeff"))) // dockerd ignores a byte order mark too
 	if len(b) == 0 {
 		return none, nil
 	}
@@ -60,7 +60,7 @@ func readDaemonJSON(root Root, path string) (daemonJSON, error) {
 	return d, nil
 }
 
-// bridgeMTU says whether the networks' options have one for bridges.
+// bridgeMTU reports whether default-network-opts sets the MTU of bridges.
 func (d daemonJSON) bridgeMTU() bool {
 	_, ok := d.DefaultNetworkOpts["bridge"][mtuOption]
 	return ok

@@ -18,7 +18,7 @@ func (e environ) get(name string) string {
 	return ""
 }
 
-// either returns the first of the variables that is not empty.
+// either returns the first value of the variables that is not empty.
 func (e environ) either(names ...string) string {
 	for _, name := range names {
 		if value := e.get(name); value != "" {

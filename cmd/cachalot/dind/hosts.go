@@ -10,17 +10,17 @@ import (
 	"github.com/cachalot-registry/cachalot/proxy/clients"
 )
 
-// marker begins the files made here.
+// marker is the first line of the files that this package writes.
 const marker = "# Made by cachalot dind, and made anew at each start. Without this line it stays as it is.\n"
 
-// ours says whether the file was made here.
+// ours reports whether this package wrote the file.
 func (r Root) ours(path string) bool {
 	b, err := r.read(path)
 	return err == nil && strings.HasPrefix(string(b), strings.TrimSuffix(marker, "\n"))
 }
 
-// hosts plans the files by which dockerd asks the mirror for all registries but
-// the direct ones, and says whether they count.
+// hosts plans the hosts.toml files that make dockerd use the mirror for all registries except
+// the direct ones. It reports whether they take effect.
 func (p *planner) hosts() bool {
 	p.insecureRegistries()
 	dir := p.certsDir()
@@ -33,7 +33,7 @@ func (p *planner) hosts() bool {
 	s := clients.Settings{Mirror: p.set.mirror.String(), CAFile: p.caFile, Registries: []string{hub}, All: true}
 	client := "docker"
 	if !p.in.Version.knowsReferrers() {
-		client = "containerd" // its file has everything else the same
+		client = "containerd" // its file is otherwise the same
 	}
 	content, err := clientFile(client, s, "_default/hosts.toml")
 	if err != nil {
@@ -51,7 +51,7 @@ func (p *planner) hosts() bool {
 	return true
 }
 
-// clear plans to remove what a former start made for registries that were direct
+// clear plans to remove the files that an earlier start wrote for registries that were direct
 // then, or for another mirror.
 func (p *planner) clear(dir string) {
 	for _, name := range p.in.Root.names(dir) {
@@ -65,14 +65,14 @@ func (p *planner) clear(dir string) {
 
 func (p *planner) certsDir() string { return filepath.Join(p.configDir(), "certs.d") }
 
-// others are the direct registries but the mirror, which has its own file.
+// others returns the direct registries except the mirror, which has its own file.
 func (p *planner) others() []direct {
 	return slices.DeleteFunc(slices.Clone(p.set.direct), func(d direct) bool { return d.name == p.set.mirror.Host })
 }
 
-// host plans a registry's own hosts.toml, so that _default is not looked at. A
-// folder that is there does that already, and a hosts.toml would make dockerd
-// pass over certificates in it.
+// host plans a registry's own hosts.toml, so that dockerd does not read _default. An existing
+// folder has this effect already, and a hosts.toml in it would make dockerd ignore the folder's
+// certificates.
 func (p *planner) host(dir, name, content string) {
 	for _, folder := range hostFolders(name) {
 		if folder = filepath.Join(dir, folder); p.in.Root.exists(folder) && !p.in.Root.ours(filepath.Join(folder, "hosts.toml")) {
@@ -83,8 +83,7 @@ func (p *planner) host(dir, name, content string) {
 	p.write(file, []byte(marker+content), "so "+name+" is asked after the mirror")
 }
 
-// hostFolders are the names of a registry's folder in certs.d, as dockerd looks
-// for them.
+// hostFolders returns the names under which dockerd looks for a registry's folder in certs.d.
 func hostFolders(name string) []string {
 	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, ']') {
 		return []string{name[:i] + "_" + name[i+1:] + "_", name}
@@ -92,7 +91,7 @@ func hostFolders(name string) []string {
 	return []string{name}
 }
 
-// itself is the mirror's own hosts.toml, for images by its name.
+// itself returns the mirror's own hosts.toml, for images that are named by the mirror's host.
 func (p *planner) itself() string {
 	content := fmt.Sprintf("server = %q\n", p.set.mirror.Scheme+"://"+p.set.mirror.Host)
 	if p.caFile != "" {
@@ -101,8 +100,8 @@ func (p *planner) itself() string {
 	return content
 }
 
-// insecureRegistries makes them direct: dockerd tries http, and passes over bad
-// certificates, only where hosts.toml names no mirror.
+// insecureRegistries makes insecure registries direct: dockerd tries http, and ignores bad
+// certificates, only if hosts.toml names no mirror.
 func (p *planner) insecureRegistries() {
 	list, why := p.flags.insecure, "--insecure-registry"
 	if list == nil {
@@ -114,7 +113,7 @@ func (p *planner) insecureRegistries() {
 		}
 		prefix, err := netip.ParsePrefix(name)
 		switch {
-		case err == nil && !prefix.Addr().IsLoopback(): // that is treated so in any case
+		case err == nil && !prefix.Addr().IsLoopback(): // loopback is insecure in any case
 			p.warn("behind the mirror, dockerd asks registries in %s by https alone; name those of %s that have none in %s", prefix, why, directVariable)
 		case err != nil && invalidRegistry(name) == "":
 			p.set.add(canonical(name), why)

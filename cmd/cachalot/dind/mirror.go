@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// mirror makes dockerd ask the mirror: by hosts.toml for all registries, by
-// --registry-mirror for Docker Hub where dockerd does not look at the former.
+// mirror makes dockerd pull through the mirror: by hosts.toml for all registries, by
+// --registry-mirror for Docker Hub if dockerd does not read hosts.toml.
 func (p *planner) mirror() {
 	reason := p.classic()
 	if p.dropsDriver(reason) {
@@ -36,7 +36,7 @@ func (p *planner) mirror() {
 	case !p.in.Version.readsHosts() && flag:
 		p.say("dockerd asks %s first for images of Docker Hub; %s can mirror no other registry, 29 can", p.set.mirror, p.in.Version)
 	case p.kept && reason == "":
-		// A line has said so.
+		// hosts has logged a warning.
 	case p.kept && flag:
 		p.say("docker pull and docker run ask %s first for images of Docker Hub", p.set.mirror)
 	case flag:
@@ -46,8 +46,8 @@ func (p *planner) mirror() {
 	}
 }
 
-// registryMirror adds the flag for the classic path, and says whether the mirror
-// is dockerd's. unused: dockerd looks at hosts.toml instead.
+// registryMirror adds the flag for the classic image store. It reports whether dockerd has the
+// mirror as a registry mirror. unused: dockerd reads hosts.toml instead.
 func (p *planner) registryMirror(unused bool) bool {
 	url := p.set.mirror.String()
 	there, where := p.flags.registryMirrors, "among the arguments"
@@ -75,9 +75,9 @@ func (p *planner) registryMirror(unused bool) bool {
 	return true
 }
 
-// plainBuilds makes builds ask a mirror that has no TLS. Before 28, BuildKit in
-// dockerd speaks https to it all the same, unless it is known as insecure with
-// its scheme (RegistryHosts in daemon/daemon.go).
+// plainBuilds makes builds use a mirror without TLS. Before 28, BuildKit in dockerd sends https
+// to such a mirror too, unless the mirror, with its scheme, is among the insecure registries
+// (RegistryHosts in daemon/daemon.go).
 func (p *planner) plainBuilds() {
 	url := p.set.mirror.Scheme + "://" + p.set.mirror.Host
 	there := slices.Concat(p.flags.insecure, p.json.InsecureRegistries)
@@ -91,7 +91,7 @@ func (p *planner) plainBuilds() {
 	p.add("--insecure-registry=" + url)
 }
 
-// sayOthers names the registries that hosts.toml does not bring to the mirror.
+// sayOthers logs the registries that are pulled without the mirror, despite hosts.toml.
 func (p *planner) sayOthers() {
 	var names []string
 	for _, d := range p.others() {

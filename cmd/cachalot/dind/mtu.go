@@ -9,8 +9,8 @@ import (
 
 const (
 	mtuOption       = "com.docker.network.driver.mtu"
-	usualMTU        = 1500 // and dockerd's
-	leastMTU        = 68   // of IPv4
+	usualMTU        = 1500 // and dockerd's default
+	leastMTU        = 68   // the minimum of IPv4
 	rootlessMTU     = "DOCKERD_ROOTLESS_ROOTLESSKIT_MTU"
 	routeUp         = 0x1
 	routeReject     = 0x200
@@ -35,7 +35,7 @@ func (r Root) defaultInterfaces() []string {
 func bestRoute(read func(string) ([]byte, error), path string, parse func([]string) (string, uint64, bool)) string {
 	b, err := read(path)
 	if err != nil {
-		return "" // no such protocol
+		return "" // the kernel has no such protocol
 	}
 	var best string
 	var lowest uint64
@@ -92,8 +92,8 @@ func (r Root) lowMTU() (name string, mtu int) {
 	return name, mtu
 }
 
-// fitMTU gives containers the MTU of the network that they reach the world
-// through: what they are sent would be too large for it, and be lost.
+// fitMTU gives containers the MTU of the default route's interface. With a larger one, packets
+// to them would be too large for that network, and be lost.
 func (p *planner) fitMTU() {
 	name, mtu := p.in.Root.lowMTU()
 	if name == "" {
@@ -103,7 +103,7 @@ func (p *planner) fitMTU() {
 	if !p.flags.given["mtu"] && !p.json.has["mtu"] {
 		gets = append(gets, fmt.Sprintf("--mtu=%d", mtu))
 	}
-	held := false // by a daemon.json that has other options for networks
+	held := false // daemon.json has other network options, so the flag cannot be added
 	if p.in.Version.takesNetworkOpt() && !p.flags.bridgeMTU() && !p.json.bridgeMTU() {
 		if held = p.json.has["default-network-opts"]; !held {
 			gets = append(gets, fmt.Sprintf("--default-network-opt=bridge=%s=%d", mtuOption, mtu))

@@ -6,8 +6,8 @@ import (
 	"golang.org/x/net/http/httpproxy"
 )
 
-// bypassProxy has dockerd ask the mirror itself where it has a proxy. dockerd
-// reads these variables as Go does, and sets them by its own configuration.
+// bypassProxy makes dockerd reach the mirror without a proxy, if dockerd has one. dockerd reads
+// these variables as Go does, and sets them by its own configuration.
 func (p *planner) bypassProxy() {
 	config := httpproxy.Config{
 		HTTPProxy:  cmp.Or(p.flags.httpProxy, p.json.Proxies.HTTP, p.env.either("HTTP_PROXY", "http_proxy")),
@@ -32,8 +32,8 @@ func (p *planner) bypassProxy() {
 		}
 		return
 	}
-	// Go looks at the second only where the first is empty, other programs the
-	// other way round: a new one must not hide what the other has.
+	// Go reads no_proxy only if NO_PROXY is empty, other programs the other way round. So a new
+	// variable also has the list of the other one.
 	upper, lower := p.env.get("NO_PROXY"), p.env.get("no_proxy")
 	upperChanged := p.except("NO_PROXY", cmp.Or(upper, lower), host, proxied)
 	if lowerChanged := p.except("no_proxy", cmp.Or(lower, upper), host, proxied); upperChanged || lowerChanged {

@@ -14,25 +14,25 @@ type Input struct {
 	Home       string  // "": none
 	Version    version // of dockerd
 	Root       Root
-	Registries []string // for BuildKit, which has no word for all
+	Registries []string // for BuildKit, which has no wildcard for all
 }
 
-// Plan is what to do before the base begins.
+// Plan is what to do before the base's entrypoint starts.
 type Plan struct {
 	Files []File
-	Gone  []string // paths of files to remove, with their folders if nothing is left there
+	Gone  []string // paths of files to remove, with their folders if these are empty then
 	Args  []string // for the base's entrypoint
 	Env   []string
 	Log   []string // what was decided and why, a line each
 
-	probe *probe // nil: the mirror is not asked
+	probe *probe // nil: no request to the mirror
 }
 
-// File is one to write, unless it has the content.
+// File is a file to write, unless it has the content already.
 type File struct {
 	Path    string
 	Content []byte
-	Append  bool // to what is there
+	Append  bool // to the existing content
 }
 
 // planner makes a [Plan].
@@ -44,7 +44,7 @@ type planner struct {
 	added  []string // flags for dockerd
 	json   daemonJSON
 	kept   bool   // a user's certs.d/_default stays
-	caFile string // that configurations of an https mirror name; "": none
+	caFile string // the CA file that configurations name for an https mirror; "": none
 	plan   Plan
 }
 
@@ -77,7 +77,7 @@ func NewPlan(in Input) (Plan, error) {
 func (p *planner) daemon(args []string) {
 	var flagsErr, jsonErr error
 	if p.flags, flagsErr = parseFlags(args); flagsErr != nil {
-		// A flag that lacks its value would take the first of ours for it.
+		// A flag without its value would take our first flag for its value.
 		p.warn("nothing is set up, and dockerd will not start: %v", flagsErr)
 		return
 	}
@@ -104,8 +104,8 @@ func (p *planner) say(format string, args ...any) {
 
 func (p *planner) warn(format string, args ...any) { p.say("warning: "+format, args...) }
 
-// write plans to write a file, if that can be done. Else a line says so, and what
-// follows.
+// write plans to write a file, if that is possible. Otherwise it logs a warning, with the
+// consequence.
 func (p *planner) write(path string, content []byte, otherwise string) bool {
 	if !filepath.IsAbs(path) {
 		p.warn("there is no home folder for %s, %s; set HOME", filepath.Base(path), otherwise)
@@ -119,8 +119,8 @@ func (p *planner) write(path string, content []byte, otherwise string) bool {
 	return true
 }
 
-// configHome is where the user's programs have their configuration; relative if
-// there is no such place.
+// configHome returns the folder of the user's configuration files; a relative path: there is
+// none.
 func (p *planner) configHome() string { return p.userDir("XDG_CONFIG_HOME", ".config") }
 
 func (p *planner) userDir(variable, name string) string {
@@ -130,7 +130,8 @@ func (p *planner) userDir(variable, name string) string {
 	return filepath.Join(p.in.Home, name)
 }
 
-// configDir is dockerd's. The base runs dockerd by RootlessKit for all but root.
+// configDir returns dockerd's configuration folder. The base runs dockerd by RootlessKit for
+// all users except root.
 func (p *planner) configDir() string {
 	if p.in.UID == 0 {
 		return "/etc/docker"
@@ -138,7 +139,7 @@ func (p *planner) configDir() string {
 	return filepath.Join(p.configHome(), "docker")
 }
 
-// dataRoot is where dockerd keeps everything.
+// dataRoot returns dockerd's data folder.
 func (p *planner) dataRoot() string {
 	switch {
 	case p.flags.dataRoot != "":

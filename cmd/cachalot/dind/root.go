@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Root is the folder that all paths are below: "/", but in tests.
+// Root is the folder that contains all paths: "/", except in tests.
 type Root string
 
 func (r Root) at(path string) string { return filepath.Join(string(r), path) }
@@ -29,7 +29,7 @@ func (r Root) exists(path string) bool {
 	return err == nil
 }
 
-// names are those of a folder's entries, sorted; none if it cannot be read.
+// names returns the names of a folder's entries, sorted; none if it cannot be read.
 func (r Root) names(dir string) []string {
 	entries, err := os.ReadDir(r.at(dir))
 	if err != nil {
@@ -42,7 +42,7 @@ func (r Root) names(dir string) []string {
 	return names
 }
 
-// writable says whether the file can be written, or made with its folders.
+// writable reports whether the file can be written, or created with its folders.
 func (r Root) writable(path string) bool {
 	if r.exists(path) {
 		return unix.Access(r.at(path), unix.W_OK) == nil
@@ -57,7 +57,8 @@ func (r Root) writable(path string) bool {
 	}
 }
 
-// write makes the file, or adds to it. One that has the content stays untouched.
+// write writes the file, or appends to it. It does not write a file that has the content
+// already.
 func (r Root) write(f File) error {
 	path := r.at(f.Path)
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -69,7 +70,7 @@ func (r Root) write(f File) error {
 	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, f.Content) {
 		return nil
 	}
-	// Half of a file would not be known for ours at the next start.
+	// A half-written file might lack the marker, and the next start would not take it for ours.
 	temporary := path + ".cachalot"
 	if err := os.WriteFile(temporary, f.Content, 0o644); err != nil {
 		return fmt.Errorf("write %s: %w", f.Path, cause(err))
@@ -96,16 +97,16 @@ func (r Root) add(f File) error {
 	return nil
 }
 
-// remove removes the file, and its folder unless there is more in it.
+// remove removes the file, and its folder if that is empty then.
 func (r Root) remove(path string) error {
 	if err := os.Remove(r.at(path)); err != nil {
 		return fmt.Errorf("remove %s: %w", path, cause(err))
 	}
-	_ = os.Remove(filepath.Dir(r.at(path))) // fails where there is more
+	_ = os.Remove(filepath.Dir(r.at(path))) // fails if it is not empty
 	return nil
 }
 
-// cause leaves out the path, which has the root before it.
+// cause returns the error without its path, which begins with the root.
 func cause(err error) error {
 	if e, ok := errors.AsType[*fs.PathError](err); ok {
 		return e.Err

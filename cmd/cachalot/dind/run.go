@@ -21,8 +21,9 @@ const (
 	versionTimeout = 10 * time.Second
 )
 
-// Run prepares, and becomes the base's entrypoint with the given arguments. It
-// returns only if that fails; wrong variables are of type [*VariableError].
+// Run carries out the plan, and then replaces this process by the base's entrypoint, with the
+// given arguments. It returns only if that fails; errors about variables are of type
+// [*VariableError].
 func Run(ctx context.Context, args, registries []string, stderr io.Writer) error {
 	base, err := exec.LookPath(entrypoint)
 	if err != nil {
@@ -37,7 +38,7 @@ func Run(ctx context.Context, args, registries []string, stderr io.Writer) error
 		return err
 	}
 	plan.do(ctx, in.Root, stderr)
-	// The same process: its PID, and so the signals for it, are the base's.
+	// Exec keeps the PID, so signals for it reach the base.
 	err = syscall.Exec(base, append([]string{entrypoint}, plan.Args...), plan.Env)
 	return fmt.Errorf("start %s: %w", base, err)
 }
@@ -63,8 +64,8 @@ func installed(ctx context.Context) version {
 	return parseVersion(string(out))
 }
 
-// do carries the plan out, and says what it says. Nothing that fails here keeps
-// dockerd from running without the mirror.
+// do carries out the plan and prints its log. If a step fails, dockerd still runs, without the
+// mirror.
 func (p Plan) do(ctx context.Context, root Root, stderr io.Writer) {
 	var failed []error
 	for _, path := range p.Gone {
@@ -92,13 +93,13 @@ func (p Plan) do(ctx context.Context, root Root, stderr io.Writer) {
 }
 
 func say(w io.Writer, line string) {
-	_, _ = fmt.Fprintf(w, "cachalot: %s\n", line) // there is nobody else to tell
+	_, _ = fmt.Fprintf(w, "cachalot: %s\n", line) // there is no other place to report this error
 }
 
-// probe asks a mirror whether it is one, as dockerd will.
+// probe checks that a URL is that of a mirror, by the request that dockerd will send.
 type probe struct {
 	mirror *url.URL
-	ca     []byte // PEM, beside the system's; nil: none
+	ca     []byte // PEM, in addition to the system's; nil: none
 }
 
 func (p probe) ask(ctx context.Context) error {
@@ -133,7 +134,7 @@ func (p probe) ask(ctx context.Context) error {
 	return nil
 }
 
-// explained says what to do about a certificate that is not trusted here.
+// explained adds what to do if the mirror's certificate is not trusted here.
 func explained(err error, ca []byte) error {
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); !ok {
 		return err

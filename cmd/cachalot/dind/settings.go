@@ -27,16 +27,16 @@ const (
 
 const hub = "docker.io"
 
-// settings are what the variables say.
+// settings are the values of the variables.
 type settings struct {
 	mirror     *url.URL // without a slash at its end
 	direct     []direct
 	ca         []byte // PEM, checked; nil: none
 	keepDriver bool
-	odd        []string // variables of others that were of no use, a line each
+	odd        []string // a line for each variable of GitLab that cannot be used
 }
 
-// direct is a registry that dockerd asks itself.
+// direct is a registry that dockerd uses without the mirror.
 type direct struct{ name, why string }
 
 // readSettings reads the variables. Its error joins those of type [*VariableError].
@@ -94,7 +94,8 @@ func parseMirror(value string) (*url.URL, error) {
 	return u, nil
 }
 
-// invalidRegistry says why a name is none of a registry, as images have it.
+// invalidRegistry returns why a name is not the name of a registry, as images have it; "": it
+// is one.
 func invalidRegistry(name string) string {
 	_, err := clientFile("containerd", clients.Settings{Mirror: "http://mirror.invalid", Registries: []string{name}}, "hosts.toml")
 	if err == nil {
@@ -106,7 +107,7 @@ func invalidRegistry(name string) string {
 	return err.Error()
 }
 
-// canonical is the name that images have of Docker Hub, which has several.
+// canonical returns docker.io for the other names of Docker Hub.
 func canonical(name string) string {
 	if slices.Contains([]string{"index.docker.io", "registry-1.docker.io"}, name) {
 		return hub
@@ -124,9 +125,8 @@ func (s *settings) isDirect(name string) bool {
 	return slices.ContainsFunc(s.direct, func(d direct) bool { return d.name == name })
 }
 
-// gitlab adds GitLab's own registries: they need the job's credential, which
-// dockerd does not send to a mirror. The variables are not ours: values that
-// jobs have lived with must not stop them.
+// gitlab adds GitLab's own registries: they need the job's credential, which dockerd does not
+// send to a mirror. The variables are not ours, so a wrong value must not stop a job.
 func (s *settings) gitlab(env environ) {
 	for _, variable := range []string{"CI_REGISTRY", "CI_DEPENDENCY_PROXY_SERVER"} {
 		value := strings.ToLower(strings.TrimSpace(env.get(variable)))
@@ -140,12 +140,13 @@ func (s *settings) gitlab(env environ) {
 		name, _, _ = strings.Cut(name, "/")
 		switch {
 		case canonical(name) == hub:
-			// Some set CI_REGISTRY for docker login. Docker Hub is what the mirror is for.
+			// Some jobs set CI_REGISTRY to Docker Hub for docker login. The mirror still serves
+			// it.
 		case invalidRegistry(name) != "":
 			s.odd = append(s.odd, variable+" is not used: "+invalidRegistry(name))
 		default:
 			s.add(name, variable)
-			// GitLab has :443 there, and images are named with it and without.
+			// GitLab adds :443, and images are named with it and without.
 			if host, ok := strings.CutSuffix(name, ":443"); ok {
 				s.add(host, variable)
 			}

@@ -11,12 +11,12 @@ const driverVariable = "DOCKER_DRIVER"
 // storeFeature turns the containerd image store on or off.
 const storeFeature = "containerd-snapshotter"
 
-// classicDrivers are the storage drivers of the classic image store. dockerd
-// finds its folder of one of them, but for vfs, and goes on with it.
+// classicDrivers returns the storage drivers of the classic image store. If dockerd finds its
+// folder of one of them, except vfs, it continues to use that driver.
 func classicDrivers() []string { return []string{"overlay2", "fuse-overlayfs", "btrfs", "zfs", "vfs"} }
 
-// classic says why dockerd would keep images in the classic store, by which
-// docker pull looks at no hosts.toml, even without DOCKER_DRIVER. "": it would not.
+// classic returns why dockerd would use the classic image store even without DOCKER_DRIVER; "":
+// it would not. With that store, docker pull does not read hosts.toml.
 func (p *planner) classic() string {
 	on, said := p.json.Features[storeFeature]
 	where := "in " + p.json.path
@@ -53,8 +53,9 @@ func (p *planner) classicBy(driver, reason string) string {
 	return reason
 }
 
-// dropsDriver says whether DOCKER_DRIVER goes: overlay2, which many set because
-// GitLab's documentation long told them to, and which decides alone.
+// dropsDriver reports whether DOCKER_DRIVER is removed: if it is overlay2, and the only reason
+// for the classic store. Many jobs set it, because GitLab's documentation recommended it for
+// years.
 func (p *planner) dropsDriver(reason string) bool {
 	return p.env.get(driverVariable) == "overlay2" && reason == "" && !p.set.keepDriver && p.in.Version.readsHosts()
 }

@@ -7,7 +7,7 @@ import (
 	"strconv"
 )
 
-// version is dockerd's. The zero value is unknown, and taken for the newest.
+// version is the version of dockerd. The zero value is unknown, and counts as the newest.
 type version struct{ major, minor, patch int }
 
 var versionRegexp = regexp.MustCompile(`\b(\d{1,4})\.(\d{1,4})\.(\d{1,4})\b`)
@@ -36,18 +36,19 @@ func (v version) String() string {
 	return fmt.Sprintf("dockerd %d.%d.%d", v.major, v.minor, v.patch)
 }
 
-// readsHosts: dockerd reads certs.d/<registry>/hosts.toml.
+// readsHosts reports whether dockerd reads certs.d/<registry>/hosts.toml.
 func (v version) readsHosts() bool { return v.atLeast(28, 0, 0) }
 
-// knowsReferrers: the capability of that name, since containerd's library 2.2.
-// Before, it makes hosts.toml as a whole be ignored.
+// knowsReferrers reports whether hosts.toml may have the capability of that name, since
+// containerd's library 2.2. Earlier versions ignore a hosts.toml that has it.
 func (v version) knowsReferrers() bool { return v.atLeast(29, 1, 0) }
 
-// prefersContainerd: the containerd image store is the default.
+// prefersContainerd reports whether the containerd image store is the default.
 func (v version) prefersContainerd() bool { return v.atLeast(29, 0, 0) }
 
-// takesPath: --registry-mirror may have one. Before, dockerd does not start with it.
+// takesPath reports whether --registry-mirror may have a path. Earlier versions do not start
+// with one.
 func (v version) takesPath() bool { return v.atLeast(24, 0, 8) }
 
-// takesNetworkOpt: dockerd has --default-network-opt.
+// takesNetworkOpt reports whether dockerd has --default-network-opt.
 func (v version) takesNetworkOpt() bool { return v.atLeast(24, 0, 0) }

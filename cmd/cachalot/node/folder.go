@@ -11,8 +11,7 @@ import (
 	"slices"
 )
 
-// folder is containerd's config_path. Nothing outside of it is touched, wherever
-// links in it lead.
+// folder is containerd's config_path. Links in it cannot lead to changes outside of it.
 type folder struct {
 	root  *os.Root
 	owner string
@@ -26,11 +25,11 @@ func openFolder(dir, owner string) (*folder, error) {
 	return &folder{root, owner}, nil
 }
 
-func (f *folder) close() { _ = f.root.Close() } // whatever was written has been closed
+func (f *folder) close() { _ = f.root.Close() } // all written files are closed already
 
-// apply puts the blocks into the hosts.toml of the folders that they are named
-// by, and takes the owner's out of all others. The errors are by the folder's name,
-// "" for config_path itself.
+// apply writes each block into the hosts.toml of the folder of its name, and removes the
+// owner's block from all other folders. The errors are by the folder's name, "" for config_path
+// itself.
 func (f *folder) apply(blocks map[string]block) map[string]error {
 	failed := map[string]error{}
 	names, err := f.names()
@@ -54,7 +53,7 @@ func (f *folder) apply(blocks map[string]block) map[string]error {
 	return failed
 }
 
-// names are those of the folders.
+// names returns the names of the folders.
 func (f *folder) names() ([]string, error) {
 	entries, err := fs.ReadDir(f.root.FS(), ".")
 	if err != nil {
@@ -69,7 +68,7 @@ func (f *folder) names() ([]string, error) {
 	return names, nil
 }
 
-// change puts a block into a folder's hosts.toml, or takes the owner's out.
+// change writes a block into a folder's hosts.toml; put nil: it removes the owner's block.
 func (f *folder) change(name string, put *block) error {
 	file := path.Join(name, "hosts.toml")
 	old, mode, err := f.read(file)
@@ -92,14 +91,14 @@ func (f *folder) change(name string, put *block) error {
 		return err
 	}
 	if len(content) == 0 && len(old) > 0 {
-		_ = f.root.Remove(name) // fails where there is more
+		_ = f.root.Remove(name) // fails if it is not empty
 	}
 	return nil
 }
 
 var errNotAFile = errors.New("it is a link, or not a file")
 
-// read returns a file's content and permissions, and nothing for one that is not there.
+// read returns a file's content and permissions. A file that does not exist is empty.
 func (f *folder) read(file string) ([]byte, fs.FileMode, error) {
 	info, err := f.root.Lstat(file)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -115,8 +114,8 @@ func (f *folder) read(file string) ([]byte, fs.FileMode, error) {
 	return content, info.Mode().Perm(), err
 }
 
-// hides returns an error if a folder without a hosts.toml has certificates: with
-// one, containerd would pass over them.
+// hides returns an error if a folder without a hosts.toml has certificates: with a hosts.toml,
+// containerd would ignore them.
 func (f *folder) hides(name string, hosts []byte) error {
 	if len(bytes.TrimSpace(hosts)) > 0 {
 		return nil
@@ -136,7 +135,7 @@ func (f *folder) hides(name string, hosts []byte) error {
 	return nil
 }
 
-// replace writes what a file shall be, and removes one that would be empty.
+// replace writes the new content of a file, or removes the file if that is empty.
 func (f *folder) replace(file string, old, content []byte, mode fs.FileMode) error {
 	switch {
 	case bytes.Equal(old, content):
@@ -147,13 +146,13 @@ func (f *folder) replace(file string, old, content []byte, mode fs.FileMode) err
 	return f.write(file, content, mode)
 }
 
-// write puts a file in place of another, whole even if the power goes: there are
-// others' lines in it.
+// write replaces a file. A power cut leaves the old or the new content, whole, because the file
+// may have lines of others.
 func (f *folder) write(file string, content []byte, mode fs.FileMode) (err error) {
 	if err := f.root.MkdirAll(path.Dir(file), 0o755); err != nil {
 		return err
 	}
-	// One name for each owner: what is left of one that was killed is written over.
+	// One name for each owner: the file that a killed process has left is overwritten.
 	temporary := path.Join(path.Dir(file), "."+path.Base(file)+"."+f.owner)
 	defer func() {
 		if err != nil {
@@ -177,11 +176,11 @@ func (f *folder) write(file string, content []byte, mode fs.FileMode) (err error
 	return f.root.Rename(temporary, file)
 }
 
-// authority is the file with the mirror's CA, beside the folders of registries,
-// where containerd looks for nothing by itself.
+// authority is the name of the file with the mirror's CA, beside the folders of registries,
+// where containerd does not look for files by itself.
 func (f *folder) authority() string { return "cachalot-" + f.owner + ".pem" }
 
-// setAuthority writes it, or removes it where there is none.
+// setAuthority writes that file, or removes it if there is no CA.
 func (f *folder) setAuthority(pem []byte) error {
 	old, mode, err := f.read(f.authority())
 	if err != nil {
@@ -190,10 +189,10 @@ func (f *folder) setAuthority(pem []byte) error {
 	return f.replace(f.authority(), old, pem, mode)
 }
 
-// direct names the registries that have a hosts.toml, or certificates, without
-// the owner's block: containerd does not look at _default for them.
+// direct returns the registries that have a folder without the owner's block: containerd does
+// not read _default for them.
 func (f *folder) direct() []string {
-	names, _ := f.names() // apply has said what is wrong
+	names, _ := f.names() // apply has returned the error
 	return slices.DeleteFunc(names, func(name string) bool {
 		content, _, err := f.read(path.Join(name, "hosts.toml"))
 		return name == defaultName || err == nil && atLine(content, begin(f.owner)) >= 0

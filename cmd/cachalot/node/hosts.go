@@ -12,11 +12,11 @@ import (
 	"github.com/BurntSushi/toml"
 )
 
-// block is what an owner has in a hosts.toml.
+// block is the text of an owner in a hosts.toml.
 type block struct {
 	owner string
 	url   string // of the mirror, as the content names it
-	lines string // whole ones
+	lines string // complete lines
 }
 
 const prefix = "# cachalot "
@@ -27,11 +27,11 @@ func begin(owner string) string {
 
 func end(owner string) string { return prefix + owner + ": end." }
 
-// text begins and ends with the owner's comments; the last has no line break.
+// text returns the block with the owner's comments; the last one has no line break.
 func (b block) text() string { return begin(b.owner) + b.lines + end(b.owner) }
 
-// with returns a hosts.toml that has the block before all other hosts, and
-// otherwise says what the given one says; or the given one, if it has the block.
+// with adds the block to a hosts.toml, before all other hosts, and changes nothing else. It
+// returns a file that has the block already as it is.
 func with(file []byte, b block) ([]byte, error) {
 	if bytes.Contains(file, []byte(b.text())) {
 		return file, nil
@@ -48,8 +48,7 @@ func with(file []byte, b block) ([]byte, error) {
 		return nil, fmt.Errorf("it already has %s, from another program", b.url)
 	}
 	for _, at := range places(rest) {
-		// The last line may have no line break; what comes after it begins with
-		// one, and ends like that line.
+		// If the last line has no line break, the block begins with one and ends without one.
 		text := b.text() + "\n"
 		if at > 0 && rest[at-1] != '\n' {
 			text = "\n" + b.text()
@@ -78,19 +77,19 @@ func without(file []byte, owner string) ([]byte, error) {
 		switch {
 		case to < len(file) && file[to] == '\n':
 			to++
-		case from > 0: // the last line had no line break: this one was added
+		case from > 0: // the last line had no line break, so with added this one
 			from--
 		}
 		file = slices.Delete(file, from, to)
 	}
 }
 
-// places are where a table may stand before the others: before each line that
-// begins one, or a block, and at the end. Which of them is right shows when the
-// outcome is read: such a line can also be a part of a longer value.
+// places returns the offsets at which a table may be inserted before the others: before each
+// line that begins a table or a block, and at the end. Such a line can also be part of a longer
+// value, so the caller parses the result to find the right place.
 func places(file []byte) []int {
 	var found []int
-	within := "" // whose block
+	within := "" // the owner of the block around the line
 	at := 0
 	for line := range bytes.Lines(file) {
 		s := string(line)
@@ -112,7 +111,7 @@ func places(file []byte) []int {
 	return append(found, len(file))
 }
 
-// atLine returns where a line begins with the text, or -1.
+// atLine returns the offset of the first line that begins with the text, or -1.
 func atLine(file []byte, text string) int {
 	if bytes.HasPrefix(file, []byte(text)) {
 		return 0
@@ -123,10 +122,10 @@ func atLine(file []byte, text string) int {
 	return -1
 }
 
-// parsed is what containerd makes of a hosts.toml.
+// parsed is the content of a hosts.toml, as containerd reads it.
 type parsed struct {
 	values map[string]any
-	hosts  []string // in their order, which is the order of asking
+	hosts  []string // in the order in which containerd tries them
 }
 
 func parse(file []byte) (parsed, error) {
@@ -143,12 +142,12 @@ func parse(file []byte) (parsed, error) {
 	return p, nil
 }
 
-// adds says whether p is before and one host more, which is asked first.
+// adds reports whether p is the same as before, with one more host, which is the first.
 func (p parsed) adds(url string, before parsed) bool {
 	if !slices.Equal(p.hosts, append([]string{url}, before.hosts...)) {
 		return false
 	}
-	hosts := maps.Clone(p.values["host"].(map[string]any)) // parse found some
+	hosts := maps.Clone(p.values["host"].(map[string]any)) // parse found hosts
 	delete(hosts, url)
 	values := maps.Clone(p.values)
 	if values["host"] = hosts; len(hosts) == 0 {

@@ -23,26 +23,26 @@ import (
 const (
 	askEvery   = 10 * time.Second
 	askTimeout = 2 * time.Second
-	// patience is how many answers in a row must fail.
+	// patience is how many requests in a row must fail before the mirror is removed.
 	patience = 3
 )
 
 // defaultName is the folder for registries that have none of their own.
 const defaultName = "_default"
 
-// Config says what a node's containerd is to know.
+// Config is the configuration of a node.
 type Config struct {
 	Dir        string   // containerd's config_path
 	Owner      string   // names the block, and tells it from another mirror's
 	Mirror     string   // its URL, as the node reaches it
 	CA         string   // a file with certificates (PEM) for an https mirror; "": those that the node trusts
-	Registries []string // those to ask the mirror for; none: all that have no folder of their own
+	Registries []string // those that use the mirror; none: all that have no folder of their own
 }
 
 // ConfigError is about a field of [Config].
 type ConfigError struct {
 	Field  string // as the command's flags: owner, dir, ...
-	Reason string // and what to write
+	Reason string // what is wrong, and what to write
 }
 
 func (e *ConfigError) Error() string { return e.Field + ": " + e.Reason }
@@ -58,7 +58,8 @@ type Node struct {
 
 var (
 	ownerRegexp = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$`)
-	// Whoever writes [$(HOST_IP)] cannot know which kind of address that is.
+	// A manifest of Kubernetes may have [$(HOST_IP)], because the address may be IPv6. The
+	// brackets of an IPv4 address are removed.
 	bracketsRegexp = regexp.MustCompile(`^(https?://)\[([0-9.]+)\]`)
 )
 
@@ -98,8 +99,8 @@ func New(cfg Config, log *slog.Logger) (*Node, error) {
 	return n, nil
 }
 
-// Run keeps the blocks in their files while the mirror answers, until ctx ends.
-// Then it takes them out; its error says of what it could not.
+// Run keeps the blocks in their files while the mirror answers, until ctx ends. Then it removes
+// them; its error names the files where that failed.
 func (n *Node) Run(ctx context.Context) error {
 	tick := time.NewTicker(askEvery)
 	defer tick.Stop()
@@ -122,7 +123,8 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 }
 
-// Check returns nil if containerd asks the mirror, and else what is missing.
+// Check returns nil if the files have the blocks, and otherwise an error with those that do
+// not.
 func (n *Node) Check() error {
 	f, err := openFolder(n.cfg.Dir, n.cfg.Owner)
 	if err != nil {
@@ -142,12 +144,12 @@ func (n *Node) Check() error {
 	return errors.Join(missing...)
 }
 
-// get asks the mirror for what clients ask first.
+// get sends GET /v2/ to the mirror, as clients do first.
 func (n *Node) get(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	// The node's own certificates cannot be seen from here, and containerd will
-	// look at the mirror's itself: this is only about whether it answers.
+	// The node's own CA certificates cannot be seen from here, and containerd verifies the
+	// mirror's certificate itself. This request only checks whether the mirror answers.
 	trust := &tls.Config{InsecureSkipVerify: true} //nolint:gosec // see above
 	if n.cfg.CA != "" {
 		pem, err := os.ReadFile(n.cfg.CA)
@@ -166,9 +168,9 @@ func (n *Node) get(ctx context.Context) error {
 		return err
 	}
 	req.Header.Set("User-Agent", clients.NodeUserAgent)
-	resp, err := transport.RoundTrip(req) // no redirects: it shall be the mirror itself
+	resp, err := transport.RoundTrip(req) // no redirects: the mirror itself must answer
 	if e, ok := errors.AsType[*net.OpError](err); ok {
-		return fmt.Errorf("%s: %w", e.Op, e.Err) // without our port, or each would be news
+		return fmt.Errorf("%s: %w", e.Op, e.Err) // without our port, which differs each time
 	}
 	if err != nil {
 		return err
@@ -180,7 +182,7 @@ func (n *Node) get(ctx context.Context) error {
 	return nil
 }
 
-// put sees to it that the blocks are in their files.
+// put writes the blocks into their files.
 func (n *Node) put() {
 	failed, direct, err := n.apply(n.blocks)
 	if err != nil {
@@ -201,7 +203,7 @@ func (n *Node) put() {
 	}
 }
 
-// remove sees to it that they are in none.
+// remove removes the blocks from all files.
 func (n *Node) remove() error {
 	failed, _, err := n.apply(nil)
 	for _, name := range slices.Sorted(maps.Keys(failed)) {
@@ -210,8 +212,8 @@ func (n *Node) remove() error {
 	return err
 }
 
-// apply makes the files what they shall be. It returns what failed, by the
-// folder's name, and the folders that are without the mirror.
+// apply writes the blocks and the CA, or removes them. It returns the errors by the folder's
+// name, and the registries that do not use the mirror.
 func (n *Node) apply(blocks map[string]block) (failed map[string]error, direct []string, err error) {
 	f, err := openFolder(n.cfg.Dir, n.cfg.Owner)
 	if err != nil {
@@ -223,7 +225,7 @@ func (n *Node) apply(blocks map[string]block) (failed map[string]error, direct [
 		if pem, err = os.ReadFile(n.cfg.CA); err != nil {
 			return nil, nil, fmt.Errorf("read the CA: %w", err)
 		}
-		// Before the files that name it; and after them, where it goes.
+		// The CA is written before the files that name it, and removed after them.
 		if err := f.setAuthority(pem); err != nil {
 			return nil, nil, fmt.Errorf("write the CA: %w", err)
 		}
@@ -242,10 +244,10 @@ func (n *Node) file(name string) string {
 	return filepath.Join(n.cfg.Dir, name, "hosts.toml")
 }
 
-// say logs a message about a subject, unless it was the last about that.
+// say logs a message about a subject, unless it is the same as the last one about it.
 func (n *Node) say(subject string, level slog.Level, message string, args ...any) {
 	if text := fmt.Sprint(message, args); n.said[subject] != text {
 		n.said[subject] = text
-		n.log.Log(context.Background(), level, message, args...) //nolint:sloglint // constants, of the callers
+		n.log.Log(context.Background(), level, message, args...) //nolint:sloglint // callers pass constants
 	}
 }

@@ -9,16 +9,16 @@ import (
 	"golang.org/x/term"
 )
 
-// Bar shows how far long work is, where it is written to a terminal, and nothing
-// elsewhere. It is for one goroutine at a time.
+// Bar shows the progress of long work on a terminal. If the output is not a terminal, it shows
+// nothing. It is for one goroutine at a time.
 type Bar struct {
 	to     io.Writer // nil: it is not shown
-	uneven bool      // no rate is shown: some of it is done without work
+	uneven bool      // no rate is shown: some of the progress needs no work
 	what   string
 	bar    *progressbar.ProgressBar
 }
 
-// NewBar is for work of which nothing has been done yet.
+// NewBar returns a bar for work that has not begun.
 func NewBar(stderr io.Writer) *Bar {
 	if f, ok := stderr.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		return &Bar{to: stderr}
@@ -26,7 +26,7 @@ func NewBar(stderr io.Writer) *Bar {
 	return &Bar{}
 }
 
-// At shows how many bytes are done, of how many are known of by now.
+// At shows how many bytes are done, of all that are known so far.
 func (b *Bar) At(done, all int64, what string) {
 	if b.to == nil || all <= 0 {
 		return
@@ -40,23 +40,23 @@ func (b *Bar) At(done, all int64, what string) {
 	if all != b.bar.GetMax64() {
 		b.bar.ChangeMax64(all)
 	}
-	_ = b.bar.Set64(min(done, all-1)) // it is only shown; there it would end, and more may come
+	_ = b.bar.Set64(min(done, all-1)) // display only; at all the bar would end, and all may still grow
 	if what != b.what {
 		b.what = what
 		b.bar.Describe(what) // draws it again
 	}
 }
 
-// Clear makes room for a line; the bar comes again with the next At.
+// Clear removes the bar, so that a line can be printed; the next At shows it again.
 func (b *Bar) Clear() {
 	if b.bar != nil {
-		_ = b.bar.Clear() // it is only shown
+		_ = b.bar.Clear() // display only
 	}
 }
 
-// Done takes it away.
+// Done removes the bar.
 func (b *Bar) Done() {
 	if b.bar != nil {
-		_ = b.bar.Finish() // it is only shown
+		_ = b.bar.Finish() // display only
 	}
 }

@@ -19,9 +19,9 @@ const (
 	mostCompletions = 200
 )
 
-// complete offers the values of a flag that has few.
+// complete registers the values of a flag for completion.
 func complete(cmd *cobra.Command, flag string, values ...string) {
-	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
+	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)) // the flag exists
 }
 
 // completer returns the completions of what was written; none if the mirror does not answer.
@@ -29,7 +29,7 @@ type completer func(ask *asker, written string) []string
 
 type completion = func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective)
 
-// completes offers the first argument.
+// completes returns the completion of the first argument.
 func (m *Mirror) completes(with completer) completion {
 	return func(cmd *cobra.Command, args []string, written string) ([]string, cobra.ShellCompDirective) {
 		if len(args) > 0 {
@@ -39,16 +39,16 @@ func (m *Mirror) completes(with completer) completion {
 	}
 }
 
-// completesAll offers every argument.
+// completesAll returns the completion of every argument.
 func (m *Mirror) completesAll(with completer) completion {
 	return func(cmd *cobra.Command, _ []string, written string) ([]string, cobra.ShellCompDirective) {
 		return m.offer(cmd.Context(), with, written)
 	}
 }
 
-// completesFlag offers a flag's values.
+// completesFlag registers the completion of a flag's values.
 func (m *Mirror) completesFlag(cmd *cobra.Command, flag string, with completer) {
-	_ = cmd.RegisterFlagCompletionFunc(flag, m.completesAll(with)) // the flag is there
+	_ = cmd.RegisterFlagCompletionFunc(flag, m.completesAll(with)) // the flag exists
 }
 
 func (m *Mirror) offer(ctx context.Context, with completer, written string) ([]string, cobra.ShellCompDirective) {
@@ -60,7 +60,7 @@ func (m *Mirror) offer(ctx context.Context, with completer, written string) ([]s
 	ctx, cancel := context.WithTimeout(ctx, completeTime)
 	defer cancel()
 	found := with(&asker{ctx, c}, written)
-	// What a shell is given it shows, and evaluates parts of: nothing but names.
+	// A shell shows completions, and evaluates parts of them: only names are returned.
 	found = slices.DeleteFunc(found, func(s string) bool {
 		return !strings.HasPrefix(s, written) || strings.ContainsFunc(s, func(r rune) bool {
 			return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("._-/:*?[]", r)
@@ -69,7 +69,7 @@ func (m *Mirror) offer(ctx context.Context, with completer, written string) ([]s
 	return found, cobra.ShellCompDirectiveNoFileComp
 }
 
-// asker looks things up for a completion.
+// asker sends the requests of a completion.
 type asker struct {
 	ctx context.Context // of one completion
 	c   *client
@@ -109,12 +109,12 @@ func upstreams(a *asker, _ string) (names []string) {
 	return names
 }
 
-// repositories that begin with what was written, as it was written: in full, or of
-// Docker Hub without its name.
+// repositories returns those that begin with what was written, in the form in which it was
+// written: in full, or without docker.io/ or docker.io/library/.
 func repositories(a *asker, written string) (names []string) {
 	for _, prefix := range []string{"", "docker.io/library/", "docker.io/"} {
 		if prefix != "" && written == "" {
-			break // all are there in full
+			break // the first prefix found all
 		}
 		a.items("repositories", url.Values{"prefix": {prefix + written}}, func(item json.RawMessage) {
 			var r admin.RepositoryAnswer
@@ -127,7 +127,7 @@ func repositories(a *asker, written string) (names []string) {
 	return slices.Compact(names)
 }
 
-// images are repositories, or the tags of one after its colon.
+// images returns repositories or, after a colon, the tags of that repository.
 func images(a *asker, written string) (names []string) {
 	slash, colon := strings.LastIndexByte(written, '/'), strings.LastIndexByte(written, ':')
 	if colon <= slash {

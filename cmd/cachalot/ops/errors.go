@@ -13,13 +13,12 @@ import (
 // Exit codes of an [Error].
 const (
 	Failed   = 1 // the mirror cannot be reached, or could not do it
-	Usage    = 2 // what was asked for is no such thing
+	Usage    = 2 // an argument or a value is wrong
 	NotFound = 3 // it is not stored, or not pinned
-	Refused  = 4 // a token is wanted, or another one; or another name of the mirror
+	Refused  = 4 // the token is missing or wrong, or the mirror does not serve this host name
 )
 
-// Error is what went wrong with a mirror, in words for people and safe for their
-// terminals.
+// Error is an error with an exit code. Its message is for people, and safe for a terminal.
 type Error struct {
 	Code    int // of the process
 	message string
@@ -34,10 +33,10 @@ func errorf(code int, format string, args ...any) *Error {
 	return &Error{Code: code, message: safe(err.Error()), err: errors.Unwrap(err)}
 }
 
-// errInterrupted is the cause of what ends by Ctrl-C.
+// errInterrupted is the cause of a context that ends by Ctrl-C or SIGTERM.
 var errInterrupted = errors.New("interrupted")
 
-// inWords turns what the API calls its operations into commands.
+// inWords replaces the API's operations in a message by commands.
 func inWords(detail string) string {
 	return strings.NewReplacer(
 		"GET /api/v1/repositories lists", "cachalot ls lists",
@@ -47,7 +46,7 @@ func inWords(detail string) string {
 	).Replace(detail)
 }
 
-// refused is the mirror's answer to what it did not do.
+// refused returns the error for a problem of the API.
 func refused(p *admin.Problem) *Error {
 	detail := inWords(p.Detail)
 	code := Failed
@@ -65,13 +64,13 @@ func refused(p *admin.Problem) *Error {
 	return errorf(code, "%s%w", detail, &silent{p})
 }
 
-// silent keeps a cause that the message has said already.
+// silent has a cause whose text the message has already.
 type silent struct{ error }
 
 func (*silent) Error() string   { return "" }
 func (s *silent) Unwrap() error { return s.error }
 
-// unreachable is for what did not come to an answer.
+// unreachable returns the error of a request without a complete response.
 func (c *client) unreachable(ctx context.Context, err error) error {
 	if errors.Is(context.Cause(ctx), errInterrupted) {
 		return errInterrupted

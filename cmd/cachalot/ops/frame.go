@@ -14,9 +14,8 @@ import (
 
 const headerLines = 5 // of a frame, with the empty one after it
 
-// frame draws what was looked at: rates since before, if there was a look before,
-// and trouble, if the mirror does not answer now. It fits width and height; 0 is as
-// much as there is.
+// frame draws the sample now: with rates since the sample before, if there is one, and with
+// trouble, if the mirror does not answer. It fits into width and height; 0: no limit.
 func frame(at string, now looked, before *looked, trouble string, width, height int) []byte {
 	var took time.Duration
 	if before == nil || before.stats.Started != now.stats.Started {
@@ -32,7 +31,7 @@ func frame(at string, now looked, before *looked, trouble string, width, height 
 	fills := fillLines(now, before, took, meterWidth)
 	if height > 0 {
 		left := max(height-headerLines-1, 2) // less the empty line between
-		// Downloads get what upstreams leave, which have half at least.
+		// Upstreams get at least half of the lines, downloads the rest.
 		part := max(left-len(fills), left/2)
 		upstreams = fit(upstreams, part)
 		fills = fit(fills, left-len(upstreams))
@@ -51,7 +50,7 @@ func frame(at string, now looked, before *looked, trouble string, width, height 
 	return b.Bytes()
 }
 
-// fit leaves out the last lines, and says how many.
+// fit cuts lines to height, and says in the last one how many it left out.
 func fit(lines []string, height int) []string {
 	if len(lines) <= height || height < 1 {
 		return lines[:min(len(lines), max(height, 0))]
@@ -81,16 +80,16 @@ func header(at string, now looked, before *looked, took time.Duration, trouble s
 	}
 }
 
-// aligned are the lines of a table.
+// aligned returns the lines of a table.
 func aligned(fill func(t *table), columns ...string) []string {
 	var b bytes.Buffer
 	t := newTable(&b, columns...)
 	fill(t)
-	_ = t.end() // a buffer takes all
+	_ = t.end() // a buffer does not fail
 	return strings.Split(strings.TrimSuffix(b.String(), "\n"), "\n")
 }
 
-// upstreamLines have those first that fail, and then those that are asked most.
+// upstreamLines returns the upstreams that are not ok first, then those with the most requests.
 func upstreamLines(now looked, before *looked, took time.Duration) []string {
 	was := map[string]admin.UpstreamStats{}
 	for _, u := range before.stats.Upstreams {
@@ -116,7 +115,8 @@ func upstreamLines(now looked, before *looked, took time.Duration) []string {
 	}, "UPSTREAM", "STATE", "DOWNLOADS", "REQUESTS", "SERVED", "FETCHED", "PULLS LEFT")
 }
 
-// fillLines have last what a narrow terminal can do without.
+// fillLines returns the downloads. A narrow terminal cuts off the last columns, the least
+// important.
 func fillLines(now looked, before *looked, took time.Duration, meterWidth int) []string {
 	if len(now.fills) == 0 {
 		return []string{"No downloads."}

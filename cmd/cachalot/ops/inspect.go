@@ -149,7 +149,7 @@ func showImage(w io.Writer, i admin.ImageAnswer, now time.Time) error {
 	return showLayers(w, i.Manifests)
 }
 
-// platform is what a manifest is for; else what it is.
+// platform returns a manifest's platform or, if it has none, its artifact type.
 func platform(m admin.ManifestAnswer) string {
 	switch {
 	case m.Platform != "":

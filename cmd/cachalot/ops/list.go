@@ -12,11 +12,11 @@ import (
 	"strconv"
 )
 
-// maxPage is the API's.
+// maxPage is the API's limit for a page.
 const maxPage = 1000
 
-// list hands over the pages of a list, whose items are below key, until there are as
-// many as limit (0: all). It returns how many there were, and whether there are more.
+// list calls page for each page of a list, whose items are below key, until there are limit
+// items (0: all). It returns how many there were, and whether there are more.
 func (c *client) list(ctx context.Context, path string, query url.Values, key string, limit int, page func(rest map[string]json.RawMessage, items []json.RawMessage) error) (n int, more bool, err error) {
 	query = maps.Clone(query)
 	for {
@@ -56,7 +56,7 @@ func (c *client) list(ctx context.Context, path string, query url.Values, key st
 	}
 }
 
-// jsonList writes pages as the one answer that they would be.
+// jsonList writes the pages of a list as one JSON object.
 type jsonList struct {
 	w     io.Writer
 	key   string

@@ -14,7 +14,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// listing is what ls was asked for.
+// listing has the flags of ls.
 type listing struct {
 	asking
 
@@ -41,7 +41,7 @@ func (l *listing) kind(args []string) listed {
 	return listed{"repositories", repositoryOrders(), []string{"REPOSITORY", "TAGS", "BLOBS", "ON DISK", "USES", "LAST USED", "PINNED"}, repositoryRow}
 }
 
-// The first pages on; the others are of the first page alone.
+// Only the first order has more than one page.
 func repositoryOrders() []string { return []string{"name", "bytes", "last_used", "uses"} }
 func blobOrders() []string       { return []string{"digest", "size", "last_used", "uses"} }
 
@@ -102,7 +102,7 @@ func (l *listing) check(args []string) error {
 	return nil
 }
 
-// ranked says that there is no second page.
+// ranked reports whether the order has no second page.
 func (l *listing) ranked(k listed) bool { return l.sort != "" && l.sort != k.orders[0] }
 
 func (l *listing) show(cmd *cobra.Command, args []string, c *client) error {
@@ -147,7 +147,7 @@ func (l *listing) show(cmd *cobra.Command, args []string, c *client) error {
 	return nil
 }
 
-// pages writes rows page by page, however many there are.
+// pages returns a function that writes the rows of each page.
 func (k listed) pages(w io.Writer, now time.Time, sums *admin.RepositoriesAnswer) func(map[string]json.RawMessage, []json.RawMessage) error {
 	first := true
 	return func(rest map[string]json.RawMessage, items []json.RawMessage) error {
@@ -196,7 +196,7 @@ func blobRow(t *table, item json.RawMessage, now time.Time) error {
 	return err
 }
 
-// places is where a blob was seen, the first by name.
+// places returns the first repository of a blob, and how many others there are.
 func places(b admin.BlobAnswer) string {
 	switch {
 	case len(b.Links) == 0:

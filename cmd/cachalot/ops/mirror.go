@@ -20,14 +20,14 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// DefaultAdmin is where admin.listen is, unless the configuration says otherwise.
+// DefaultAdmin is the URL of admin.listen's default.
 const DefaultAdmin = "http://127.0.0.1:5001"
 
 const (
 	connectTime = 5 * time.Second
-	// answerTime is for the sums of an index with millions of blobs on a slow disk.
+	// answerTime is long enough for the sums of an index with millions of blobs on a slow disk.
 	answerTime = 2 * time.Minute
-	// silence is how long a stream that says something each second may say nothing.
+	// silence is how long a stream, which has a line each second, may send nothing.
 	silence    = time.Minute
 	maxAnswer  = 64 << 20
 	maxProblem = 64 << 10
@@ -37,19 +37,19 @@ const (
 // Mirror is a running mirror, as flags and the environment name it.
 type Mirror struct {
 	URL       string // of admin.listen; "": CACHALOT_ADMIN, or [DefaultAdmin]
-	TokenFile string // "": the token is in CACHALOT_ADMIN_TOKEN, or none is shown
+	TokenFile string // "": the token is in CACHALOT_ADMIN_TOKEN, or none is sent
 }
 
-// Flags adds those that say which mirror is asked.
+// Flags adds the flags that name the mirror and its token.
 func (m *Mirror) Flags(f *pflag.FlagSet) {
 	f.StringVar(&m.URL, "admin", "", "`URL` of the mirror's admin.listen; default: CACHALOT_ADMIN, or "+DefaultAdmin)
 	f.StringVar(&m.TokenFile, "token-file", "", "`FILE` with the token of admin.token; default: CACHALOT_ADMIN_TOKEN")
 }
 
-// client asks one mirror.
+// client sends requests to one mirror.
 type client struct {
 	base  *url.URL
-	token string // "": none is shown
+	token string // "": none is sent
 	http  *http.Client
 }
 
@@ -65,13 +65,13 @@ func (m *Mirror) client() (*client, error) {
 	return &client{
 		base: base, token: token,
 		http: &http.Client{
-			// No proxy, as for healthcheck: admin.listen is kept from others.
+			// No proxy, as for healthcheck: admin.listen is not public.
 			Transport: &http.Transport{
 				DialContext:           (&net.Dialer{Timeout: connectTime}).DialContext,
 				TLSHandshakeTimeout:   connectTime,
 				ResponseHeaderTimeout: answerTime,
 			},
-			// The API has no redirects; a token must not follow one.
+			// The API has no redirects, and the token must not go to another host.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 	}, nil
@@ -99,7 +99,7 @@ func (m *Mirror) base() (*url.URL, error) {
 	return u, nil
 }
 
-// token never repeats it.
+// token reads the token. Its errors never contain it.
 func (m *Mirror) token() (string, error) {
 	text, from := os.Getenv("CACHALOT_ADMIN_TOKEN"), "CACHALOT_ADMIN_TOKEN"
 	if m.TokenFile != "" {
@@ -124,7 +124,7 @@ func (m *Mirror) token() (string, error) {
 	return text, nil
 }
 
-// ask sends a request, and returns an answer that is well.
+// ask sends a request, and returns the response if it is a success.
 func (c *client) ask(ctx context.Context, method, path string, query url.Values, body any) (*http.Response, error) {
 	u := c.base.JoinPath("api", "v1", path)
 	u.RawQuery = query.Encode()
@@ -149,7 +149,7 @@ func (c *client) ask(ctx context.Context, method, path string, query url.Values,
 	resp, err := c.http.Do(req)
 	if err != nil {
 		if of, ok := errors.AsType[*url.Error](err); ok {
-			err = of.Err // the URL is said once
+			err = of.Err // the message has the URL already
 		}
 		return nil, c.unreachable(ctx, err)
 	}
@@ -167,12 +167,12 @@ func (c *client) ask(ctx context.Context, method, path string, query url.Values,
 	return nil, errorf(Failed, "%s answers %s, which is not from cachalot's admin API; give --admin the address of admin.listen, not that of listen", c.base, resp.Status)
 }
 
-// get reads a whole answer.
+// get sends a GET and reads the whole response.
 func (c *client) get(ctx context.Context, path string, query url.Values) ([]byte, error) {
 	return c.whole(ctx, http.MethodGet, path, query, nil)
 }
 
-// send asks for a change.
+// send sends a request for a change, and reads the whole response.
 func (c *client) send(ctx context.Context, method, path string, query url.Values, body any) ([]byte, error) {
 	return c.whole(ctx, method, path, query, body)
 }
@@ -193,7 +193,7 @@ func (c *client) whole(ctx context.Context, method, path string, query url.Value
 	return b, nil
 }
 
-// read decodes an answer into what package proxy makes it of.
+// read decodes a response into its type of package admin.
 func (c *client) read(b []byte, into any) error {
 	if err := json.Unmarshal(b, into); err != nil {
 		return errorf(Failed, "cannot read the answer of %s, which may be another version of cachalot: %w", c.base, err)
@@ -201,8 +201,8 @@ func (c *client) read(b []byte, into any) error {
 	return nil
 }
 
-// stream hands over the lines of an answer that goes on for long, until its end, or
-// the mirror has said nothing for a while.
+// stream calls line for each line of a long response. It fails if the mirror sends nothing for
+// silence.
 func (c *client) stream(ctx context.Context, path string, body any, line func([]byte) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

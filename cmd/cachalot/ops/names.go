@@ -13,11 +13,11 @@ import (
 	"github.com/goccy/go-yaml"
 )
 
-// maxNames bounds what is read: the pods of a large cluster.
+// maxNames bounds the input: the pods of a large cluster fit.
 const maxNames = 256 << 20
 
-// readNames finds names of images in what kubectl get -o json prints, in a compose
-// file, or in lines. notes say what was left out.
+// readNames finds image names in the output of kubectl get -o json, in a compose file, or in
+// lines of text. notes say what was left out.
 func readNames(r io.Reader, from string) (names, notes []string, err error) {
 	b, err := io.ReadAll(io.LimitReader(r, maxNames+1))
 	if err != nil {
@@ -52,7 +52,7 @@ func isManifest(b []byte) bool {
 	return regexp.MustCompile(`(?m)^apiVersion:`).Match(b) && regexp.MustCompile(`(?m)^kind:`).Match(b)
 }
 
-// kubeObject is a pod, what makes pods, or a list of such.
+// kubeObject is a pod, an object that creates pods, or a list of these.
 type kubeObject struct {
 	Kind     string       `json:"kind"`
 	Items    []kubeObject `json:"items"`
@@ -131,7 +131,7 @@ func composeNames(b []byte) (names, notes []string, err error) {
 	return names, notes, nil
 }
 
-// lineNames reads a name a line; what follows a # is a comment.
+// lineNames reads one name from each line; a # begins a comment.
 func lineNames(b []byte) (names []string, err error) {
 	n := 0
 	for line := range strings.Lines(string(b)) {

@@ -11,12 +11,12 @@ import (
 	"github.com/cachalot-registry/cachalot/task"
 )
 
-// Commands returns those that ask a running mirror.
+// Commands returns the commands for a running mirror.
 func Commands() []*cobra.Command {
 	return []*cobra.Command{newStats(), newLs(), newInspect(), newTop(), newWarm(), newPin(), newUnpin(), newPurge()}
 }
 
-// asking is what most commands have: a mirror, and a way to print.
+// asking has the flags of most commands: the mirror, and the format of the output.
 type asking struct {
 	Mirror
 	output format
@@ -28,7 +28,7 @@ func (a *asking) flags(cmd *cobra.Command) *cobra.Command {
 	return cmd
 }
 
-// run connects a command with its mirror.
+// run returns a RunE that calls do with a client of the mirror.
 func (a *asking) run(do func(cmd *cobra.Command, args []string, c *client) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		c, err := a.client()
@@ -40,8 +40,8 @@ func (a *asking) run(do func(cmd *cobra.Command, args []string, c *client) error
 	}
 }
 
-// interruptible ends at the first Ctrl-C or SIGTERM, of which [context.Cause] is
-// errInterrupted; a second one is for the process.
+// interruptible returns a context that ends at the first Ctrl-C or SIGTERM, with the cause
+// errInterrupted. A second one ends the process.
 func interruptible(ctx context.Context) (_ context.Context, stop func()) {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)

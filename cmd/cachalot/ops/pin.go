@@ -96,7 +96,7 @@ pattern, as pin lists it. Pins from rules are removed in the configuration.`,
 				return err
 			}
 			if a.output.json() {
-				return nil // as the API, which answers with nothing
+				return nil // the API's response has no body
 			}
 			return say(cmd, "%s is no longer pinned", args[0])
 		}),

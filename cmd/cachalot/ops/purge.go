@@ -14,7 +14,7 @@ import (
 	"golang.org/x/term"
 )
 
-// purging is what purge was asked for.
+// purging has the flags of purge.
 type purging struct {
 	asking
 
@@ -60,7 +60,7 @@ remove, and asks. If standard input is not a terminal, give --yes or --dry-run.`
 	return cmd
 }
 
-// check reads the argument.
+// check sets and checks wanted, with the argument.
 func (p *purging) check(args []string) error {
 	w := &p.wanted
 	if len(args) == 0 {
@@ -94,7 +94,7 @@ func cutLast(s, sep string) (before, after string, found bool) {
 	return "", s, false
 }
 
-// large says that it is more than what was named.
+// large reports whether more than one image or digest is removed.
 func (p *purging) large() bool { return p.wanted.Image == "" && p.wanted.Digest == "" }
 
 func (p *purging) purge(cmd *cobra.Command, _ []string, c *client) error {
@@ -139,7 +139,7 @@ func (p *purging) send(ctx context.Context, c *client, wanted admin.PurgeRequest
 	return body, answer, err
 }
 
-// what is to go, in words.
+// what says in words what is to be removed.
 func (p *purging) what() string {
 	what := cmp.Or(p.wanted.Repository, p.wanted.Upstream, "the mirror")
 	switch {
@@ -153,7 +153,7 @@ func (p *purging) what() string {
 	return what
 }
 
-// ask shows what would go, and lets a person decide.
+// ask shows what would be removed, and asks for a confirmation.
 func (p *purging) ask(cmd *cobra.Command, c *client) (bool, error) {
 	wanted := p.wanted
 	wanted.DryRun = true
@@ -181,7 +181,7 @@ func isTerminal(cmd *cobra.Command) bool {
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
-// became is what the API calls what became of a blob, in words.
+// became returns the API's result for a blob, in words.
 func became(result string) string {
 	switch result {
 	case "unlinked":
@@ -194,7 +194,7 @@ func became(result string) string {
 	return result
 }
 
-// summary says what went, or would.
+// summary says what was removed, or would be.
 func summary(a admin.PurgeAnswer) string {
 	text := "removed"
 	if a.DryRun {

@@ -16,8 +16,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// safe is text as a terminal may have it: what is not printed, and could move the
-// cursor or turn the direction of writing, is escaped.
+// safe returns text that is safe for a terminal. It escapes characters that are not printable:
+// they could move the cursor, or change the direction of writing.
 func safe(s string) string {
 	if !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		return strings.ToValidUTF8(s, "\uFFFD")
@@ -33,7 +33,7 @@ func safe(s string) string {
 	return b.String()
 }
 
-// safeJSON escapes the same in JSON, which stays what it is.
+// safeJSON escapes the same characters in JSON, whose value stays the same.
 func safeJSON(body []byte) []byte {
 	b := make([]byte, 0, len(body))
 	for _, r := range string(body) {
@@ -50,7 +50,7 @@ func safeJSON(body []byte) []byte {
 	return b
 }
 
-// showJSON writes an answer as it is, but for white space.
+// showJSON writes a response; only its white space changes.
 func showJSON(w io.Writer, body []byte) error {
 	var b bytes.Buffer
 	if err := json.Indent(&b, bytes.TrimSpace(body), "", "  "); err != nil {
@@ -82,7 +82,7 @@ func (f *format) flag(cmd *cobra.Command) {
 	complete(cmd, "output", "table", "json")
 }
 
-// table lines columns up.
+// table aligns columns.
 type table struct{ w *tabwriter.Writer }
 
 func newTable(w io.Writer, columns ...string) *table {
@@ -97,7 +97,7 @@ func (t *table) line(cells []string) {
 	for len(cells) > 0 && cells[len(cells)-1] == "" {
 		cells = cells[:len(cells)-1] // no spaces at the end
 	}
-	_, _ = io.WriteString(t.w, strings.Join(cells, "\t")+"\n") // Flush says what failed
+	_, _ = io.WriteString(t.w, strings.Join(cells, "\t")+"\n") // Flush returns the error
 }
 
 func (t *table) row(cells ...any) {
@@ -138,7 +138,7 @@ func yes(is bool) string {
 	return "no"
 }
 
-// things is "1 blob", or "1,200 blobs".
+// things returns "1 blob", or "1,200 blobs".
 func things[N int | int64](n N, one string) string {
 	if n == 1 {
 		return "1 " + one
@@ -150,7 +150,7 @@ func things[N int | int64](n N, one string) string {
 	return humanize.Comma(int64(n)) + " " + plural
 }
 
-// short is a digest of which people see where it begins.
+// short returns the beginning of a digest, for people.
 func short[T ~string](d T) string {
 	algorithm, hex, ok := strings.Cut(string(d), ":")
 	if !ok || len(hex) <= 12 {

@@ -46,7 +46,7 @@ A hit is a request answered without its own download.`,
 	})
 }
 
-// upstreams are how the mirror's are, by name.
+// upstreams returns the states of the mirror's upstreams, by name.
 func (c *client) upstreams(ctx context.Context) (map[string]admin.UpstreamAnswer, error) {
 	body, err := c.get(ctx, "upstreams", nil)
 	if err != nil {
@@ -100,7 +100,7 @@ func stored(s admin.StorageStats) string {
 	return text
 }
 
-// saved is what no registry saw; none, while more was fetched than clients wanted.
+// saved says how many bytes were not fetched; none while more was fetched than served.
 func saved(t admin.TrafficStats) string {
 	if t.SavedBytes <= 0 {
 		return "none saved yet"
@@ -108,13 +108,13 @@ func saved(t admin.TrafficStats) string {
 	return fmt.Sprintf("%s (%s) saved", size(t.SavedBytes), percent(t.SavedBytes, t.ServedBytes))
 }
 
-// hits are answers that needed no download of their own, as the dashboard counts.
+// hits counts responses that needed no download of their own, as the dashboard does.
 func hits(t admin.TrafficStats) int64 {
 	return t.Results["hit"] + t.Results["revalidated"] + t.Results["collapsed"] + t.Results["stale"]
 }
 
-// quota is what is left of an upstream's rate limit, by account. Accounts without a
-// limit say nothing.
+// quota says what is left of an upstream's rate limit, by account. Accounts without a limit are
+// left out.
 func quota(u admin.UpstreamAnswer, now time.Time) string {
 	var left []string
 	for _, url := range u.URLs {

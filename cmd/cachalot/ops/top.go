@@ -15,7 +15,7 @@ import (
 	"golang.org/x/term"
 )
 
-// What a terminal is told (ECMA-48, and xterm's second screen).
+// Control sequences of a terminal (ECMA-48, and xterm's alternate screen).
 const (
 	enterScreen = "\x1b[?1049h\x1b[?25l"
 	leaveScreen = "\x1b[?25h\x1b[?1049l"
@@ -24,7 +24,7 @@ const (
 	clearBelow  = "\x1b[J"
 )
 
-// minInterval leaves the mirror some time for its clients.
+// minInterval leaves the mirror time for its clients.
 const minInterval = 500 * time.Millisecond
 
 func newTop() *cobra.Command {
@@ -64,7 +64,7 @@ an object of the API's stats, upstreams and fills.`,
 	return cmd
 }
 
-// looked is what the mirror says at one time.
+// looked is one sample of the mirror's state.
 type looked struct {
 	stats     admin.StatsAnswer
 	upstreams map[string]admin.UpstreamAnswer
@@ -110,7 +110,7 @@ func lookOnce(cmd *cobra.Command, c *client, asJSON bool) error {
 	return showJSON(cmd.OutOrStdout(), body)
 }
 
-// watch looks again and again until ctx ends, and leaves the terminal as it was.
+// watch draws a sample at each interval until ctx ends, and then restores the terminal.
 func watch(ctx context.Context, c *client, interval time.Duration, out *os.File) error {
 	now, err := look(ctx, c)
 	if err != nil {
@@ -119,7 +119,7 @@ func watch(ctx context.Context, c *client, interval time.Duration, out *os.File)
 	if _, err := io.WriteString(out, enterScreen); err != nil {
 		return err
 	}
-	defer func() { _, _ = io.WriteString(out, leaveScreen) }() // a terminal that is gone needs none
+	defer func() { _, _ = io.WriteString(out, leaveScreen) }() // fails only if the terminal is gone
 	again := time.NewTicker(interval)
 	defer again.Stop()
 	var before *looked
@@ -142,7 +142,7 @@ func watch(ctx context.Context, c *client, interval time.Duration, out *os.File)
 		case errors.Is(err, errInterrupted):
 			return nil
 		case err != nil:
-			trouble = err.Error() // it may come back
+			trouble = err.Error() // the mirror may answer again
 		default:
 			last := now
 			now, before, trouble = next, &last, ""
@@ -157,7 +157,7 @@ func ended(err error) error {
 	return err
 }
 
-// draw writes over what is there, so that nothing flickers.
+// draw overwrites the screen without clearing it first, so that it does not flicker.
 func draw(w io.Writer, frame []byte) error {
 	b := bytes.NewBufferString(toTop)
 	for i, line := range bytes.Split(bytes.TrimSuffix(frame, []byte("\n")), []byte("\n")) {
@@ -172,8 +172,8 @@ func draw(w io.Writer, frame []byte) error {
 	return err
 }
 
-// perSecond is how much a counter grew a second; "-" where nothing is known of
-// earlier, or it began anew.
+// perSecond returns how much a counter grew per second; "-" if there is no earlier sample, or
+// the counter was reset.
 func perSecond(now, before int64, took time.Duration, show func(int64) string) string {
 	if took <= 0 || now < before {
 		return "-"

@@ -7,8 +7,8 @@ import (
 	"github.com/cachalot-registry/cachalot/proxy/admin"
 )
 
-// Verify makes the mirror read every blob that it keeps, and returns what it found,
-// also along with an error. progress is called each second.
+// Verify makes the mirror check every stored blob. It returns what was found, also along with
+// an error. progress is called each second.
 func (m *Mirror) Verify(ctx context.Context, dryRun bool, progress func(done, all int64)) (at string, found admin.VerifyEvent, err error) {
 	c, err := m.client()
 	if err != nil {

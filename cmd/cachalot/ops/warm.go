@@ -17,7 +17,7 @@ import (
 // maxBatch bounds the names of one request, in bytes; the API takes twice as much.
 const maxBatch = 256 << 10
 
-// warming is what warm was asked for, and what has come of it.
+// warming has the flags of warm, and its progress.
 type warming struct {
 	asking
 
@@ -28,7 +28,7 @@ type warming struct {
 	bar  *Bar
 	all  int             // images
 	past admin.WarmEvent // of requests that have ended, and of images that were refused
-	now  admin.WarmEvent // of the one that runs
+	now  admin.WarmEvent // of the request that runs
 }
 
 func newWarm() *cobra.Command {
@@ -66,7 +66,7 @@ image could not be fetched.`,
 	return cmd
 }
 
-// names are those of the arguments and the file, each once.
+// names returns the names of the arguments and the file, each once.
 func (w *warming) names(cmd *cobra.Command, args []string) ([]string, error) {
 	names := args
 	if w.file != "" {
@@ -107,7 +107,7 @@ func (w *warming) warm(cmd *cobra.Command, args []string, c *client) error {
 	ctx, stop := interruptible(cmd.Context())
 	defer stop()
 	w.cmd, w.bar, w.all = cmd, NewBar(cmd.ErrOrStderr()), len(names)
-	w.bar.uneven = true // what is here already is done at once
+	w.bar.uneven = true // stored content is done at once
 	asked := false
 	for len(names) > 0 && err == nil {
 		var batch []string
@@ -119,7 +119,7 @@ func (w *warming) warm(cmd *cobra.Command, args []string, c *client) error {
 				err = problem
 				break
 			}
-			// The API refuses all for one name. The others are good.
+			// The API refuses the whole batch for one wrong name: send it without that.
 			if err = w.refused(batch[at], problem); err != nil {
 				break
 			}
@@ -152,7 +152,7 @@ func (w *warming) warm(cmd *cobra.Command, args []string, c *client) error {
 	return nil
 }
 
-// firstBatch is what goes into one request.
+// firstBatch returns the names of the next request, and the others.
 func firstBatch(names []string) (batch, rest []string) {
 	n, bytes := 0, 0
 	for n < len(names) && n < admin.MaxImages && (n == 0 || bytes+len(names[n]) < maxBatch) {
@@ -162,7 +162,8 @@ func firstBatch(names []string) (batch, rest []string) {
 	return slices.Clone(names[:n]), names[n:]
 }
 
-// refusedImage says which of a request's images the API takes no name of; -1: none.
+// refusedImage returns the index of the image whose name the API refused, and the reason; -1:
+// no name was refused.
 func refusedImage(err error, of int) (at int, _ error) {
 	p, ok := errors.AsType[*admin.Problem](err)
 	if !ok {
@@ -175,7 +176,7 @@ func refusedImage(err error, of int) (at int, _ error) {
 	return -1, err
 }
 
-// refused takes note of an image that is not asked for.
+// refused counts and prints an image whose name the API refused.
 func (w *warming) refused(name string, why error) error {
 	e := admin.WarmEvent{Event: "image", Image: name, Error: why.Error(), Images: 1, ImagesDone: 1, ImagesFailed: 1}
 	w.past.ImagesDone++
@@ -239,7 +240,7 @@ func (w *warming) request(ctx context.Context, c *client, batch []string) error 
 	return err
 }
 
-// image says what became of one.
+// image prints the result for one image.
 func (w *warming) image(e admin.WarmEvent) error {
 	w.bar.Clear()
 	if e.Error != "" {
@@ -252,7 +253,7 @@ func (w *warming) image(e admin.WarmEvent) error {
 	return say(w.cmd, "%s: %s%s, %s, of which %s fetched", e.Image, short(e.Digest), of, size(e.Size), size(e.Fetched))
 }
 
-// sum is of all requests so far.
+// sum adds up all requests so far.
 func (w *warming) sum() admin.WarmEvent {
 	return admin.WarmEvent{
 		ImagesDone: w.past.ImagesDone + w.now.ImagesDone, ImagesFailed: w.past.ImagesFailed + w.now.ImagesFailed,

@@ -6,16 +6,16 @@ import (
 	"sync"
 )
 
-// acceptQueue has connections that wait for a place. Its clients take turns: one that
-// opens thousands of connections waits for them, and not another one.
+// acceptQueue has the connections that wait for a place. Clients take turns: a client that
+// opens thousands of connections delays only its own.
 type acceptQueue struct {
 	ready chan struct{} // has a value for each connection
-	left  chan struct{} // has a value when there is room again
+	left  chan struct{} // has a value when the queue has room again
 
 	mu      sync.Mutex               // guards the fields below
 	turns   *list.List               // of *waiting: clients, the next first
 	clients map[string]*list.Element // of turns
-	len     int                      // of all clients' connections
+	len     int                      // the number of all clients' connections
 }
 
 // waiting are the connections of one client, at least one.
@@ -28,7 +28,7 @@ func newAcceptQueue(places int) *acceptQueue {
 	return &acceptQueue{ready: make(chan struct{}, places), left: make(chan struct{}, 1), turns: list.New(), clients: map[string]*list.Element{}}
 }
 
-// add reports whether there was room.
+// add adds a connection; false: the queue is full.
 func (q *acceptQueue) add(client string, c *net.TCPConn) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -43,12 +43,12 @@ func (q *acceptQueue) add(client string, c *net.TCPConn) bool {
 	w := e.Value.(*waiting)
 	w.conns = append(w.conns, c)
 	q.len++
-	q.ready <- struct{}{} // it holds as many
+	q.ready <- struct{}{} // never blocks: its capacity is the queue's
 	return true
 }
 
-// next is the first connection of the client whose turn it is; nil: none waits. It is
-// called for each value of ready.
+// next removes and returns the first connection of the client whose turn it is; nil: none
+// waits. It is called for each value of ready.
 func (q *acceptQueue) next() *net.TCPConn {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -64,8 +64,8 @@ func (q *acceptQueue) next() *net.TCPConn {
 	return c
 }
 
-// displace takes the last connection of the client with the most, if that has more than
-// another client would with one more; or else it returns nil.
+// displace removes and returns the last connection of the client with the most, if that has
+// more than the given client would have with one more; otherwise it returns nil.
 func (q *acceptQueue) displace(client string) *net.TCPConn {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -100,6 +100,6 @@ func (q *acceptQueue) shrunk(e *list.Element) {
 	q.len--
 	select {
 	case q.left <- struct{}{}:
-	default: // said already
+	default: // signaled already
 	}
 }

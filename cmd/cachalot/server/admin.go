@@ -8,10 +8,10 @@ import (
 	"github.com/cachalot-registry/cachalot/proxy/admin"
 )
 
-// adminConfig is for the listener at addr.
+// adminConfig returns the configuration of the admin listener at addr.
 func (m *mirror) adminConfig(addr net.Addr, version string) admin.Config {
 	tcp, ok := addr.(*net.TCPAddr)
-	cfg := m.cfg.Admin // fixed until the end, unlike m.cfg
+	cfg := m.cfg.Admin // a reload changes m.cfg, but not this part
 	hosts := slices.Clone(cfg.Hosts)
 	if host, _, err := net.SplitHostPort(cfg.Listen); err == nil && host != "" {
 		hosts = append(hosts, host)

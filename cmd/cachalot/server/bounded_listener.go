@@ -16,57 +16,59 @@ import (
 	"github.com/cachalot-registry/cachalot/task"
 )
 
-// boundedListener accepts a connection only while fewer than its limit are open.
-// Where as many are, it closes one that is idle, or has not yet sent a request, for
-// the next, but none whose bytes the server has yet to read: clients cannot keep others
-// out by doing nothing. Further ones wait for a place, their clients in turn; past the
-// queue's length they do so in the kernel's. The last share is for clients with less than
-// a share: others' connections are closed at once there, for each that they have idle.
+// boundedListener accepts a connection only while fewer than its limit are open. At the limit
+// it closes, for the next connection, one that is idle or has not yet sent a request, but none
+// with bytes that the server has yet to read: clients cannot keep others out by doing nothing.
+// If there is none, connections wait in acceptQueue and, when that is full, in the kernel's
+// queue. The last share of the places is for clients with less than a share: for a new
+// connection of another client it closes an idle one of the same client or, if there is none,
+// the new one.
 //
-// A server tells the listener by track what its connections do.
+// The server reports the states of its connections by track.
 type boundedListener struct {
 	*net.TCPListener
 	places  *bounds.Bulkhead
 	waiting *acceptQueue
 	begin   sync.Once                      // starts receive
-	failed  chan error                     // what receive has met
+	failed  chan error                     // errors of receive
 	closed  chan struct{}                  // ends receive
 	once    sync.Once                      // closes closed
-	full    func()                         // called when one has to wait for a place, or its client has too many
+	full    func()                         // called when a connection must wait, or its client has too many
 	freed   chan struct{}                  // has a value when a connection has become idle, or ended
-	trusted atomic.Pointer[[]netip.Prefix] // load balancers, whose connections are many clients'
+	trusted atomic.Pointer[[]netip.Prefix] // load balancers: their connections are of many clients
 
 	mu      sync.Mutex               // guards the fields below, and those of connections
-	open    map[*connection]struct{} // those with a place
-	resting int                      // how many of them nothing is done for
-	idle    *list.List               // connections between two requests, the longest so first
-	fresh   *list.List               // those without a request yet, in the order in which they came
+	open    map[*connection]struct{} // connections with a place
+	resting int                      // how many of them have no request in progress
+	idle    *list.List               // connections between two requests, the longest idle first
+	fresh   *list.List               // connections without a request so far, the oldest first
 }
 
-// connection is an accepted one: net/http sends files by its sendfile. It stays in its list
-// while it is at work, until one that rests is looked for there: a request costs a move.
+// connection is an accepted connection. net/http sends files by its sendfile. It stays in its
+// list while a request is in progress, until first removes it: so a request costs only one move
+// in the list.
 type connection struct {
 	*net.TCPConn
 
-	head   head // of the request that comes; used by Read alone, and by track between requests
-	sealed bool // it carries TLS, and its bytes are no head; set before it is read
+	head   head // of the next request; used by Read alone, and by track between requests
+	sealed bool // it carries TLS, so its bytes are not a head; set before the first Read
 	holder bounds.Holder
-	gone   bool          // it has no place any more
-	rests  bool          // nothing is done for it
-	in     *list.List    // nil: none
-	place  *list.Element // in there
-	since  time.Time     // when it came to rest without a request
+	gone   bool          // it no longer has a place
+	rests  bool          // no request is in progress
+	in     *list.List    // its list; nil: none
+	place  *list.Element // its element in that list
+	since  time.Time     // when the server accepted it
 }
 
 const (
-	// freshFor is how long a connection without a request is left alone.
+	// freshFor is how long a new connection may take to send a request before it may be closed.
 	freshFor = 100 * time.Millisecond
-	// lookEvery is how often one that waits for a place looks for it.
+	// lookEvery is how often wait looks for a free place.
 	lookEvery = 20 * time.Millisecond
-	// lookAt is how many connections are looked at for one that can be spared.
+	// lookAt is how many connections first looks at, to find one that can be closed.
 	lookAt = 256
-	// maxWaiting is how many connections wait in turn. The kernel keeps some 64 KiB for
-	// each, which its client may send ahead.
+	// maxWaiting is the length of acceptQueue. The kernel keeps some 64 KiB for each
+	// connection, which its client may send ahead.
 	maxWaiting = 512
 )
 
@@ -78,10 +80,10 @@ func newBoundedListener(l *net.TCPListener, limit int, share float64, full func(
 	}
 }
 
-// trust says which load balancers' connections are of many clients.
+// trust sets the load balancers, whose connections are of many clients.
 func (l *boundedListener) trust(proxies []netip.Prefix) { l.trusted.Store(&proxies) }
 
-// holder is whose place a connection takes.
+// holder returns the holder of a connection's place.
 func (l *boundedListener) holder(c net.Conn) bounds.Holder {
 	at, err := netip.ParseAddrPort(c.RemoteAddr().String())
 	if err != nil {
@@ -132,8 +134,8 @@ func (l *boundedListener) Accept() (net.Conn, error) {
 	}
 }
 
-// receive moves connections from the kernel's queue into that of clients, until the
-// listener is closed.
+// receive moves connections from the kernel's queue into acceptQueue, until the listener is
+// closed.
 func (l *boundedListener) receive() error {
 	for {
 		c, err := l.AcceptTCP()
@@ -142,12 +144,12 @@ func (l *boundedListener) receive() error {
 		case err == nil || errors.Is(err, net.ErrClosed):
 			return err
 		default:
-			l.fail(err) // there may be too few files for the moment
+			l.fail(err) // such as too many open files, which may pass
 		}
 	}
 }
 
-// fail tells Accept.
+// fail passes an error to Accept.
 func (l *boundedListener) fail(err error) {
 	select {
 	case l.failed <- err:
@@ -155,14 +157,15 @@ func (l *boundedListener) fail(err error) {
 	}
 }
 
-// queue has a connection wait for its turn; false: the listener is closed.
+// queue adds a connection to acceptQueue; false: the listener is closed.
 //
-// While places are taken by clients that say nothing, the one with the most loses its
-// last for another one. Where all are at work, they wait in the kernel's queue: none of
-// them is wrong to be here.
+// If acceptQueue is full, and an open connection has no request in progress, the client with
+// the most waiting connections loses its last one. Otherwise receive waits, and further
+// connections stay in the kernel's queue: if all open ones have requests in progress, no client
+// misuses its places.
 func (l *boundedListener) queue(c *net.TCPConn) bool {
 	client := l.holder(c).Client
-	if client == "" { // one of many clients
+	if client == "" { // behind a load balancer: one client for each connection
 		client = c.RemoteAddr().String()
 	}
 	for !l.waiting.add(client, c) {
@@ -183,14 +186,14 @@ func (l *boundedListener) queue(c *net.TCPConn) bool {
 	return true
 }
 
-// spares reports whether a connection does nothing.
+// spares reports whether an open connection has no request in progress.
 func (l *boundedListener) spares() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.resting > 0
 }
 
-// atWork are the connections for which something is done.
+// atWork returns the connections with a request in progress.
 func (l *boundedListener) atWork() []*net.TCPConn {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -203,8 +206,8 @@ func (l *boundedListener) atWork() []*net.TCPConn {
 	return working
 }
 
-// enter gives a connection a place, if need be that of an idle one of the same client;
-// nil: there is none.
+// enter gives a connection a place, if necessary that of an idle connection of the same client,
+// which it closes; nil: there is no place.
 func (l *boundedListener) enter(c *net.TCPConn) *connection {
 	holder := l.holder(c)
 	l.mu.Lock()
@@ -214,7 +217,7 @@ func (l *boundedListener) enter(c *net.TCPConn) *connection {
 		if spare == nil {
 			return nil
 		}
-		l.ends(spare) // and its place is the next one's
+		l.ends(spare) // the new connection takes its place
 		spare.hangUp()
 	}
 	entered := &connection{TCPConn: c, holder: holder}
@@ -222,8 +225,9 @@ func (l *boundedListener) enter(c *net.TCPConn) *connection {
 	return entered
 }
 
-// first is the first connection of a list that rests, can be closed, and is wanted, if
-// it is among the first that are looked at. Those at work leave the list. l.mu is held.
+// first returns the first connection of a list that is wanted, has no request in progress and
+// no unread bytes; nil: there is none among the first that it looks at. It removes connections
+// with a request in progress from the list. l.mu is held.
 func (l *boundedListener) first(in *list.List, wanted func(*connection) bool) *connection {
 	looked := 0
 	for e := in.Front(); e != nil && looked < lookAt; {
@@ -241,8 +245,8 @@ func (l *boundedListener) first(in *list.List, wanted func(*connection) bool) *c
 	return nil
 }
 
-// unread is whether something waits to be read from a connection: its request has come,
-// and the server has not had the time to look.
+// unread reports whether a connection has bytes that the server has not read yet, such as a new
+// request.
 func unread(c *net.TCPConn) bool {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -277,8 +281,8 @@ func (l *boundedListener) wait() bool {
 	}
 }
 
-// drop closes the connection that can be spared best, if there is one. Its server
-// notices, and gives its place back.
+// drop closes the connection that has been idle for longest; if there is none, the oldest one
+// without a request. The server notices, and gives its place back.
 func (l *boundedListener) drop() {
 	l.mu.Lock()
 	c := l.first(l.idle, func(*connection) bool { return true })
@@ -303,10 +307,10 @@ func (c *connection) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// hangUp closes a connection without a goodbye, which TLS would wait for.
-func (c *connection) hangUp() { _ = c.Close() } // its server closes it again
+// hangUp closes a connection without the close message of TLS, for which it would have to wait.
+func (c *connection) hangUp() { _ = c.Close() } // the server closes it again
 
-// connectionOf is the accepted connection that a server has, TLS or not.
+// connectionOf returns the accepted connection below that of a server, which may be TLS.
 func connectionOf(c net.Conn) *connection {
 	for {
 		switch below := c.(type) {
@@ -320,7 +324,7 @@ func connectionOf(c net.Conn) *connection {
 	}
 }
 
-// leave takes a connection out of its list. l.mu is held.
+// leave removes a connection from its list. l.mu is held.
 func (l *boundedListener) leave(c *connection) {
 	if c.in != nil {
 		c.in.Remove(c.place)
@@ -329,14 +333,14 @@ func (l *boundedListener) leave(c *connection) {
 	l.work(c)
 }
 
-// ends forgets a connection. l.mu is held.
+// ends removes a connection that has ended. l.mu is held.
 func (l *boundedListener) ends(c *connection) {
 	l.leave(c)
 	delete(l.open, c)
 	c.gone = true
 }
 
-// work: something is done for a connection. l.mu is held.
+// work records that a connection has a request in progress. l.mu is held.
 func (l *boundedListener) work(c *connection) {
 	if c.rests {
 		c.rests = false
@@ -344,7 +348,8 @@ func (l *boundedListener) work(c *connection) {
 	}
 }
 
-// rest: nothing is done for a connection. It is the last of a list then. l.mu is held.
+// rest records that a connection has no request in progress, and makes it the last of a list.
+// l.mu is held.
 func (l *boundedListener) rest(c *connection, in *list.List) {
 	if c.in == in {
 		in.MoveToBack(c.place)
@@ -370,7 +375,7 @@ func (l *boundedListener) track(conn net.Conn, state http.ConnState) {
 		case http.StateActive:
 			l.work(c)
 		case http.StateIdle:
-			c.head = head{} // nothing reads now
+			c.head = head{} // no Read runs now
 			l.rest(c, l.idle)
 		case http.StateClosed, http.StateHijacked:
 			l.ends(c)
@@ -383,13 +388,13 @@ func (l *boundedListener) track(conn net.Conn, state http.ConnState) {
 	}
 	select {
 	case l.freed <- struct{}{}:
-	default: // said already
+	default: // signaled already
 	}
 }
 
 func (l *boundedListener) Close() error {
 	l.once.Do(func() { close(l.closed) })
-	if err := l.TCPListener.Close(); !errors.Is(err, net.ErrClosed) { // its server may have been first
+	if err := l.TCPListener.Close(); !errors.Is(err, net.ErrClosed) { // the server may have closed it before
 		return err
 	}
 	return nil

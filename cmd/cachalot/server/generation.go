@@ -17,15 +17,15 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// generation is what one reading of the configuration made. A reload makes the
-// next one, around the same store and metrics.
+// generation is what was created from one load of the configuration. A reload creates the next
+// one, with the same store and metrics.
 type generation struct {
 	proxy      *proxy.Proxy
 	registries []*upstream.Registry
-	requests   sync.WaitGroup // those that this generation answers
+	requests   sync.WaitGroup // requests in progress in this generation
 }
 
-// foundation is what outlives generations.
+// foundation is what all generations share.
 type foundation struct {
 	store           *storage.Store
 	proxyMetrics    *proxy.Metrics
@@ -62,7 +62,7 @@ func (f foundation) newGeneration(c config.Config) (*generation, error) {
 	return g, nil
 }
 
-// close waits for the requests to end. There must come no new ones.
+// close waits for the requests of the generation to end. No new ones may come.
 func (g *generation) close() {
 	g.requests.Wait()
 	g.proxy.Close()
@@ -77,8 +77,8 @@ func (g *generation) closeRegistries() {
 
 // current is the generation that answers requests. It is an http.Handler.
 type current struct {
-	mu  sync.RWMutex // guards gen, and that a request is counted before its generation is replaced
-	gen *generation  // nil once the process ends
+	mu  sync.RWMutex // guards gen; a request is counted under it, before its generation can be replaced
+	gen *generation  // nil while the process ends
 }
 
 func (c *current) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -91,8 +91,8 @@ func (c *current) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p.ServeHTTP(w, r)
 }
 
-// use returns the generation's proxy, which stays open until done; nil once the
-// process ends.
+// use returns the proxy of the current generation, which stays open until done is called; nil
+// while the process ends.
 func (c *current) use() (p *proxy.Proxy, done func()) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
@@ -104,8 +104,8 @@ func (c *current) use() (p *proxy.Proxy, done func()) {
 	return g.proxy, g.requests.Done
 }
 
-// swap makes next the one that answers, and returns the one before, which gets
-// no new requests.
+// swap makes next the current generation. It returns the former one, which gets no new
+// requests.
 func (c *current) swap(next *generation) *generation {
 	c.mu.Lock()
 	defer c.mu.Unlock()

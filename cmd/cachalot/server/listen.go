@@ -14,14 +14,14 @@ import (
 	"github.com/cachalot-registry/cachalot/task"
 )
 
-// listen opens a TCP listener for the address of key. It says what to do where
-// the address cannot be had.
+// listen opens a TCP listener for the address of a configuration key. Its errors say what to
+// do.
 func listen(ctx context.Context, address, key string) (*net.TCPListener, error) {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", address)
 	switch {
 	case err == nil:
-		return l.(*net.TCPListener), nil // as of tcp
+		return l.(*net.TCPListener), nil // always, for tcp
 	case errors.Is(err, syscall.EADDRINUSE):
 		return nil, fmt.Errorf("%w; stop the process that has this address, or set %s to another one", err, key)
 	case errors.Is(err, syscall.EACCES):
@@ -31,8 +31,9 @@ func listen(ctx context.Context, address, key string) (*net.TCPListener, error) 
 	}
 }
 
-// newServer serves what l accepts. It has no write timeout, for a slow client may
-// take hours over a large blob; stuckClients ends those that take nothing.
+// newServer returns a server for the connections of l. It has no write timeout, because a slow
+// client may take hours for a large blob; stuckClients closes connections of clients that read
+// nothing.
 func newServer(h http.Handler, l *boundedListener, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           withBoundary(withoutBody(h)),
@@ -53,8 +54,8 @@ const (
 	bodyTime = 30 * time.Second
 )
 
-// withoutBody refuses a body where none is wanted, and gives others little time: a
-// client that announces one and does not send it would hold its connection without limit.
+// withoutBody refuses a body of GET and HEAD, and limits the time for other bodies: a client
+// that announces a body and does not send it would hold its connection without limit.
 func withoutBody(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ContentLength != 0 {
@@ -71,9 +72,9 @@ func withoutBody(h http.Handler) http.Handler {
 	})
 }
 
-// withBoundary is h with a boundary of its own: net/http has one, but neither counts what
-// it catches nor logs it as the rest is logged. What panics has begun its answer, or
-// answers no more.
+// withBoundary recovers a panic of h, reports it, and ends the connection. net/http recovers
+// panics too, but does not count them, and logs them in a format of its own. There is no error
+// response: the response may have begun.
 func withBoundary(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer func() {
@@ -82,7 +83,7 @@ func withBoundary(h http.Handler) http.Handler {
 			case http.ErrAbortHandler:
 				panic(value)
 			default:
-				_ = task.Recovered("request", value) // it is reported
+				_ = task.Recovered("request", value) // Recovered reports it
 				panic(http.ErrAbortHandler)
 			}
 		}()
@@ -90,8 +91,8 @@ func withBoundary(h http.Handler) http.Handler {
 	})
 }
 
-// mirrorURLs are the URL to give to a dockerd on this host and, where the
-// listener has other addresses too, one for other hosts: for a log line.
+// mirrorURLs returns, for a log line, the URL for a dockerd on this host and, if the listener
+// has all addresses, one for other hosts.
 func mirrorURLs(addr net.Addr, scheme string) []any {
 	tcp, ok := addr.(*net.TCPAddr)
 	if !ok || !tcp.IP.IsUnspecified() {
@@ -105,8 +106,7 @@ func mirrorURLs(addr net.Addr, scheme string) []any {
 	return urls
 }
 
-// hostAddress is the host's first address that others may reach, IPv4 before
-// IPv6, or nil.
+// hostAddress returns the host's first address that others may reach, IPv4 before IPv6, or nil.
 func hostAddress() net.IP {
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {

@@ -11,8 +11,8 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// newLogger writes to w in the configured format, from level on. The level may
-// be moved while it is in use.
+// newLogger returns a logger that writes to w in the configured format, from level on. The
+// level may change while it is in use.
 func newLogger(w io.Writer, format string, level *slog.LevelVar) *slog.Logger {
 	opts := &slog.HandlerOptions{Level: level}
 	if format == "json" {
@@ -21,8 +21,8 @@ func newLogger(w io.Writer, format string, level *slog.LevelVar) *slog.Logger {
 	return slog.New(attributed{slog.NewTextHandler(w, opts)})
 }
 
-// attributed says in a line which client's request it is because of, where that
-// is known.
+// attributed adds the ids of the client's request and its trace to a line, if the context has
+// them.
 type attributed struct{ slog.Handler }
 
 func (h attributed) Handle(ctx context.Context, line slog.Record) error {
@@ -41,7 +41,7 @@ func (h attributed) WithAttrs(attrs []slog.Attr) slog.Handler {
 
 func (h attributed) WithGroup(name string) slog.Handler { return attributed{h.Handler.WithGroup(name)} }
 
-// setLevel moves level to the one named in a checked configuration.
+// setLevel sets level to the one named in a checked configuration.
 func setLevel(level *slog.LevelVar, name string) error {
 	var l slog.Level
 	if err := l.UnmarshalText([]byte(name)); err != nil {

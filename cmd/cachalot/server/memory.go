@@ -13,18 +13,18 @@ import (
 )
 
 const (
-	// cgroupShare of a cgroup's memory is the runtime's limit, where GOMEMLIMIT sets none:
-	// what the kernel counts besides, such as buffers of sockets, has the rest.
+	// cgroupShare of a cgroup's memory is the Go runtime's limit, unless GOMEMLIMIT sets one.
+	// The rest is for memory that only the kernel counts, such as socket buffers.
 	cgroupShare = 0.9
-	// budgetPart of the limit is for content that is held in memory. Connections, downloads
-	// and the index have the others.
+	// budgetPart divides the limit: one part is for content that is held in memory.
+	// Connections, downloads and the index have the others.
 	budgetPart = 4
-	// leastBudget is for what no mirror can do without.
+	// leastBudget is the least budget that a mirror works with.
 	leastBudget = 16 << 20
 )
 
-// newMemory makes the budget for manifests and lists of the memory that the process may
-// have: GOMEMLIMIT, or most of its cgroup's, or the machine's.
+// newMemory returns the budget for manifests and lists. It is part of the process's memory
+// limit: GOMEMLIMIT, or most of its cgroup's memory, or the machine's.
 func newMemory(share float64, log *slog.Logger) (*bounds.Memory, error) {
 	_, err := memlimit.Set(memlimit.WithRatio(cgroupShare), memlimit.WithProvider(memlimit.FromCgroup))
 	if err != nil && !errors.Is(err, memlimit.ErrNoLimit) && !errors.Is(err, memlimit.ErrNoCgroup) && !errors.Is(err, memlimit.ErrCgroupsNotSupported) {

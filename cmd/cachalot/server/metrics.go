@@ -13,7 +13,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// metrics holds every package's, and those of the process itself.
+// metrics holds the metrics of every package and of the process itself.
 type metrics struct {
 	registry *prometheus.Registry
 	storage  *storage.Metrics
@@ -23,8 +23,8 @@ type metrics struct {
 	panics   prometheus.Counter
 }
 
-// newMetrics registers all metrics; open counts the clients' connections, of which
-// there may be limit.
+// newMetrics registers all metrics. open counts the clients' connections; limit is their
+// maximum.
 func newMetrics(b Build, memory *bounds.Memory, open func() float64, limit int) *metrics {
 	registry := prometheus.NewRegistry()
 	prefixed := prometheus.WrapRegistererWithPrefix("cachalot_", registry)

@@ -12,9 +12,9 @@ import (
 	"github.com/cachalot-registry/cachalot/task"
 )
 
-// reload reads the configuration again and puts into effect what can be: the
-// log level, send_timeout, shutdown_timeout, and all that a generation is made of. A file
-// with a mistake changes nothing.
+// reload loads the configuration again, and applies what can change at run time: the log level,
+// send_timeout, shutdown_timeout, and all that a generation is made of. A file with a problem
+// changes nothing.
 func (m *mirror) reload() {
 	if m.file == "" {
 		m.log.Warn("no configuration file to reload; start with --config FILE to have one")
@@ -62,9 +62,9 @@ func (m *mirror) tryReload() error {
 	return nil
 }
 
-// loses is an error where next lacks what a file that is empty, or was cut while it was
-// written, would lack: what is in effect is worth more than that. A restart takes
-// the file for what it is.
+// loses returns an error if the file is empty, or if the built-in upstreams would replace
+// configured ones: the file may have been cut off while it was written. A restart accepts such
+// a file.
 func (m *mirror) loses(next config.Config) error {
 	data, err := os.ReadFile(m.file)
 	if err != nil {
@@ -85,8 +85,8 @@ func (m *mirror) loses(next config.Config) error {
 	return nil
 }
 
-// keepFixed names the keys of next that only a restart can put into effect, and
-// sets them back to what is in effect.
+// keepFixed logs the changed keys of next that need a restart, and sets them back to the values
+// in effect.
 func (m *mirror) keepFixed(next *config.Config) {
 	var changed []string
 	if next.Listen != m.cfg.Listen {

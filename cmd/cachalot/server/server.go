@@ -51,22 +51,21 @@ type mirror struct {
 	stuck    *stuckClients
 	admin    *http.Server
 	pins     *admin.Pins
-	endLong  context.CancelFunc // ends what goes on in the admin API
+	endLong  context.CancelFunc // ends long requests of the admin API
 	current  current
 	draining atomic.Bool
-	retiring sync.WaitGroup // generations that were replaced
+	retiring sync.WaitGroup // replaced generations, until they are closed
 }
 
-// Build says which cachalot this is.
+// Build is the version of this cachalot.
 type Build struct {
 	Version  string // of the module, or "devel"
 	Revision string // of the source, or "unknown"
 }
 
-// Run runs the mirror that a configuration file says, or the built-in one where file is "".
-// It logs to stderr. It goes on until ctx ends, a signal says so, or a listener fails, and
-// returns nil after an orderly end. SIGHUP has it read the file again, any other signal ends
-// it, and a second one does so at once.
+// Run runs the mirror with a configuration file, or with the defaults if file is "". It logs to
+// stderr. It ends when ctx ends, a signal other than SIGHUP comes, or a listener fails, and
+// returns nil after an orderly end. SIGHUP reloads the file. A second signal ends it at once.
 func Run(ctx context.Context, file string, b Build, signals <-chan os.Signal, stderr io.Writer) error {
 	cfg, err := config.Load(file, os.LookupEnv)
 	if err != nil {
@@ -79,12 +78,12 @@ func Run(ctx context.Context, file string, b Build, signals <-chan os.Signal, st
 	m.log = newLogger(stderr, cfg.Log.Format, m.level)
 	m.warnOfFewDescriptors()
 
-	// The addresses first: a second cachalot must not get as far as the cache.
+	// Listen first: a second cachalot must fail before it opens the cache.
 	l, err := listen(ctx, cfg.Listen, "listen")
 	if err != nil {
 		return err
 	}
-	defer func() { _ = l.Close() }() // the server has
+	defer func() { _ = l.Close() }() // the server has closed it
 	adminListener, err := listen(ctx, cfg.Admin.Listen, "admin.listen")
 	if err != nil {
 		return err
@@ -189,7 +188,7 @@ func (m *mirror) openStore() (folder string, err error) {
 	case errors.Is(err, os.ErrPermission), errors.Is(err, syscall.EROFS):
 		wanted := m.cfg.Storage.Path
 		if wanted == "" {
-			wanted = config.SystemStoragePath // what was tried is where it fell back to
+			wanted = config.SystemStoragePath // the folder that was tried is the fallback
 		}
 		err = fmt.Errorf("open the cache: %w; give this user the folder %s, or set storage.path to another one", err, wanted)
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
@@ -200,7 +199,7 @@ func (m *mirror) openStore() (folder string, err error) {
 	return cfg.Path, err
 }
 
-// ready is what /readyz asks.
+// ready returns the error for /readyz.
 func (m *mirror) ready() error {
 	if m.draining.Load() {
 		return errors.New("shutting down")
@@ -218,7 +217,7 @@ func (m *mirror) stop(signals <-chan os.Signal) error {
 			return err
 		case s := <-signals:
 			if s != syscall.SIGHUP {
-				return errStoppedAtOnce // what is on disk is whole at any moment
+				return errStoppedAtOnce // files on disk are consistent at any moment
 			}
 		}
 	}
@@ -231,7 +230,7 @@ func (m *mirror) drain() error {
 	defer cancel()
 	if err := m.main.Shutdown(ctx); err != nil {
 		m.log.Warn("responses still running after shutdown_timeout are cut off", "error", err)
-		_ = m.main.Close() // the listener is closed already, and a connection has nothing to say
+		_ = m.main.Close() // the listener is closed already, and errors of connections do not matter
 	}
 	m.current.swap(nil).close()
 	m.retiring.Wait()
@@ -263,15 +262,16 @@ func (m *mirror) warnOfFullListener() func() {
 	}
 }
 
-// warnOfFewDescriptors compares the limit on open files, which the runtime has
-// raised as far as it may, with what the configuration allows.
+// warnOfFewDescriptors warns if the limit on open files, which the runtime has raised as far as
+// it may, is too low for the configuration.
 func (m *mirror) warnOfFewDescriptors() {
 	const others = 512 // the index, connections to upstreams, listeners
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return
 	}
-	// A client's connection and its blob; a download's file and connection.
+	// Two for each client: its connection and its blob. Two for each download: file and
+	// connection.
 	wanted := uint64(2*m.cfg.MaxConnections + 2*m.cfg.Storage.MaxFills + others)
 	if limit.Cur < wanted {
 		m.log.Warn("the limit on open files is low for max_connections; raise it (ulimit -n), or lower max_connections",

@@ -10,36 +10,36 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stuckClients cuts off clients that take nothing of their answer: without that
-// they would hold their places among max_connections without an end.
+// stuckClients closes connections of clients that read nothing of their response. Otherwise
+// they would hold their places in max_connections without limit.
 //
-// It asks the kernel what each client has acknowledged (TCP_INFO) and leaves the
-// connections as they are. A write deadline would have to be moved during
-// sendfile, which sends a file in one call. TCP_USER_TIMEOUT cuts off slow
-// clients too: small windows that a client opens do not count for it.
+// It gets from the kernel what each client has acknowledged (TCP_INFO), and changes no setting
+// of a connection. A write deadline would have to be moved during sendfile, which sends a file
+// in one call. TCP_USER_TIMEOUT closes connections of slow clients too: small windows that a
+// client opens do not count for it.
 type stuckClients struct {
-	limit  atomic.Int64 // a time.Duration; 0: none is cut off
+	limit  atomic.Int64 // a time.Duration; 0: none is closed
 	atWork func() []*net.TCPConn
 	log    *slog.Logger
 
-	seen map[*net.TCPConn]taken // at the last look; look's own
+	seen map[*net.TCPConn]taken // at the last look; used by look alone
 }
 
-// taken is what a client has acknowledged, and since when no more.
+// taken is how much a client has acknowledged, and since when it has not acknowledged more.
 type taken struct {
 	bytes uint64
 	since time.Time // zero: nothing waits for it
 }
 
-// newStuckClients looks at the connections for which atWork says that something is done.
+// newStuckClients checks the connections that atWork returns: those with a request in progress.
 func newStuckClients(limit time.Duration, atWork func() []*net.TCPConn, log *slog.Logger) *stuckClients {
 	s := &stuckClients{atWork: atWork, log: log}
 	s.limit.Store(int64(limit))
 	return s
 }
 
-// run looks at all connections every ten seconds, or four times within a shorter
-// limit, until ctx ends. A reload may bring another limit at any time.
+// run looks at the connections every ten seconds, or four times within a shorter limit but at
+// most once a second, until ctx ends. A reload may change the limit at any time.
 func (s *stuckClients) run(ctx context.Context) {
 	for {
 		every := 10 * time.Second
@@ -57,12 +57,12 @@ func (s *stuckClients) run(ctx context.Context) {
 	}
 }
 
-// look closes connections of clients that have acknowledged nothing for the limit, while something
-// waits to be.
+// look closes a connection if data waits for its client, and the client has acknowledged
+// nothing for the limit.
 func (s *stuckClients) look(now time.Time) {
 	limit := time.Duration(s.limit.Load())
 	if limit == 0 {
-		s.seen = nil // what is seen once there is a limit counts from then
+		s.seen = nil // a later limit counts from its first look
 		return
 	}
 	seen := map[*net.TCPConn]taken{}
@@ -70,21 +70,21 @@ func (s *stuckClients) look(now time.Time) {
 		bytes, waiting, err := acknowledged(tcp)
 		before := s.seen[tcp]
 		switch {
-		case err != nil || !waiting: // it is closed, or has all
+		case err != nil || !waiting: // it is closed, or the client has acknowledged all
 		case before.since.IsZero() || bytes != before.bytes:
 			seen[tcp] = taken{bytes, now}
 		case now.Sub(before.since) < limit:
 			seen[tcp] = before
 		default:
 			s.log.Info("client read nothing; closing the connection", "client", tcp.RemoteAddr().String(), "seconds", now.Sub(before.since).Seconds())
-			_ = tcp.SetLinger(0) // nor shall the kernel keep what it does not take
-			_ = tcp.Close()      // the handler's write fails, and closes it again
+			_ = tcp.SetLinger(0) // the kernel drops what the client does not read
+			_ = tcp.Close()      // the handler's write fails, and the server closes it again
 		}
 	}
 	s.seen = seen
 }
 
-// acknowledged says how much a peer has got so far, and whether more waits.
+// acknowledged returns how many bytes a peer has acknowledged, and whether more wait.
 func acknowledged(c *net.TCPConn) (bytes uint64, waiting bool, err error) {
 	raw, err := c.SyscallConn()
 	if err != nil {

@@ -15,25 +15,25 @@ import (
 	"github.com/cachalot-registry/cachalot/cmd/cachalot/config"
 )
 
-// certificate is the listener's, as its files have it. Whoever renews it need
-// not tell: the files are looked at now and then.
+// certificate is the listener's, from its files. A renewal needs no reload: the files are
+// checked now and then.
 type certificate struct {
 	cfg config.TLS
 	log *slog.Logger
 
 	mu     sync.Mutex // guards the fields below
 	pair   *tls.Certificate
-	files  [2]fileState // that pair was made of
+	files  [2]fileState // the state of the files that pair was read from
 	looked time.Time
 }
 
-// fileState tells a file from what it was.
+// fileState shows whether a file has changed.
 type fileState struct {
 	changed time.Time
 	size    int64
 }
 
-// lookAgain is how often a handshake looks at the files.
+// lookAgain is how long a handshake does not check the files again.
 const lookAgain = 10 * time.Second
 
 // newCertificate reads the files.
@@ -60,7 +60,7 @@ func (c *certificate) state() (files [2]fileState, err error) {
 	return files, nil
 }
 
-// load reads the pair from the files as they were.
+// load reads the pair; files is their state before.
 func (c *certificate) load(files [2]fileState) error {
 	pair, err := c.cfg.Pair()
 	if err != nil {
@@ -70,7 +70,7 @@ func (c *certificate) load(files [2]fileState) error {
 	return nil
 }
 
-// get is what a handshake asks. Files that have become wrong change nothing:
+// get returns the certificate for a handshake. Files that have become invalid change nothing:
 // they may be half written.
 func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	c.mu.Lock()
@@ -94,8 +94,8 @@ func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return c.pair, nil
 }
 
-// tlsListener speaks TLS with whom it accepts. HTTP/1.1 alone: over HTTP/2 all of
-// a client's blobs would share a connection, at twice the cost.
+// tlsListener accepts TLS connections. They have HTTP/1.1 only: with HTTP/2, all blobs of a
+// client would share a connection, at twice the cost.
 type tlsListener struct {
 	net.Listener
 	config *tls.Config
@@ -106,7 +106,7 @@ type tlsListener struct {
 func newTLSListener(l net.Listener, c *certificate) *tlsListener {
 	return &tlsListener{Listener: l, log: c.log, bulk: newBulk(), config: &tls.Config{
 		MinVersion: tls.VersionTLS12, GetCertificate: c.get, NextProtos: []string{"http/1.1"},
-		DynamicRecordSizingDisabled: true, // a blob's records are full from the first on
+		DynamicRecordSizingDisabled: true, // a blob's records have the full size from the first on
 	}}
 }
 
@@ -131,7 +131,7 @@ type tlsConn struct {
 	wire     *wire
 	listener *tlsListener
 	greeted  bool                // the handshake has been tried; owned by the reader
-	state    tls.ConnectionState // after it
+	state    tls.ConnectionState // after the handshake
 }
 
 var _ io.ReaderFrom = (*tlsConn)(nil)
@@ -153,7 +153,7 @@ func (c *tlsConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// explain tells why there is no TLS: to the log, and to who speaks HTTP.
+// explain logs why the handshake failed, and answers a client that sent HTTP.
 func (c *tlsConn) explain(err error) {
 	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) {
 		return // a probe, or a client that disconnected
@@ -163,7 +163,7 @@ func (c *tlsConn) explain(err error) {
 		switch string(record.RecordHeader[:]) {
 		case "GET /", "HEAD ":
 			_, _ = io.WriteString(record.Conn, "HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\n\r\n"+
-				"This mirror speaks TLS: write https:// before its name.\n") // who has left needs no telling
+				"This mirror speaks TLS: write https:// before its name.\n") // the client may have left
 		}
 	}
 }
@@ -201,11 +201,11 @@ func (c *tlsConn) ReadFrom(src io.Reader) (n int64, err error) {
 type wire struct {
 	net.Conn
 
-	mu   sync.Mutex // guards held; TLS may have something to say at any time
+	mu   sync.Mutex // guards held; TLS may write at any time
 	held []byte     // nil: nothing is held
 }
 
-// NetConn is what it sends to.
+// NetConn returns the connection that it writes to.
 func (w *wire) NetConn() net.Conn { return w.Conn }
 
 func (w *wire) Write(p []byte) (int, error) {
@@ -218,14 +218,14 @@ func (w *wire) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// hold has records gathered in buf.
+// hold makes Write gather records in buf.
 func (w *wire) hold(buf []byte) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.held = buf
 }
 
-// letGo sends what is held still, and holds nothing any more.
+// letGo sends what is still held. After it, Write holds nothing.
 func (w *wire) letGo() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -251,14 +251,14 @@ func (w *wire) sendLocked() error {
 }
 
 const (
-	// bulkSize is read and encrypted at a time.
+	// bulkSize bytes are read and encrypted at a time.
 	bulkSize = 128 << 10
-	// maxBulk bounds the responses that may have so much memory; others have a
-	// quarter of it, and take longer.
+	// maxBulk bounds the responses with buffers of that size; others have a quarter of it, and
+	// take longer.
 	maxBulk = 64
 )
 
-// bulk is memory for responses.
+// bulk has the buffers for responses.
 type bulk struct {
 	places chan struct{} // one is held by each response
 	pool   sync.Pool
@@ -266,14 +266,14 @@ type bulk struct {
 
 type bulkBuffers struct {
 	content [bulkSize]byte
-	records [bulkSize + bulkSize/16]byte // a record of 16 KiB has less than 1 KiB of its own
+	records [bulkSize + bulkSize/16]byte // a record of 16 KiB has less than 1 KiB of overhead
 }
 
 func newBulk() *bulk {
 	return &bulk{places: make(chan struct{}, maxBulk), pool: sync.Pool{New: func() any { return new(bulkBuffers) }}}
 }
 
-// take returns nil where there are none left.
+// take returns buffers; nil: none are left.
 func (b *bulk) take() *bulkBuffers {
 	select {
 	case b.places <- struct{}{}:
@@ -291,8 +291,8 @@ func (b *bulk) give(buffers *bulkBuffers) {
 // connKey is the context key of a request's connection.
 type connKey struct{}
 
-// overTLS has the server's requests say that they came over TLS, which net/http
-// cannot see.
+// overTLS sets the TLS field of the server's requests: net/http cannot see that they came over
+// TLS.
 func overTLS(s *http.Server) {
 	h := s.Handler
 	s.ConnContext = func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) }

@@ -25,9 +25,9 @@ type tracing struct {
 	exporter sdktrace.SpanExporter
 }
 
-// newTracing returns nil where neither the configuration nor the environment
-// names a collector. Of OpenTelemetry's variables the SDK reads the rest: headers,
-// certificates, resource attributes, sampler.
+// newTracing returns nil if neither the configuration nor the environment names a collector.
+// The SDK itself reads the other variables of OpenTelemetry: headers, certificates, resource
+// attributes, sampler.
 func newTracing(ctx context.Context, cfg config.Tracing, b Build, lookup func(string) (string, bool), log *slog.Logger) (*tracing, error) {
 	env := func(name string) string {
 		v, _ := lookup(name)
@@ -42,7 +42,7 @@ func newTracing(ctx context.Context, cfg config.Tracing, b Build, lookup func(st
 			log.Warn("traces are sent as http/protobuf; give the collector's port for that, usually 4318", "variable", name, "value", v)
 		}
 	}
-	otel.SetLogger(logr.Discard()) // it repeats variables it cannot read, which hold secrets
+	otel.SetLogger(logr.Discard()) // it logs variables that it cannot read, and they hold secrets
 	options := []otlptracehttp.Option{otlptracehttp.WithRetry(otlptracehttp.RetryConfig{
 		Enabled: true, InitialInterval: time.Second, MaxInterval: 5 * time.Second, MaxElapsedTime: 30 * time.Second,
 	})}
@@ -59,10 +59,10 @@ func newTracing(ctx context.Context, cfg config.Tracing, b Build, lookup func(st
 		log.Warn("OTEL_RESOURCE_ATTRIBUTES is not sent in full to the collector")
 	}
 	limits := sdktrace.NewSpanLimits()
-	limits.AttributeValueLengthLimit = 1024 // errors have any length
+	limits.AttributeValueLengthLimit = 1024 // errors may be long
 	t := &tracing{exporter: &reporting{SpanExporter: exporter, log: log}}
 	settings := []sdktrace.TracerProviderOption{
-		sdktrace.WithBatcher(t.exporter), // drops what it has no room for: 2048 spans
+		sdktrace.WithBatcher(t.exporter), // queues 2048 spans, and drops more
 		sdktrace.WithResource(described), sdktrace.WithRawSpanLimits(limits),
 	}
 	if env("OTEL_TRACES_SAMPLER") == "" {
@@ -72,11 +72,11 @@ func newTracing(ctx context.Context, cfg config.Tracing, b Build, lookup func(st
 	return t, nil
 }
 
-// tracesURL is where a collector takes traces (OTLP specification, "OTLP/HTTP
-// Request"): at /v1/traces, which need not be written.
+// tracesURL returns the URL for traces (OTLP specification, "OTLP/HTTP Request"). It adds
+// /v1/traces if endpoint does not have it.
 func tracesURL(endpoint string) string {
 	u, err := url.Parse(endpoint)
-	if err != nil || strings.HasSuffix(u.Path, "/v1/traces") { // validate has said so
+	if err != nil || strings.HasSuffix(u.Path, "/v1/traces") { // validate refuses a wrong URL
 		return endpoint
 	}
 	return u.JoinPath("v1/traces").String()
@@ -89,7 +89,7 @@ func (t *tracing) tracer() trace.Tracer {
 	return t.provider.Tracer("github.com/cachalot-registry/cachalot")
 }
 
-// close sends what is left, as long as ctx, and at least a moment.
+// close sends the remaining spans until the deadline of ctx, and for at least a second.
 func (t *tracing) close(ctx context.Context, log *slog.Logger) {
 	if t == nil {
 		return
@@ -103,12 +103,12 @@ func (t *tracing) close(ctx context.Context, log *slog.Logger) {
 	}
 	if err := t.provider.Shutdown(last); err != nil {
 		log.Warn("not all traces were sent", "error", err)
-		_ = t.exporter.Shutdown(last) // breaks off what is under way
+		_ = t.exporter.Shutdown(last) // aborts requests in progress
 	}
 }
 
-// reporting logs failures, at most one a minute, and does not pass them on: the
-// SDK would write them to stderr in its own way.
+// reporting logs failures, at most one a minute, and does not return them: the SDK would write
+// them to stderr in a format of its own.
 type reporting struct {
 	sdktrace.SpanExporter
 	log  *slog.Logger
@@ -121,7 +121,7 @@ func (r *reporting) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySp
 		return nil
 	}
 	if now, last := time.Now().UnixNano(), r.last.Load(); now-last > int64(time.Minute) && r.last.CompareAndSwap(last, now) {
-		told, _, _ := strings.Cut(err.Error(), "body: ") // what follows may repeat our headers
+		told, _, _ := strings.Cut(err.Error(), "body: ") // what follows may contain our headers
 		r.log.Warn("cannot send traces; they are lost", "spans", len(spans), "error", strings.TrimRight(told, " (:"))
 	}
 	return nil

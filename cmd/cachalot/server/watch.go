@@ -15,11 +15,11 @@ import (
 // bring a changed ConfigMap to a pod.
 const watchEvery = 10 * time.Second
 
-// Watch sends a SIGHUP whenever the content of a file has changed since the
-// call, until ctx ends or stop is called. It reads the file rather than look at
-// its times: in a ConfigMap it is a link into a folder that is replaced.
+// Watch sends a SIGHUP when the content of a file changes, until ctx ends or stop is called. It
+// compares the content and not the times: in a ConfigMap the file is a link into a folder that
+// is replaced.
 func Watch(ctx context.Context, file string, signals chan<- os.Signal) (stop func()) {
-	before, _ := os.ReadFile(file) // Run says what is wrong with it
+	before, _ := os.ReadFile(file) // Run reports the error
 	ctx, cancel := context.WithCancel(ctx)
 	var watching sync.WaitGroup
 	watching.Go(task.Keep(ctx, "watch of the configuration", func() {
@@ -33,7 +33,7 @@ func Watch(ctx context.Context, file string, signals chan<- os.Signal) (stop fun
 			}
 			now, err := os.ReadFile(file)
 			if err != nil || bytes.Equal(now, before) {
-				continue // it may be being replaced
+				continue // a file that is being replaced may be missing
 			}
 			before = now
 			select {
