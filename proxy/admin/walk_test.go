@@ -144,7 +144,8 @@ func TestWalk_Bounds(t *testing.T) {
 		t.Run(name, func(t *testing.T) { // one after the other, for the memory they take
 			up := ut.New(t, ut.Options{})
 			up.AddManifests("library/app", "1", tt.image...)
-			m := newMirror(t, nil, registry(t, "docker.io", up.URL))
+			unhurried := func(c *proxy.Config) { c.Memory = nil } // or else it rests after each large manifest
+			m := newMirror(t, unhurried, registry(t, "docker.io", up.URL))
 			a := newAdmin(t, m, nil, nil)
 			index := tt.image[len(tt.image)-1]
 
