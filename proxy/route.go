@@ -25,7 +25,10 @@ func (p *Proxy) route(req request, client string) (reg *upstream.Registry, repo 
 	if more {
 		named = p.registries.configured(first)
 	}
-	virtual := p.registries.byHost[hosts.Name(req.host)]
+	var virtual *upstream.Registry
+	if len(p.registries.byHost) > 0 {
+		virtual = p.registries.byHost[hosts.Name(req.host)]
+	}
 	switch {
 	case prefix != "":
 		reg, err = p.registries.find(client, prefix)
@@ -39,9 +42,11 @@ func (p *Proxy) route(req request, client string) (reg *upstream.Registry, repo 
 		reg = p.registries.byDefault
 		// No account of Docker Hub has a dot or colon, so the first part names a registry,
 		// perhaps with a _, which no registry has. What is no host at all is a bad name.
-		if _, isHost := hostport.Parse(first); isHost && hostport.NamesRegistry(first) && more && named == nil && reg.Name() == dockerHub {
-			if reg, err = p.registries.find(client, first); err == nil {
-				return reg, rest, nil
+		if more && named == nil && hostport.NamesRegistry(first) && reg.Name() == dockerHub {
+			if _, isHost := hostport.Parse(first); isHost {
+				if reg, err = p.registries.find(client, first); err == nil {
+					return reg, rest, nil
+				}
 			}
 		}
 	}

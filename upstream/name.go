@@ -15,7 +15,8 @@ import (
 // spelling, so that rules apply to all other spellings too.
 func CanonicalName(name string) (canonical string, ok bool) {
 	h, ok := hostport.Parse(name)
-	if !ok || h.Is6() || !hostport.IsRegistry(h.String()) {
+	h.Rooted = false
+	if !ok || h.Is6() || !h.InImage() || !hostport.NamesRegistry(h.String()) {
 		return "", false
 	}
 	switch h.Name {
