@@ -226,6 +226,12 @@ func (f *fill) fetch(ctx context.Context) error {
 	if err = f.copy(st); err == nil {
 		err = f.verify()
 	}
+	return refuse(st, err)
+}
+
+// refuse returns err. If err says that the upstream sent other content, it tells the
+// stream's Source.
+func refuse(st *download.Stream, err error) error {
 	if isWrong(err) {
 		st.Wrong()
 	}

@@ -153,8 +153,8 @@ func (r *fillReader) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	n, err := r.readAlone(p, st)
-	if isWrong(err) && r.alone != nil {
-		r.alone.Wrong()
+	if r.alone != nil {
+		err = refuse(r.alone, err)
 	}
 	return n, err
 }
@@ -189,10 +189,7 @@ func (r *fillReader) goAlone(st state) error {
 		return err
 	}
 	if _, err := io.CopyN(io.Discard, s, st.written-s.Pos()); err != nil {
-		if isWrong(err) {
-			s.Wrong()
-		}
-		return errors.Join(err, s.Close())
+		return errors.Join(refuse(s, err), s.Close())
 	}
 	r.alone, r.ahead, r.hash, r.aloneAt = s, bufio.NewReaderSize(s, 32<<10), h, st.written
 	return nil
