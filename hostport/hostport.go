@@ -57,6 +57,12 @@ func Parse(s string) (h Host, ok bool) {
 	return h, true
 }
 
+// Valid reports whether s is a host with or without a port.
+func Valid(s string) bool {
+	_, ok := Parse(s)
+	return ok
+}
+
 func isLabel(s string) bool {
 	if s == "" || len(s) > maxLabel || s[0] == '-' || s[len(s)-1] == '-' {
 		return false

@@ -42,11 +42,9 @@ func (p *Proxy) route(req request, client string) (reg *upstream.Registry, repo 
 		reg = p.registries.byDefault
 		// No account of Docker Hub has a dot or colon, so the first part names a registry,
 		// perhaps with a _, which no registry has. What is no host at all is a bad name.
-		if more && named == nil && hostport.NamesRegistry(first) && reg.Name() == dockerHub {
-			if _, isHost := hostport.Parse(first); isHost {
-				if reg, err = p.registries.find(client, first); err == nil {
-					return reg, rest, nil
-				}
+		if more && named == nil && reg.Name() == dockerHub && hostport.NamesRegistry(first) && hostport.Valid(first) {
+			if reg, err = p.registries.find(client, first); err == nil {
+				return reg, rest, nil
 			}
 		}
 	}

@@ -143,7 +143,7 @@ func (c Config) Validate() (wrong []*KeyError) {
 	fail := func(key, format string, args ...any) {
 		wrong = append(wrong, &KeyError{key, fmt.Errorf(format, args...)})
 	}
-	if !isHost(c.Name) {
+	if !hostport.Valid(c.Name) {
 		fail("upstreams", "%q is not a registry name such as docker.io or registry.example:5000", c.Name)
 	}
 	if len(c.URLs) == 0 {
@@ -164,7 +164,7 @@ func (c Config) Validate() (wrong []*KeyError) {
 		switch {
 		case strings.HasPrefix(h, "https://"), strings.HasPrefix(h, "http://"):
 			fail(key, "a URL; write the host alone, such as auth.docker.io")
-		case !isHost(h):
+		case !hostport.Valid(h):
 			fail(key, "%q is not a host; write one such as auth.docker.io", h)
 		}
 	}
@@ -276,15 +276,9 @@ func splitBase(path string) (root, prefix string) {
 	return root, prefix
 }
 
-// isHost reports whether s is a host with or without a port, as [hostport] defines it.
-func isHost(s string) bool {
-	_, ok := hostport.Parse(s)
-	return ok
-}
-
 // hasHost reports whether u has a valid host. An empty port after it is allowed (RFC 3986
 // section 3.2.3).
-func hasHost(u *url.URL) bool { return isHost(strings.TrimSuffix(u.Host, ":")) }
+func hasHost(u *url.URL) bool { return hostport.Valid(strings.TrimSuffix(u.Host, ":")) }
 
 // origin is u's scheme, host and port, in one spelling (RFC 6454 section 4).
 func origin(u *url.URL) string { return u.Scheme + "://" + hostPort(u) }

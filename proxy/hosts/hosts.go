@@ -43,10 +43,7 @@ func New(names ...string) *List {
 
 // Serves reports whether a request with this Host is served.
 func (h *List) Serves(host string) bool {
-	if h == nil {
-		return true
-	}
-	if host == "" {
+	if h == nil || host == "" {
 		return true
 	}
 	asked, ok := hostport.Parse(host)
