@@ -19,26 +19,25 @@ import (
 func TestOrigin(t *testing.T) {
 	s := lay(t, "")
 	garbage := bytes.Repeat([]byte("x"), 2<<20)
-	trickle := ut.TrickleAfter(20<<10, 50*time.Millisecond)
 	lies := []struct {
 		name   string
-		faults func(stall ut.Fault) []ut.Fault
+		faults []ut.Fault
+		stalls bool // after 20 KiB
 	}{
-		{"trickles", func(ut.Fault) []ut.Fault { return []ut.Fault{ut.Body("", garbage), trickle} }},
-		{"stalls", func(stall ut.Fault) []ut.Fault { return []ut.Fault{ut.Body("", garbage), stall} }},
-		{"another media type", func(stall ut.Fault) []ut.Fault { return []ut.Fault{ut.Body("text/html", garbage), stall} }},
-		{"refuses late", func(ut.Fault) []ut.Fault { return []ut.Fault{ut.Delay(time.Second), ut.Status(http.StatusNotFound)} }},
-		{"breaks off", func(ut.Fault) []ut.Fault { return []ut.Fault{ut.Body("", garbage), ut.CutAfter(1 << 20)} }},
-		{"fails", func(ut.Fault) []ut.Fault { return []ut.Fault{ut.Status(http.StatusInternalServerError)} }},
+		{"trickles", []ut.Fault{ut.Body("", garbage), ut.TrickleAfter(20<<10, 50*time.Millisecond)}, false},
+		{"stalls", []ut.Fault{ut.Body("", garbage)}, true},
+		{"another media type", []ut.Fault{ut.Body("text/html", garbage)}, true},
+		{"refuses late", []ut.Fault{ut.Delay(time.Second), ut.Status(http.StatusNotFound)}, false},
+		{"breaks off", []ut.Fault{ut.Body("", garbage), ut.CutAfter(1 << 20)}, false},
+		{"fails", []ut.Fault{ut.Status(http.StatusInternalServerError)}, false},
 	}
 	const pairs = 15
 	seed := uint64(3000)
-	pull := func(name string, lie func(stall ut.Fault) []ut.Fault) (all time.Duration) {
-		var faults []ut.Fault
-		if lie != nil {
+	pull := func(name string, faults []ut.Fault, stalls bool) (all time.Duration) {
+		if stalls {
 			release := make(chan struct{})
 			defer close(release) // the next one finds a place of the registry's
-			faults = lie(ut.StallAfter(20<<10, release))
+			faults = append(slices.Clip(faults), ut.StallAfter(20<<10, release))
 		}
 		seed++
 		img := s.hub.AddImage("library/victim", name, ut.NewImage(seed, 4<<20))
@@ -53,11 +52,11 @@ func TestOrigin(t *testing.T) {
 			for i := range pairs {
 				var disturbed, undisturbed time.Duration
 				if i%2 == 0 { // neither is always the first one
-					undisturbed = pull("nothing", nil)
+					undisturbed = pull("nothing", nil, false)
 				}
-				disturbed = pull(lie.name, lie.faults)
+				disturbed = pull(lie.name, lie.faults, lie.stalls)
 				if i%2 != 0 {
-					undisturbed = pull("nothing", nil)
+					undisturbed = pull("nothing", nil, false)
 				}
 				took = append(took, disturbed.Seconds()*1000)
 				ratios = append(ratios, disturbed.Seconds()/undisturbed.Seconds())
