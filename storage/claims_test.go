@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/cachalot-registry/cachalot/storage/download"
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 // TestFill_Claims: what an upstream announces makes nothing go; what it sends does, and
@@ -26,7 +27,7 @@ func TestFill_Claims(t *testing.T) {
 				c.MaxSize, c.HighMark, c.LowMark = Size{Bytes: 32 * mib}, 100, 100
 			})
 			for n := range uint64(kept) {
-				o := &origin{content: content(n, mib)}
+				o := &origin{content: upstreamtest.Random(n, mib)}
 				if _, _, err := fetch(t, s, o.digest(), o.source); err != nil {
 					t.Fatal(err)
 				}
@@ -37,7 +38,7 @@ func TestFill_Claims(t *testing.T) {
 				t.Fatalf("%d bytes are kept", before)
 			}
 			liar := func(context.Context, download.Span) (*download.Part, error) {
-				body := io.MultiReader(bytes.NewReader(content(99, int(sent))), iotest.ErrReader(download.ErrRefused))
+				body := io.MultiReader(bytes.NewReader(upstreamtest.Random(99, int(sent))), iotest.ErrReader(download.ErrRefused))
 				return &download.Part{Body: io.NopCloser(body), Size: 30 * mib}, nil
 			}
 			d := digest.FromString("what is not sent")
@@ -58,12 +59,12 @@ func TestFill_TooLong(t *testing.T) {
 	t.Parallel()
 	const mib = 1 << 20
 	s := openStore(t, t.TempDir(), func(c *Config) { c.MaxSize, c.HighMark, c.LowMark = Size{Bytes: 8 * mib}, 100, 100 })
-	o := &origin{content: content(1, 6*mib)}
+	o := &origin{content: upstreamtest.Random(1, 6*mib)}
 	if _, _, err := fetch(t, s, o.digest(), o.source); err != nil {
 		t.Fatal(err)
 	}
 	s.Kept(o.digest())
-	long := &origin{content: content(2, 12*mib)}
+	long := &origin{content: upstreamtest.Random(2, 12*mib)}
 	if got, _, err := fetch(t, s, long.digest(), long.source); err != nil || !bytes.Equal(got, long.content) {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}

@@ -5,6 +5,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 // TestClockJumps opens one folder at times a year apart: a bubble's clock begins
@@ -24,7 +26,7 @@ func TestClockJumps(t *testing.T) {
 	var origins []*origin
 	add := func(t *testing.T, s *Store, sc Scope) *origin {
 		t.Helper()
-		o := &origin{content: content(uint64(400+len(origins)), 1000)}
+		o := &origin{content: upstreamtest.Random(uint64(400+len(origins)), 1000)}
 		origins = append(origins, o)
 		want(t, s, sc, o)
 		return o

@@ -21,6 +21,7 @@ import (
 
 	"github.com/cachalot-registry/cachalot/storage/index"
 	"github.com/cachalot-registry/cachalot/test/smalldisk"
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 // TestResumeAfterRestart closes the store in the middle of a fill; the next one
@@ -28,7 +29,7 @@ import (
 func TestResumeAfterRestart(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	o := &origin{content: content(20, 1<<20), hold: make(chan struct{})}
+	o := &origin{content: upstreamtest.Random(20, 1<<20), hold: make(chan struct{})}
 	s := openStore(t, dir)
 	b, err := s.Get(t.Context(), scope(), o.digest(), o.source)
 	if err != nil {
@@ -66,7 +67,7 @@ func TestResumeAfterRestart(t *testing.T) {
 func TestDamagedPartial(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	o := &origin{content: content(21, 1<<20)}
+	o := &origin{content: upstreamtest.Random(21, 1<<20)}
 	if err := openStore(t, dir).Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -82,8 +83,8 @@ func TestDamagedPartial(t *testing.T) {
 	mustFetch(t, s, o, Miss)
 	settle(t, s)
 
-	// One longer than the blob is begun anew at once.
-	o2 := &origin{content: content(22, 1000)}
+	// One longer than the blob is downloaded from the start at once.
+	o2 := &origin{content: upstreamtest.Random(22, 1000)}
 	if err := os.WriteFile(disk{root: dir}.partial(partialOf(o2.digest(), scope().Upstream)), make([]byte, 2000), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +102,7 @@ func TestDamagedPartial(t *testing.T) {
 func TestWholePartial(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	o := &origin{content: content(23, 1000)}
+	o := &origin{content: upstreamtest.Random(23, 1000)}
 	if err := openStore(t, dir).Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -139,7 +140,7 @@ func TestIndexLost(t *testing.T) {
 				t.Fatal(files, err)
 			}
 			for _, f := range files {
-				if err := os.WriteFile(f, content(1, 4096), 0o600); err != nil {
+				if err := os.WriteFile(f, upstreamtest.Random(1, 4096), 0o600); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -165,7 +166,7 @@ func TestIndexLost(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
-			o := &origin{content: content(24, 100_000)}
+			o := &origin{content: upstreamtest.Random(24, 100_000)}
 			s := openStore(t, dir)
 			mustFetch(t, s, o, Miss)
 			settle(t, s)
@@ -211,11 +212,11 @@ func setFormat(t *testing.T, dir string, format uint16) {
 	}
 }
 
-// TestReconcile_FilesDeleted: records of files that somebody deleted are dropped.
+// TestReconcile_FilesDeleted: records of files that another program deleted are dropped.
 func TestReconcile_FilesDeleted(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
-	o := &origin{content: content(25, 1000)}
+	o := &origin{content: upstreamtest.Random(25, 1000)}
 	mustFetch(t, s, o, Miss)
 	settle(t, s)
 	if err := os.Remove(s.disk.blob(o.digest())); err != nil {
@@ -333,14 +334,14 @@ func TestFill_LargerThanDisk(t *testing.T) {
 	s := openStore(t, t.TempDir(), func(c *Config) { c.MaxSize = Size{Bytes: 1 << 20} })
 	d := put(t, s, 1, 1<<19, 1, false)
 	for _, o := range []*origin{
-		{content: content(2, 2<<20)},
-		{content: content(3, 2<<20), cuts: []int64{0, 77, 1 << 20}},
-		{content: content(5, 2<<20), noRange: true},
+		{content: upstreamtest.Random(2, 2<<20)},
+		{content: upstreamtest.Random(3, 2<<20), cuts: []int64{0, 77, 1 << 20}},
+		{content: upstreamtest.Random(5, 2<<20), noRange: true},
 	} {
 		mustFetch(t, s, o, Miss)
 	}
-	truth := &origin{content: content(6, 2<<20)}
-	lie := &origin{content: content(7, 2<<20)}
+	truth := &origin{content: upstreamtest.Random(6, 2<<20)}
+	lie := &origin{content: upstreamtest.Random(7, 2<<20)}
 	if got, _, err := fetch(t, s, truth.digest(), lie.source); !errors.Is(err, ErrDigest) || len(got) >= 2<<20 {
 		t.Errorf("%d wrong bytes, error %v", len(got), err)
 	}
@@ -363,7 +364,7 @@ func TestFill_LargerThanDisk(t *testing.T) {
 	if !s.exists(d) {
 		t.Error("another blob was evicted in vain")
 	}
-	mustFetch(t, s, &origin{content: content(4, 2<<20), noSize: true}, Miss) // which is known too late for that
+	mustFetch(t, s, &origin{content: upstreamtest.Random(4, 2<<20), noSize: true}, Miss) // which is known too late for that
 	if s.space.promised() != 0 || s.space.filling() != 0 {
 		t.Errorf("%d reserved, %d filling at rest", s.space.promised(), s.space.filling())
 	}
@@ -376,7 +377,7 @@ func TestDiskFull(t *testing.T) {
 	t.Parallel()
 	dir := smalldisk.New(t, 128)
 	s := openStore(t, dir)
-	o := &origin{content: content(30, 16<<20), hold: make(chan struct{})}
+	o := &origin{content: upstreamtest.Random(30, 16<<20), hold: make(chan struct{})}
 	var wg sync.WaitGroup
 	for range 5 {
 		b, err := s.Get(t.Context(), scope(), o.digest(), o.source)
@@ -451,7 +452,7 @@ func TestEvictionUnderLoad(t *testing.T) {
 	s := openStore(t, t.TempDir(), func(c *Config) { c.MaxSize = Size{Bytes: 4 << 20} })
 	origins := make([]*origin, 40)
 	for i := range origins {
-		origins[i] = &origin{content: content(uint64(100+i), 200<<10)}
+		origins[i] = &origin{content: upstreamtest.Random(uint64(100+i), 200<<10)}
 	}
 	var wg sync.WaitGroup
 	for g := range 8 {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/cachalot-registry/cachalot/storage/index"
 	"github.com/cachalot-registry/cachalot/test/smalldisk"
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 // tagOf is a tag whose record has about 1 KiB.
@@ -65,7 +66,7 @@ func TestIndexDiskFull(t *testing.T) {
 	t.Parallel()
 	dir := smalldisk.New(t, 256)
 	s := openStore(t, dir)
-	kept := &origin{content: content(400, 100_000)}
+	kept := &origin{content: upstreamtest.Random(400, 100_000)}
 	mustFetch(t, s, kept, Miss)
 	settle(t, s)
 
@@ -100,7 +101,7 @@ func TestIndexDiskFull(t *testing.T) {
 		t.Error("nothing waits: badger was written to on a full disk")
 	}
 	checkTags(t, s, tags)
-	big := &origin{content: content(401, 1<<20)} // all of what is kept would go in vain
+	big := &origin{content: upstreamtest.Random(401, 1<<20)} // all of what is kept would go in vain
 	mustFetch(t, s, big, Miss)
 	settle(t, s)
 	if s.exists(big.digest()) {
@@ -149,7 +150,7 @@ func TestIndexReserve(t *testing.T) {
 	s := openStore(t, dir)
 	s.index.KeepReserve(0)
 	reserve := filepath.Join(dir, "reserve")
-	o := &origin{content: content(410, 1000)}
+	o := &origin{content: upstreamtest.Random(410, 1000)}
 	mustFetch(t, s, o, Miss)
 	settle(t, s)
 	smalldisk.Fill(t, dir)

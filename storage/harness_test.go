@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"runtime"
 	"slices"
@@ -24,13 +23,6 @@ import (
 
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(upstreamtest.Waiting{Tests: m})
-}
-
-func content(seed uint64, size int) []byte {
-	b := make([]byte, size)
-	r := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)})
-	_, _ = r.Read(b)
-	return b
 }
 
 func openStore(t *testing.T, dir string, change ...func(*Config)) *Store {
@@ -217,7 +209,7 @@ func checkDisk(t *testing.T, s *Store) {
 // put keeps a blob of the given size, last used at the given second.
 func put(t *testing.T, s *Store, seed uint64, size int, accessed int64, manifest bool) digest.Digest {
 	t.Helper()
-	b := content(seed, size)
+	b := upstreamtest.Random(seed, size)
 	d := digest.FromBytes(b)
 	blob, err := s.Get(t.Context(), Scope{Upstream: "u", Repository: "r", Manifest: manifest}, d, download.Bytes("", b))
 	if err != nil {

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 // newTestHealth has a folder of its own. What it forgets is in forgotten.
@@ -37,7 +39,7 @@ func newTestHealth(t *testing.T, free func(digest.Digest) bool) (h *health, forg
 // digest, goes to quarantine, counts there, and its blob is forgotten.
 func TestHealth(t *testing.T) {
 	t.Parallel()
-	good := content(1, 5000)
+	good := upstreamtest.Random(1, 5000)
 	d := digest.FromBytes(good)
 	errBad := errors.New("damaged")
 	for name, tc := range map[string]struct {

@@ -16,14 +16,14 @@ import (
 	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
-// TestIndex_MalformedRecords: a record that cannot be decoded is written anew from the disk.
+// TestIndex_MalformedRecords: a record that cannot be decoded is written again from the disk.
 func TestIndex_MalformedRecords(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
 		s := openStore(t, dir)
 		good, spoilt, lost := put(t, s, 1, 1000, 7, true), put(t, s, 2, 4000, 3, false), put(t, s, 3, 8000, 3, false)
-		if err := s.index.PutRecords(map[digest.Digest]index.Record{spoilt: {Size: -1}, lost: {Size: -1}}); err != nil { // nobody reads them
+		if err := s.index.PutRecords(map[digest.Digest]index.Record{spoilt: {Size: -1}, lost: {Size: -1}}); err != nil { // no reader has them
 			t.Fatal(err)
 		}
 		if err := errors.Join(s.Close(), os.Remove(s.disk.blob(lost))); err != nil {

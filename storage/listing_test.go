@@ -65,7 +65,7 @@ func TestSummary(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := s.Summary(ctx); err == nil {
-		t.Error("summed up for nobody")
+		t.Error("summed up for a caller that has left")
 	}
 }
 

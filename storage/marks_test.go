@@ -11,6 +11,7 @@ import (
 
 	"github.com/cachalot-registry/cachalot/storage/index"
 	"github.com/cachalot-registry/cachalot/test/smalldisk"
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 // TestMostVictims: of more than are picked at once, all go that have to.
@@ -37,11 +38,11 @@ func TestSpace_AgreesWithDu(t *testing.T) {
 	s := openStore(t, smalldisk.New(t, 256))
 	sizes := []int{0, 1, block - 1, block, block + 1, 3*block - 1, 100_000, 1 << 20}
 	for i, size := range sizes {
-		mustFetch(t, s, &origin{content: content(uint64(i), size)}, Miss)
+		mustFetch(t, s, &origin{content: upstreamtest.Random(uint64(i), size)}, Miss)
 	}
 	settle(t, s)
 	for i, size := range sizes[2:] { // and some that stop at half
-		stuck := &origin{content: content(uint64(100+i), size), hold: make(chan struct{})}
+		stuck := &origin{content: upstreamtest.Random(uint64(100+i), size), hold: make(chan struct{})}
 		b := open(t, s, scope(), stuck.digest(), stuck.source)
 		if _, err := io.ReadFull(b.Content, make([]byte, size/2)); err != nil {
 			t.Fatal(err)

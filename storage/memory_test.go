@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/cachalot-registry/cachalot/storage/index"
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 // TestSmallInMemory: small content is read once, by whom it belongs to, counts as
@@ -18,7 +19,7 @@ import (
 func TestSmallInMemory(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
-	o := &origin{content: content(1, 5000)}
+	o := &origin{content: upstreamtest.Random(1, 5000)}
 	d := o.digest()
 	mustFetch(t, s, o, Miss)
 	settle(t, s)
@@ -63,14 +64,14 @@ func TestSmallInMemory(t *testing.T) {
 }
 
 // TestSmallDamaged: a small blob that a disk has damaged is found when it gets into
-// memory, and fetched anew.
+// memory, and fetched again.
 func TestSmallDamaged(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
-	o := &origin{content: content(1, 5000)}
+	o := &origin{content: upstreamtest.Random(1, 5000)}
 	mustFetch(t, s, o, Miss)
 	settle(t, s)
-	bad := content(1, 5000)
+	bad := upstreamtest.Random(1, 5000)
 	bad[100]++
 	if err := os.WriteFile(s.disk.blob(o.digest()), bad, 0o600); err != nil {
 		t.Fatal(err)

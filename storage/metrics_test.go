@@ -14,6 +14,7 @@ import (
 
 	"github.com/cachalot-registry/cachalot/storage/download"
 	"github.com/cachalot-registry/cachalot/storage/index"
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 // TestMetricsOfSlots: who waits for a slot is counted until it has one, or gives up.
@@ -31,7 +32,7 @@ func TestMetricsOfSlots(t *testing.T) {
 		if n := testutil.ToFloat64(s.metrics.fillsLimit); n != 1 {
 			t.Errorf("fills_limit is %v", n)
 		}
-		first := &origin{content: content(701, 1000), hold: make(chan struct{})}
+		first := &origin{content: upstreamtest.Random(701, 1000), hold: make(chan struct{})}
 		b, err := s.Get(t.Context(), scope(), first.digest(), first.source)
 		if err != nil {
 			t.Fatal(err)
@@ -40,7 +41,7 @@ func TestMetricsOfSlots(t *testing.T) {
 		want(1, 0)
 		ctx, leave := context.WithCancel(t.Context())
 		for i, ctx := range []context.Context{t.Context(), ctx} {
-			o := &origin{content: content(uint64(702+i), 1000)}
+			o := &origin{content: upstreamtest.Random(uint64(702+i), 1000)}
 			go func() {
 				if b, err := s.Get(ctx, scope(), o.digest(), o.source); err == nil {
 					b.Close()
@@ -91,7 +92,7 @@ func TestMetricsOfFailures(t *testing.T) {
 		}
 		return b.String()
 	}
-	o := &origin{content: content(711, 1000)}
+	o := &origin{content: upstreamtest.Random(711, 1000)}
 	for _, step := range []struct {
 		err  error
 		want string

@@ -19,6 +19,7 @@ import (
 
 	"github.com/cachalot-registry/cachalot/storage/download"
 	"github.com/cachalot-registry/cachalot/storage/index"
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 // TestNoStore: content that is not to be kept is downloaded once for all who
@@ -27,11 +28,11 @@ func TestNoStore(t *testing.T) {
 	t.Parallel()
 	const size = 4 << 20
 	for name, o := range map[string]*origin{
-		"plain":     {content: content(200, size)},
-		"breaks":    {content: content(201, size), cuts: []int64{0, 100, 1 << 20, size - 1}},
-		"no length": {content: content(202, size), noSize: true},
-		"no ranges": {content: content(203, size), noRange: true},
-		"one byte":  {content: content(204, 1)},
+		"plain":     {content: upstreamtest.Random(200, size)},
+		"breaks":    {content: upstreamtest.Random(201, size), cuts: []int64{0, 100, 1 << 20, size - 1}},
+		"no length": {content: upstreamtest.Random(202, size), noSize: true},
+		"no ranges": {content: upstreamtest.Random(203, size), noRange: true},
+		"one byte":  {content: upstreamtest.Random(204, 1)},
 		"empty":     {content: []byte{}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -82,7 +83,7 @@ func TestNoStore(t *testing.T) {
 	}
 }
 
-// TestNoStoreEnds: whatever ends a fill that nobody wants kept, its partial
+// TestNoStoreEnds: whatever ends a fill that is not to be stored, its partial
 // goes with it, what an earlier fill had left of it and the links too.
 func TestNoStoreEnds(t *testing.T) {
 	t.Parallel()
@@ -122,7 +123,7 @@ func TestNoStoreEnds(t *testing.T) {
 				t.Fatal(err)
 			}
 			o := cmp.Or(tc.origin, &origin{})
-			o.content = content(210, size)
+			o.content = upstreamtest.Random(210, size)
 			d := o.digest()
 			if tc.digest != "" {
 				d = tc.digest
@@ -160,7 +161,7 @@ func TestNoStoreEnds(t *testing.T) {
 }
 
 // TestNoStoreClose: what Close breaks off is kept to be resumed only if
-// somebody wants the blob kept.
+// a reader wants the blob stored.
 func TestNoStoreClose(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
@@ -176,7 +177,7 @@ func TestNoStoreClose(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
 			s := openStore(t, dir)
-			o := &origin{content: content(220, 1<<20), hold: make(chan struct{})}
+			o := &origin{content: upstreamtest.Random(220, 1<<20), hold: make(chan struct{})}
 			var b *Blob
 			for _, sc := range tc.scopes {
 				b = open(t, s, sc, o.digest(), o.source)
@@ -218,7 +219,7 @@ func TestNoStoreJoined(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				s := openStore(t, t.TempDir())
-				o := &origin{content: content(230, 1<<20), hold: make(chan struct{})}
+				o := &origin{content: upstreamtest.Random(230, 1<<20), hold: make(chan struct{})}
 				for i, sc := range tc.scopes {
 					if i > 0 && sc.place() != scope().place() {
 						if _, err := s.Get(t.Context(), sc, o.digest(), nil); !errors.Is(err, ErrUnlinked) {
@@ -268,12 +269,12 @@ func begin(s *Store, sc Scope, o *origin) *fill {
 	return f
 }
 
-// TestJoinWhileCommitting: the record is written already when somebody joins
-// who keeps the blob longer.
+// TestJoinWhileCommitting: the record is written already when a reader
+// joins that stores the blob for longer.
 func TestJoinWhileCommitting(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
-	f := begin(s, keeping(Retention{For: time.Hour}), &origin{content: content(240, 1000)})
+	f := begin(s, keeping(Retention{For: time.Hour}), &origin{content: upstreamtest.Random(240, 1000)})
 	if err := f.fetch(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -300,14 +301,14 @@ func TestJoinTooLate(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := openStore(t, t.TempDir())
-		o := &origin{content: content(250, 1000)}
+		o := &origin{content: upstreamtest.Random(250, 1000)}
 		f := begin(s, noStore(), o)
 		if err := f.fetch(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		f.publish(func() { f.phase = verified })
 		if !f.noStore() {
-			t.Fatal("somebody wants it kept")
+			t.Fatal("a reader wants it stored")
 		}
 		got := make(chan *Blob, 1)
 		go func() {
@@ -344,7 +345,7 @@ func TestLinkGoesWhileWaiting(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := openStore(t, t.TempDir())
-		o := &origin{content: content(260, 1000)}
+		o := &origin{content: upstreamtest.Random(260, 1000)}
 		other := Scope{Upstream: scope().Upstream, Repository: "library/b", Keep: Retention{NoStore: true}}
 		if err := s.index.PutLink(other.place(), o.digest(), index.Link{Size: -1}); err != nil {
 			t.Fatal(err)
@@ -376,7 +377,7 @@ func TestLinkGoesWhileWaiting(t *testing.T) {
 func TestNoStoreHit(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
-	o := &origin{content: content(270, 1000)}
+	o := &origin{content: upstreamtest.Random(270, 1000)}
 	d := o.digest()
 	open(t, s, keeping(Retention{For: time.Hour}), d, o.source)
 	settle(t, s)
@@ -401,7 +402,7 @@ func TestNoStoreHit(t *testing.T) {
 func TestNoStoreCrowd(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir(), func(c *Config) { c.MaxFills = 1 })
-	o := &origin{content: content(280, 100)}
+	o := &origin{content: upstreamtest.Random(280, 100)}
 	var wg sync.WaitGroup
 	var misses atomic.Int64
 	for range 300 {

@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/cachalot-registry/cachalot/storage/download"
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 // evil is a place of a registry that has nothing good in mind.
@@ -28,7 +29,7 @@ func liar(o *origin) *origin {
 func TestOrigins_Settling(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
-	o := &origin{content: content(303, 1000)}
+	o := &origin{content: upstreamtest.Random(303, 1000)}
 	s.ledger.mu.Lock() // so that nothing is recorded
 	b := open(t, s, scope(), o.digest(), o.source)
 	defer b.Close()
@@ -112,7 +113,7 @@ func TestOrigins(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				s := openStore(t, t.TempDir())
-				o := &origin{content: content(300, size)}
+				o := &origin{content: upstreamtest.Random(300, size)}
 				lies := liar(o)
 				end := tc.begin(t, s, o.digest(), lies)
 				mustFetch(t, s, o, Miss)
@@ -139,7 +140,7 @@ func TestOrigins_Both(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := openStore(t, t.TempDir())
-		hub := &origin{content: content(301, 1<<20), hold: make(chan struct{})}
+		hub := &origin{content: upstreamtest.Random(301, 1<<20), hold: make(chan struct{})}
 		quay := &origin{content: hub.content, hold: make(chan struct{})}
 		other := Scope{Upstream: "quay.io", Repository: "b", Keep: Retention{For: time.Hour}}
 		a := open(t, s, scope(), hub.digest(), hub.source)
@@ -176,7 +177,7 @@ func TestOrigins_Admitted(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := openStore(t, t.TempDir())
-		o := &origin{content: content(302, 1<<20)}
+		o := &origin{content: upstreamtest.Random(302, 1<<20)}
 		d := o.digest()
 		lies := liar(o)
 		lies.hold = make(chan struct{})
@@ -251,7 +252,7 @@ func TestOrigins_Removed(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				s := openStore(t, t.TempDir())
-				o := &origin{content: content(303, 1<<20)}
+				o := &origin{content: upstreamtest.Random(303, 1<<20)}
 				slow := &origin{content: o.content, hold: make(chan struct{})}
 				b := open(t, s, Scope{Upstream: "slow.example", Repository: "a"}, o.digest(), slow.source)
 				mustFetch(t, s, o, Miss)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cachalot-registry/cachalot/storage/download"
 	"github.com/cachalot-registry/cachalot/task"
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 // panicking is a body that panics after some of its bytes.
@@ -52,7 +53,7 @@ func TestFill_Panics(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := openStore(t, t.TempDir())
-			o := &origin{content: content(1, 1<<20)}
+			o := &origin{content: upstreamtest.Random(1, 1<<20)}
 			got, _, err := fetch(t, s, o.digest(), broken(o.source))
 			if _, ok := errors.AsType[*task.PanicError](err); !ok {
 				t.Errorf("%d bytes, %v", len(got), err)

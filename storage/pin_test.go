@@ -9,6 +9,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 // pinnedBase pins one repository, to which put and scope do not belong.
@@ -68,7 +70,7 @@ func TestPinnedExpiry(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := openStore(t, t.TempDir(), func(c *Config) { c.Pinned = pinnedBase })
-		o := &origin{content: content(1, 1000)}
+		o := &origin{content: upstreamtest.Random(1, 1000)}
 		open(t, s, keeping(Retention{For: 10 * time.Minute}), o.digest(), o.source).Close()
 		settle(t, s)
 		pin(t, s, o.digest())
@@ -99,7 +101,7 @@ func TestAllPinned(t *testing.T) {
 	}
 	pin(t, s, kept...)
 	kept = append(kept, put(t, s, 9, size, 9, false))
-	o := &origin{content: content(20, size+(100<<10))}
+	o := &origin{content: upstreamtest.Random(20, size+(100<<10))}
 	for range 2 {
 		b, err := s.Get(t.Context(), scope(), o.digest(), o.source)
 		if err != nil {
@@ -121,7 +123,7 @@ func TestAllPinned(t *testing.T) {
 	}
 	checkDisk(t, s)
 
-	small := &origin{content: content(21, size)} // what is not pinned is enough for it
+	small := &origin{content: upstreamtest.Random(21, size)} // what is not pinned is enough for it
 	mustFetch(t, s, small, Miss)
 	settle(t, s)
 	if !s.exists(small.digest()) || s.exists(kept[3]) {

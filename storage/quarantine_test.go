@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cachalot-registry/cachalot/storage/index"
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 // overwrite changes a kept blob behind the store's back, in its own file.
@@ -76,7 +77,7 @@ func TestWrongSize(t *testing.T) {
 				t.Parallel()
 				dir := t.TempDir()
 				s := openStore(t, dir)
-				o := &origin{content: content(1, 100_000)}
+				o := &origin{content: upstreamtest.Random(1, 100_000)}
 				mustFetch(t, s, o, Miss)
 				settle(t, s)
 				other := Scope{Upstream: "quay.io", Repository: "a"}
@@ -134,7 +135,7 @@ func TestWrongSize(t *testing.T) {
 func TestHitReadsNoRecord(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
-	o := &origin{content: content(1, 1000)}
+	o := &origin{content: upstreamtest.Random(1, 1000)}
 	mustFetch(t, s, o, Miss)
 	settle(t, s)
 	setRecord(t, s, o.digest(), func(r *index.Record) { r.Size = 7 })
@@ -145,7 +146,7 @@ func TestHitReadsNoRecord(t *testing.T) {
 }
 
 // TestLinkSize: a link that was made before its blob was here, or to an earlier
-// file, is made anew; what is legally empty stays.
+// file, is made again; what is legally empty stays.
 func TestLinkSize(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
@@ -160,7 +161,7 @@ func TestLinkSize(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				s := openStore(t, t.TempDir())
-				o := &origin{content: content(1, tc.size)}
+				o := &origin{content: upstreamtest.Random(1, tc.size)}
 				mustFetch(t, s, o, Miss)
 				settle(t, s)
 				if err := s.index.PutLink(scope().place(), o.digest(), index.Link{MediaType: "a/b", Size: tc.link}); err != nil {
@@ -189,7 +190,7 @@ func TestEmptiedWithoutRecord(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := openStore(t, t.TempDir())
 		synctest.Wait() // its own walk would find them again
-		o, empty := &origin{content: content(1, 1000)}, &origin{content: []byte{}}
+		o, empty := &origin{content: upstreamtest.Random(1, 1000)}, &origin{content: []byte{}}
 		for _, o := range []*origin{o, empty} {
 			mustFetch(t, s, o, Miss)
 			settle(t, s)
@@ -225,7 +226,7 @@ func TestHealth_ReadsBrokenAgain(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				s := openStore(t, t.TempDir())
-				o := &origin{content: content(1, 1000)}
+				o := &origin{content: upstreamtest.Random(1, 1000)}
 				mustFetch(t, s, o, Miss)
 				settle(t, s)
 				b := open(t, s, scope(), o.digest(), nil)
@@ -258,7 +259,7 @@ func TestHealth_ReadsBrokenAgain(t *testing.T) {
 func TestQuarantine_CannotMove(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
-	first, second := &origin{content: content(1, 1000)}, &origin{content: content(2, 1000)}
+	first, second := &origin{content: upstreamtest.Random(1, 1000)}, &origin{content: upstreamtest.Random(2, 1000)}
 	for _, o := range []*origin{first, second} {
 		mustFetch(t, s, o, Miss)
 		settle(t, s)
@@ -308,7 +309,7 @@ func TestQuarantine_CannotMove(t *testing.T) {
 func TestNoQuarantine(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
-	o := &origin{content: content(1, 1000)}
+	o := &origin{content: upstreamtest.Random(1, 1000)}
 	mustFetch(t, s, o, Miss)
 	settle(t, s)
 	overwrite(t, s, o.digest(), cut(500))
@@ -349,10 +350,10 @@ func TestQuarantineBounds(t *testing.T) {
 	}
 	checkDisk(t, s)
 	for range quarantineFiles {
-		if err := os.WriteFile(s.disk.quarantined(digest.FromBytes(content(uint64(1000+len(left)), 8))), nil, 0o600); err != nil {
+		if err := os.WriteFile(s.disk.quarantined(digest.FromBytes(upstreamtest.Random(uint64(1000+len(left)), 8))), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		left[digest.FromBytes(content(uint64(1000+len(left)), 8))] = []byte{}
+		left[digest.FromBytes(upstreamtest.Random(uint64(1000+len(left)), 8))] = []byte{}
 	}
 	delete(left, digests[1])
 	delete(left, digests[2])
@@ -365,7 +366,7 @@ func TestQuarantineBounds(t *testing.T) {
 func TestQuarantine_CannotOpen(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
-	o := &origin{content: content(1, 1000)}
+	o := &origin{content: upstreamtest.Random(1, 1000)}
 	mustFetch(t, s, o, Miss)
 	settle(t, s)
 	if why := s.health.unopenable(o.digest())(); why != nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/cachalot-registry/cachalot/storage/index"
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 func TestRetentionOr(t *testing.T) {
@@ -63,7 +64,7 @@ func TestLimits(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				s := openStore(t, t.TempDir())
-				o := &origin{content: content(300, 1000)}
+				o := &origin{content: upstreamtest.Random(300, 1000)}
 				start := time.Now()
 				sleepUntil := func(at time.Duration) { time.Sleep(time.Until(start.Add(at))) }
 				for _, a := range tc.asks {
@@ -125,7 +126,7 @@ func TestExpiry(t *testing.T) {
 		start := time.Now()
 		var origins []*origin
 		for i := range 4 {
-			o := &origin{content: content(uint64(310+i), 1000+i)}
+			o := &origin{content: upstreamtest.Random(uint64(310+i), 1000+i)}
 			origins = append(origins, o)
 			open(t, s, keeping(Retention{For: time.Duration(i) * 10 * time.Minute}), o.digest(), o.source).Close()
 			settle(t, s)
@@ -175,7 +176,7 @@ func TestExpiry(t *testing.T) {
 func TestExpiryMeetsHit(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
-	o := &origin{content: content(320, 1000)}
+	o := &origin{content: upstreamtest.Random(320, 1000)}
 	hour := keeping(Retention{For: time.Hour})
 	pick := func() victim {
 		setRecord(t, s, o.digest(), func(r *index.Record) { r.Until = 1 })
@@ -285,7 +286,7 @@ func TestStore_AllAtOnce(t *testing.T) {
 		scopes := []Scope{scope(), noStore(), keeping(Retention{For: time.Minute}), keeping(Retention{For: 10 * time.Minute})}
 		origins := make([]*origin, 40)
 		for i := range origins {
-			origins[i] = &origin{content: content(uint64(400+i), 100<<10)}
+			origins[i] = &origin{content: upstreamtest.Random(uint64(400+i), 100<<10)}
 			if i%5 == 0 {
 				origins[i].cuts = []int64{50_000}
 			}

@@ -14,6 +14,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"golang.org/x/sys/unix"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 func scrubEvery(d time.Duration) func(*Config) { return func(c *Config) { c.ScrubEvery = d } }
@@ -23,7 +25,7 @@ func keep(t *testing.T, s *Store, n, size int) []*origin {
 	t.Helper()
 	origins := make([]*origin, n)
 	for i := range origins {
-		origins[i] = &origin{content: content(uint64(300+i), size)}
+		origins[i] = &origin{content: upstreamtest.Random(uint64(300+i), size)}
 		mustFetch(t, s, origins[i], Miss)
 		settle(t, s)
 	}
@@ -134,7 +136,7 @@ func TestScrubRate(t *testing.T) {
 }
 
 // TestScrubResumes: a restart goes on where the last process was, whatever that
-// cost it, and a damaged index begins anew.
+// cost it, and a damaged index starts over.
 func TestScrubResumes(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -170,7 +172,7 @@ func TestScrubResumes(t *testing.T) {
 func TestScrubWhileRead(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
-	o := &origin{content: content(1, 100_000)}
+	o := &origin{content: upstreamtest.Random(1, 100_000)}
 	mustFetch(t, s, o, Miss)
 	settle(t, s)
 	damaged := overwrite(t, s, o.digest(), flip(5))
@@ -200,7 +202,7 @@ func TestScrubWhileRead(t *testing.T) {
 func TestCheckLeavesCache(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
-	o := &origin{content: content(1, 4<<20)}
+	o := &origin{content: upstreamtest.Random(1, 4<<20)}
 	mustFetch(t, s, o, Miss)
 	settle(t, s)
 	f, err := os.Open(s.disk.blob(o.digest()))
@@ -257,7 +259,7 @@ func TestCheckThroughCache(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	b := content(1, checkSize+5000)
+	b := upstreamtest.Random(1, checkSize+5000)
 	d := digest.FromBytes(b)
 	if err := os.MkdirAll(filepath.Dir(k.blob(d)), 0o700); err != nil {
 		t.Fatal(err)

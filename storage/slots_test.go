@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/cachalot-registry/cachalot/storage/download"
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 // TestSlots_OneUpstreamStalls: whatever the downloads of one upstream's repository do,
@@ -47,7 +48,7 @@ func TestSlots_OneUpstreamStalls(t *testing.T) {
 		begun := time.Now()
 		fetch := func(sc Scope, seed uint64) time.Duration {
 			t.Helper()
-			o := &origin{content: content(seed, 1000)}
+			o := &origin{content: upstreamtest.Random(seed, 1000)}
 			b, err := s.Get(t.Context(), sc, o.digest(), o.source)
 			if err != nil {
 				t.Fatal(err)

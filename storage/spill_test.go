@@ -8,6 +8,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 // TestSpill_NoLength: a blob without a length, for which the room ends midway, goes on
@@ -17,7 +19,7 @@ func TestSpill_NoLength(t *testing.T) {
 	const mib = 1 << 20
 	for _, size := range []int{mib + 1, 2 * mib, 3*mib + 7, 5 * mib} {
 		s := openStore(t, t.TempDir(), func(c *Config) { c.MaxSize = Size{Bytes: mib + block} })
-		o := &origin{content: content(uint64(size), size), noSize: true}
+		o := &origin{content: upstreamtest.Random(uint64(size), size), noSize: true}
 		for _, right := range []bool{true, false} {
 			d := o.digest()
 			if !right {

@@ -16,6 +16,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 // holdAt is a log that holds whoever says message until release is closed.
@@ -48,7 +50,7 @@ func TestOpenWaitsForNoRecords(t *testing.T) {
 		s := openStore(t, dir)
 		var kept []*origin
 		for i := range 4 {
-			kept = append(kept, &origin{content: content(uint64(i), 10_000*i)})
+			kept = append(kept, &origin{content: upstreamtest.Random(uint64(i), 10_000*i)})
 			mustFetch(t, s, kept[i], Miss)
 		}
 		settle(t, s)
@@ -68,7 +70,7 @@ func TestOpenWaitsForNoRecords(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-		case <-time.After(time.Hour): // when nobody can do anything any more
+		case <-time.After(time.Hour): // when no goroutine can run any more
 			t.Error("Open reads the records")
 			close(hold.release)
 			if err := errors.Join(<-opened, s.Close()); err != nil {
@@ -78,7 +80,7 @@ func TestOpenWaitsForNoRecords(t *testing.T) {
 		}
 		<-hold.reached
 		mustFetch(t, s, kept[1], Hit)
-		fresh := &origin{content: content(10, 50_000)}
+		fresh := &origin{content: upstreamtest.Random(10, 50_000)}
 		mustFetch(t, s, fresh, Miss)
 		settle(t, s)
 		mustFetch(t, s, fresh, Hit)
@@ -107,7 +109,7 @@ func TestHitWritesNothing(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) { // no maintenance but when the test says so
 		s := openStore(t, t.TempDir())
-		o := &origin{content: content(1, 1000)}
+		o := &origin{content: upstreamtest.Random(1, 1000)}
 		mustFetch(t, s, o, Miss)
 		settle(t, s)
 		s.access.flush()
@@ -199,8 +201,8 @@ func BenchmarkStart(b *testing.B) {
 	b.ReportMetric(toCount.Seconds()*1000/float64(i), "ms/counted")
 }
 
-// BenchmarkRebuild measures how long an index takes to be built anew from the
-// disk, and what a hit takes meanwhile.
+// BenchmarkRebuild measures how long an index takes to be built again from the
+// disk, and what a hit takes in that time.
 func BenchmarkRebuild(b *testing.B) {
 	n := benchBlobs(b)
 	dir := b.TempDir()

@@ -17,13 +17,14 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/cachalot-registry/cachalot/storage/download"
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 func TestColdThenWarm(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
 	for _, size := range []int{0, 1, 17, chunk, chunk + 1, 1 << 20} {
-		o := &origin{content: content(uint64(size), size)}
+		o := &origin{content: upstreamtest.Random(uint64(size), size)}
 		mustFetch(t, s, o, Miss)
 		settle(t, s)
 		mustFetch(t, s, o, Hit)
@@ -37,7 +38,7 @@ func TestColdThenWarm(t *testing.T) {
 func TestSHA512(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
-	b := content(1, 1000)
+	b := upstreamtest.Random(1, 1000)
 	d := digest.SHA512.FromBytes(b)
 	got, _, err := fetch(t, s, d, download.Bytes("", b))
 	if err != nil || !bytes.Equal(got, b) {
@@ -56,14 +57,14 @@ func TestFill_BreaksAtEveryByte(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
 	for cut := range int64(64) {
-		o := &origin{content: content(uint64(1000+cut), 64), cuts: []int64{cut}}
+		o := &origin{content: upstreamtest.Random(uint64(1000+cut), 64), cuts: []int64{cut}}
 		mustFetch(t, s, o, Miss)
 		if o.sent.Load() != 64 {
 			t.Errorf("cut at %d: %d bytes from upstream", cut, o.sent.Load())
 		}
-		noRange := &origin{content: content(uint64(2000+cut), 64), cuts: []int64{cut}, noRange: true}
+		noRange := &origin{content: upstreamtest.Random(uint64(2000+cut), 64), cuts: []int64{cut}, noRange: true}
 		mustFetch(t, s, noRange, Miss)
-		noSize := &origin{content: content(uint64(3000+cut), 64), cuts: []int64{cut}, noSize: true}
+		noSize := &origin{content: upstreamtest.Random(uint64(3000+cut), 64), cuts: []int64{cut}, noSize: true}
 		mustFetch(t, s, noSize, Miss)
 	}
 }
@@ -71,7 +72,7 @@ func TestFill_BreaksAtEveryByte(t *testing.T) {
 func TestManyReadersOneFill(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
-	o := &origin{content: content(7, 8<<20), cuts: []int64{1 << 20, 3 << 20, 7<<20 + 1}}
+	o := &origin{content: upstreamtest.Random(7, 8<<20), cuts: []int64{1 << 20, 3 << 20, 7<<20 + 1}}
 	var wg sync.WaitGroup
 	var misses atomic.Int64
 	for i := range 50 {
@@ -121,7 +122,7 @@ func TestManyReadersOneFill(t *testing.T) {
 func TestFill_AllReadersLeave(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
-	o := &origin{content: content(8, 1<<20), hold: make(chan struct{})}
+	o := &origin{content: upstreamtest.Random(8, 1<<20), hold: make(chan struct{})}
 	ctx, cancel := context.WithCancel(t.Context())
 	b, err := s.Get(ctx, scope(), o.digest(), o.source)
 	if err != nil {
@@ -140,7 +141,7 @@ func TestFill_AllReadersLeave(t *testing.T) {
 	}
 }
 
-// TestWrongBytes holds I1: nobody gets the last byte, nothing is kept, and the
+// TestWrongBytes holds I1: no client gets the last byte, nothing is stored, and the
 // next fill is right.
 func TestWrongBytes(t *testing.T) {
 	t.Parallel()
@@ -149,8 +150,8 @@ func TestWrongBytes(t *testing.T) {
 			t.Run(fmt.Sprintf("size %d unknown %v", size, noSize), func(t *testing.T) {
 				t.Parallel()
 				s := openStore(t, t.TempDir())
-				d := digest.FromBytes(content(42, size+1))
-				lie := &origin{content: content(43, size), noSize: noSize}
+				d := digest.FromBytes(upstreamtest.Random(42, size+1))
+				lie := &origin{content: upstreamtest.Random(43, size), noSize: noSize}
 				got, _, err := fetch(t, s, d, lie.source)
 				if !errors.Is(err, ErrDigest) {
 					t.Fatalf("error %v, want ErrDigest", err)
@@ -162,7 +163,7 @@ func TestWrongBytes(t *testing.T) {
 				if left, _ := os.ReadDir(s.disk.fills()); len(left) > 0 {
 					t.Errorf("%d files left in fills/", len(left))
 				}
-				truth := &origin{content: content(42, size+1)}
+				truth := &origin{content: upstreamtest.Random(42, size+1)}
 				mustFetch(t, s, truth, Miss)
 				checkDisk(t, s)
 			})
@@ -174,7 +175,7 @@ func TestWrongBytes(t *testing.T) {
 func TestBlob_Hold(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
-	o := &origin{content: content(9, 1<<20), hold: make(chan struct{})}
+	o := &origin{content: upstreamtest.Random(9, 1<<20), hold: make(chan struct{})}
 	b, err := s.Get(t.Context(), scope(), o.digest(), o.source)
 	if err != nil {
 		t.Fatal(err)
@@ -196,7 +197,7 @@ func TestSourceErrors(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
 	boom := errors.New("boom")
-	o := &origin{content: content(10, 1000), refuse: func(n int) error {
+	o := &origin{content: upstreamtest.Random(10, 1000), refuse: func(n int) error {
 		if n == 0 {
 			return boom
 		}
@@ -208,7 +209,7 @@ func TestSourceErrors(t *testing.T) {
 	mustFetch(t, s, o, Miss)
 
 	reading := make(chan struct{})
-	refused := &origin{content: content(11, 1000), cuts: []int64{500}, refuse: func(n int) error {
+	refused := &origin{content: upstreamtest.Random(11, 1000), cuts: []int64{500}, refuse: func(n int) error {
 		if n > 0 {
 			<-reading
 			return fmt.Errorf("%w: gone", download.ErrRefused)
@@ -224,7 +225,7 @@ func TestSourceErrors(t *testing.T) {
 	if got, err := io.ReadAll(b.Content); !errors.Is(err, download.ErrRefused) || len(got) != 500 {
 		t.Errorf("%d bytes, error %v", len(got), err)
 	}
-	changed := &origin{content: content(12, 1000), cuts: []int64{500}, size: func(n int) int64 { return int64(1000 + n) }}
+	changed := &origin{content: upstreamtest.Random(12, 1000), cuts: []int64{500}, size: func(n int) int64 { return int64(1000 + n) }}
 	if _, _, err := fetch(t, s, changed.digest(), changed.source); !errors.Is(err, download.ErrChanged) {
 		t.Errorf("error %v, want ErrChanged", err)
 	}
@@ -243,7 +244,7 @@ func TestGetWithoutSource(t *testing.T) {
 func TestLinks(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
-	o := &origin{content: content(13, 1<<20), hold: make(chan struct{})}
+	o := &origin{content: upstreamtest.Random(13, 1<<20), hold: make(chan struct{})}
 	d := o.digest()
 	b, err := s.Get(t.Context(), scope(), d, o.source)
 	if err != nil {
@@ -289,7 +290,7 @@ func TestLinks(t *testing.T) {
 func TestFillSlots(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir(), func(c *Config) { c.MaxFills = 1 })
-	first := &origin{content: content(14, 1000), hold: make(chan struct{})}
+	first := &origin{content: upstreamtest.Random(14, 1000), hold: make(chan struct{})}
 	b, err := s.Get(t.Context(), scope(), first.digest(), first.source)
 	if err != nil {
 		t.Fatal(err)
@@ -297,7 +298,7 @@ func TestFillSlots(t *testing.T) {
 	defer b.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	second := &origin{content: content(15, 1000)}
+	second := &origin{content: upstreamtest.Random(15, 1000)}
 	if _, err := s.Get(ctx, scope(), second.digest(), second.source); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v, want to wait for a slot", err)
 	}
@@ -329,7 +330,7 @@ func TestWaitForSlot(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				s := openStore(t, t.TempDir(), func(c *Config) { c.MaxFills = 1 })
-				o := &origin{content: content(265, 1000)}
+				o := &origin{content: upstreamtest.Random(265, 1000)}
 				other := newFill(s, scope(), o.digest(), o.source)
 				give, ok := s.slots.take(t.Context(), t.Context(), other)
 				if !ok {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cachalot-registry/cachalot/storage/index"
 	"github.com/cachalot-registry/cachalot/test/smalldisk"
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 // TestMarks: nothing goes at the high mark; above it blobs go until no more is left
@@ -166,7 +167,7 @@ func TestEvict_NoWaitBelowLimit(t *testing.T) {
 		const fills = 100 // a twentieth would be up to the limit
 		for i := range uint64(fills) {
 			before := time.Now()
-			o := &origin{content: content(i, block)}
+			o := &origin{content: upstreamtest.Random(i, block)}
 			mustFetch(t, s, o, Miss)
 			if took := time.Since(before); took > 0 {
 				t.Errorf("download %d took %v", i, took)
@@ -174,7 +175,7 @@ func TestEvict_NoWaitBelowLimit(t *testing.T) {
 			time.Sleep(minRest)
 		}
 		if !s.evictor.isTrimming() {
-			t.Error("nobody evicts")
+			t.Error("nothing evicts")
 		}
 		settle(t, s)
 		took := time.Since(start)
@@ -201,13 +202,13 @@ func TestEvict_FillDoesNotWaitForPace(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s, log, order := fullStore(t)
-		mustFetch(t, s, &origin{content: content(1, block)}, Miss)
+		mustFetch(t, s, &origin{content: upstreamtest.Random(1, block)}, Miss)
 		time.Sleep(3 * minRest)
 		if log.count(looked) != 1 || testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace)) != 0 {
 			t.Fatal("not looking at records, or no longer")
 		}
 		start := time.Now()
-		o := &origin{content: content(2, records*block/9)} // all of the last tenth
+		o := &origin{content: upstreamtest.Random(2, records*block/9)} // all of the last tenth
 		mustFetch(t, s, o, Miss)
 		if took := time.Since(start); took > minRest {
 			t.Errorf("waited for %v", took)
@@ -268,7 +269,7 @@ func TestCloseWhileTrimming(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				s, log, _ := fullStore(t)
-				mustFetch(t, s, &origin{content: content(1, block)}, Miss)
+				mustFetch(t, s, &origin{content: upstreamtest.Random(1, block)}, Miss)
 				time.Sleep(rests*minRest + minRest/2)
 				gone := testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace))
 				if log.count(looked) != 1 || !s.evictor.isTrimming() || gone > 0 != (name == "evicts") {
@@ -328,7 +329,7 @@ func TestTrim_LowMarkUnreachable(t *testing.T) {
 		start := time.Now()
 		const fills = 50
 		for i := range uint64(fills) {
-			mustFetch(t, s, &origin{content: content(i, block)}, Miss)
+			mustFetch(t, s, &origin{content: upstreamtest.Random(i, block)}, Miss)
 			time.Sleep(time.Second)
 		}
 		n := log.count(looked)

@@ -27,7 +27,7 @@ func BenchmarkHitWhileEvicting(b *testing.B) {
 	n := benchBlobs(b)
 	for name, tc := range map[string]struct {
 		pinned  func(upstream, repository string) bool
-		waiting bool // with somebody who waits, as for a download, nothing is paced
+		waiting bool // a download waits for an eviction, so evictions do not rest
 		idle    bool // nothing goes: how much two measurements of the same differ
 	}{"paced": {}, "with pins": {pinned: pinnedBase}, "full speed": {waiting: true}, "nothing": {idle: true}} {
 		b.Run(fmt.Sprintf("%d blobs/%s", n, name), func(b *testing.B) {

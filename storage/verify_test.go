@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/cachalot-registry/cachalot/storage/download"
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 // TestVerify finds what is damaged beside a running store, which downloads it
@@ -28,8 +29,8 @@ func TestVerify(t *testing.T) {
 			origins := keep(t, s, 4, 100_000)
 			empty := &origin{content: []byte{}}
 			mustFetch(t, s, empty, Miss)
-			sha512 := digest.SHA512.FromBytes(content(1, 50))
-			if _, _, err := fetch(t, s, sha512, download.Bytes("", content(1, 50))); err != nil {
+			sha512 := digest.SHA512.FromBytes(upstreamtest.Random(1, 50))
+			if _, _, err := fetch(t, s, sha512, download.Bytes("", upstreamtest.Random(1, 50))); err != nil {
 				t.Fatal(err)
 			}
 			settle(t, s)
@@ -107,7 +108,7 @@ func TestVerifyCannot(t *testing.T) {
 	}
 	dir := t.TempDir()
 	s := openStore(t, dir)
-	o := &origin{content: content(1, 1000)}
+	o := &origin{content: upstreamtest.Random(1, 1000)}
 	mustFetch(t, s, o, Miss)
 	settle(t, s)
 	ctx, cancel := context.WithCancel(t.Context())

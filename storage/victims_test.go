@@ -13,6 +13,7 @@ import (
 
 	"github.com/cachalot-registry/cachalot/storage/index"
 	"github.com/cachalot-registry/cachalot/test/trace"
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 // TestAccess_UsedAgain: a blob is used again when a minute has passed, and that is kept.
@@ -21,7 +22,7 @@ func TestAccess_UsedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
 		s := openStore(t, dir)
-		o := &origin{content: content(1, smallBlob)}
+		o := &origin{content: upstreamtest.Random(1, smallBlob)}
 		again := func() bool {
 			t.Helper()
 			s.access.flush()

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
 // network is a Source whose connections have a rate, in the time of a bubble. It
@@ -195,7 +197,7 @@ func (l *network) whole(t *testing.T, got []byte, err error) {
 
 func TestAhead(t *testing.T) {
 	t.Parallel()
-	blob := content(1, 96<<20)
+	blob := upstreamtest.Random(1, 96<<20)
 	const mib = 1 << 20
 	for name, tc := range map[string]struct {
 		link   *network
@@ -261,7 +263,7 @@ func TestAhead(t *testing.T) {
 // comes twice, and the order stays.
 func TestAheadBreaks(t *testing.T) {
 	t.Parallel()
-	blob := content(2, 64<<20)
+	blob := upstreamtest.Random(2, 64<<20)
 	refused := fmt.Errorf("%w: busy", ErrRefused) // that connection; not the blob
 	busy := func(of func(nth int) bool) func(int, Span) error {
 		return func(nth int, s Span) error {
@@ -311,7 +313,7 @@ func TestAheadBreaks(t *testing.T) {
 // for is used for the whole only.
 func TestAheadIgnoresSpans(t *testing.T) {
 	t.Parallel()
-	l := &network{content: content(3, 64<<20), each: 8 << 20}
+	l := &network{content: upstreamtest.Random(3, 64<<20), each: 8 << 20}
 	src := func(ctx context.Context, s Span) (*Part, error) {
 		if s.Offset > 0 {
 			if s.Spare {
@@ -338,7 +340,7 @@ func TestAheadIgnoresSpans(t *testing.T) {
 // TestAheadLeft: a download that ends early leaves nothing behind.
 func TestAheadLeft(t *testing.T) {
 	t.Parallel()
-	blob := content(4, 96<<20)
+	blob := upstreamtest.Random(4, 96<<20)
 	r := NewBuffers()
 	for name, tc := range map[string]struct {
 		all    int64 // of the link
@@ -390,7 +392,7 @@ func TestAheadShares(t *testing.T) {
 	if r.take() != nil {
 		t.Error("more pieces than there may be")
 	}
-	l := &network{content: content(5, 64<<20), each: 8 << 20}
+	l := &network{content: upstreamtest.Random(5, 64<<20), each: 8 << 20}
 	got, _, _, err := download(t, l, r, 0)
 	l.whole(t, got, err)
 	if l.most > 2 || len(l.asked) != 2 {

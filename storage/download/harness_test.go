@@ -1,7 +1,6 @@
 package download
 
 import (
-	"math/rand/v2"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -14,11 +13,4 @@ const chunk = 128 << 10
 
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(upstreamtest.Waiting{Tests: m})
-}
-
-func content(seed uint64, size int) []byte {
-	b := make([]byte, size)
-	r := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)})
-	_, _ = r.Read(b)
-	return b
 }

@@ -66,7 +66,7 @@ func TestStuckClients(t *testing.T) {
 	}
 }
 
-// TestSendTimeout_Off: without a limit nobody is cut off.
+// TestSendTimeout_Off: without a limit no client is cut off.
 func TestSendTimeout_Off(t *testing.T) {
 	t.Parallel()
 	ended := make(chan struct{})
