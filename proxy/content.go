@@ -363,13 +363,12 @@ func setContentHeaders(w *response, t target, d digest.Digest, mediaType string)
 		mediaType = "application/octet-stream"
 	}
 	w.digest = d
-	h := w.Header()
-	h.Set("Content-Type", mediaType)
-	h.Set("Docker-Content-Digest", string(d))
-	h.Set("Etag", `"`+string(d)+`"`)
+	w.set("Content-Type", mediaType)
+	w.set("Docker-Content-Digest", string(d))
+	w.set("Etag", `"`+string(d)+`"`)
 	if !inert(mediaType) {
-		h.Set("X-Content-Type-Options", "nosniff")
-		h.Set("Content-Security-Policy", "sandbox; default-src 'none'")
+		w.set("X-Content-Type-Options", "nosniff")
+		w.set("Content-Security-Policy", "sandbox; default-src 'none'")
 	}
 	w.setCacheStatus()
 }

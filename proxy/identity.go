@@ -19,8 +19,7 @@ func (w *response) identify(r *http.Request) {
 	} else {
 		w.id = newRequestID()
 	}
-	w.said[0] = w.id
-	w.Header()["X-Request-Id"] = w.said[:]
+	w.set("X-Request-Id", w.id)
 	w.ctx = upstream.WithRequestID(r.Context(), w.id)
 }
 

@@ -241,6 +241,6 @@ func (p *Proxy) version(hw http.ResponseWriter, r *http.Request) {
 }
 
 // apiVersion sets the header that older daemons need to use v2.
-func apiVersion(w http.ResponseWriter) {
-	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
+func apiVersion(w *response) {
+	w.set("Docker-Distribution-Api-Version", "registry/2.0")
 }

@@ -14,6 +14,9 @@ import (
 // configuration. All that is looked up, compared or stored by a registry's name uses this
 // spelling, so that rules apply to all other spellings too.
 func CanonicalName(name string) (canonical string, ok bool) {
+	if !hostport.NamesRegistry(strings.ToLower(name)) {
+		return "", false // a plain word, as the first part of most names
+	}
 	h, ok := hostport.Parse(name)
 	h.Rooted = false
 	if !ok || h.Is6() || !h.InImage() || !hostport.NamesRegistry(h.String()) {
