@@ -16,7 +16,10 @@ import (
 )
 
 // disk is the storage folder. Its paths are built from parsed digests only.
-type disk struct{ root string }
+type disk struct {
+	root string
+	lock *os.File // nil: not taken
+}
 
 // algorithms are those of blobs' digests (OCI image-spec, descriptor.md).
 func algorithms() []digest.Algorithm { return []digest.Algorithm{digest.SHA256, digest.SHA512} }
@@ -60,35 +63,39 @@ func isDigest(s string) bool {
 	return true
 }
 
-// openDisk makes the folders and takes the lock. Closing the returned file releases it.
-func openDisk(root string) (disk, *os.File, error) {
+// openDisk makes the folders and takes the lock, until close.
+func openDisk(root string) (disk, error) {
 	k := disk{root: root}
 	for _, dir := range []string{root, k.fills(), k.quarantine()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return k, nil, fmt.Errorf("create storage folder: %w", err)
+			return k, fmt.Errorf("create storage folder: %w", err)
 		}
 	}
 	for _, a := range algorithms() {
 		if err := os.MkdirAll(filepath.Join(root, "blobs", a.String()), 0o700); err != nil {
-			return k, nil, fmt.Errorf("create storage folder: %w", err)
+			return k, fmt.Errorf("create storage folder: %w", err)
 		}
 	}
 	lock, err := os.OpenFile(filepath.Join(root, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return k, nil, fmt.Errorf("open lock file: %w", err)
+		return k, fmt.Errorf("open lock file: %w", err)
 	}
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		_ = lock.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return k, nil, fmt.Errorf("%w: %s", ErrLocked, root)
+			return k, fmt.Errorf("%w: %s", ErrLocked, root)
 		}
-		return k, nil, fmt.Errorf("lock storage folder: %w", err)
+		return k, fmt.Errorf("lock storage folder: %w", err)
 	}
+	k.lock = lock
 	if err := k.renames(); err != nil {
-		return k, nil, errors.Join(err, lock.Close())
+		return k, errors.Join(err, k.close())
 	}
-	return k, lock, nil
+	return k, nil
 }
+
+// close releases the lock.
+func (k disk) close() error { return k.lock.Close() }
 
 // renames fails if a file cannot be renamed between the folders because they are on
 // different file systems: no download could be stored. It does not fail on a disk that is

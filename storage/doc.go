@@ -67,6 +67,7 @@
 //	health     damaged blobs: scrub, suspects, quarantine, condemned
 //	summaries  the totals by repository, for the admin API
 //	index      records, links and tags (package index)
+//	lifetime   the goroutines, from Open to Close
 //
 // Each type says beside its fields what its lock guards, and which locks are taken
 // under it.

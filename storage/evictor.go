@@ -10,7 +10,6 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/cachalot-registry/cachalot/storage/index"
-	"github.com/cachalot-registry/cachalot/task"
 )
 
 // Background trimming rests after each step of 100 to 500 us, 199 times as long as the step
@@ -38,8 +37,7 @@ type evictor struct {
 	access   *accessLog
 	space    *space
 	log      *slog.Logger
-	ctx      context.Context // ends all evictions
-	running  *sync.WaitGroup // of what runs in the background
+	life     *lifetime // its end ends all evictions
 	store    evictable
 	highMark float64 // percent
 	lowMark  float64 // percent
@@ -70,7 +68,7 @@ type evictable struct {
 // newEvictor uses the parts of the store that are made before it.
 func newEvictor(s *Store) *evictor {
 	return &evictor{
-		index: s.index, ledger: s.ledger, access: s.access, space: s.space, log: s.log, ctx: s.ctx, running: &s.running,
+		index: s.index, ledger: s.ledger, access: s.access, space: s.space, log: s.log, life: s.life,
 		trimming: make(chan struct{}, 1), turn: make(chan struct{}, 1),
 		store: evictable{
 			evict: s.evict, busy: s.gate.busy, pinned: s.isPinned, havePins: func() bool { return s.pins.Load() != nil },
@@ -81,7 +79,7 @@ func newEvictor(s *Store) *evictor {
 
 // breathe rests after a step that took so long. It returns at once if a fill waits, which
 // may need the turn that the caller holds.
-func (e *evictor) breathe(took time.Duration) { restUntil(e.ctx, took, e.waiting.some()) }
+func (e *evictor) breathe(took time.Duration) { restUntil(e.life.ctx, took, e.waiting.some()) }
 
 // rest waits after a step that took so long.
 func rest(ctx context.Context, took time.Duration) { restUntil(ctx, took, nil) }
@@ -157,7 +155,7 @@ func (e *evictor) couldFit(need int64) bool {
 	if e.space.over(need, 100) <= 0 {
 		return true
 	}
-	e.ledger.loaded(e.ctx)
+	e.ledger.loaded(e.life.ctx)
 	defer e.waiting.enter()()
 	e.turn <- struct{}{}
 	defer func() { <-e.turn }()
@@ -175,7 +173,7 @@ func (e *evictor) couldFit(need int64) bool {
 // evictFor evicts until need bytes fit, and reserves them. Trimming does not rest
 // while it runs. If trim is scanning the records, evictFor waits and uses its victims.
 func (e *evictor) evictFor(need int64) bool {
-	e.ledger.loaded(e.ctx)
+	e.ledger.loaded(e.life.ctx)
 	defer e.waiting.enter()()
 	e.turn <- struct{}{}
 	defer func() { <-e.turn }()
@@ -186,7 +184,7 @@ func (e *evictor) evictFor(need int64) bool {
 			e.log.Info("evicted for a download", "blobs", done.blobs, "bytes", done.bytes)
 		}
 	}()
-	for e.ctx.Err() == nil {
+	for e.life.ctx.Err() == nil {
 		if e.space.reserve(need) {
 			return true
 		}
@@ -204,11 +202,11 @@ func (e *evictor) trim() {
 	default:
 		return
 	}
-	e.running.Go(task.Guard("eviction", func() {
+	e.life.run("eviction", func() {
 		defer func() { <-e.trimming }()
-		e.ledger.loaded(e.ctx)
+		e.ledger.loaded(e.life.ctx)
 		var done eviction
-		for e.ctx.Err() == nil && e.evictAbove(&done) {
+		for e.life.ctx.Err() == nil && e.evictAbove(&done) {
 			if done.tries%goneStep == 0 {
 				e.breathe(done.took)
 				done.took = 0
@@ -217,7 +215,7 @@ func (e *evictor) trim() {
 		if done.blobs > 0 {
 			e.log.Info("evicted", "blobs", done.blobs, "bytes", done.bytes)
 		}
-	}))
+	})
 }
 
 // evictAbove evicts one blob if more is used than the low mark. It returns false if

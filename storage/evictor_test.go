@@ -102,7 +102,7 @@ func TestEvictor(t *testing.T) {
 func TestEvictor_FillWaits(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		e := &evictor{ctx: t.Context()}
+		e := &evictor{life: newLifetime()}
 		rests := func() time.Duration {
 			begun := time.Now()
 			e.breathe(time.Second)

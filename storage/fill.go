@@ -111,10 +111,9 @@ var errSpill = errors.New("not stored")
 // its end stops the fill only before it has a slot; its values (request id, span) stay.
 func (f *fill) run(ctx context.Context) {
 	s := f.store
-	own, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	own, cancel := s.life.within(context.WithoutCancel(ctx))
 	defer cancel(nil)
 	f.stop = cancel
-	defer context.AfterFunc(s.ctx, func() { cancel(context.Cause(s.ctx)) })()
 	defer f.release()
 	defer s.ended(f)
 	defer f.unfinished()
@@ -151,7 +150,7 @@ func (f *fill) run(ctx context.Context) {
 		case wrong:
 			reason = reasonDigest
 			s.log.ErrorContext(own, "upstream sent wrong content", "upstream", f.place.Upstream, "repository", f.place.Repository, "digest", f.digest, "error", err)
-		case s.ctx.Err() != nil:
+		case s.life.ctx.Err() != nil:
 			reason, err = reasonClosed, ErrClosed
 		case f.written > 0: // otherwise each waiting client gets the error, and its request line has it
 			s.log.WarnContext(own, "download failed", "upstream", f.place.Upstream, "repository", f.place.Repository,
@@ -183,7 +182,7 @@ var errPanicked = errors.New("internal error while downloading")
 func (s *Store) slot(ctx context.Context, f *fill) (give func(), ok bool) {
 	s.metrics.fillsWaiting.Inc()
 	defer s.metrics.fillsWaiting.Dec()
-	return s.slots.take(ctx, s.ctx, f)
+	return s.slots.take(ctx, s.life.ctx, f)
 }
 
 func (f *fill) progressed() { f.progress.Store(time.Now().UnixNano()) }

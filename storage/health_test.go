@@ -15,11 +15,11 @@ import (
 // newTestHealth has a folder of its own. What it forgets is in forgotten.
 func newTestHealth(t *testing.T, free func(digest.Digest) bool) (h *health, forgotten map[digest.Digest]bool) {
 	t.Helper()
-	k, lock, err := openDisk(filepath.Join(t.TempDir(), "store"))
+	k, err := openDisk(filepath.Join(t.TempDir(), "store"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = lock.Close() })
+	t.Cleanup(func() { _ = k.close() })
 	forgotten = map[digest.Digest]bool{}
 	exclusive := func(d digest.Digest, f func()) bool {
 		if !free(d) {

@@ -100,8 +100,7 @@ func (f *fill) info() FillInfo {
 // Verify is [Verify] of this store's blobs. The records of damaged blobs are dropped at
 // once, so that the next request downloads them.
 func (s *Store) Verify(ctx context.Context, dryRun bool, progress func(read, all int64)) (Verification, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer context.AfterFunc(s.ctx, func() { cancel(ErrClosed) })()
+	ctx, cancel := s.life.within(ctx)
 	defer cancel(nil)
 	v, err := Verify(ctx, s.disk.root, dryRun, progress)
 	s.health.updateQuarantine()

@@ -30,7 +30,7 @@ func (s *Store) maintain() {
 	defer tick.Stop()
 	for {
 		select {
-		case <-s.ctx.Done():
+		case <-s.life.ctx.Done():
 			return
 		case <-tick.C:
 		}
@@ -56,10 +56,10 @@ func (s *Store) maintainIndex() {
 // readIndex adds up what the index knows. Nobody waits for that but who must evict.
 func (s *Store) readIndex() {
 	s.log.Debug("adding up records")
-	if err := s.ledger.load(s.ctx); err != nil {
+	if err := s.ledger.load(s.life.ctx); err != nil {
 		s.log.Error("cannot read index", "error", err)
 	}
-	s.index.Recount(s.ctx)
+	s.index.Recount(s.life.ctx)
 }
 
 // evict removes a blob, first the file, then its record, unless it is in use or

@@ -25,7 +25,7 @@ func tiny(n int) []byte { return binary.BigEndian.AppendUint64([]byte("blob "), 
 // writeTiny writes n small blobs where a store in dir keeps them.
 func writeTiny(tb testing.TB, dir string, n int) {
 	tb.Helper()
-	k, lock, err := openDisk(dir)
+	k, err := openDisk(dir)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -49,7 +49,7 @@ func writeTiny(tb testing.TB, dir string, n int) {
 		})
 	}
 	wg.Wait()
-	if err := lock.Close(); err != nil {
+	if err := k.close(); err != nil {
 		tb.Fatal(err)
 	}
 }

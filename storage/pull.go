@@ -16,7 +16,6 @@ import (
 
 	"github.com/cachalot-registry/cachalot/storage/download"
 	"github.com/cachalot-registry/cachalot/storage/index"
-	"github.com/cachalot-registry/cachalot/task"
 )
 
 // This file has what the data plane calls: blobs, tags and links.
@@ -164,7 +163,7 @@ func (s *Store) start(ctx context.Context, sc Scope, d digest.Digest, src downlo
 	own := newFill(s, sc, d, src)
 	f, mediaType, err := s.gate.start(sc, own, linked,
 		func() bool { return !s.health.isCondemned(d) && s.exists(d) },
-		func() { s.running.Go(task.Guard("download", func() { own.run(ctx) })) })
+		func() { s.life.run("download", func() { own.run(ctx) }) })
 	switch {
 	case err != nil:
 		return nil, err

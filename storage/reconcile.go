@@ -20,7 +20,7 @@ func (s *Store) reconcile() {
 	for _, a := range algorithms() {
 		list := s.disk.shards(a)
 		for shard := range shardNames {
-			if s.ctx.Err() != nil {
+			if s.life.ctx.Err() != nil {
 				return
 			}
 			blobs, err := list(shard)
@@ -70,7 +70,7 @@ func (s *Store) reconcileShard(prefix string, blobs map[digest.Digest]fs.DirEntr
 		clear(records)
 	}
 	for d, e := range blobs {
-		if s.ctx.Err() != nil {
+		if s.life.ctx.Err() != nil {
 			return found, lost
 		}
 		switch info, err := e.Info(); {

@@ -62,7 +62,7 @@ func (s *Store) expire() {
 		} else {
 			soonest = min(soonest, r.Expires())
 		}
-		return s.ctx.Err() == nil
+		return s.life.ctx.Err() == nil
 	})
 	if err != nil {
 		s.log.Error("cannot read index for expiry", "error", err)

@@ -2,19 +2,15 @@ package storage
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/cachalot-registry/cachalot/storage/download"
 	"github.com/cachalot-registry/cachalot/storage/index"
-	"github.com/cachalot-registry/cachalot/task"
 )
 
 // Config of a [Store].
@@ -48,7 +44,6 @@ type Config struct {
 // goroutine, until Close.
 type Store struct {
 	disk      disk
-	lock      *os.File
 	index     *index.Index
 	ledger    *ledger
 	gate      *gate
@@ -61,9 +56,7 @@ type Store struct {
 	log       *slog.Logger
 	slots     *slots
 	buffers   *download.Buffers // for pieces that fills fetch ahead
-	ctx       context.Context
-	stop      context.CancelCauseFunc
-	running   sync.WaitGroup                                         // fills, maintenance and scrub
+	life      *lifetime
 	pins      atomic.Pointer[func(upstream, repository string) bool] // see SetPinned
 }
 
@@ -83,20 +76,17 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	if cfg.MaxFills < 1 {
 		return nil, fmt.Errorf("storage: %d fills at once; at least 1 is needed", cfg.MaxFills)
 	}
-	k, lock, err := openDisk(cfg.Path)
+	k, err := openDisk(cfg.Path)
 	if err != nil {
 		return nil, err
 	}
 	free, total, err := k.space()
 	if err != nil {
-		return nil, errors.Join(err, lock.Close())
+		return nil, errors.Join(err, k.close())
 	}
-	ctx, stop := context.WithCancelCause(context.Background())
 	s := &Store{
-		disk: k, lock: lock, metrics: m, log: log,
+		disk: k, metrics: m, log: log, life: newLifetime(), gate: newGate(),
 		slots: newSlots(cfg.MaxFills, cfg.Share), buffers: download.NewBuffers(),
-		ctx: ctx, stop: stop,
-		gate: newGate(),
 	}
 	s.index = index.Open(index.Config{Dir: k.index(), Max: cfg.MaxIndex, Pinned: s.Pinned, Rest: rest}, m.index, log)
 	s.ledger = newLedger(s.index, m)
@@ -108,7 +98,7 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	s.evictor = newEvictor(s)
 	s.evictor.highMark, s.evictor.lowMark = cfg.HighMark, cfg.LowMark
 	s.summaries = newSummaries(s.sumUp)
-	s.health = newHealth(ctx, k, s.ledger, s.space, m, log, exclusion{s.gate.exclusive, s.gate.exclusiveIdle, s.forget})
+	s.health = newHealth(s.life.ctx, k, s.ledger, s.space, m, log, exclusion{s.gate.exclusive, s.gate.exclusiveIdle, s.forget})
 	s.health.scrubEvery, s.health.quarantineMax = cfg.ScrubEvery, cmp.Or(s.space.maxSize, total)/quarantineShare
 	m.limit.Set(float64(s.space.maxSize))
 	m.minFree.Set(float64(max(s.space.minFree, index.Floor)))
@@ -121,9 +111,9 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 	}
 	s.health.updateQuarantine()
 	log.Info("storage open", "path", cfg.Path, "max_bytes", s.space.maxSize, "free_bytes", free, "min_free_bytes", s.space.minFree)
-	s.running.Go(task.Keep(ctx, "maintenance", s.maintain))
-	s.running.Go(task.Keep(ctx, "scrub", s.health.scrub))
-	s.running.Go(task.Keep(ctx, "bounds of the index", func() { s.index.Run(ctx) }))
+	s.life.keep("maintenance", s.maintain)
+	s.life.keep("scrub", s.health.scrub)
+	s.life.keep("bounds of the index", func() { s.index.Run(s.life.ctx) })
 	return s, nil
 }
 
@@ -132,8 +122,7 @@ func Open(cfg Config, m *Metrics, log *slog.Logger) (*Store, error) {
 func (s *Store) Close() error {
 	s.gate.close()
 	s.access.close()
-	s.stop(ErrClosed)
-	s.running.Wait()
+	s.life.end()
 	s.access.flush()
-	return errors.Join(s.index.Close(), s.lock.Close())
+	return errors.Join(s.index.Close(), s.disk.close())
 }

@@ -88,7 +88,7 @@ func (e *evictor) victims(bytes int64) (picked []victim, sum int64) {
 		v := victim{Record: r}
 		all.add(v)
 		if !wanted(v) {
-			return e.ctx.Err() == nil
+			return e.life.ctx.Err() == nil
 		}
 		v.digest = digest.Digest(d)
 		if e.store.havePins() {
@@ -99,7 +99,7 @@ func (e *evictor) victims(bytes int64) (picked []victim, sum int64) {
 				p.offer(v)
 			}
 		}
-		return e.ctx.Err() == nil
+		return e.life.ctx.Err() == nil
 	})
 	if err != nil {
 		e.log.Error("cannot read index for eviction", "error", err)

@@ -62,7 +62,7 @@ func indexOnly(t *testing.T) *Store {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	m := NewMetrics()
-	s := &Store{log: log, ctx: t.Context(), gate: newGate()}
+	s := &Store{log: log, life: newLifetime(), gate: newGate()}
 	s.index = index.Open(index.Config{Dir: filepath.Join(t.TempDir(), "index"), Pinned: s.Pinned, Rest: rest}, m.index, log)
 	t.Cleanup(func() {
 		if err := s.index.Close(); err != nil {
