@@ -22,8 +22,8 @@ import (
 // Store is where content is stored.
 func (p *Proxy) Store() *storage.Store { return p.store }
 
-// Kept reads what is stored of images.
-func (p *Proxy) Kept() image.Kept { return image.Kept{Store: p.store, Reader: p.reader} }
+// Stored reads what is stored of images.
+func (p *Proxy) Stored() image.Stored { return image.Stored{Store: p.store, Reader: p.reader} }
 
 // Rules are those of the configuration.
 func (p *Proxy) Rules() []Rule { return p.cfg.Rules }
@@ -165,7 +165,7 @@ func (u *Pull) Fetch(ctx context.Context, kind upstream.Kind, d digest.Digest) (
 		err = errors.New("no space to store it")
 	case err != nil:
 		err = u.p.broke(ctx, t, d, err)
-	case !u.p.store.Kept(d):
+	case !u.p.store.IsStored(d):
 		err = errors.New("could not be stored; the log says why")
 	default:
 		return b, nil

@@ -47,7 +47,7 @@ func (p *Proxy) markOrphans() {
 		}
 		var blobs map[digest.Digest]struct{}
 		err := task.Try("release", func() (err error) {
-			blobs, _, err = p.Kept().Unreferenced(p.ctx, roots, func(held func(image.Root) bool) error {
+			blobs, _, err = p.Stored().Unreferenced(p.ctx, roots, func(held func(image.Root) bool) error {
 				return p.store.Tags(func(k storage.TagKey, t storage.Tag) bool {
 					return k.IsList() || held(image.Root{Upstream: k.Upstream, Repository: k.Repository, Digest: t.Digest})
 				})

@@ -31,7 +31,7 @@ func TestFill_Claims(t *testing.T) {
 				if _, _, err := fetch(t, s, o.digest(), o.source); err != nil {
 					t.Fatal(err)
 				}
-				s.Kept(o.digest())
+				s.IsStored(o.digest())
 			}
 			before := s.ledger.total()
 			if before != kept*mib {
@@ -45,7 +45,7 @@ func TestFill_Claims(t *testing.T) {
 			if _, _, err := fetch(t, s, d, liar); err == nil {
 				t.Fatal("no error")
 			}
-			s.Kept(d) // when it has ended
+			s.IsStored(d) // when it has ended
 			gone := before - s.ledger.total()
 			if most := max(0, sent+max(min(sent, mostStep), leastStep)-2*mib); gone > most {
 				t.Errorf("%d bytes went for %d, and 2 MiB were free: at most %d may", gone, sent, most)
@@ -63,12 +63,12 @@ func TestFill_TooLong(t *testing.T) {
 	if _, _, err := fetch(t, s, o.digest(), o.source); err != nil {
 		t.Fatal(err)
 	}
-	s.Kept(o.digest())
+	s.IsStored(o.digest())
 	long := &origin{content: upstreamtest.Random(2, 12*mib)}
 	if got, _, err := fetch(t, s, long.digest(), long.source); err != nil || !bytes.Equal(got, long.content) {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
-	if !s.Kept(o.digest()) || s.Kept(long.digest()) {
+	if !s.IsStored(o.digest()) || s.IsStored(long.digest()) {
 		t.Error("what was kept went for what cannot be")
 	}
 	if long.sent.Load() != int64(len(long.content)) {

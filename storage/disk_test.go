@@ -406,8 +406,8 @@ func TestDiskFull(t *testing.T) {
 	}
 	close(o.hold)
 	wg.Wait()
-	if got := testutil.ToFloat64(s.metrics.spills); got != 1 {
-		t.Errorf("%v fills spilled, want 1", got)
+	if got := testutil.ToFloat64(s.metrics.passedThrough); got != 1 {
+		t.Errorf("%v fills passingThrough, want 1", got)
 	}
 	if err := os.Remove(other); err != nil {
 		t.Fatal(err)

@@ -32,20 +32,20 @@
 //	   under the store's context:
 //	      partial ─► Source ─► reserve ─► [ stream ─► file ─► hash ─► publish ]* ─► verify ─► settle
 //	                              │            │                                      │         │
-//	                              └─ no space ─┴─► spilled                            ▼         ├─► commit: fsync, rename, index, link
+//	                              └─ no space ─┴─► passing through                    ▼         ├─► commit: fsync, rename, index, link
 //	                                               each reader                 readers get      └─► NoStore: unlink
 //	                                               goes on alone               the last byte
 //
 // The phase of a fill changes only to the right:
 //
 //	opening ─► streaming ─► verified
-//	    └──────────┴──────► spilled | failed
+//	    └──────────┴──────► passing through | failed
 //
 // Readers read the file up to the published length. The last byte of a response is
 // sent only after the whole blob has verified.
 //
 // A reader that leaves does not stop the writer. A write that fails (no space, an I/O
-// error) does not stop the readers: the fill is spilled, and each reader reads the file
+// error) does not stop the readers: the fill is passed through: each reader reads the file
 // as far as it goes and then the rest from the Source, with its own copy of the hash.
 // The blob is then not stored. A long blob on slow connections uses several of them.
 //

@@ -27,7 +27,7 @@ const (
 	opening phase = iota
 	streaming
 	verified
-	spilled
+	passingThrough
 	failed
 )
 
@@ -103,8 +103,8 @@ func (f *fill) release() {
 	}
 }
 
-// errSpill: the blob cannot be stored. Its readers still get it.
-var errSpill = errors.New("not stored")
+// errPassThrough: the blob cannot be stored. Its readers still get it.
+var errPassThrough = errors.New("not stored")
 
 // run downloads the blob, and makes it durable unless it is NoStore. In any case the
 // fill ends in a final phase and leaves the gate's table. ctx is that of the first caller:
@@ -138,11 +138,11 @@ func (f *fill) run(ctx context.Context) {
 	case errors.Is(err, errAgain):
 		f.close()
 		f.publish(func() { f.phase, f.err = failed, err })
-	case errors.Is(err, errSpill):
-		s.metrics.spills.Inc()
+	case errors.Is(err, errPassThrough):
+		s.metrics.passedThrough.Inc()
 		s.log.WarnContext(own, "blob passed through and not stored", "digest", f.digest, "error", err)
 		f.discard()
-		f.publish(func() { f.phase = spilled })
+		f.publish(func() { f.phase = passingThrough })
 	default:
 		reason := reasonUpstream
 		wrong := isWrong(err)
@@ -199,7 +199,7 @@ func (f *fill) silent() time.Duration {
 // fetch downloads the whole blob into the file and verifies it.
 func (f *fill) fetch(ctx context.Context) error {
 	if err := f.openPartial(); err != nil {
-		return fmt.Errorf("%w: %w", errSpill, err)
+		return fmt.Errorf("%w: %w", errPassThrough, err)
 	}
 	if f.written > 0 && f.sum() == f.digest {
 		// The partial was whole before a restart. Whether this scope may have it is not
@@ -278,7 +278,7 @@ func (f *fill) openStream(ctx context.Context) (*download.Stream, error) {
 		f.store.metrics.resumes.Inc()
 	case st.Pos() == 0 && f.written > 0:
 		if err := f.file.Truncate(0); err != nil {
-			return nil, errors.Join(errSpill, err, st.Close())
+			return nil, errors.Join(errPassThrough, err, st.Close())
 		}
 		f.store.space.grow(-blocks(f.written))
 		f.hash.Reset()
@@ -307,7 +307,7 @@ func (f *fill) reserveTo(size int64) int64 {
 // evicted for it then.
 func (f *fill) fits(size int64) error {
 	if need := blocks(size) - blocks(f.written); size > f.reserveTo(size) && !f.store.evictor.couldFit(need) {
-		return fmt.Errorf("%w: no space for %d bytes", errSpill, need)
+		return fmt.Errorf("%w: no space for %d bytes", errPassThrough, need)
 	}
 	return nil
 }
@@ -319,7 +319,7 @@ func (f *fill) reserve(length int64) error {
 		return nil
 	}
 	if !f.store.evictor.reserve(need) {
-		return fmt.Errorf("%w: no space for %d bytes", errSpill, need)
+		return fmt.Errorf("%w: no space for %d bytes", errPassThrough, need)
 	}
 	f.promised += need
 	return nil
@@ -342,7 +342,7 @@ func (f *fill) copy(st *download.Stream) error {
 			if _, werr := f.file.WriteAt(buf[:n], f.written); werr != nil {
 				// The chunk is lost; readers get it from the Source, from the end of the file.
 				// Bytes of it that were written are cut off, and not in the account.
-				return errors.Join(fmt.Errorf("%w: write: %w", errSpill, werr), f.file.Truncate(f.written))
+				return errors.Join(fmt.Errorf("%w: write: %w", errPassThrough, werr), f.file.Truncate(f.written))
 			}
 			_, _ = f.hash.Write(buf[:n]) // a hash never fails
 			f.promised -= grown

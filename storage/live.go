@@ -89,7 +89,7 @@ func (f *fill) info() FillInfo {
 		i.State = "waiting"
 	case streaming:
 		i.State, i.Connections = "downloading", int(f.connections.Load())
-	case spilled:
+	case passingThrough:
 		i.State, i.Connections, i.Readers = "passing through", f.users, f.users
 	default:
 		i.State = "checking"

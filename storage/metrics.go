@@ -15,20 +15,20 @@ import (
 type Metrics struct {
 	prometheus.Collector // all of them
 
-	fills        prometheus.Gauge
-	fillsWaiting prometheus.Gauge
-	fillsLimit   prometheus.Gauge
-	resumes      prometheus.Counter
-	failures     *prometheus.CounterVec
-	spills       prometheus.Counter
-	bytes        prometheus.Gauge
-	partial      prometheus.Gauge
-	limit        prometheus.Gauge
-	blobs        prometheus.Gauge
-	disk         atomic.Pointer[disk] // each scrape reads its free space; nil before Open
-	minFree      prometheus.Gauge
-	evictedBytes *prometheus.CounterVec
-	evictionAge  *prometheus.HistogramVec
+	fills         prometheus.Gauge
+	fillsWaiting  prometheus.Gauge
+	fillsLimit    prometheus.Gauge
+	resumes       prometheus.Counter
+	failures      *prometheus.CounterVec
+	passedThrough prometheus.Counter
+	bytes         prometheus.Gauge
+	partial       prometheus.Gauge
+	limit         prometheus.Gauge
+	blobs         prometheus.Gauge
+	disk          atomic.Pointer[disk] // each scrape reads its free space; nil before Open
+	minFree       prometheus.Gauge
+	evictedBytes  *prometheus.CounterVec
+	evictionAge   *prometheus.HistogramVec
 
 	scrubbed        prometheus.Counter
 	quarantined     prometheus.Counter
@@ -58,8 +58,8 @@ func NewMetrics() *Metrics {
 		failures: reg.NewCounterVec(prometheus.CounterOpts{
 			Name: "fill_failures_total", Help: "Downloads that ended without a blob, by reason: upstream, digest (wrong content), disk or closed. What an upstream does not have counts as none.",
 		}, []string{"reason"}),
-		spills: reg.NewCounter(prometheus.CounterOpts{
-			Name: "fill_spills_total", Help: "Downloads passed through to clients and not stored, because there was no disk space.",
+		passedThrough: reg.NewCounter(prometheus.CounterOpts{
+			Name: "fills_passed_through_total", Help: "Downloads passed through to clients and not stored, because there was no disk space.",
 		}),
 		bytes: reg.NewGauge(prometheus.GaugeOpts{
 			Name: "storage_bytes", Help: "Bytes that blobs take on disk, in blocks of 4 KiB.",

@@ -113,7 +113,7 @@ func TestAllPinned(t *testing.T) {
 		b.Close()
 		settle(t, s)
 	}
-	if n := testutil.ToFloat64(s.metrics.spills); n != 2 || s.exists(o.digest()) {
+	if n := testutil.ToFloat64(s.metrics.passedThrough); n != 2 || s.exists(o.digest()) {
 		t.Errorf("passed on %v times, kept: %v", n, s.exists(o.digest()))
 	}
 	for _, d := range kept {

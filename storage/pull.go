@@ -257,9 +257,9 @@ func (s *Store) Origins(d digest.Digest, visit func(upstream string) bool) error
 	})
 }
 
-// Kept reports whether a blob is stored. If its download has all bytes, Kept waits until
+// IsStored reports whether a blob is stored. If its download has all bytes, IsStored waits until
 // that is decided.
-func (s *Store) Kept(d digest.Digest) bool {
+func (s *Store) IsStored(d digest.Digest) bool {
 	s.gate.settled(d)
 	return s.exists(d)
 }

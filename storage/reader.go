@@ -70,7 +70,7 @@ func (f *fill) blob(ctx context.Context, o Outcome, mediaType string) (*Blob, er
 		err = st.err
 	}
 	r := &fillReader{ctx: ctx, fill: f, last: math.MaxInt64}
-	if err == nil && st.phase == spilled {
+	if err == nil && st.phase == passingThrough {
 		if err = r.goAlone(st); err == nil {
 			st.size, st.mediaType = r.alone.Size(), r.alone.MediaType()
 		}
@@ -81,12 +81,12 @@ func (f *fill) blob(ctx context.Context, o Outcome, mediaType string) (*Blob, er
 	}
 	return &Blob{
 		Digest: f.digest, Size: st.size, MediaType: cmp.Or(mediaType, st.mediaType), Outcome: o, Content: r,
-		Stored: st.phase != spilled && !st.keep.NoStore,
+		Stored: st.phase != passingThrough && !st.keep.NoStore,
 		from:   r,
 	}, nil
 }
 
-// fillReader follows a fill. If the fill is spilled, it continues alone. It is the content
+// fillReader follows a fill. If the fill is passed through, it continues alone. It is the content
 // of a [Blob], and what that was opened from.
 type fillReader struct {
 	ctx  context.Context
@@ -94,7 +94,7 @@ type fillReader struct {
 	off  int64
 	last int64 // held back, with all after it, until the blob has verified
 
-	alone    *download.Stream // the bytes after the file of a spilled fill
+	alone    *download.Stream // the bytes after the file of a fill that is passed through
 	ahead    *bufio.Reader
 	hash     hash.Hash // of all bytes before aloneAt
 	aloneAt  int64
@@ -174,7 +174,7 @@ func (r *fillReader) visible(st state) int64 {
 	return min(st.written, last, r.last)
 }
 
-// goAlone opens the Source after the end of a spilled fill's file.
+// goAlone opens the Source after the end of the file of a fill that is passed through.
 func (r *fillReader) goAlone(st state) error {
 	clone, ok := r.fill.hash.(hash.Cloner)
 	if !ok {
@@ -195,7 +195,7 @@ func (r *fillReader) goAlone(st state) error {
 	return nil
 }
 
-// readAlone reads the rest of a spilled fill. The bytes that reach the end, or the last
+// readAlone reads the rest of a fill that is passed through. The bytes that reach the end, or the last
 // byte of the range, are returned only after the whole blob has verified.
 func (r *fillReader) readAlone(p []byte, st state) (int, error) {
 	if r.verified {
@@ -258,7 +258,7 @@ func (r *fillReader) wait(ctx context.Context) error {
 	switch {
 	case err != nil:
 		return err
-	case st.phase == spilled:
+	case st.phase == passingThrough:
 		return ErrNotStored
 	}
 	return st.err

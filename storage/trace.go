@@ -31,7 +31,7 @@ func (f *fill) endSpan(span trace.Span) {
 		return
 	}
 	st := f.state()
-	span.SetAttributes(attribute.Int64("cachalot.bytes", st.written), attribute.Bool("cachalot.spilled", st.phase == spilled))
+	span.SetAttributes(attribute.Int64("cachalot.bytes", st.written), attribute.Bool("cachalot.passed_through", st.phase == passingThrough))
 	if st.phase == failed {
 		span.SetStatus(codes.Error, st.err.Error())
 	}

@@ -160,7 +160,7 @@ func TestAPIDocument(t *testing.T) {
 	var look ImageAnswer
 	a.get("image?name=app:1", &look)
 	if !look.Complete || look.Digest != img.Index.Digest || len(look.Manifests) != 1 || look.Manifests[0].Platform != "linux/amd64" ||
-		len(look.Manifests[0].Layers) != 2 || look.Size != img.Size() || look.KeptSize != look.Size || !look.Pinned {
+		len(look.Manifests[0].Layers) != 2 || look.Size != img.Size() || look.StoredSize != look.Size || !look.Pinned {
 		t.Errorf("%+v", look)
 	}
 	a.get("image?name=app:signature", &look)
@@ -268,9 +268,9 @@ func TestAPIGuard(t *testing.T) {
 		{"read, from a page", nil, read, []string{"Origin", "https://evil.example"}, 403, "cross_origin"},
 		{"read by localhost", nil, read, []string{"Host", "localhost:5001"}, 200, ""},
 		{"read, wrong token", token, read, []string{"Authorization", "Bearer x"}, 200, ""},
-		{"change", nil, change, nil, 404, "not_kept"},
-		{"change by localhost", nil, change, []string{"Host", "localhost:5001"}, 404, "not_kept"},
-		{"change by IPv6", nil, change, []string{"Host", "[::1]:5001"}, 404, "not_kept"},
+		{"change", nil, change, nil, 404, "not_stored"},
+		{"change by localhost", nil, change, []string{"Host", "localhost:5001"}, 404, "not_stored"},
+		{"change by IPv6", nil, change, []string{"Host", "[::1]:5001"}, 404, "not_stored"},
 		{"change, rebound", nil, change, []string{"Host", "evil.example:5001"}, 421, "wrong_host"},
 		{"change, rebound to a name of loopback", nil, change, []string{"Host", "127.0.0.1.evil.example"}, 421, "wrong_host"},
 		{"change, from a page", nil, change, []string{"Origin", "https://evil.example"}, 403, "cross_origin"},
@@ -283,8 +283,8 @@ func TestAPIGuard(t *testing.T) {
 		{"change with another token", token, change, []string{"Authorization", "Bearer " + secret + "x"}, 401, "wrong_token"},
 		{"change with a part of it", token, change, []string{"Authorization", "Bearer canary"}, 401, "wrong_token"},
 		{"change with it as a password", token, change, []string{"Authorization", "Basic " + secret}, 401, "token_needed"},
-		{"change with the token", token, change, []string{"Authorization", "Bearer " + secret}, 404, "not_kept"},
-		{"change with the token, elsewhere", both, change, []string{"Authorization", "bearer " + secret, "Host", "mirror.example"}, 404, "not_kept"},
+		{"change with the token", token, change, []string{"Authorization", "Bearer " + secret}, 404, "not_stored"},
+		{"change with the token, elsewhere", both, change, []string{"Authorization", "bearer " + secret, "Host", "mirror.example"}, 404, "not_stored"},
 		{"change, unreadable token", broken, change, nil, 500, "no_token"},
 		{"read, unreadable token", broken, read, nil, 200, ""},
 	} {
@@ -371,12 +371,12 @@ func TestAPIRequests(t *testing.T) {
 		{"GET", "repositories?sort=x", "", 422, "invalid", "sort"},
 		{"GET", "tags", "", 422, "invalid", "repository"},
 		{"GET", "tags?repository=app:1", "", 422, "invalid", "repository"},
-		{"GET", "tags?repository=app", "", 404, "not_kept", ""},
+		{"GET", "tags?repository=app", "", 404, "not_stored", ""},
 		{"GET", "image?name=UPPER", "", 422, "invalid", "name"},
-		{"GET", "image?name=app", "", 404, "not_kept", ""},
-		{"GET", "image?name=" + url.QueryEscape(longest), "", 404, "not_kept", ""},
+		{"GET", "image?name=app", "", 404, "not_stored", ""},
+		{"GET", "image?name=" + url.QueryEscape(longest), "", 404, "not_stored", ""},
 		{"GET", "image?name=" + strings.Repeat("a", 1025), "", 422, "invalid", "name"},
-		{"GET", "blob?digest=sha256:" + strings.Repeat("0", 64), "", 404, "not_kept", ""},
+		{"GET", "blob?digest=sha256:" + strings.Repeat("0", 64), "", 404, "not_stored", ""},
 		{"POST", "purge", `{}`, 422, "invalid", "image"},
 		{"POST", "purge", `{"image": "a:1", "upstream": "docker.io"}`, 422, "invalid", "image"},
 		{"POST", "purge", `{"image": "a"}`, 422, "invalid", "image"},

@@ -127,7 +127,7 @@ func (c *call) blob() error {
 	}
 	b, err := c.p.Store().Blob(d)
 	if errors.Is(err, storage.ErrNotFound) {
-		return problemf(http.StatusNotFound, "not_kept", "%s is not stored here", d)
+		return problemf(http.StatusNotFound, "not_stored", "%s is not stored here", d)
 	}
 	if err != nil {
 		return err

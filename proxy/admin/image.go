@@ -71,20 +71,20 @@ func (c *call) parseRepository(parameter, name string) (imageName, error) {
 
 // ImageAnswer is the response of GET image: what is stored of an image.
 type ImageAnswer struct {
-	Image     string           `json:"image"`
-	Name      string           `json:"name"`
-	Tag       string           `json:"tag,omitempty"`
-	Digest    digest.Digest    `json:"digest"`
-	MediaType string           `json:"media_type,omitempty"`
-	Checked   time.Time        `json:"checked,omitzero"`
-	State     string           `json:"state,omitempty"`
-	Pinned    bool             `json:"pinned"`
-	PinnedBy  []string         `json:"pinned_by"`
-	Complete  bool             `json:"complete"`
-	Size      int64            `json:"size"`
-	KeptSize  int64            `json:"kept_size"`
-	Manifests []ManifestAnswer `json:"manifests"`
-	Truncated bool             `json:"truncated"`
+	Image      string           `json:"image"`
+	Name       string           `json:"name"`
+	Tag        string           `json:"tag,omitempty"`
+	Digest     digest.Digest    `json:"digest"`
+	MediaType  string           `json:"media_type,omitempty"`
+	Checked    time.Time        `json:"checked,omitzero"`
+	State      string           `json:"state,omitempty"`
+	Pinned     bool             `json:"pinned"`
+	PinnedBy   []string         `json:"pinned_by"`
+	Complete   bool             `json:"complete"`
+	Size       int64            `json:"size"`
+	StoredSize int64            `json:"stored_size"`
+	Manifests  []ManifestAnswer `json:"manifests"`
+	Truncated  bool             `json:"truncated"`
 }
 
 // ManifestAnswer is a manifest of an image that is not an index.
@@ -93,10 +93,10 @@ type ManifestAnswer struct {
 	MediaType    string        `json:"media_type,omitempty"`
 	ArtifactType string        `json:"artifact_type,omitempty"`
 	Platform     string        `json:"platform,omitempty"`
-	Kept         bool          `json:"kept"`
+	Stored       bool          `json:"stored"`
 	Complete     bool          `json:"complete"`
 	Size         int64         `json:"size"`
-	KeptSize     int64         `json:"kept_size"`
+	StoredSize   int64         `json:"stored_size"`
 	Config       *LayerAnswer  `json:"config,omitempty"`
 	Layers       []LayerAnswer `json:"layers"`
 }
@@ -106,7 +106,7 @@ type LayerAnswer struct {
 	Digest    digest.Digest `json:"digest"`
 	MediaType string        `json:"media_type,omitempty"`
 	Size      int64         `json:"size"`
-	Kept      bool          `json:"kept"`
+	Stored    bool          `json:"stored"`
 }
 
 // maxImageName is above the longest host, path, tag and digest: 260, 255, 129 and 136 bytes.
@@ -127,7 +127,7 @@ func (c *call) image() error {
 		key := storage.TagKey{Upstream: i.upstream, Repository: i.repo, Name: i.tag}
 		t, ok := c.p.Store().Tag(key)
 		if !ok {
-			return notKept(i)
+			return notStored(i)
 		}
 		answer.Digest, answer.Tag, answer.Checked = t.Digest, i.tag, t.Checked.UTC()
 		answer.State = c.p.Freshness(storage.NamedTag{TagKey: key, Tag: t})
@@ -140,14 +140,14 @@ func (c *call) image() error {
 		return err
 	}
 	defer c.looking.Release(1) // after the client has the response
-	w := c.p.Kept().Walk(i.upstream, i.repo)
+	w := c.p.Stored().Walk(i.upstream, i.repo)
 	w.Exceeds = func(string) error { answer.Truncated = true; return nil }
 	sum := &imageSum{call: c, name: i, walk: w, answer: &answer, blobs: map[digest.Digest]imageBlob{}}
 	answer.Complete = true
 	err = w.Run(ctx, image.Descriptor{Digest: answer.Digest}, func(n *image.Node) error {
 		if n.Depth == 0 {
 			if !n.Here && i.digest != "" {
-				return notKept(i)
+				return notStored(i)
 			}
 			answer.MediaType = c.mediaType(i, n.Named.Digest, n.MediaType)
 			n.Named.MediaType = answer.MediaType
@@ -162,8 +162,8 @@ func (c *call) image() error {
 	return c.answer(answer)
 }
 
-func notKept(i imageName) error {
-	return problemf(http.StatusNotFound, "not_kept", "%s is not stored here, or under another name; GET %srepositories lists what is stored", i, apiRoot)
+func notStored(i imageName) error {
+	return problemf(http.StatusNotFound, "not_stored", "%s is not stored here, or under another name; GET %srepositories lists what is stored", i, apiRoot)
 }
 
 // imageSum fills the response with what a walk finds.
@@ -178,7 +178,7 @@ type imageSum struct {
 
 type imageBlob struct {
 	size     int64
-	kept     bool
+	stored   bool
 	manifest int // the last one in which it was counted
 }
 
@@ -192,12 +192,12 @@ func (s *imageSum) add(ctx context.Context, n *image.Node) {
 	}
 	one := ManifestAnswer{
 		Digest: n.Named.Digest, MediaType: cmp.Or(n.Named.MediaType, n.MediaType), ArtifactType: cmp.Or(n.Named.ArtifactType, n.ArtifactType),
-		Kept: n.Here, Complete: n.Here && !n.Truncated, Size: n.Size, Layers: []LayerAnswer{},
+		Stored: n.Here, Complete: n.Here && !n.Truncated, Size: n.Size, Layers: []LayerAnswer{},
 	}
 	if n.Here {
-		one.KeptSize = n.Size
+		one.StoredSize = n.Size
 	}
-	a.Size, a.KeptSize = image.Plus(a.Size, one.Size), image.Plus(a.KeptSize, one.KeptSize)
+	a.Size, a.StoredSize = image.Plus(a.Size, one.Size), image.Plus(a.StoredSize, one.StoredSize)
 	if n.IsIndex() {
 		return // the walk visits its manifests too
 	}
@@ -212,15 +212,15 @@ func (s *imageSum) add(ctx context.Context, n *image.Node) {
 			known.manifest = len(a.Manifests) + 1
 			s.blobs[b.Digest] = known
 			one.Size = image.Plus(one.Size, known.size)
-			if known.kept {
-				one.KeptSize = image.Plus(one.KeptSize, known.size)
+			if known.stored {
+				one.StoredSize = image.Plus(one.StoredSize, known.size)
 			}
 		}
-		l := LayerAnswer{Digest: b.Digest, MediaType: b.MediaType, Size: known.size, Kept: known.kept}
-		one.Complete = one.Complete && (l.Kept || b.Foreign())
+		l := LayerAnswer{Digest: b.Digest, MediaType: b.MediaType, Size: known.size, Stored: known.stored}
+		one.Complete = one.Complete && (l.Stored || b.Foreign())
 		if b.Digest == n.Config.Digest && one.Config == nil {
 			one.Config = &l
-			if l.Kept && platform == nil && strings.HasSuffix(l.MediaType, "+json") {
+			if l.Stored && platform == nil && strings.HasSuffix(l.MediaType, "+json") {
 				platform = s.platform(ctx, b.Digest)
 			}
 			continue
@@ -242,8 +242,8 @@ func (s *imageSum) count(b image.Descriptor) imageBlob {
 	}
 	known.size = b.Size
 	if info, err := s.p.Store().Blob(b.Digest); err == nil {
-		known.size, known.kept = info.Size, true
-		s.answer.KeptSize = image.Plus(s.answer.KeptSize, known.size)
+		known.size, known.stored = info.Size, true
+		s.answer.StoredSize = image.Plus(s.answer.StoredSize, known.size)
 	}
 	s.answer.Size = image.Plus(s.answer.Size, known.size)
 	s.blobs[b.Digest] = known
@@ -252,7 +252,7 @@ func (s *imageSum) count(b image.Descriptor) imageBlob {
 
 // platform reads the platform in a stored config.
 func (s *imageSum) platform(ctx context.Context, config digest.Digest) *image.Platform {
-	b, err := s.p.Kept().Open(ctx, storage.Scope{Upstream: s.name.upstream, Repository: s.name.repo}, config)
+	b, err := s.p.Stored().Open(ctx, storage.Scope{Upstream: s.name.upstream, Repository: s.name.repo}, config)
 	if err != nil || b == nil {
 		return nil
 	}

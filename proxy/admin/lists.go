@@ -101,7 +101,7 @@ type TagAnswer struct {
 	Digest   digest.Digest `json:"digest"`
 	Checked  time.Time     `json:"checked"`
 	State    string        `json:"state"` // fresh, stale, expired
-	Kept     bool          `json:"kept"`
+	Stored   bool          `json:"stored"`
 	LastUsed time.Time     `json:"last_used,omitzero"`
 }
 
@@ -133,7 +133,7 @@ func (c *call) tags() error {
 	if after == "" {
 		answer.Next = ""
 		if len(answer.Tags) == 0 && c.query.Get("cursor") == "" {
-			return problemf(http.StatusNotFound, "not_kept", "no tag of %s is known here; GET %srepositories lists what is stored", answer.Name, apiRoot)
+			return problemf(http.StatusNotFound, "not_stored", "no tag of %s is known here; GET %srepositories lists what is stored", answer.Name, apiRoot)
 		}
 	}
 	return c.answer(answer)
@@ -145,7 +145,7 @@ func (c *call) tagAnswer(t storage.NamedTag) TagAnswer {
 		State: c.p.Freshness(t),
 	}
 	if b, err := c.p.Store().Blob(t.Digest); err == nil {
-		a.Kept, a.LastUsed = true, b.Used.UTC()
+		a.Stored, a.LastUsed = true, b.Used.UTC()
 	}
 	return a
 }

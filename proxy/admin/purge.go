@@ -175,7 +175,7 @@ func (c *call) purgeDigest(d digest.Digest, how storage.Purge, answer *PurgeAnsw
 		return problemf(http.StatusConflict, "busy", "%s is being downloaded or removed; try again later", d)
 	case storage.Gone, storage.Unlinked:
 	default:
-		return problemf(http.StatusNotFound, "not_kept", "%s is not stored here", d)
+		return problemf(http.StatusNotFound, "not_stored", "%s is not stored here", d)
 	}
 	if !how.DryRun {
 		c.p.Forget("", "", string(d))
@@ -197,7 +197,7 @@ func (c *call) purgeImage(ctx context.Context, i imageName, how storage.Purge, a
 	if at == "" {
 		t, ok := c.p.Store().Tag(storage.TagKey{Upstream: i.upstream, Repository: i.repo, Name: i.tag})
 		if !ok {
-			return notKept(i)
+			return notStored(i)
 		}
 		at = t.Digest
 	}
@@ -205,7 +205,7 @@ func (c *call) purgeImage(ctx context.Context, i imageName, how storage.Purge, a
 		return !k.IsList() && t.Digest == at && (i.digest != "" || k.Name == i.tag)
 	}
 	// The content is found before the tags are removed: if this fails, nothing has changed.
-	unreferenced, truncated, err := c.p.Kept().Unreferenced(ctx, []image.Root{{Upstream: i.upstream, Repository: i.repo, Digest: at}}, func(held func(image.Root) bool) error {
+	unreferenced, truncated, err := c.p.Stored().Unreferenced(ctx, []image.Root{{Upstream: i.upstream, Repository: i.repo, Digest: at}}, func(held func(image.Root) bool) error {
 		_, err := c.p.Store().DropTags(i.upstream, i.repo, true, func(k storage.TagKey, t storage.Tag) bool {
 			if !k.IsList() && !goes(k, t) {
 				held(image.Root{Upstream: i.upstream, Repository: i.repo, Digest: t.Digest})
@@ -237,7 +237,7 @@ func (c *call) purgeImage(ctx context.Context, i imageName, how storage.Purge, a
 		c.p.Store().InvalidateSummary()
 	}
 	if answer.empty() {
-		return notKept(i)
+		return notStored(i)
 	}
 	return nil
 }
@@ -262,7 +262,7 @@ func (c *call) purgeAll(ctx context.Context, how storage.Purge, answer *PurgeAns
 	}
 	if err == nil && whole && answer.empty() {
 		what := strings.Trim(how.Upstream+"/"+how.Repository, "/")
-		return problemf(http.StatusNotFound, "not_kept", "nothing of %s is stored here; GET %srepositories lists what is stored", what, apiRoot)
+		return problemf(http.StatusNotFound, "not_stored", "nothing of %s is stored here; GET %srepositories lists what is stored", what, apiRoot)
 	}
 	return err
 }

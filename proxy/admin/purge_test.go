@@ -74,7 +74,7 @@ func TestPurgeImage(t *testing.T) {
 	m.pullAll("library/app", "1", one)
 	// Everything that went; and whether this repository has the second layer.
 	up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 2, ut.GetBlob: 1, ut.HeadBlob: 1})
-	a.refused(http.MethodPost, "purge", `{"image": "app:none"}`, http.StatusNotFound, "not_kept")
+	a.refused(http.MethodPost, "purge", `{"image": "app:none"}`, http.StatusNotFound, "not_stored")
 
 	// By digest, the tags that point to it go along.
 	a.post("purge", fmt.Sprintf(`{"image": "docker.io/library/app@%s"}`, one.Index.Digest), http.StatusOK, &did)
@@ -176,7 +176,7 @@ func TestPurgeSweeps(t *testing.T) {
 	if did.Tags != 1 || did.Blobs != 4 || m.onDisk() != 8 {
 		t.Errorf("%+v", did)
 	}
-	a.refused(http.MethodPost, "purge", `{"repository": "web"}`, http.StatusNotFound, "not_kept")
+	a.refused(http.MethodPost, "purge", `{"repository": "web"}`, http.StatusNotFound, "not_stored")
 	a.post("purge", `{"upstream": "quay.io"}`, http.StatusOK, &did)
 	if did.Tags != 1 || did.Blobs != 4 || m.onDisk() != 4 {
 		t.Errorf("%+v", did)

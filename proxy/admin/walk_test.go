@@ -91,7 +91,7 @@ func TestWalk_EachOnce(t *testing.T) {
 
 	var answer ImageAnswer
 	a.get("image?name=app:1", &answer)
-	if !answer.Complete || answer.Truncated || len(answer.Manifests) != 1 || answer.Size != want || answer.KeptSize != want || answer.Manifests[0].Platform != "linux/amd64" {
+	if !answer.Complete || answer.Truncated || len(answer.Manifests) != 1 || answer.Size != want || answer.StoredSize != want || answer.Manifests[0].Platform != "linux/amd64" {
 		t.Errorf("%+v, want one manifest and %d bytes", answer, want)
 	}
 	var did PurgeAnswer
@@ -367,15 +367,15 @@ func TestImage_Sizes(t *testing.T) {
 	if got := answer.Manifests; len(got) != 2 || got[0].Size != one.Size+shared.Size+config || got[1].Size != two.Size+shared.Size+config+70 || len(got[0].Layers) != 2 {
 		t.Errorf("%+v", got)
 	}
-	if want := index.Size + one.Size + two.Size + shared.Size; answer.KeptSize != want || answer.Size != want+config+70 {
-		t.Errorf("%d bytes of %d, want %d of %d", answer.KeptSize, answer.Size, want, want+config+70)
+	if want := index.Size + one.Size + two.Size + shared.Size; answer.StoredSize != want || answer.Size != want+config+70 {
+		t.Errorf("%d bytes of %d, want %d of %d", answer.StoredSize, answer.Size, want, want+config+70)
 	}
 	a.get("image?name=app:all", &answer)
 	if answer.Complete || len(answer.Manifests) != 3 || answer.Manifests[2].Complete || len(answer.Manifests[2].Layers) != 0 {
 		t.Errorf("%+v", answer)
 	}
 	a.get("image?name=app:vast", &answer)
-	if answer.Size != math.MaxInt64 || answer.Manifests[0].Size != math.MaxInt64 || answer.KeptSize != vast.Size {
+	if answer.Size != math.MaxInt64 || answer.Manifests[0].Size != math.MaxInt64 || answer.StoredSize != vast.Size {
 		t.Errorf("%+v", answer)
 	}
 }
@@ -402,7 +402,7 @@ func TestImage_Downloading(t *testing.T) {
 			<-arrived
 			var answer ImageAnswer
 			a.get("image?name=app:1", &answer)
-			if len(answer.Manifests) != 1 || answer.Manifests[0].Kept || answer.Complete {
+			if len(answer.Manifests) != 1 || answer.Manifests[0].Stored || answer.Complete {
 				t.Errorf("%+v", answer)
 			}
 			close(release)

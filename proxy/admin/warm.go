@@ -254,7 +254,7 @@ func (c *call) warmManifests(ctx context.Context, pull *proxy.Pull, d digest.Dig
 		return append(list, name)
 	}
 	manifests := &image.Walk{
-		Reader: c.p.Kept().Reader,
+		Reader: c.p.Stored().Reader,
 		Open: func(ctx context.Context, d image.Descriptor) (*storage.Blob, error) {
 			if err := d.Check(); err != nil {
 				return nil, fmt.Errorf("the index names %q: %w", d.Digest, err)

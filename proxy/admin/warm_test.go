@@ -76,8 +76,8 @@ func TestWarm(t *testing.T) {
 			complete = append(complete, one.Platform)
 		}
 	}
-	if look.Complete || !slices.Equal(complete, []string{"linux/arm64/v8", "linux/arm/v7"}) || look.KeptSize != want {
-		t.Errorf("complete for %v, %d of %d bytes", complete, look.KeptSize, want)
+	if look.Complete || !slices.Equal(complete, []string{"linux/arm64/v8", "linux/arm/v7"}) || look.StoredSize != want {
+		t.Errorf("complete for %v, %d of %d bytes", complete, look.StoredSize, want)
 	}
 	// Nothing is counted as a client's request but the four pulls and the tag.
 	var st StatsAnswer
@@ -188,7 +188,7 @@ func TestWarmLeft(t *testing.T) {
 }
 
 // A disk that does not take what has come is no warm image.
-func TestWarmNotKept(t *testing.T) {
+func TestWarmNotStored(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
 	app := up.AddImage("library/app", "1", ut.NewImage(1, 20_000))
@@ -238,7 +238,7 @@ func TestWarmMalformedDigest(t *testing.T) {
 		t.Errorf("%+v, want a failure, once the manifest and two blobs are here", end)
 	}
 	for _, b := range app.Blobs() {
-		if !m.store.Kept(b.Digest) {
+		if !m.store.IsStored(b.Digest) {
 			t.Errorf("%s is not kept", b.Digest)
 		}
 	}

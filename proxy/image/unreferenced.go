@@ -20,7 +20,7 @@ var ErrManyManifests = errors.New("other tags have too many manifests to check")
 // search finds the content that some images refer to, and no other image. Its bounds are in
 // addition to those of each image's walk.
 type search struct {
-	kept          Kept
+	stored        Stored
 	maxBlobs      int // of the images, manifests too; more are left out
 	maxManifests  int // of the other images; with more, the search fails
 	maxBytes      int64
@@ -28,15 +28,15 @@ type search struct {
 }
 
 // newSearch returns a search with bounds for some 200,000 tags of 20 platforms each.
-func newSearch(k Kept) search {
-	return search{kept: k, maxBlobs: 200_000, maxManifests: 5_000_000, maxBytes: 8 << 30, maxRemembered: 16 << 10}
+func newSearch(k Stored) search {
+	return search{stored: k, maxBlobs: 200_000, maxManifests: 5_000_000, maxBytes: 8 << 30, maxRemembered: 16 << 10}
 }
 
 // Unreferenced returns the content that the roots refer to and the other roots do not. others
 // calls held with each other root, until held returns false. truncated: the roots have more
 // content than was looked for. It fails with [ErrManyManifests] if the other roots have too
 // many manifests.
-func (k Kept) Unreferenced(ctx context.Context, roots []Root, others func(held func(Root) bool) error) (blobs map[digest.Digest]struct{}, truncated bool, err error) {
+func (k Stored) Unreferenced(ctx context.Context, roots []Root, others func(held func(Root) bool) error) (blobs map[digest.Digest]struct{}, truncated bool, err error) {
 	return newSearch(k).run(ctx, roots, others)
 }
 
@@ -44,7 +44,7 @@ func (k Kept) Unreferenced(ctx context.Context, roots []Root, others func(held f
 func (s search) run(ctx context.Context, roots []Root, others func(held func(Root) bool) error) (blobs map[digest.Digest]struct{}, truncated bool, err error) {
 	blobs = map[digest.Digest]struct{}{}
 	for _, r := range roots {
-		w := s.kept.Walk(r.Upstream, r.Repository)
+		w := s.stored.Walk(r.Upstream, r.Repository)
 		w.Exceeds = func(string) error { truncated = true; return nil }
 		err := w.Each(ctx, r.Digest, func(d digest.Digest) {
 			if _, known := blobs[d]; !known && len(blobs) >= s.maxBlobs {
@@ -71,7 +71,7 @@ func (s search) run(ctx context.Context, roots []Root, others func(held func(Roo
 			return true
 		}
 		seen.Add(r, struct{}{})
-		w := s.kept.Walk(r.Upstream, r.Repository)
+		w := s.stored.Walk(r.Upstream, r.Repository)
 		failed = w.Each(ctx, r.Digest, func(d digest.Digest) { delete(blobs, d) })
 		if manifests, bytes = manifests+w.manifests, bytes+w.bytes; failed == nil && (manifests > s.maxManifests || bytes > s.maxBytes) {
 			failed = ErrManyManifests

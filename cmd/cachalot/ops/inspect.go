@@ -112,7 +112,7 @@ func showImage(w io.Writer, i admin.ImageAnswer, now time.Time) error {
 			whole++
 		}
 	}
-	t.row("Stored", fmt.Sprintf("%s; %d of %s complete", size(i.KeptSize), whole, things(len(i.Manifests), "manifest")))
+	t.row("Stored", fmt.Sprintf("%s; %d of %s complete", size(i.StoredSize), whole, things(len(i.Manifests), "manifest")))
 	if err := t.end(); err != nil {
 		return err
 	}
@@ -122,17 +122,17 @@ func showImage(w io.Writer, i admin.ImageAnswer, now time.Time) error {
 	t = newTable(w, "PLATFORM", "STORED", "BYTES", "LAYERS", "DIGEST")
 	for _, m := range i.Manifests {
 		state, layers := "no", "-"
-		if m.Kept {
+		if m.Stored {
 			here := 0
 			for _, l := range m.Layers {
-				if l.Kept {
+				if l.Stored {
 					here++
 				}
 			}
 			state, layers = "in part", fmt.Sprintf("%d of %d", here, len(m.Layers))
 		}
-		of := size(m.KeptSize)
-		if m.Kept {
+		of := size(m.StoredSize)
+		if m.Stored {
 			of += " of " + size(m.Size)
 		}
 		if m.Complete {
@@ -178,7 +178,7 @@ func showLayers(w io.Writer, manifests []admin.ManifestAnswer) error {
 			layers = append([]admin.LayerAnswer{*m.Config}, layers...)
 		}
 		for _, l := range layers {
-			t.row(platform(m), yes(l.Kept), humanize.IBytes(uint64(max(l.Size, 0))), l.Digest, l.MediaType)
+			t.row(platform(m), yes(l.Stored), humanize.IBytes(uint64(max(l.Size, 0))), l.Digest, l.MediaType)
 		}
 	}
 	return t.end()

@@ -185,7 +185,7 @@ func repositoryRow(t *table, item json.RawMessage, now time.Time) error {
 func tagRow(t *table, item json.RawMessage, now time.Time) error {
 	var a admin.TagAnswer
 	err := json.Unmarshal(item, &a)
-	t.row(a.Tag, short(a.Digest), a.State, when(a.Checked, now), when(a.LastUsed, now), yes(a.Kept))
+	t.row(a.Tag, short(a.Digest), a.State, when(a.Checked, now), when(a.LastUsed, now), yes(a.Stored))
 	return err
 }
 

@@ -414,7 +414,7 @@ func (w *wires) check(hub, other *ut.Registry, before map[string]int64, folder s
 		t.Errorf("the results were %v, want each of %v", results, want)
 	}
 	for name, want := range map[string]float64{
-		"fill_resumes_total": 1, "fill_spills_total": 0, "fills_waiting": 0, "storage_limit_bytes": wiresLimit,
+		"fill_resumes_total": 1, "fills_passed_through_total": 0, "fills_waiting": 0, "storage_limit_bytes": wiresLimit,
 		"storage_bytes": float64(blocks(kept)), "storage_blobs": float64(len(kept)), "quarantined_blobs_total": 0,
 	} {
 		if v, ok := got["cachalot_"+name]; v != want || !ok {

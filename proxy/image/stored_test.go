@@ -15,7 +15,7 @@ import (
 )
 
 // keep makes a store that has manifests of a repository.
-func keep(t *testing.T, repo string, manifests ...ut.Content) Kept {
+func keep(t *testing.T, repo string, manifests ...ut.Content) Stored {
 	t.Helper()
 	s, err := storage.Open(storage.Config{Path: t.TempDir(), MaxFills: 64}, storage.NewMetrics(), slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -41,7 +41,7 @@ func keep(t *testing.T, repo string, manifests ...ut.Content) Kept {
 	for len(s.Fills()) > 0 {
 		<-tick.C
 	}
-	return Kept{Store: s}
+	return Stored{Store: s}
 }
 
 // TestWalk_LeaveBetween: no manifest is opened for a caller who has left.

@@ -12,9 +12,9 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestSpill_NoLength: a blob without a length, for which the room ends midway, goes on
+// TestPassThrough_NoLength: a blob without a length, for which the room ends midway, goes on
 // to its end for each client, and ends there only if it is right.
-func TestSpill_NoLength(t *testing.T) {
+func TestPassThrough_NoLength(t *testing.T) {
 	t.Parallel()
 	const mib = 1 << 20
 	for _, size := range []int{mib + 1, 2 * mib, 3*mib + 7, 5 * mib} {
@@ -45,7 +45,7 @@ func TestSpill_NoLength(t *testing.T) {
 			}
 			b.Close()
 		}
-		if got := testutil.ToFloat64(s.metrics.spills); got == 0 {
+		if got := testutil.ToFloat64(s.metrics.passedThrough); got == 0 {
 			t.Errorf("%d bytes: all was kept", size)
 		}
 	}

@@ -8,16 +8,16 @@ import (
 	"github.com/cachalot-registry/cachalot/storage"
 )
 
-// Kept reads the stored parts of images. This does not count as a use, and waits for no
+// Stored reads the stored parts of images. This does not count as a use, and waits for no
 // download.
-type Kept struct {
+type Stored struct {
 	Store  *storage.Store
 	Reader Reader
 }
 
 // Walk returns a walk of what is stored of a repository's images. It treats what it leaves out
 // as not stored.
-func (k Kept) Walk(upstream, repository string) *Walk {
+func (k Stored) Walk(upstream, repository string) *Walk {
 	return &Walk{
 		Reader:  k.Reader,
 		Exceeds: func(string) error { return nil },
@@ -28,8 +28,8 @@ func (k Kept) Walk(upstream, repository string) *Walk {
 }
 
 // Open opens a blob that is completely stored; nil: it is not.
-func (k Kept) Open(ctx context.Context, sc storage.Scope, d digest.Digest) (*storage.Blob, error) {
-	if named := (Descriptor{Digest: d}); named.Check() != nil || !k.Store.Kept(d) {
+func (k Stored) Open(ctx context.Context, sc storage.Scope, d digest.Digest) (*storage.Blob, error) {
+	if named := (Descriptor{Digest: d}); named.Check() != nil || !k.Store.IsStored(d) {
 		return nil, nil //nolint:nilerr // an invalid digest is not stored
 	}
 	sc.Keep = storage.Retention{NoStore: true}
