@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// enter takes as many places as there are for a holder, and returns how many.
+// enter takes all places that a holder can get, and returns how many.
 func enter(b *Bulkhead, h Holder) (n int) {
 	for b.Enter(h) {
 		n++
@@ -48,7 +48,7 @@ func TestBulkhead_Clients(t *testing.T) {
 	}
 }
 
-// In a group too: a client that has its places of one registry leaves some to others.
+// TestBulkhead_ClientsOfGroup: one client cannot take all places of a group.
 func TestBulkhead_ClientsOfGroup(t *testing.T) {
 	t.Parallel()
 	b := NewBulkhead(256, DefaultShare)
@@ -63,8 +63,8 @@ func TestBulkhead_ClientsOfGroup(t *testing.T) {
 	}
 }
 
-// TestBulkhead_Repositories: one repository leaves places of its registry to the others,
-// also where many clients ask for it.
+// TestBulkhead_Repositories: one repository cannot take all places of its registry, even if
+// many clients request it.
 func TestBulkhead_Repositories(t *testing.T) {
 	t.Parallel()
 	for _, group := range []string{"", "docker.io"} {
@@ -86,7 +86,8 @@ func TestBulkhead_Repositories(t *testing.T) {
 	}
 }
 
-// TestBulkhead_Queue: who waits gets a place in turn, past those who may not have it.
+// TestBulkhead_Queue: waiting holders get places in order. A holder that may not have the free
+// place is skipped.
 func TestBulkhead_Queue(t *testing.T) {
 	t.Parallel()
 	b := NewBulkhead(8, DefaultShare)
@@ -120,13 +121,13 @@ func TestBulkhead_Queue(t *testing.T) {
 	if has(seventh) || has(third) {
 		t.Error("there is no place")
 	}
-	leave[7]() // it waits no longer
+	leave[7]() // the second of hangs leaves the queue
 	leave[0]()
 	leave[0]()
 	if has(seventh) || !has(third) {
 		t.Error("the place is for one with less than a share")
 	}
-	for _, gone := range leave[1:4] { // of which two are the last share
+	for _, gone := range leave[1:4] { // two of these places are the last share
 		gone()
 	}
 	if !has(seventh) || has(given) || has(eighth) {
@@ -140,7 +141,7 @@ func TestBulkhead_Queue(t *testing.T) {
 	}
 }
 
-// What has left has left nothing behind, and no order of comings and goings breaks a bound.
+// TestBulkhead_Random: no order of Enter and Leave exceeds a bound or leaves a count behind.
 func TestBulkhead_Random(t *testing.T) {
 	t.Parallel()
 	b := NewBulkhead(40, DefaultShare)

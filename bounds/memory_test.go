@@ -14,7 +14,7 @@ import (
 
 func TestReadAll(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, testReadAll) // what is refused waits for that
+	synctest.Test(t, testReadAll) // a refusal comes after a wait
 }
 
 func testReadAll(t *testing.T) {
@@ -49,8 +49,8 @@ func testReadAll(t *testing.T) {
 	}
 }
 
-// TestMemory_Bound: what does not fit is refused, after a while, before it is read; other
-// registries' does.
+// TestMemory_Bound: a body that exceeds its registry's share of memory is refused after a wait.
+// Other registries are not affected.
 func TestMemory_Bound(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -68,7 +68,7 @@ func TestMemory_Bound(t *testing.T) {
 			t.Errorf("another registry: %v", err)
 		}
 		done()
-		// Who waits gets what others give back.
+		// A caller that waits gets the memory that others free.
 		waiting, ended := m.Account(t.Context(), Holder{Group: "hostile"})
 		got := make(chan error, 1)
 		go func() { got <- Charge(waiting, int(m.Limit()/4)) }()

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// TestWork: half of the processors work on what is large, and what is small waits for none
-// of that. Who waits ends with its context.
+// TestWork: heavy work runs on at most half of the processors. Light work does not wait for it.
+// A caller stops waiting when its context ends.
 func TestWork(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -50,7 +50,8 @@ func TestWork(t *testing.T) {
 	})
 }
 
-// TestRest: the longer work takes, the more times as long others have its processor.
+// TestRest: the rest is at least three times as long as the work. The factor grows with the
+// work until the rest is maxRest.
 func TestRest(t *testing.T) {
 	t.Parallel()
 	for took, want := range map[time.Duration]time.Duration{
@@ -64,7 +65,7 @@ func TestRest(t *testing.T) {
 	}
 }
 
-// TestWork_Rests: after work its processor is left to others.
+// TestWork_Rests: after heavy work, no other heavy work uses its processor for a while.
 func TestWork_Rests(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -93,7 +94,7 @@ func TestWork_Rests(t *testing.T) {
 	})
 }
 
-// TestUnmarshal: what takes more memory than there is once it is parsed is not parsed.
+// TestUnmarshal: JSON that would need more memory than is available is not parsed.
 func TestUnmarshal(t *testing.T) {
 	t.Parallel()
 	m := NewMemory(1<<20, DefaultShare)

@@ -8,14 +8,14 @@ import (
 	"github.com/distribution/reference"
 )
 
-// name is a name of n bytes, of labels of at most 49.
+// name returns a host name of n bytes, with labels of at most 49 bytes.
 func name(n int) string { return strings.Repeat(strings.Repeat("a", 49)+".", 6)[:n-1] + "b" }
 
-// what is all that is said of a string.
+// what is the expected result for a string.
 type what struct {
-	canonical string // "": no host
-	inImage   bool   // the grammar of image names has it
-	registry  bool   // an image's name that begins with it names a registry
+	canonical string // "": not a host
+	inImage   bool   // valid in an image's name
+	registry  bool   // as the first part of an image's name it names a registry
 }
 
 func TestParse(t *testing.T) {
@@ -26,7 +26,7 @@ func TestParse(t *testing.T) {
 		// Names.
 		"localhost":             {"localhost", true, both},
 		"localhost:5000":        {"localhost:5000", true, both},
-		"LOCALHOST":             {"localhost", true, false}, // to docker a part of a name, which has no capitals
+		"LOCALHOST":             {"localhost", true, false}, // docker takes it for part of a name, where capitals are invalid
 		"a":                     {"a", true, false},
 		"a-b":                   {"a-b", true, false},
 		"0":                     {"0", true, false},
@@ -38,7 +38,7 @@ func TestParse(t *testing.T) {
 		"xn--bcher-kva.example": {"xn--bcher-kva.example", true, both},
 		"127.1":                 {"127.1", true, both},
 		"256.1.1.1":             {"256.1.1.1", true, both},
-		// Underscores, and the dot at the end.
+		// Underscores and trailing dots.
 		"a_b": {"a_b", false, false}, "a_b:5": {"a_b:5", false, false}, "a_b.c": {"a_b.c", false, false}, "_a.b": {"_a.b", false, false}, "a.b_": {"a.b_", false, false},
 		"a.": {"a", false, false}, "a.b.": {"a.b", false, false}, "a.b.:5": {"a.b:5", false, false}, "Registry.Example.:0443": {"registry.example:443", false, false},
 		// Addresses.
@@ -51,7 +51,7 @@ func TestParse(t *testing.T) {
 		long + ".b": {long + ".b", true, both}, "b." + long: {"b." + long, true, both},
 		name(253): {name(253), true, both}, name(253) + ":65535": {name(253) + ":65535", true, both}, name(253) + ".": {name(253), false, false},
 
-		// No hosts.
+		// Not hosts.
 		"": {}, " ": {}, ".": {}, "..": {}, ".a.b": {}, "a..b": {}, "a.b..": {}, "-a.b": {}, "a-.b": {}, "a.-b": {}, "a.b-": {}, "-": {},
 		"a:": {}, "a.b:": {}, "a:0": {}, "a.b:0": {}, "a:65536": {}, "a.b:+5": {}, "a.b:-5": {}, "a.b:x": {}, "a.b:5 ": {}, "a.b:5:6": {}, ":": {}, ":5": {},
 		"::1": {}, "2001:db8::1": {}, "[::1": {}, "::1]": {}, "[]": {}, "[]:5": {}, "[::1]5": {}, "[::1].": {}, "[::1]:": {}, "[::1]:0": {}, "[:::::]:5": {}, "[[::1]]": {},
@@ -86,7 +86,8 @@ func TestNamesRegistry(t *testing.T) {
 	}
 }
 
-// FuzzParse: a host is the host of a URL, and a registry is the domain of an image's name.
+// FuzzParse: a parsed host is valid in a URL, and a registry is valid as the domain of an
+// image's name.
 func FuzzParse(f *testing.F) {
 	for _, s := range []string{"a.b", "A.B.:05", "[::1]:5", "[::ffff:1.2.3.4]", "a_b:5", "localhost", "a.b:5:6", "a..b", "[fe80::1%25eth0]", "::1", "\u212a.io"} {
 		f.Add(s)

@@ -48,7 +48,7 @@ func newLoggingMirror(t *testing.T, change func(*Config), up *upstreamtest.Regis
 	return m, log
 }
 
-// A line says what was asked for, what was served, to whom, and how it went.
+// An access line has the target, the response, the client and the outcome.
 func TestAccessLine(t *testing.T) {
 	t.Parallel()
 	up := upstreamtest.New(t, upstreamtest.Options{})
@@ -117,11 +117,11 @@ func toText(v any) string {
 	if s, ok := v.(string); ok {
 		return s
 	}
-	b, _ := json.Marshal(v) // it came of JSON
+	b, _ := json.Marshal(v) // v was decoded from JSON
 	return string(b)
 }
 
-// A request's id is the client's where it can be repeated.
+// The mirror takes over the client's request id if it is safe to repeat.
 func TestRequestID(t *testing.T) {
 	t.Parallel()
 	m, log := newLoggingMirror(t, nil, upstreamtest.New(t, upstreamtest.Options{}))
@@ -152,7 +152,7 @@ func TestRequestID(t *testing.T) {
 	}
 }
 
-// The id goes with what the request begins: to the registry, and nowhere else.
+// The mirror sends the request id to the registry. It does not send it to a CDN or a token server.
 func TestRequestIDUpstream(t *testing.T) {
 	t.Parallel()
 	up := upstreamtest.New(t, upstreamtest.Options{Auth: upstreamtest.Bearer, CDN: true, TokenElsewhere: true})
@@ -181,7 +181,7 @@ func TestRequestIDUpstream(t *testing.T) {
 	}
 }
 
-// All upstream requests of a fill have the id of the request that began it.
+// All upstream requests of a fill have the id of the request that started the fill.
 func TestRequestIDOfFill(t *testing.T) {
 	t.Parallel()
 	up := upstreamtest.New(t, upstreamtest.Options{})
@@ -198,7 +198,7 @@ func TestRequestIDOfFill(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	first.Body.Close() // the download goes on under its id
+	first.Body.Close() // the fill continues under this request's id
 	if line := log.next(t); line["request_id"] != "first" {
 		t.Errorf("the line of who left: %v", line)
 	}

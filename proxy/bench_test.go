@@ -12,7 +12,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// sink is a client that takes everything and keeps nothing.
+// sink is a client that discards the response.
 type sink struct {
 	header http.Header
 	status int
@@ -22,8 +22,8 @@ func (s *sink) Header() http.Header         { return s.header }
 func (s *sink) WriteHeader(status int)      { s.status = status }
 func (s *sink) Write(p []byte) (int, error) { return len(p), nil }
 
-// BenchmarkWarm is what a manifest costs in the proxy alone, with metrics and the
-// log, once it is kept and its tag is fresh.
+// BenchmarkWarm measures a stored manifest with a fresh tag, in the proxy alone, with
+// metrics and the log.
 func BenchmarkWarm(b *testing.B) {
 	up := upstreamtest.New(b, upstreamtest.Options{})
 	img := up.AddImage("library/app", "latest", upstreamtest.NewImage(1, 1000))

@@ -17,16 +17,16 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestUpstreamBreaks: the client sees nothing but a pause, and what crosses the
-// upstream wire twice is only what was under way, or sent without need.
+// TestUpstreamBreaks: a client sees only a pause. The upstream sends no byte twice, except
+// those in flight or sent without need.
 func TestUpstreamBreaks(t *testing.T) {
 	t.Parallel()
 	const size = 100_000
 	for name, tc := range map[string]struct {
 		first []ut.Fault
-		then  []ut.Fault // of the requests after it
-		times int        // how many of those; 0: one
-		twice int64      // bytes at most
+		then  []ut.Fault // of the requests after the first
+		times int        // number of those; 0: one
+		twice int64      // at most this many bytes twice
 		gets  int        // 0: at least two
 		takes time.Duration
 	}{
@@ -68,7 +68,7 @@ func TestUpstreamBreaks(t *testing.T) {
 				up.Fault(ut.Match{Op: ut.GetBlob, After: 1, Times: max(tc.times, 1)}, tc.then...)
 			}
 			m := newMirror(t, nil, registry(t, "docker.io", up.URL, func(c *upstream.Config) {
-				if tc.gets == 0 { // it ends by time: a slow machine may take more than one try
+				if tc.gets == 0 { // the timeout ends it; a slow machine may need more than one try
 					c.Timeouts.Progress = 100 * time.Millisecond
 				}
 			}))
@@ -90,14 +90,14 @@ func TestUpstreamBreaks(t *testing.T) {
 	}
 }
 
-// TestRetryAfter_DuringBlob: an upstream that does not want to be asked again for long, in the
-// middle of a blob, is not; clients are told so at once. What came is not lost.
+// TestRetryAfter_DuringBlob: the upstream asks for a long pause in the middle of a blob.
+// The mirror does not retry, and clients get an error at once. The part stays.
 func TestRetryAfter_DuringBlob(t *testing.T) {
 	t.Parallel()
 	for status, want := range map[int]struct {
 		status int
 		code   string
-		after  int // seconds, of the ten minutes
+		after  int // seconds, of the upstream's ten minutes
 	}{429: {503, "TOOMANYREQUESTS", 600}, 503: {502, "UNAVAILABLE", 300}} {
 		t.Run(strconv.Itoa(status), func(t *testing.T) {
 			t.Parallel()
@@ -130,7 +130,7 @@ func TestRetryAfter_DuringBlob(t *testing.T) {
 				}
 			}
 			up.WantCounts(t, map[ut.Op]int{ut.GetBlob: 2})
-			// As with time. Only the rest is fetched then.
+			// A restart stands for the end of the pause. The mirror fetches only the rest.
 			m.restart(nil, registry(t, "docker.io", up.URL))
 			m.want(m.get(path), layer)
 			up.WantCounts(t, map[ut.Op]int{ut.GetBlob: 1})
@@ -138,15 +138,14 @@ func TestRetryAfter_DuringBlob(t *testing.T) {
 	}
 }
 
-// TestTrickleElsewhere: a download that trickles goes on at the registry's next
-// URL, where it stopped.
+// TestTrickleElsewhere: a slow download resumes at the registry's next URL.
 func TestTrickleElsewhere(t *testing.T) {
 	t.Parallel()
 	layer := ut.NewContent("", ut.Random(10, 1<<20))
 	slow, up := ut.New(t, ut.Options{}), ut.New(t, ut.Options{})
 	slow.AddBlob("library/app", layer)
 	up.AddBlob("library/app", layer)
-	const well = 300_000 // bytes, before the trickle
+	const well = 300_000 // bytes before it slows down
 	slow.Fault(ut.Match{Op: ut.GetBlob}, ut.TrickleAfter(well, time.Millisecond))
 	m := newMirror(t, nil, registry(t, "docker.io", slow.URL, func(c *upstream.Config) {
 		c.URLs = append(c.URLs, up.URL)
@@ -161,13 +160,13 @@ func TestTrickleElsewhere(t *testing.T) {
 	}
 }
 
-// TestNoNameServer: without a name server, what is kept is served, and the rest is
-// an error that soon costs nobody any time.
-func TestNoNameServer(t *testing.T) { // not parallel: the resolver is everybody's
+// TestNoNameServer: without a name server, the mirror serves stored content, and soon fails
+// at once for the rest.
+func TestNoNameServer(t *testing.T) { // not parallel: it replaces the process' resolver
 	t.Setenv("NO_PROXY", "*")
 	for name, tc := range map[string]struct {
 		gone   func(*ut.Names)
-		status int // while names are still asked for
+		status int // before the breaker opens
 	}{
 		"no such name": {func(n *ut.Names) { n.Forget("registry.test") }, http.StatusBadGateway},
 		"refused":      {func(n *ut.Names) { n.Become(ut.Refusing) }, http.StatusBadGateway},
@@ -179,7 +178,7 @@ func TestNoNameServer(t *testing.T) { // not parallel: the resolver is everybody
 			net.DefaultResolver = names.Resolver()
 			t.Cleanup(func() {
 				net.DefaultResolver = before
-				names.Become(ut.Refusing) // for look-ups that nobody waits for any more
+				names.Become(ut.Refusing) // ends the look-ups that are still in progress
 			})
 			up := ut.New(t, ut.Options{})
 			img := up.AddImage("library/app", "1", ut.NewImage(1, 10))
@@ -194,7 +193,7 @@ func TestNoNameServer(t *testing.T) { // not parallel: the resolver is everybody
 			m.want(m.get(tagPath("1")), img.Index)
 			up.Forget()
 			tc.gone(names)
-			const dial = 200 * time.Millisecond // in vain
+			const dial = 200 * time.Millisecond // it always fails
 			m.restart(impatient, hub(dial))
 			for range 3 {
 				a := m.get(tagPath("1"))
@@ -203,7 +202,7 @@ func TestNoNameServer(t *testing.T) { // not parallel: the resolver is everybody
 					t.Errorf("Cache-Status %q", a.cache())
 				}
 			}
-			m.restart(impatient, hub(dial)) // so that the first question is one for nothing kept
+			m.restart(impatient, hub(dial)) // so that the first look-up is for content that is not stored
 			m.wantError(m.get(tagPath("x")), tc.status, "UNAVAILABLE")
 			m.get(tagPath("y"))
 			asked := names.Asked()
@@ -221,8 +220,8 @@ func TestNoNameServer(t *testing.T) { // not parallel: the resolver is everybody
 	}
 }
 
-// TestTokenServerGone: without its token server a registry that is up serves no
-// tag that is not kept; it is asked on, and the errors say whose fault it is.
+// TestTokenServerGone: without its token server, a registry serves only stored tags. The
+// mirror still sends requests, and the errors name the token server as the cause.
 func TestTokenServerGone(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{Auth: ut.Bearer, TokenElsewhere: true})
@@ -230,7 +229,7 @@ func TestTokenServerGone(t *testing.T) {
 	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
 	m.want(m.get(tagPath("1")), img.Index)
 	up.TokenDown()
-	log := &bytes.Buffer{} // the requests are over, and logged, when it is read
+	log := &bytes.Buffer{} // read it after m.stop, when all requests are logged
 	m.log = slog.NewTextHandler(log, nil)
 	m.restart(impatient, registry(t, "docker.io", up.URL))
 	for range 3 {

@@ -14,8 +14,8 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestChecks_Bound: checks are bounded in all, for a registry and for a client, and give
-// their places back; who joins one takes none.
+// TestChecks_Bound: checks are bounded in all, per registry and per client, and free their
+// slots. A client that joins a check takes no slot.
 func TestChecks_Bound(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -23,7 +23,7 @@ func TestChecks_Bound(t *testing.T) {
 		release := make(chan struct{})
 		ask := func(registry, client, key string) error {
 			ctx, cancel := context.WithCancel(t.Context())
-			cancel() // a client that hangs up at once
+			cancel() // the client leaves at once
 			_, err := once(ctx, c, question{op: key, holder: bounds.Holder{Group: registry, Client: client}}, func(context.Context) (int, error) {
 				<-release
 				return 1, nil
@@ -67,8 +67,8 @@ func TestChecks_Bound(t *testing.T) {
 	})
 }
 
-// TestChecks_Abandoned: a check goes on when its clients leave, so that the next one finds
-// the answer; but not one that says so, once the last has left.
+// TestChecks_Abandoned: a check continues when its clients leave, so that the next client
+// finds the result. A check with abandoned set ends when the last client leaves.
 func TestChecks_Abandoned(t *testing.T) {
 	t.Parallel()
 	for _, abandoned := range []bool{false, true} {
@@ -112,7 +112,7 @@ func TestChecks_Abandoned(t *testing.T) {
 	}
 }
 
-// A client that finds no place is told when to ask again; what is kept is served.
+// A client that gets no slot for a check gets 503 with Retry-After. Stored content is served.
 func TestChecks_Refused(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -133,8 +133,8 @@ func TestChecks_Refused(t *testing.T) {
 	}
 }
 
-// What does not fit into the memory that there is for manifests and lists is refused, as no
-// word on the registry; what does is served.
+// Manifests and lists that do not fit into memory are refused. The refusal does not count
+// as the registry's failure. Smaller ones are served.
 func TestMemory_Refused(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -143,12 +143,12 @@ func TestMemory_Refused(t *testing.T) {
 	large.Index.Bytes = append(large.Index.Bytes, bytes.Repeat([]byte(" "), 1<<20)...)
 	large.Index = ut.NewContent(large.Index.MediaType, large.Index.Bytes)
 	up.AddImage("library/large", "1", large)
-	up.Fault(ut.Match{Op: ut.HeadManifest}, ut.Status(http.StatusMethodNotAllowed)) // so that GET tells the digest
+	up.Fault(ut.Match{Op: ut.HeadManifest}, ut.Status(http.StatusMethodNotAllowed)) // so that only GET returns the digest
 	memory := bounds.NewMemory(1<<20, bounds.DefaultShare)
 	m := newMirror(t, func(c *Config) { c.Memory, c.FreshFor = memory, 0 }, registry(t, "docker.io", up.URL))
 	up.AddManifest("library/large", large.Index, "2", "3", "4", "5", "6", "7")
 	var clients sync.WaitGroup
-	for tag := range 7 { // more than a registry may fail
+	for tag := range 7 { // more than the breaker's limit of failures
 		clients.Go(func() {
 			a := m.get(fmt.Sprint("/v2/library/large/manifests/", tag+1))
 			m.wantError(a, http.StatusServiceUnavailable, "TOOMANYREQUESTS")
@@ -171,7 +171,7 @@ func TestMemory_Refused(t *testing.T) {
 	}
 }
 
-// hold takes the place of a check.
+// hold takes the slot of a check.
 func (p *Proxy) hold(t *testing.T) (release func()) {
 	t.Helper()
 	gate, begun := make(chan struct{}), make(chan struct{})

@@ -14,9 +14,9 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestBlob_CutWhileServed: a kept file that ends in the midst of an answer breaks it
-// off, and the next client gets the blob from upstream; the same when the client
-// asks for ranges. A client that leaves harms nothing.
+// TestBlob_CutWhileServed: if a stored file is cut while it is served, the response breaks
+// off, and the next client gets the blob from upstream. Ranges behave the same. A client
+// that leaves has no effect.
 func TestBlob_CutWhileServed(t *testing.T) {
 	t.Parallel()
 	const size = 24 << 20 // more than sockets hold
@@ -35,7 +35,7 @@ func TestBlob_CutWhileServed(t *testing.T) {
 			m := newMirror(t, nil, registry(t, "docker.io", up.URL))
 			path := "/v2/library/app/blobs/" + blob.Digest.String()
 			m.want(m.get(path), blob)
-			m.restart(nil, registry(t, "docker.io", up.URL)) // the download has left
+			m.restart(nil, registry(t, "docker.io", up.URL)) // ends the download's last work
 			up.Forget()
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
@@ -50,7 +50,7 @@ func TestBlob_CutWhileServed(t *testing.T) {
 			if tc.leave {
 				cancel()
 				m.want(m.get(path), blob)
-				m.stop() // whatever the answer that was left still does is done
+				m.stop() // waits for the rest of the abandoned response
 				up.WantCounts(t, map[upstreamtest.Op]int{})
 			} else {
 				file := filepath.Join(m.dir, "blobs", "sha256", blob.Digest.Encoded()[:2], blob.Digest.Encoded())
@@ -71,7 +71,7 @@ func TestBlob_CutWhileServed(t *testing.T) {
 	}
 }
 
-// TestCutByFile: sendfile's error says not whose it is.
+// TestCutByFile: an error of sendfile may come from the file or from the connection.
 func TestCutByFile(t *testing.T) {
 	t.Parallel()
 	gone, cancel := context.WithCancel(t.Context())

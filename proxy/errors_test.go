@@ -15,7 +15,7 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestHostileRequests: an OCI error each, and no upstream is asked.
+// TestHostileRequests: each gets an OCI error, and no upstream request is sent.
 func TestHostileRequests(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -80,7 +80,7 @@ func TestHostileRequests(t *testing.T) {
 	up.WantCounts(t, nil)
 }
 
-// TestRawRequests sends what a URL parser would mend.
+// TestRawRequests sends paths that a URL parser would clean.
 func TestRawRequests(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -96,7 +96,7 @@ func TestRawRequests(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, _ = conn.Write([]byte(raw)) // the server may have hung up before the end
+		_, _ = conn.Write([]byte(raw)) // the server may close the connection first
 		answer := make([]byte, 12)
 		if _, err := conn.Read(answer); err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 4") {
 			t.Errorf("%.60q: %q, %v", raw, answer, err)
@@ -106,13 +106,13 @@ func TestRawRequests(t *testing.T) {
 	up.WantCounts(t, nil)
 }
 
-// TestErrorsToClients is the table of docs/architecture.md, with nothing kept.
+// TestErrorsToClients is the table of docs/architecture.md, with nothing stored.
 func TestErrorsToClients(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
 		fault  ut.Fault
 		status int
-		code   string // "" is the kind's own code for what is unknown
+		code   string // "": the kind's own code for not found
 	}{
 		"404":           {ut.Status(404), 404, ""},
 		"401":           {ut.Status(401), 404, ""},
@@ -148,9 +148,9 @@ func TestErrorsToClients(t *testing.T) {
 				switch name {
 				case "429":
 					least, most = 1, 17
-				case "429 bare": // a second, and longer each time
+				case "429 bare": // a second at first, then longer
 					least, most = 1, 60
-				case "503 that says": // five of its ten minutes
+				case "503 that says": // five minutes of the upstream's ten
 					least, most = 290, 300
 				}
 				if after, err := strconv.Atoi(retry); most > 0 && err != nil || after < least || most > 0 && after > most {
@@ -190,8 +190,8 @@ func TestHostileUpstream(t *testing.T) {
 			m := newMirror(t, nil, hub)
 			a := m.get("/v2/library/app/manifests/" + img.Index.Digest.String())
 			m.wantError(a, http.StatusBadGateway, "UNAVAILABLE")
-			// What the mirror read, and not what the kernel had buffered for it: the
-			// bound, and what one read may go beyond it.
+			// The bytes that the mirror read, without the kernel's buffers: the bound, and
+			// one more read.
 			if n := fetched(t, metrics); n > upstream.MaxManifestSize+256<<10 {
 				t.Errorf("read %v bytes", n)
 			}
@@ -200,7 +200,7 @@ func TestHostileUpstream(t *testing.T) {
 	}
 }
 
-// fetched is fetched_bytes_total, over all labels.
+// fetched is the sum of fetched_bytes_total over all labels.
 func fetched(t *testing.T, m *upstream.Metrics) (bytes float64) {
 	t.Helper()
 	r := prometheus.NewRegistry()
@@ -220,8 +220,8 @@ func fetched(t *testing.T, m *upstream.Metrics) (bytes float64) {
 	return bytes
 }
 
-// TestNoCredentials: nothing we answer makes a client hand over its password,
-// and what a client sends goes nowhere.
+// TestNoCredentials: no response asks a client for a password, and a client's credentials
+// are not sent upstream.
 func TestNoCredentials(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{Auth: ut.Basic, Username: "u", Password: "p"})

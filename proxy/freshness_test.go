@@ -13,7 +13,7 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-func TestJudge(t *testing.T) {
+func TestTag_Freshness(t *testing.T) {
 	t.Parallel()
 	c := Config{FreshFor: time.Minute, MaxStale: time.Hour}
 	now := time.Unix(1_000_000, 0)
@@ -37,15 +37,15 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// due makes every tag due for a check.
+// due makes every tag stale.
 func due(c *Config) { c.FreshFor = 0 }
 
-// impatient is due, and waits for a check no longer than it must.
+// impatient makes every tag stale, and waits only briefly for a check.
 func impatient(c *Config) { c.FreshFor, c.RevalidateTimeout = 0, 20*time.Millisecond }
 
 func tagPath(tag string) string { return "/v2/library/app/manifests/" + tag }
 
-// TestOneCheckForAll: many waiters, one HEAD.
+// TestOneCheckForAll: many clients wait for one HEAD.
 func TestOneCheckForAll(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -65,7 +65,7 @@ func TestOneCheckForAll(t *testing.T) {
 		wg.Go(func() {
 			a := m.get(tagPath("1"))
 			m.want(a, img.Index)
-			if a.cache() != "cachalot; fwd=stale; fwd-status=304" && a.cache() != "cachalot; hit" { // who comes after the check
+			if a.cache() != "cachalot; fwd=stale; fwd-status=304" && a.cache() != "cachalot; hit" { // a client after the check gets a hit
 				t.Errorf("Cache-Status %q", a.cache())
 			}
 		})
@@ -77,8 +77,8 @@ func TestOneCheckForAll(t *testing.T) {
 	up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 1})
 }
 
-// TestUpstreamFails: what is kept is served, whatever way the upstream fails,
-// and the answer says so.
+// TestUpstreamFails: if the upstream fails, in whatever way, the mirror serves stored
+// content, and Cache-Status says so.
 func TestUpstreamFails(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]ut.Fault{
@@ -96,7 +96,7 @@ func TestUpstreamFails(t *testing.T) {
 			img := up.AddImage("library/app", "1", ut.NewImage(1, 10))
 			m := newMirror(t, nil, registry(t, "docker.io", up.URL))
 			m.want(m.get(tagPath("1")), img.Index)
-			patience := due // where the upstream answers, the check is over once it has
+			patience := due // the check ends with the upstream's response
 			if name == "blackhole" {
 				patience = impatient
 			}
@@ -122,13 +122,13 @@ func TestUpstreamFails(t *testing.T) {
 			if name == "429" {
 				m.wantError(a, http.StatusServiceUnavailable, "TOOMANYREQUESTS")
 			} else {
-				most = 300 // of 600: all that comes from there rests five minutes at most
+				most = 300 // the pause of one object is at most five minutes
 				m.wantError(a, http.StatusBadGateway, "UNAVAILABLE")
 			}
 			if after, err := strconv.Atoi(a.header.Get("Retry-After")); err != nil || after > most || after < most-10 {
 				t.Errorf("nothing kept: Retry-After %v", a.header)
 			}
-			// An object, and where all rest after a 429, one.
+			// One object each; a 429 pauses all requests to the upstream.
 			want := map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 1}
 			if name == "when" {
 				want = map[ut.Op]int{ut.HeadManifest: 2, ut.GetManifest: 2}
@@ -138,8 +138,8 @@ func TestUpstreamFails(t *testing.T) {
 	}
 }
 
-// TestBlackHole: only the first client waits for revalidate_timeout; then the
-// upstream is suspect, asked by one probe at a time, until it answers.
+// TestBlackHole: only the first client waits for revalidate_timeout. Then the upstream is
+// suspect, and one probe at a time tests it until it responds.
 func TestBlackHole(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -168,7 +168,7 @@ func TestBlackHole(t *testing.T) {
 			t.Errorf("Cache-Status %q", a.cache())
 		}
 	}
-	// A HEAD is given up after 5 s, and a slow machine has time for others in their places.
+	// A HEAD ends after 5 s, and on a slow machine others take the free slots.
 	given := 1 + int(time.Since(begun)/(5*time.Second))
 	if n := up.Count(ut.HeadManifest); n > given*(1+maxChecks) {
 		t.Errorf("%d requests to a black hole, want the first and some probes", n)
@@ -178,8 +178,8 @@ func TestBlackHole(t *testing.T) {
 	waitFor(t, func() bool { return !m.proxy.suspicion.doubtsUpstream("docker.io") })
 }
 
-// TestDeadAtStart: the mirror starts and serves with its upstream gone.
-func TestDeadAtStart(t *testing.T) {
+// TestStart_UpstreamDown: the mirror starts and serves stored content while its upstream is down.
+func TestStart_UpstreamDown(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
 	img := up.AddImage("library/app", "1", ut.NewImage(1, 10))
@@ -192,8 +192,8 @@ func TestDeadAtStart(t *testing.T) {
 	m.wantError(a, http.StatusBadGateway, "UNAVAILABLE")
 }
 
-// TestTagMoves: the new content is fetched before the tag moves, and a tag
-// whose new content cannot be had stays what it was.
+// TestTagMoves: the mirror fetches the new content before it moves the tag. If that fails,
+// the tag stays.
 func TestTagMoves(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -219,9 +219,9 @@ func TestTagMoves(t *testing.T) {
 	up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 1})
 }
 
-// TestUpstreamSaysNo: a tag deleted upstream goes at the next check, and the
-// no is remembered. A refusal is one where a rule says so.
-func TestUpstreamSaysNo(t *testing.T) {
+// TestTag_DeletedUpstream: a tag that is deleted upstream is removed at the next check, and the
+// 404 is stored. With on_denied: follow, a refusal counts as a 404.
+func TestTag_DeletedUpstream(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]ut.Fault{
 		"404": ut.Status(http.StatusNotFound),
@@ -251,14 +251,14 @@ func TestUpstreamSaysNo(t *testing.T) {
 			if a := m.get(tagPath("1")); name == "404" && a.cache() != "cachalot; hit; detail=negative" {
 				t.Errorf("Cache-Status %q", a.cache())
 			}
-			// What is kept by digest was confirmed for this repository, and stays.
+			// Content by digest is linked to this repository, and stays.
 			m.want(m.get(tagPath(img.Index.Digest.String())), img.Index)
 		})
 	}
 }
 
-// TestNoDigestHeader: an upstream that tells no digest, or knows no HEAD, is
-// asked by GET and hashed.
+// TestNoDigestHeader: if the upstream sends no digest or does not support HEAD, the mirror
+// sends a GET and computes the digest.
 func TestNoDigestHeader(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]ut.Fault{
@@ -285,9 +285,8 @@ func TestNoDigestHeader(t *testing.T) {
 	}
 }
 
-// TestHeadWithout: where an upstream's HEAD says no length or type, ours does
-// all the same, for clients insist on them; that costs the one GET that follows
-// anyway.
+// TestHeadWithout: the mirror's HEAD has a length and a type even if the upstream's has
+// none, because clients need them. That costs the GET that follows anyway.
 func TestHeadWithout(t *testing.T) {
 	t.Parallel()
 	for name, faults := range map[string][2]ut.Fault{
@@ -310,8 +309,8 @@ func TestHeadWithout(t *testing.T) {
 	}
 }
 
-// TestLyingDigest: a HEAD that names another digest leads to that content where
-// there is such, else to an error: never to other bytes under the name.
+// TestLyingDigest: if HEAD names another digest, the client gets the content of that digest
+// or an error, never other bytes.
 func TestLyingDigest(t *testing.T) {
 	t.Parallel()
 	for name, content := range map[string]ut.Fault{
@@ -347,7 +346,7 @@ func TestLyingDigest(t *testing.T) {
 	}
 }
 
-// TestTag_Expired: beyond max_stale only the upstream's word counts.
+// TestTag_Expired: an expired tag is not served while the upstream is down.
 func TestTag_Expired(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -359,8 +358,8 @@ func TestTag_Expired(t *testing.T) {
 	m.wantError(m.get(tagPath("1")), http.StatusBadGateway, "UNAVAILABLE")
 }
 
-// TestManyTags: a client that asks for many tags, by HEAD, has the index grow to its bound and no
-// further, and what others have pulled is served on when its registry is gone.
+// TestManyTags: HEAD requests for many tags fill the index only up to its bound. A tag that
+// was pulled before is still served when its registry is down.
 func TestManyTags(t *testing.T) {
 	t.Parallel()
 	const tags, room = 600, 100
@@ -369,7 +368,7 @@ func TestManyTags(t *testing.T) {
 	for n := range tags {
 		up.Tag("library/other", fmt.Sprint("v", n), other.Index.Digest)
 	}
-	m := &mirror{t: t, dir: t.TempDir(), maxIndex: room * 90} // a record takes 86 to 90
+	m := &mirror{t: t, dir: t.TempDir(), maxIndex: room * 90} // a record takes 86 to 90 bytes
 	t.Cleanup(func() { m.stop() })
 	m.start(nil, registry(t, "docker.io", up.URL))
 	m.want(m.get(tagPath("1")), img.Index)

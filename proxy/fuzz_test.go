@@ -13,7 +13,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// FuzzAccept: a client that names an index's media type gets indexes, whatever else it says.
+// FuzzAccept: a client that accepts an index's media type gets indexes, whatever else it accepts.
 func FuzzAccept(f *testing.F) {
 	for _, s := range []string{"*/*", "application/json", "a/b;q=0.1, */*;q=0", `text/html; a="x, */*"`, ",,", "APPLICATION/*"} {
 		f.Add(s, "")
@@ -32,8 +32,8 @@ func FuzzAccept(f *testing.F) {
 	})
 }
 
-// FuzzKeptList: lists as they may be on disk are read or refused, and what is answered of
-// them is JSON with no more than they have.
+// FuzzKeptList: a stored list is read or rejected. The response is JSON and has no items
+// that the list does not have.
 func FuzzKeptList(f *testing.F) {
 	for _, s := range []string{`{"tags":["a","b"],"next":"n=1"}`, `{"tags":null}`, `{"manifests":[{"artifactType":"a/b","x":1},null,3]}`, `{"manifests":null,"<":[1e999]}`, `{"manifests":{}}`, `null`, `{"a":1,"a":2,"manifests":[]}`} {
 		f.Add([]byte(s), "a/b")
@@ -61,7 +61,7 @@ func FuzzKeptList(f *testing.F) {
 		}
 		sameTags(t, list.page("", -1), want.Tags)
 		for _, last := range want.Tags {
-			if last != "" { // which is none
+			if last != "" { // "" is not a tag
 				sameTags(t, list.page(last, -1), want.Tags[slices.Index(want.Tags, last)+1:])
 			}
 		}

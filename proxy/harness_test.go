@@ -40,10 +40,10 @@ type mirror struct {
 	client  *http.Client
 	inside  atomic.Int64 // requests being served
 
-	// From the next start on:
+	// These take effect at the next start:
 	aliases, hosts map[string][]string // of registries by name
 	maxSize        int64               // of the store; 0: no limit
-	maxIndex       int64               // of what tags take of the index; 0: no limit
+	maxIndex       int64               // limit of the tags' records in the index; 0: no limit
 	log            slog.Handler        // of the proxy; nil: nowhere
 }
 
@@ -55,7 +55,7 @@ func testConfig() Config {
 	}
 }
 
-// registry makes an upstream called name out of a test registry.
+// registry makes an upstream called name from a test registry.
 func registry(tb testing.TB, name, url string, change ...func(*upstream.Config)) *upstream.Registry {
 	tb.Helper()
 	cfg := upstream.Config{
@@ -134,7 +134,7 @@ func (m *mirror) restart(change func(*Config), registries ...*upstream.Registry)
 	m.start(change, registries...)
 }
 
-// reply is an answer read to its end.
+// reply is a response that was read to its end.
 type reply struct {
 	status int
 	header http.Header
@@ -144,7 +144,7 @@ type reply struct {
 
 func (a reply) cache() string { return a.header.Get("Cache-Status") }
 
-// code is the OCI error code of the answer.
+// code is the OCI error code of the response.
 func (a reply) code() string {
 	var e struct {
 		Errors []struct {
@@ -158,7 +158,7 @@ func (a reply) code() string {
 	return e.Errors[0].Code
 }
 
-// begin sends a request and leaves its answer to be read.
+// begin sends a request and does not read the response's body.
 func (m *mirror) begin(ctx context.Context, method, path string, header ...string) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, m.server.URL+path, http.NoBody)
 	if err != nil {
@@ -192,7 +192,7 @@ func (m *mirror) head(path string) reply {
 	return m.do(http.MethodHead, path)
 }
 
-// want fails the test unless the answer is content, whole and under its digest.
+// want fails the test unless the response is content, complete and with its digest.
 func (m *mirror) want(a reply, c upstreamtest.Content) {
 	m.t.Helper()
 	switch {
@@ -207,7 +207,7 @@ func (m *mirror) want(a reply, c upstreamtest.Content) {
 	}
 }
 
-// wantError fails the test unless the answer is this OCI error.
+// wantError fails the test unless the response is this OCI error.
 func (m *mirror) wantError(a reply, status int, code string) {
 	m.t.Helper()
 	if a.err != nil || a.status != status || a.code() != code {
@@ -246,7 +246,7 @@ func withPassword(username, password string) func(*upstream.Config) {
 	return func(c *upstream.Config) { c.Accounts = []upstream.Account{{Username: username, Password: password}} }
 }
 
-// waitFor waits for what goes on in the background.
+// waitFor waits until a background task makes ok true.
 func waitFor(tb testing.TB, ok func() bool) {
 	tb.Helper()
 	tick := time.NewTicker(time.Millisecond)
@@ -266,7 +266,7 @@ func (p *Proxy) isProbing(name string) bool {
 	return len(p.suspicion.checking[name]) > 0
 }
 
-// removeBlobs empties blobs/ behind the mirror's back.
+// removeBlobs empties blobs/ while the mirror does not notice.
 func removeBlobs(t *testing.T, m *mirror) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(m.dir, "blobs", "*", "*", "*"))

@@ -9,7 +9,7 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// as makes a request that asks for another host than it reaches.
+// as sends a request with this Host header.
 func (m *mirror) as(host, method, path string) reply {
 	m.t.Helper()
 	req, err := http.NewRequestWithContext(m.t.Context(), method, m.server.URL+path, http.NoBody)
@@ -27,7 +27,7 @@ func (m *mirror) as(host, method, path string) reply {
 	return a
 }
 
-// TestHosts: who asks for another host gets nothing, of what is kept either.
+// TestHosts: a request for another host gets nothing, not even stored content.
 func TestHosts(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})

@@ -13,9 +13,9 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestHTTP10: a client of HTTP/1.0, as nginx is by default, takes the end of the
-// connection for that of a body without a length: it gets no wrong or cut body that
-// looks whole (I1).
+// TestHTTP10: an HTTP/1.0 client, such as nginx by default, takes the end of the connection
+// as the end of a body without a length. It gets no wrong or cut body that looks complete
+// (I1).
 func TestHTTP10(t *testing.T) {
 	t.Parallel()
 	for name, faults := range map[string][]ut.Fault{
@@ -44,7 +44,7 @@ func TestHTTP10(t *testing.T) {
 				resp, err := http.ReadResponse(bufio.NewReader(c), nil) //nolint:bodyclose // it ends with the connection
 				if err != nil {
 					_ = c.Close()
-					continue // nothing that looks whole
+					continue // it does not look complete
 				}
 				body, err := io.ReadAll(resp.Body)
 				_ = c.Close()

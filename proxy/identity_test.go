@@ -15,7 +15,7 @@ func behind(header string, trusted ...string) *Proxy {
 	return p
 }
 
-// The client is whom a trusted proxy names last; nobody else is believed.
+// The client is the last address that a trusted proxy names. Other headers have no effect.
 func TestClientAddress(t *testing.T) {
 	t.Parallel()
 	const xff, forwarded = "X-Forwarded-For", "Forwarded"
@@ -79,7 +79,7 @@ func TestClientAddress(t *testing.T) {
 	}
 }
 
-// What a client writes before a proxy's own word changes nothing.
+// Text that a client sends before the proxy's own entry has no effect.
 func FuzzClientAddress(f *testing.F) {
 	f.Add("192.0.2.66", false)
 	f.Add(`for="[::1]:1";for=x, ,`, true)

@@ -11,8 +11,8 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestTag_OnlyOwnNotFoundRemoves: what is not the registry's own no about a tag leaves it
-// here, however often it is said, and its content too.
+// TestTag_OnlyOwnNotFoundRemoves: only the registry's own 404 for a tag removes it. Other
+// failures, however many, remove neither the tag nor its content.
 func TestTag_OnlyOwnNotFoundRemoves(t *testing.T) {
 	t.Parallel()
 	page := func(status int, contentType, body string) []ut.Fault {
@@ -55,8 +55,8 @@ func TestTag_OnlyOwnNotFoundRemoves(t *testing.T) {
 	}
 }
 
-// TestMovedToNothing: a HEAD names a digest that the registry does not give. What is
-// kept of the tag is served on; where nothing is, the tag itself is asked for.
+// TestMovedToNothing: HEAD names a digest that the registry does not serve. The mirror then
+// requests the tag itself, and serves stored content if that fails too.
 func TestMovedToNothing(t *testing.T) {
 	t.Parallel()
 	for _, status := range []int{401, 403, 404, 500} {
@@ -89,8 +89,7 @@ func TestMovedToNothing(t *testing.T) {
 	}
 }
 
-// TestHangingTag: a tag whose checks hang, asked for again and again, keeps no other
-// tag of its registry from being checked.
+// TestHangingTag: if checks of one tag hang, the other tags of its registry are still checked.
 func TestHangingTag(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})

@@ -9,24 +9,24 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestLink_Proof: a registry's word is enough for what anyone gets. What came to another
-// one's account alone it must send first, once; and then its word is enough.
+// TestLink_Proof: a HEAD proves a link to public content. Private content, and an unlisted
+// registry, need one download first; then a HEAD is enough.
 func TestLink_Proof(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
-		account  bool // the content came to one
-		unlisted bool // who asks is not configured
-		has      bool // it has the content
-		lies     bool // or says so
+		account  bool // an account fetched the content
+		unlisted bool // the registry is unlisted
+		has      bool // the registry has the content
+		lies     bool // the registry claims to have it
 		first    map[ut.Op]int
-		second   map[ut.Op]int // of another repository
+		second   map[ut.Op]int // for another repository
 	}{
 		"public":               {has: true, first: map[ut.Op]int{ut.HeadBlob: 1}, second: map[ut.Op]int{ut.HeadBlob: 1}},
 		"public, unlisted":     {has: true, unlisted: true, first: map[ut.Op]int{ut.GetBlob: 1}, second: map[ut.Op]int{ut.HeadBlob: 1}},
 		"private":              {account: true, has: true, first: map[ut.Op]int{ut.GetBlob: 1}, second: map[ut.Op]int{ut.HeadBlob: 1}},
 		"private, a lie":       {account: true, lies: true, first: map[ut.Op]int{ut.GetBlob: 1}, second: map[ut.Op]int{ut.GetBlob: 1}},
 		"private, no lie":      {account: true, first: map[ut.Op]int{ut.GetBlob: 1}, second: map[ut.Op]int{ut.GetBlob: 1}},
-		"public, no lie":       {first: map[ut.Op]int{ut.HeadBlob: 1, ut.GetBlob: 1}, second: map[ut.Op]int{ut.HeadBlob: 1, ut.GetBlob: 1}}, // a HEAD alone is no no
+		"public, no lie":       {first: map[ut.Op]int{ut.HeadBlob: 1, ut.GetBlob: 1}, second: map[ut.Op]int{ut.HeadBlob: 1, ut.GetBlob: 1}}, // a 404 to HEAD alone proves nothing
 		"public, unlisted lie": {unlisted: true, lies: true, first: map[ut.Op]int{ut.GetBlob: 1}, second: map[ut.Op]int{ut.GetBlob: 1}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -59,7 +59,7 @@ func TestLink_Proof(t *testing.T) {
 				other.Fault(ut.Match{Op: ut.HeadBlob}, ut.Body("", layer.Bytes))
 			}
 			for i, repo := range repositories {
-				for range 2 { // the second time it is linked, or known not to be there
+				for range 2 { // the second request uses the link or the stored 404
 					a := m.get("/v2/other.example/" + repo + "/blobs/" + layer.Digest.String())
 					if tc.has {
 						m.want(a, layer)
@@ -74,8 +74,8 @@ func TestLink_Proof(t *testing.T) {
 	}
 }
 
-// TestLink_OwnBytes: while a registry that a client runs trickles garbage in the place of
-// what another one's tag points to, that tag moves, and its clients get their bytes.
+// TestLink_OwnBytes: a client's own registry sends garbage slowly under the digests of
+// another registry's tag. That tag still moves, and its clients get the right bytes.
 func TestLink_OwnBytes(t *testing.T) {
 	t.Parallel()
 	hub, stranger := ut.New(t, ut.Options{}), ut.New(t, ut.Options{})
@@ -110,14 +110,14 @@ func TestLink_OwnBytes(t *testing.T) {
 	}
 }
 
-// TestManyPlaces: a blob is served in any number of repositories, downloaded once, whether
-// the index has room for these places or not.
-func TestManyPlaces(t *testing.T) {
+// TestLink_ManyRepositories: a blob is served in any number of repositories and downloaded once,
+// whether or not the index has room for the links.
+func TestLink_ManyRepositories(t *testing.T) {
 	t.Parallel()
 	const places, room = 300, 60
 	up := ut.New(t, ut.Options{})
 	layer := ut.NewContent("", ut.Random(1, 1000))
-	m := &mirror{t: t, dir: t.TempDir(), maxIndex: room * 85} // a record takes 79 to 85
+	m := &mirror{t: t, dir: t.TempDir(), maxIndex: room * 85} // a record takes 79 to 85 bytes
 	t.Cleanup(func() { m.stop() })
 	m.start(nil, registry(t, "docker.io", up.URL))
 	path := func(n int) string { return fmt.Sprintf("/v2/app/r%d/blobs/%s", n, layer.Digest) }

@@ -11,8 +11,8 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// walk asks for a repository's tags from page to page, as clients do, and returns what
-// the pages and their Links were.
+// walk requests a repository's tags page by page, as clients do. It returns the pages and
+// their Link headers.
 func (m *mirror) walk(path string) (pages []string, links []string) {
 	m.t.Helper()
 	for next := path; len(pages) < 20; {
@@ -49,8 +49,8 @@ func (m *mirror) walk(path string) (pages []string, links []string) {
 	return pages, links
 }
 
-// TestTagPages: pages are the upstream's, each asked for once, and there when the
-// upstream is gone.
+// TestTagPages: the pages are the upstream's. Each is fetched once, and served when the
+// upstream is down.
 func TestTagPages(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{PageSize: 2})
@@ -70,10 +70,10 @@ func TestTagPages(t *testing.T) {
 			m.restart(due, registry(t, "docker.io", up.URL))
 		}
 		for query, want := range map[string]struct{ pages, link string }{
-			// containers/image, which asks for no length, wants the path.
+			// containers/image sends no n, and needs the path.
 			"":        {"a b,c d,e", `</v2/library/app/tags/list?last=b>; rel="next"`},
 			"?n=1":    {"a,b,c,d,e", `<list?last=a&n=1>; rel="next"`},
-			"?n=1000": {"a b,c d,e", `<list?last=b&n=2>; rel="next"`}, // the upstream gives less
+			"?n=1000": {"a b,c d,e", `<list?last=b&n=2>; rel="next"`}, // the upstream's page size is smaller
 		} {
 			pages, links := m.walk("/v2/library/app/tags/list" + query)
 			if got := strings.Join(pages, ","); got != want.pages || len(links) == 0 || links[0] != want.link {
@@ -83,7 +83,7 @@ func TestTagPages(t *testing.T) {
 	}
 }
 
-// TestTagsFromAnywhere: a page that no other led to is passed on, and not kept.
+// TestTagsFromAnywhere: a page that follows no stored page is passed through and not stored.
 func TestTagsFromAnywhere(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{PageSize: 2})
@@ -103,7 +103,7 @@ func TestTagsFromAnywhere(t *testing.T) {
 	}
 }
 
-// TestTagsCut: where the whole list is kept and is one page, all others are cut from it.
+// TestTagsCut: if the whole list is stored as one page, other pages are cut from it.
 func TestTagsCut(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -123,9 +123,9 @@ func TestTagsCut(t *testing.T) {
 	}
 }
 
-// TestReferrersAreKept: cold, warm, with a stranger's page in place of the upstream's word,
-// and with the upstream gone.
-func TestReferrersAreKept(t *testing.T) {
+// TestReferrers_Stored: cold, warm, with an HTML page instead of the upstream's response,
+// and with the upstream down.
+func TestReferrers_Stored(t *testing.T) {
 	t.Parallel()
 	for _, noAPI := range []bool{false, true} {
 		t.Run(fmt.Sprint("fallback ", noAPI), func(t *testing.T) {
@@ -168,7 +168,7 @@ func TestReferrersAreKept(t *testing.T) {
 				page := []ut.Fault{ut.Body("text/html", []byte("<html>blocked</html>")), ut.StatusOf(status)}
 				faults := []*ut.Scripted{up.Fault(ut.Match{Op: ut.Referrers}, page...), up.Fault(ut.Match{Op: ut.GetManifest}, page...)}
 				if !noAPI {
-					faults[1].Remove() // it has a word of its own for the tag
+					faults[1].Remove() // without the API, GET of the tag stays as it is
 				}
 				check(fmt.Sprint("a page with ", status))
 				faults[0].Remove()

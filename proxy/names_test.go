@@ -47,8 +47,8 @@ func TestNewNames(t *testing.T) {
 	})
 }
 
-// TestNewNames_Refused: who names too many registries is told to wait; those that are known,
-// and other clients, are served.
+// TestNewNames_Refused: a client that names too many registries gets 503. Registries in
+// use, and other clients, are still served.
 func TestNewNames_Refused(t *testing.T) {
 	t.Parallel()
 	hub, other := ut.New(t, ut.Options{}), ut.New(t, ut.Options{})

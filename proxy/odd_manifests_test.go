@@ -13,7 +13,7 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestOlderClients: who accepts no index gets, by tag, what it has for linux/amd64.
+// TestOlderClients: a client that accepts no index gets, by tag, the linux/amd64 manifest.
 func TestOlderClients(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -49,8 +49,8 @@ func TestOlderClients(t *testing.T) {
 	}
 }
 
-// TestHead_OnlyWhatGetServes: of a tag that only HEAD has asked for, nothing is here; HEAD
-// does not say 200 where GET would fail.
+// TestHead_OnlyWhatGetServes: HEAD does not store a tag's content. With the upstream down,
+// HEAD fails as GET does.
 func TestHead_OnlyWhatGetServes(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -69,8 +69,8 @@ func TestHead_OnlyWhatGetServes(t *testing.T) {
 	}
 }
 
-// TestSigned: a manifest of Docker's schema 1 is no wrong content. By tag it is kept, by
-// digest passed on.
+// TestSigned: a manifest of Docker's schema 1 is valid content. By tag it is stored, by
+// digest passed through.
 func TestSigned(t *testing.T) {
 	t.Parallel()
 	const payload = "{\n   \"schemaVersion\": 1,\n   \"name\": \"library/app\",\n   \"tag\": \"old\",\n   \"fsLayers\": []\n}"
@@ -107,7 +107,7 @@ func TestSigned(t *testing.T) {
 	check("upstream gone", "old")
 }
 
-// TestContentHeaders: no browser makes a page of content, whatever the upstream calls it.
+// TestContentHeaders: a browser does not show content as a page, whatever its media type.
 func TestContentHeaders(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})

@@ -59,7 +59,7 @@ func TestPage(t *testing.T) {
 	up.WantCounts(t, nil)
 }
 
-// Where a client has nothing to offer, the page says why.
+// If a client cannot use the mirror, the page says why.
 func TestPageWithoutDockerHub(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -113,8 +113,7 @@ func TestMirrorURL(t *testing.T) {
 	}
 }
 
-// TestPageForHostileHost: what a client writes into Host comes back as nothing
-// but a host.
+// TestPageForHostileHost: the page repeats Host only if it is a valid host.
 func TestPageForHostileHost(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})

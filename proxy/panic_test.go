@@ -14,7 +14,7 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestPanic_Handler: a request that panics is answered, and others go on.
+// TestPanic_Handler: a request that panics gets a response, and other requests continue.
 func TestPanic_Handler(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -38,8 +38,7 @@ func TestPanic_Handler(t *testing.T) {
 	}
 }
 
-// TestPanic_Once: a question that panics has failed, and the next
-// one is asked.
+// TestPanic_Once: a check that panics fails, and the next check runs.
 func TestPanic_Once(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -53,8 +52,8 @@ func TestPanic_Once(t *testing.T) {
 	}
 }
 
-// TestReferrers_Kept: what an older version kept of a list is filtered, whatever it is.
-func TestReferrers_Kept(t *testing.T) {
+// TestReferrers_OddStoredList: a list that an older version stored is filtered, whatever it contains.
+func TestReferrers_OddStoredList(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
 	img := up.AddImage("library/app", "latest", ut.NewImage(1, 10))

@@ -51,9 +51,8 @@ func TestPublicText(t *testing.T) {
 	}
 }
 
-// failures are registries that cannot be reached, by what is wrong with them: the host
-// and port, and what the log says of it. urls are those of registries that answer, and
-// lead to one that does not.
+// failures are unreachable registries, by their fault: the host and port, and what the log
+// says. urls are registries that respond and lead to an unreachable host.
 func failures(t *testing.T) (hosts, says, urls map[string]string, names *ut.Names) {
 	t.Helper()
 	listen := func(serve func(net.Conn)) string {
@@ -90,7 +89,7 @@ func failures(t *testing.T) (hosts, says, urls map[string]string, names *ut.Name
 		"no such name": "gone.test",
 		"private":      "inside.test",
 		"metadata":     "metadata.test:80",
-		"refused":      "closed.test:1", // where nothing listens: a port that was closed another test may get
+		"refused":      "closed.test:1", // no process listens on port 1; another test may take a closed port
 		"silent":       "silent.test:" + listen(wait),
 		"hangs up":     "hangs.test:" + listen(func(net.Conn) {}),
 		"ssh":          "ssh.test:" + listen(func(c net.Conn) { _, _ = c.Write([]byte("SSH-2.0-OpenSSH_9.9\r\n")); wait(c) }),
@@ -132,7 +131,7 @@ func failures(t *testing.T) (hosts, says, urls map[string]string, names *ut.Name
 	return hosts, says, urls, ut.NewNames(answers)
 }
 
-// journal is a log that many write to.
+// journal is a log with concurrent writers.
 type journal struct {
 	mu  sync.Mutex // guards buf
 	buf bytes.Buffer
@@ -144,9 +143,9 @@ func (l *journal) Write(b []byte) (int, error) {
 	return l.buf.Write(b)
 }
 
-// TestErrorTexts: what clients are told of a registry that cannot be reached has no
-// address, no resolver and nothing of names and ports: of one that they name, it is the
-// same in all cases. The log has the rest, by the request id that the answer gives.
+// TestErrorTexts: an error response about an unreachable registry has no address, resolver
+// or cause. For an unlisted registry it is the same for all faults. The log has the details
+// under the response's request id.
 func TestErrorTexts(t *testing.T) { // not parallel: the process has one resolver
 	t.Setenv("NO_PROXY", "*")
 	hosts, says, urls, names := failures(t)
@@ -221,7 +220,7 @@ func TestErrorTexts(t *testing.T) { // not parallel: the process has one resolve
 		for what, list := range ids {
 			for _, id := range list {
 				line := regexp.MustCompile(`(?m)^.*msg=request.* request_id=` + id + ` .*$`).FindString(log.buf.String())
-				// Under load a handshake may take too long, and once it has failed often it is not tried.
+				// Under load a handshake may time out, and then the mirror stops trying.
 				if !regexp.MustCompile(says[what] + "|TLS handshake timeout|not asked: it failed").MatchString(line) {
 					t.Errorf("%s: the log does not say so of request %s: %s", what, id, line)
 				}
@@ -230,7 +229,7 @@ func TestErrorTexts(t *testing.T) { // not parallel: the process has one resolve
 	}
 }
 
-// sorted has the words of a text in order, for headers come in any.
+// sorted sorts the words of a text, because headers come in any order.
 func sorted(s string) string {
 	words := strings.Fields(s)
 	slices.Sort(words)

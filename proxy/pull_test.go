@@ -19,8 +19,8 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestPull is the main job: cold, warm, when the check is due, and with the
-// upstream gone, each with its exact cost.
+// TestPull is the main case: cold, warm, stale, and with the upstream down, each with its
+// exact upstream requests.
 func TestPull(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{Auth: ut.Bearer, ExpiresIn: 300})
@@ -46,7 +46,7 @@ func TestPull(t *testing.T) {
 	}
 }
 
-// TestPullByTag: podman's way, GET by tag.
+// TestPullByTag: podman sends GET by tag.
 func TestPullByTag(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -62,14 +62,14 @@ func TestPullByTag(t *testing.T) {
 	up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 1})
 }
 
-// TestStorm: 50 clients, one cold image, a third of them leaving half-way and
-// resets upstream. Each byte is fetched once (I7).
+// TestStorm: 50 clients pull one cold image; a third of them leave half-way, and the
+// upstream resets connections. Each byte is fetched once (I7).
 func TestStorm(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{Auth: ut.Bearer, TokenElsewhere: true, CDN: true})
 	img := up.AddImage("library/app", "1", ut.NewImage(3, 24<<20, 1000))
 	layer := img.Layers[0]
-	for i, cut := range []int{5 << 20, 1 << 19, 1 << 18} { // the shortest piece has 1 MiB
+	for i, cut := range []int{5 << 20, 1 << 19, 1 << 18} { // the shortest part has 1 MiB
 		up.Fault(ut.Match{Op: ut.CDN, After: i, Times: 1}, ut.CutAfter(cut))
 	}
 	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
@@ -108,8 +108,8 @@ func TestStorm(t *testing.T) {
 	}
 }
 
-// TestSecondRepository: the same blob elsewhere costs one HEAD and no byte, and
-// is not given where the upstream does not have it.
+// TestSecondRepository: the same blob in another repository costs one HEAD and no bytes. It
+// is not served if the upstream does not have it there.
 func TestSecondRepository(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -130,8 +130,8 @@ func TestSecondRepository(t *testing.T) {
 	up.WantCounts(t, map[ut.Op]int{ut.HeadBlob: 1, ut.GetBlob: 1, ut.HeadManifest: 1, ut.GetManifest: 1})
 }
 
-// TestOtherUpstream: ?ns= names the registry, and one registry's private blob
-// is not read through another.
+// TestOtherUpstream: ?ns= names the registry. A registry's private blob is not served
+// through another registry.
 func TestOtherUpstream(t *testing.T) {
 	t.Parallel()
 	hub := ut.New(t, ut.Options{})
@@ -185,8 +185,8 @@ func TestHeadDownloadsNothing(t *testing.T) {
 	up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 1})
 }
 
-// TestWrongContent: whatever an upstream lies about, no client gets a complete
-// body, nothing is kept, and the next pull is right (I1).
+// TestWrongContent: if the upstream sends wrong content, no client gets a complete body,
+// nothing is stored, and the next pull is right (I1).
 func TestWrongContent(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]ut.Fault{
@@ -223,14 +223,14 @@ func TestWrongContent(t *testing.T) {
 						t.Errorf("manifest: %d %s %v", a.status, a.code(), a.err)
 					}
 				}
-				if n := up.Count(op); n > 4 { // twice, and where a range is none, once more
+				if n := up.Count(op); n > 4 { // twice, and once more if the range is wrong
 					t.Errorf("%d x %s", n, op)
 				}
 				script.Remove()
 				up.Forget()
-				m.wantError(m.get(path), http.StatusBadGateway, "UNAVAILABLE") // so that the client looks elsewhere
+				m.wantError(m.get(path), http.StatusBadGateway, "UNAVAILABLE") // so that the client tries another mirror
 				up.WantCounts(t, nil)
-				m.proxy.negative.entries.Purge() // as time does
+				m.proxy.negative.entries.Purge() // the stored failure has expired
 				m.want(m.get(path), c)
 			}
 			kept(t, m)
@@ -238,7 +238,7 @@ func TestWrongContent(t *testing.T) {
 	}
 }
 
-// kept checks that every file in blobs/ is named as its content (I2).
+// kept checks that the name of every file in blobs/ matches its content (I2).
 func kept(t *testing.T, m *mirror) {
 	t.Helper()
 	err := filepath.WalkDir(filepath.Join(m.dir, "blobs"), func(path string, e os.DirEntry, err error) error {
@@ -259,7 +259,7 @@ func kept(t *testing.T, m *mirror) {
 	}
 }
 
-// TestManifest_ByteForByte: whatever a manifest is, it passes through byte for byte.
+// TestManifest_ByteForByte: a manifest is served byte for byte.
 func TestManifest_ByteForByte(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -286,8 +286,8 @@ func TestManifest_ByteForByte(t *testing.T) {
 	}
 }
 
-// TestIndexLostAndFound: with index/ gone, content is served again for a HEAD
-// each, and nothing is downloaded (I8).
+// TestIndexLostAndFound: if index/ is lost, content is served again for one HEAD each,
+// without a download (I8).
 func TestIndexLostAndFound(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -304,8 +304,7 @@ func TestIndexLostAndFound(t *testing.T) {
 	up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 2, ut.HeadBlob: 3})
 }
 
-// TestClientLeaves: the only client of a cold blob leaves; the download ends
-// well without it (I7).
+// TestClientLeaves: the only client of a cold blob leaves, and the download still finishes (I7).
 func TestClientLeaves(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -333,7 +332,7 @@ func TestClientLeaves(t *testing.T) {
 	}
 }
 
-// TestSlowReader: a client that reads nothing holds nobody up.
+// TestSlowReader: a client that reads nothing does not block others.
 func TestSlowReader(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -353,8 +352,8 @@ func TestSlowReader(t *testing.T) {
 	up.WantCounts(t, map[ut.Op]int{ut.GetBlob: 1})
 }
 
-// TestRealRegistry pulls through from distribution's own registry, with either
-// kind of authentication: cold, warm, due for a check, and gone.
+// TestRealRegistry pulls through from distribution's registry with both kinds of
+// authentication: cold, warm, stale, and down.
 func TestRealRegistry(t *testing.T) {
 	t.Parallel()
 	for name, auth := range map[string]ut.Auth{"bearer": ut.Bearer, "basic": ut.Basic} {

@@ -58,8 +58,8 @@ func TestParseRange(t *testing.T) {
 	}
 }
 
-// FuzzParseRange holds that what is accepted lies within the content and means
-// the same to the standard library.
+// FuzzParseRange checks that an accepted range lies within the content and means the same
+// to the standard library.
 func FuzzParseRange(f *testing.F) {
 	for _, s := range []string{"bytes=0-", "bytes=-1", "bytes=1-2,3-", "bytes=5-3", "x=1", "bytes=0-0,-1"} {
 		f.Add(s, int64(10))
@@ -98,7 +98,7 @@ func TestRanges(t *testing.T) {
 		for header, want := range map[string][]byte{
 			"bytes=100-": layer.Bytes[100:], "bytes=0-0": layer.Bytes[:1], "bytes=-5": layer.Bytes[1<<20-5:], "bytes=1000-1999": layer.Bytes[1000:2000],
 		} {
-			if i == 0 { // every range meets a cold blob
+			if i == 0 { // every range is tested on a cold blob
 				layer = ut.NewContent("", ut.Random(uint64(len(want))+21, 1<<20))
 				start := map[string]int{"bytes=100-": 100, "bytes=0-0": 0, "bytes=-5": 1<<20 - 5, "bytes=1000-1999": 1000}[header]
 				want = layer.Bytes[start : start+len(want)]
@@ -138,8 +138,8 @@ func TestRanges(t *testing.T) {
 	}
 }
 
-// TestRangeOfWrongBytes: a range that the client could take for complete does
-// not end before the blob has verified (I1).
+// TestRangeOfWrongBytes: a range that looks complete to the client does not end before the
+// blob is verified (I1).
 func TestRangeOfWrongBytes(t *testing.T) {
 	t.Parallel()
 	for _, header := range []string{"bytes=0-99", "bytes=0-", "bytes=-10", "bytes=0-9,20-29", "bytes=500000-500000"} {
@@ -154,8 +154,7 @@ func TestRangeOfWrongBytes(t *testing.T) {
 	}
 }
 
-// TestRangeInFlight: a range of what has arrived is not kept waiting for the
-// rest, but for its last byte.
+// TestRangeInFlight: a range of bytes that have arrived waits only for its last byte.
 func TestRangeInFlight(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})

@@ -11,7 +11,7 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// settleReleases waits until what deleted tags held has been looked at.
+// settleReleases waits until the content of deleted tags is processed.
 func (m *mirror) settleReleases() {
 	m.t.Helper()
 	waitFor(m.t, func() bool {
@@ -21,8 +21,8 @@ func (m *mirror) settleReleases() {
 	})
 }
 
-// TestRelease_OtherRepository: that another repository has an image's index, and not
-// what it names, takes nothing from who has both.
+// TestRelease_OtherRepository: another repository has only the index of an image. That
+// orphans nothing of a repository that has all of the image.
 func TestRelease_OtherRepository(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -41,7 +41,7 @@ func TestRelease_OtherRepository(t *testing.T) {
 	m.want(m.get(tagPath("gone")), gone)
 	m.want(m.get("/v2/a/evil/manifests/1"), index)
 	m.settle()
-	m.restart(due, registry(t, "docker.io", up.URL)) // a/evil comes first now
+	m.restart(due, registry(t, "docker.io", up.URL)) // a/evil now comes first
 
 	up.Tag("library/app", "gone", "")
 	m.wantError(m.get(tagPath("gone")), http.StatusNotFound, "MANIFEST_UNKNOWN")
@@ -53,13 +53,13 @@ func TestRelease_OtherRepository(t *testing.T) {
 	}
 }
 
-// TestRelease_Queue: so many deleted tags wait.
+// TestRelease_Queue: the queue of deleted tags is bounded.
 func TestRelease_Queue(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
 	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
 	m.proxy.mu.Lock()
-	m.proxy.releasing = true // as if it went on
+	m.proxy.releasing = true // as if a release were running
 	m.proxy.mu.Unlock()
 	for n := range maxReleased + 100 {
 		m.proxy.release(storage.TagKey{Upstream: "docker.io", Repository: "library/app", Name: fmt.Sprint(n)}, digest.FromString("x"))

@@ -13,14 +13,14 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// The grammar, in the specification's words: what isName and isTag are held to.
+// The specification's grammar. isName and isTag must match it.
 func nameRegexp() *regexp.Regexp {
 	return regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(\/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
 }
 
 func tagRegexp() *regexp.Regexp { return regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`) }
 
-// words are all strings of up to n of the letters.
+// words visits all strings of up to n letters.
 func words(letters string, n int, visit func(string)) {
 	visit("")
 	if n == 0 {
@@ -56,7 +56,7 @@ func TestNameGrammar(t *testing.T) {
 	}
 }
 
-// FuzzParsePath holds parsePath to what the routes are in mux's own words.
+// FuzzParsePath compares parsePath with the same routes in mux.
 func FuzzParsePath(f *testing.F) {
 	routes := mux.NewRouter().SkipClean(true).UseEncodedPath()
 	kinds := map[string]upstream.Kind{
@@ -77,7 +77,7 @@ func FuzzParsePath(f *testing.F) {
 	f.Fuzz(func(t *testing.T, path string) {
 		u, err := url.ParseRequestURI(path)
 		if err != nil || strings.ContainsAny(path, "\n\r") {
-			t.Skip() // net/http sends none
+			t.Skip() // net/http rejects it
 		}
 		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", http.NoBody)
 		r.URL = u

@@ -18,7 +18,7 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// router is a Proxy without a store, for parsing alone.
+// router is a Proxy without a store, for parsing only.
 func router(tb testing.TB, defaultUpstream string) *Proxy {
 	tb.Helper()
 	var all []Upstream
@@ -43,13 +43,13 @@ func router(tb testing.TB, defaultUpstream string) *Proxy {
 	return &Proxy{cfg: Config{DefaultUpstream: defaultUpstream}, registries: known}
 }
 
-// TestRoute: every way to name a registry, alone and together.
+// TestRoute: every way to name a registry, alone and combined.
 func TestRoute(t *testing.T) {
 	t.Parallel()
 	const none = ""
 	for _, tc := range []struct {
 		byDefault, host, path string
-		registry, repo        string // "" where it is refused
+		registry, repo        string // "" if refused
 	}{
 		// Nothing names a registry.
 		{"docker.io", none, "/v2/alpine/manifests/1", "docker.io", "library/alpine"},
@@ -89,18 +89,18 @@ func TestRoute(t *testing.T) {
 		{"docker.io", none, "/v2/[2001:db8::2]:5000/app/manifests/1", "", ""},
 		{"docker.io", none, "/v2/docker.io./alpine/manifests/1?ns=docker.io", "docker.io", "library/alpine"},
 		{"docker.io", none, "/v2/dockerhub/library/alpine/manifests/1", "docker.io", "library/alpine"},
-		{"docker.io", none, "/v2/dockerhub/app/manifests/1", "docker.io", "dockerhub/app"}, // an account's
+		{"docker.io", none, "/v2/dockerhub/app/manifests/1", "docker.io", "dockerhub/app"}, // an account's name
 		{"docker.io", none, "/v2/Quay.io:443/team/app/manifests/1", "quay.io", "team/app"},
 		{"quay.io", none, "/v2/registry.hub.docker.com/alpine/manifests/1", "docker.io", "library/alpine"},
 		{"docker.io", none, "/v2/ghcr.io/a/b/manifests/1", "", ""},
 		{"docker.io", none, "/v2/169.254.169.254/a/manifests/1", "", ""},
-		{"docker.io", none, "/v2/quay.io/manifests/1", "docker.io", "library/quay.io"}, // no repository follows
+		{"docker.io", none, "/v2/quay.io/manifests/1", "docker.io", "library/quay.io"}, // no repository after the name
 		// After /v2 and ?ns=.
 		{"docker.io", none, "/v2/quay.io/team/app/manifests/1?ns=quay.io", "quay.io", "team/app"},
 		{"docker.io", none, "/v2/docker.io/library/alpine/manifests/1?ns=docker.io", "docker.io", "library/alpine"},
 		{"docker.io", none, "/v2/index.docker.io/library/alpine/manifests/1?ns=docker.io", "docker.io", "library/alpine"},
 		{"docker.io", none, "/v2/quay.io/team/app/manifests/1?ns=docker.io", "quay.io", "team/app"},
-		{"docker.io", none, "/v2/dockerhub/a/b/manifests/1?ns=quay.io", "quay.io", "dockerhub/a/b"}, // named otherwise
+		{"docker.io", none, "/v2/dockerhub/a/b/manifests/1?ns=quay.io", "quay.io", "dockerhub/a/b"}, // ?ns= names the registry
 		// Before /v2.
 		{"docker.io", none, "/quay.io/v2/team/app/manifests/1", "quay.io", "team/app"},
 		{"docker.io", none, "/Quay.IO/v2/team/app/manifests/1", "quay.io", "team/app"},
@@ -131,7 +131,7 @@ func TestRoute(t *testing.T) {
 	}
 }
 
-// targetOf finds what a request is for, as the Proxy does.
+// targetOf finds the target of a request as the Proxy does.
 func targetOf(tb testing.TB, p *Proxy, host, path string) (got target, err error) {
 	tb.Helper()
 	r := httptest.NewRequestWithContext(tb.Context(), http.MethodGet, "/", http.NoBody)
@@ -147,8 +147,8 @@ func targetOf(tb testing.TB, p *Proxy, host, path string) (got target, err error
 	return p.target(req, "")
 }
 
-// FuzzRoute holds that whatever a path, a host and ns are, a request that is
-// accepted goes to a configured registry, for a valid name.
+// FuzzRoute checks that an accepted request goes to a configured registry with a valid
+// name, for any path, host and ns.
 func FuzzRoute(f *testing.F) {
 	for _, s := range []string{"alpine", "quay.io/a/b", "a/../b", "a%2fb", "dockerhub/x/y", "localhost/x", "registry.example:5000/x", "//", "quay.io/quay.io/x"} {
 		f.Add("", s, "", "")
@@ -170,7 +170,7 @@ func FuzzRoute(f *testing.F) {
 	})
 }
 
-// TestNames: an image has one place in the cache, however its registry is named.
+// TestNames: an image is stored once, for every way to name its registry.
 func TestNames(t *testing.T) {
 	t.Parallel()
 	hub, quay := ut.New(t, ut.Options{}), ut.New(t, ut.Options{})
@@ -202,8 +202,8 @@ func TestNames(t *testing.T) {
 	}
 }
 
-// TestUnlisted: a registry that is not configured is reached where that is
-// allowed, by whatever way it is named, and its images have a place of their own.
+// TestUnlisted: an unlisted registry is reached if that is allowed, in every way to name
+// it. Its images are stored once.
 func TestUnlisted(t *testing.T) {
 	t.Parallel()
 	hub, other := ut.New(t, ut.Options{}), ut.New(t, ut.Options{})
@@ -243,8 +243,8 @@ func TestUnlisted(t *testing.T) {
 	}
 }
 
-// TestOneSpelling: what a rule says of a registry holds however that is spelt, and an
-// unlisted one has one place.
+// TestOneSpelling: a rule applies to every spelling of a registry. An unlisted registry has
+// one entry for all spellings.
 func TestOneSpelling(t *testing.T) {
 	t.Parallel()
 	hub, corp, other := ut.New(t, ut.Options{}), ut.New(t, ut.Options{}), ut.New(t, ut.Options{})
@@ -291,7 +291,7 @@ func TestOneSpelling(t *testing.T) {
 	}
 }
 
-// TestManyNames: requests to a registry go on while clients name any number of others.
+// TestManyNames: requests to a registry continue while clients name many others.
 func TestManyNames(t *testing.T) {
 	t.Parallel()
 	hub, other := ut.New(t, ut.Options{}), ut.New(t, ut.Options{Auth: ut.Bearer})
@@ -299,7 +299,7 @@ func TestManyNames(t *testing.T) {
 	m := newMirror(t, func(c *Config) {
 		c.TrustedProxies, c.ForwardedHeader = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, "X-Forwarded-For"
 		c.Unlisted = func(name string) (*upstream.Registry, error) {
-			return registry(t, name, other.URL, func(c *upstream.Config) { c.Timeouts.ResponseHeader = 10 * time.Minute }), nil // it pauses while all others are asked for
+			return registry(t, name, other.URL, func(c *upstream.Config) { c.Timeouts.ResponseHeader = 10 * time.Minute }), nil // it pauses during all other requests
 		}
 	}, registry(t, "docker.io", hub.URL))
 	arrived, gate := make(chan struct{}), make(chan struct{})
@@ -308,7 +308,7 @@ func TestManyNames(t *testing.T) {
 	go func() { done <- m.get("/v2/team/app/manifests/1?ns=used.example") }()
 	<-arrived
 	for n := range 2 * maxUnlisted {
-		if a := m.get(fmt.Sprintf("/n%d.example/v2/", n), "X-Forwarded-For", fmt.Sprintf("192.0.2.%d", n)); a.status != http.StatusOK { // asks no one, and so takes no time
+		if a := m.get(fmt.Sprintf("/n%d.example/v2/", n), "X-Forwarded-For", fmt.Sprintf("192.0.2.%d", n)); a.status != http.StatusOK { // /v2/ sends no upstream request
 			t.Errorf("n%d.example: %d", n, a.status)
 		}
 	}
@@ -316,8 +316,8 @@ func TestManyNames(t *testing.T) {
 	m.want(<-done, img.Index)
 }
 
-// TestUnlisted_WordOpensNothing: a registry that a client named, and may run, does not open
-// what came through another by saying that it has it; sending it does.
+// TestUnlisted_WordOpensNothing: a client may run an unlisted registry. Its claim to have
+// content gives no access to another registry's content; a download from it does.
 func TestUnlisted_WordOpensNothing(t *testing.T) {
 	t.Parallel()
 	private, stranger := ut.New(t, ut.Options{}), ut.New(t, ut.Options{})

@@ -13,7 +13,7 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestRules: what several rules say together of one image.
+// TestRules: the policy that several rules give an image.
 func TestRules(t *testing.T) {
 	t.Parallel()
 	cfg := testConfig()
@@ -47,10 +47,10 @@ func TestRules(t *testing.T) {
 		{"docker.io", "library/alpine", "edge", policy{10 * time.Minute, 7 * time.Hour, false, false}, ""},
 		{"docker.io", "library/debian", "", policy{10 * time.Minute, 0, false, false}, ""},
 		{"r.corp:5000", "ci/a/b/c", "latest", policy{time.Second, 0, true, false}, ""},
-		{"r.corp:5000", "ci/tools", "", policy{time.Hour, 0, false, false}, ""}, // pinned, so kept
+		{"r.corp:5000", "ci/tools", "", policy{time.Hour, 0, false, false}, ""}, // pinned, so stored
 		{"r.corp:5000", "other/ci", "latest", policy{time.Second, 0, false, false}, ""},
 		{"docker.io", "library/alpine2", "latest", policy{}, "rules[6]"},
-		{"docker.io", "acme/deep/app", "latest", policy{}, "rules[6]"}, // * is one part
+		{"docker.io", "acme/deep/app", "latest", policy{}, "rules[6]"}, // * matches one part
 	} {
 		at := registries[tc.upstream]
 		at.repo, at.tag = tc.repo, tc.tag
@@ -61,8 +61,7 @@ func TestRules(t *testing.T) {
 	}
 }
 
-// TestPinned: the first rule that fits and has the setting decides, whatever
-// the image's tag.
+// TestPinned: the first matching rule with the setting decides, whatever the image's tag is.
 func TestPinned(t *testing.T) {
 	t.Parallel()
 	cfg := testConfig()
@@ -99,7 +98,7 @@ func TestPinned(t *testing.T) {
 	}
 }
 
-// TestInvalidRules: what is wrong is said at the key, with what to write.
+// TestInvalidRules: the error names the key and what to write.
 func TestInvalidRules(t *testing.T) {
 	t.Parallel()
 	match := []string{"docker.io/**"}
@@ -134,8 +133,8 @@ func TestInvalidRules(t *testing.T) {
 	}
 }
 
-// TestDenied: who is denied is told so, in whatever way the image is named,
-// though it is kept, and nobody is asked.
+// TestDenied: a denied image gets an error, in every way to name it and even if it is
+// stored. No upstream request is sent.
 func TestDenied(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -177,7 +176,7 @@ func TestDenied(t *testing.T) {
 	m.pull("library/other", "1", img)
 }
 
-// TestFreshByRule: some tags are checked each time, some are not.
+// TestFreshByRule: some tags are checked at each request, and some are not.
 func TestFreshByRule(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -199,13 +198,13 @@ func TestFreshByRule(t *testing.T) {
 	}
 }
 
-// TestNoStore: one download for all who ask meanwhile, and nothing stays; what
-// another repository keeps is used.
+// TestNoStore: concurrent clients share one download, and nothing is stored. Content that
+// another repository stored is used.
 func TestNoStore(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
 	base := up.AddImage("library/base", "1", ut.NewImage(1, 300_000))
-	app := up.AddImage("ci/app", "1", ut.NewImage(1, 300_000, 200_000)) // on that base
+	app := up.AddImage("ci/app", "1", ut.NewImage(1, 300_000, 200_000)) // built on that base
 	m := newMirror(t, func(c *Config) {
 		c.Rules = []Rule{{Match: []string{"docker.io/ci/**"}, NoStore: new(true)}}
 	}, registry(t, "docker.io", up.URL))
@@ -227,7 +226,7 @@ func TestNoStore(t *testing.T) {
 		})
 	}
 	<-arrived
-	waitFor(t, func() bool { // or one would come after it, and begin another
+	waitFor(t, func() bool { // a late client would start another download
 		fill, ok := m.store.Fill(layer.Digest)
 		return ok && fill.Readers == clients
 	})
@@ -240,21 +239,21 @@ func TestNoStore(t *testing.T) {
 	for range 2 {
 		m.pull("ci/app", "1", app)
 	}
-	// HEAD of the base's layer once; all else is fetched each time, and so is HEAD of
-	// the tag, whose content is not here.
+	// One HEAD for the base's layer. Everything else is fetched each time, also HEAD of the
+	// tag, because its content is not stored.
 	up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 2, ut.HeadBlob: 1, ut.GetManifest: 4, ut.GetBlob: 4})
 	wantFiles(t, m, len(base.Blobs())+2)
 	m.pull("library/base", "1", base)
 	up.WantCounts(t, nil)
 
-	// A tag that has moved costs the one download that the client asks for.
+	// A tag that has moved costs only the client's own download.
 	m.restart(func(c *Config) { c.Rules, c.FreshFor = []Rule{{Match: []string{"**"}, NoStore: new(true)}}, 0 }, registry(t, "docker.io", up.URL))
 	moved := up.AddImage("ci/app", "1", ut.NewImage(2, 10))
 	m.want(m.get("/v2/ci/app/manifests/1"), moved.Index)
 	up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 1})
 }
 
-// wantFiles waits until so many blobs, and no downloads, are on disk.
+// wantFiles waits until no fills are on disk, and checks the number of blobs.
 func wantFiles(t *testing.T, m *mirror, blobs int) {
 	t.Helper()
 	count := func(pattern ...string) int {
@@ -270,8 +269,8 @@ func wantFiles(t *testing.T, m *mirror, blobs int) {
 	}
 }
 
-// TestPipelineImagesDoNotEvict: however many images of pipelines come by, a
-// base image that is older stays.
+// TestPipelineImagesDoNotEvict: images of pipelines, however many, do not evict an older
+// base image.
 func TestPipelineImagesDoNotEvict(t *testing.T) {
 	t.Parallel()
 	for name, rule := range map[string]Rule{
@@ -286,7 +285,7 @@ func TestPipelineImagesDoNotEvict(t *testing.T) {
 			m.maxSize = 1 << 20
 			m.restart(func(c *Config) { c.Rules = []Rule{rule} }, registry(t, "docker.io", up.URL))
 			m.pull("library/base", "1", base)
-			for seed := range uint64(8) { // together more than there is room for
+			for seed := range uint64(8) { // more than the store's limit together
 				m.pull("ci/app", "1", up.AddImage("ci/app", "1", ut.NewImage(100+seed, 200_000)))
 				m.restart(func(c *Config) { c.Rules, c.FreshFor = []Rule{rule}, 0 }, registry(t, "docker.io", up.URL))
 			}
@@ -296,12 +295,12 @@ func TestPipelineImagesDoNotEvict(t *testing.T) {
 	}
 }
 
-// TestDeletedTag: what only a deleted tag held is evicted first; what it shares
-// with another one is not.
+// TestDeletedTag: content of only a deleted tag is evicted first. Content that another tag
+// shares stays.
 func TestDeletedTag(t *testing.T) {
 	t.Parallel()
 	const size, room = 200_000, 1_100_000
-	// The layer to go is the one that would go last otherwise.
+	// Without the deletion, this layer would be evicted last.
 	seed := uint64(1)
 	var deleted, sharing, other ut.Image
 	for ; ; seed++ {
@@ -326,7 +325,7 @@ func TestDeletedTag(t *testing.T) {
 	m.pull("library/app", "2", sharing)
 	m.pull("library/app", "2-too", sharing)
 	m.pull("library/other", "1", other)
-	m.restart(due, registry(t, "docker.io", up.URL)) // a client has the last byte before the blob has its name
+	m.restart(due, registry(t, "docker.io", up.URL)) // waits until the last blob is renamed; clients get the last byte earlier
 	for _, tag := range []string{"1", "2-too"} {
 		up.Tag("library/app", tag, "")
 		m.wantError(m.get(tagPath(tag)), http.StatusNotFound, "MANIFEST_UNKNOWN")

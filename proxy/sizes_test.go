@@ -8,15 +8,15 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestLongBlob: a long blob is asked for in parts once its manifest has said how
-// long it is, over several connections where each is slow, and no byte comes twice.
+// TestLongBlob: if a manifest has told the size of a long blob, the blob is fetched in
+// parts, over several connections if they are slow. No byte is fetched twice.
 func TestLongBlob(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
 		size   int
-		pulled bool // the manifest, before
+		pulled bool // the manifest is pulled first
 		faults []ut.Fault
-		parts  bool // are asked for
+		parts  bool // the mirror requests parts
 	}{
 		"slow connections":     {size: 48 << 20, pulled: true, faults: []ut.Fault{ut.Throttle(48 << 20)}, parts: true},
 		"quick connections":    {size: 33 << 20, pulled: true, parts: true},
@@ -25,7 +25,7 @@ func TestLongBlob(t *testing.T) {
 		"no ranges":            {size: 33 << 20, pulled: true, faults: []ut.Fault{ut.IgnoreRange()}},
 		"no ranges, no length": {size: 33 << 20, pulled: true, faults: []ut.Fault{ut.IgnoreRange(), ut.NoLength()}},
 	} {
-		t.Run(name, func(t *testing.T) { // one after the other, for the memory they take
+		t.Run(name, func(t *testing.T) { // not parallel: each one takes much memory
 			up := ut.New(t, ut.Options{CDN: true})
 			img := up.AddImage("library/app", "1", ut.NewImage(uint64(len(name)), tc.size, 1000))
 			layer := img.Layers[0]
@@ -51,13 +51,13 @@ func TestLongBlob(t *testing.T) {
 			case !tc.parts && len(ranges) != 1:
 				t.Errorf("asked for %q; want one request", ranges)
 			}
-			m.want(m.get(manifest), img.Manifest) // whatever was read of it
+			m.want(m.get(manifest), img.Manifest) // also after it was read for sizes
 		})
 	}
 }
 
-// TestLongBlobKept: the manifest may have been kept by an earlier process.
-func TestLongBlobKept(t *testing.T) {
+// TestLongBlob_ManifestAlreadyStored: an earlier process may have stored the manifest.
+func TestLongBlob_ManifestAlreadyStored(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
 	img := up.AddImage("library/app", "1", ut.NewImage(1, 40<<20))
@@ -73,7 +73,7 @@ func TestLongBlobKept(t *testing.T) {
 	}
 }
 
-// TestLongBlob_Many: one manifest leaves room for the sizes of others.
+// TestLongBlob_Many: one manifest does not use all room for sizes.
 func TestLongBlob_Many(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})

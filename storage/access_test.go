@@ -12,15 +12,15 @@ import (
 	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
-// pending is how many blobs have uses that are not being written yet.
+// pending returns how many blobs have uses that no flush has taken.
 func (l *accessLog) pending() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return len(l.uses)
 }
 
-// TestAccessLog: uses gather in memory, and are in the record at once for those who ask
-// the log, and in the index after a flush.
+// TestAccessLog: uses are collected in memory. The log adds them to the records that it
+// returns. A flush writes them to the index.
 func TestAccessLog(t *testing.T) {
 	t.Parallel()
 	d := digest.FromString("a")
@@ -82,7 +82,7 @@ func TestAccessLog(t *testing.T) {
 	}
 }
 
-// TestAccessLogMemory: small content is given until it is removed, or the log closes.
+// TestAccessLogMemory: small content is in memory until it is removed or the log closes.
 func TestAccessLogMemory(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {

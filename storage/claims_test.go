@@ -14,8 +14,8 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestFill_Claims: what an upstream announces makes nothing go; what it sends does, and
-// no more than as much again.
+// TestFill_Claims: an announced length evicts nothing. Received bytes evict as many bytes, and
+// at most one step more.
 func TestFill_Claims(t *testing.T) {
 	t.Parallel()
 	const mib = 1 << 20
@@ -45,7 +45,7 @@ func TestFill_Claims(t *testing.T) {
 			if _, _, err := fetch(t, s, d, liar); err == nil {
 				t.Fatal("no error")
 			}
-			s.IsStored(d) // when it has ended
+			s.IsStored(d) // waits until the fill has ended
 			gone := before - s.ledger.total()
 			if most := max(0, sent+max(min(sent, mostStep), leastStep)-2*mib); gone > most {
 				t.Errorf("%d bytes went for %d, and 2 MiB were free: at most %d may", gone, sent, most)
@@ -54,7 +54,7 @@ func TestFill_Claims(t *testing.T) {
 	}
 }
 
-// TestFill_TooLong: for what cannot be kept, nothing goes.
+// TestFill_TooLong: a blob that is too large to be stored evicts nothing.
 func TestFill_TooLong(t *testing.T) {
 	t.Parallel()
 	const mib = 1 << 20

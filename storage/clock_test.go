@@ -9,9 +9,9 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestClockJumps opens one folder at times a year apart: a bubble's clock begins
-// at 2000, so the next one is a jump back. What has no limit is never lost;
-// forward, what has one goes and tags are forgotten, both as after a real year.
+// TestClockJumps opens one folder at times a year apart. A bubble's clock begins at 2000, so
+// the next bubble is a jump back. A blob without a limit is never lost. After a jump forward,
+// blobs with a limit and tags expire, as after a real year.
 func TestClockJumps(t *testing.T) {
 	t.Parallel()
 	const year = 365 * 24 * time.Hour
@@ -71,7 +71,7 @@ func TestClockJumps(t *testing.T) {
 		pass(20 * time.Minute)
 		want(t, s, scope(), ever)
 		want(t, s, scope(), later)
-		want(t, s, few, laterLimited) // its limit is in a year
+		want(t, s, few, laterLimited) // its limit is a year ahead
 		known(t, s, "new", true)
 		checkDisk(t, s)
 	})
@@ -82,7 +82,7 @@ func TestClockJumps(t *testing.T) {
 	}
 }
 
-// want gets a blob.
+// want fetches a blob and checks its content.
 func want(t *testing.T, s *Store, sc Scope, o *origin) {
 	t.Helper()
 	b := open(t, s, sc, o.digest(), o.source)

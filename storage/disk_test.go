@@ -24,8 +24,8 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestResumeAfterRestart closes the store in the middle of a fill; the next one
-// fetches only what is missing.
+// TestResumeAfterRestart closes the store in the middle of a fill. After the restart, only the
+// missing bytes are downloaded.
 func TestResumeAfterRestart(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -62,8 +62,7 @@ func TestResumeAfterRestart(t *testing.T) {
 	checkDisk(t, s)
 }
 
-// TestDamagedPartial: bytes of a partial that a power cut spoilt cost one
-// failed pull, no more.
+// TestDamagedPartial: a partial that a power cut damaged costs one failed pull, no more.
 func TestDamagedPartial(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -83,7 +82,7 @@ func TestDamagedPartial(t *testing.T) {
 	mustFetch(t, s, o, Miss)
 	settle(t, s)
 
-	// One longer than the blob is downloaded from the start at once.
+	// A partial that is longer than the blob costs no pull: the download starts at 0.
 	o2 := &origin{content: upstreamtest.Random(22, 1000)}
 	if err := os.WriteFile(disk{root: dir}.partial(partialOf(o2.digest(), scope().Upstream)), make([]byte, 2000), 0o600); err != nil {
 		t.Fatal(err)
@@ -97,8 +96,8 @@ func TestDamagedPartial(t *testing.T) {
 	checkDisk(t, s)
 }
 
-// TestWholePartial: a download that was complete when the process died is not
-// asked for again, and still belongs to no repository until confirmed.
+// TestWholePartial: a download that was complete when the process died is not repeated. The
+// blob has no link until the upstream confirms it.
 func TestWholePartial(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -123,7 +122,7 @@ func TestWholePartial(t *testing.T) {
 	checkDisk(t, s)
 }
 
-// TestIndexLost holds I8, for an index that is gone, damaged, or of another format.
+// TestIndexLost checks invariant I8 for an index that is gone, damaged, or of another format.
 func TestIndexLost(t *testing.T) {
 	t.Parallel()
 	for name, damage := range map[string]func(t *testing.T, dir string){
@@ -194,8 +193,7 @@ func TestIndexLost(t *testing.T) {
 	}
 }
 
-// setFormat makes an index one of another format. badger has its number in the manifest,
-// behind a magic word.
+// setFormat sets the format number of an index. It is in badger's MANIFEST, after a magic word.
 func setFormat(t *testing.T, dir string, format uint16) {
 	t.Helper()
 	name := filepath.Join(dir, "MANIFEST")
@@ -327,8 +325,8 @@ func TestEviction(t *testing.T) {
 	}
 }
 
-// TestFill_LargerThanDisk: a blob that can never fit is passed on to every client, evicts
-// nothing, and is verified all the same.
+// TestFill_LargerThanDisk: a blob that can never fit is passed through to each client. It
+// evicts nothing, and is still verified.
 func TestFill_LargerThanDisk(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir(), func(c *Config) { c.MaxSize = Size{Bytes: 1 << 20} })
@@ -364,15 +362,15 @@ func TestFill_LargerThanDisk(t *testing.T) {
 	if !s.exists(d) {
 		t.Error("another blob was evicted in vain")
 	}
-	mustFetch(t, s, &origin{content: upstreamtest.Random(4, 2<<20), noSize: true}, Miss) // which is known too late for that
+	mustFetch(t, s, &origin{content: upstreamtest.Random(4, 2<<20), noSize: true}, Miss) // its size is known too late to evict nothing
 	if s.space.promised() != 0 || s.space.filling() != 0 {
 		t.Errorf("%d reserved, %d filling at rest", s.space.promised(), s.space.filling())
 	}
 	checkDisk(t, s)
 }
 
-// TestDiskFull fills a small file system for real, in the middle of a fill with
-// many readers. Each gets the whole blob.
+// TestDiskFull fills a small file system in the middle of a fill with many readers. Each reader
+// gets the whole blob.
 func TestDiskFull(t *testing.T) {
 	t.Parallel()
 	dir := smalldisk.New(t, 128)
@@ -395,7 +393,7 @@ func TestDiskFull(t *testing.T) {
 	if _, err := s.gate.runningOf(o.digest())[0].await(t.Context(), func(st state) bool { return st.written == 8<<20 }); err != nil {
 		t.Fatal(err)
 	}
-	// Somebody else's file takes all but a little, which ends within a chunk.
+	// Another program's file leaves a little space, which ends within a chunk.
 	free, _, err := s.disk.space()
 	if err != nil {
 		t.Fatal(err)
@@ -445,8 +443,8 @@ func TestOldPartials(t *testing.T) {
 	}
 }
 
-// TestEvictionUnderLoad fetches far more than fits from many goroutines; the
-// books stay right and no reader breaks.
+// TestEvictionUnderLoad fetches far more than fits, from many goroutines. The total stays right
+// and no read fails.
 func TestEvictionUnderLoad(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir(), func(c *Config) { c.MaxSize = Size{Bytes: 4 << 20} })
@@ -479,8 +477,8 @@ func TestEvictionUnderLoad(t *testing.T) {
 	}
 }
 
-// TestFoldersOnTwoFileSystems: a store whose downloads could never become blobs does
-// not start, and says why.
+// TestFoldersOnTwoFileSystems: if fills/ and blobs/ are on two file systems, the store does not
+// start, and the error says why.
 func TestFoldersOnTwoFileSystems(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

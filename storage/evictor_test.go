@@ -12,17 +12,17 @@ import (
 	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
-// waitTrimmed waits until nothing goes in the background.
+// waitTrimmed waits until no eviction runs in the background.
 func (e *evictor) waitTrimmed() {
 	e.trimming <- struct{}{}
 	<-e.trimming
 }
 
-// isTrimming reports whether blobs go in the background.
+// isTrimming reports whether an eviction runs in the background.
 func (e *evictor) isTrimming() bool { return len(e.trimming) == 1 }
 
-// TestEvictor: a reservation that fits evicts nothing, one above the high mark has blobs go
-// down to the low mark, and one above the limit has as many go as it needs, or none.
+// TestEvictor: a reservation that fits evicts nothing. One above the high mark evicts down to
+// the low mark. One above the limit evicts at least what it needs, or nothing.
 func TestEvictor(t *testing.T) {
 	t.Parallel()
 	const limit = 20 // blocks; the high mark is 18, the low mark 15
@@ -31,7 +31,7 @@ func TestEvictor(t *testing.T) {
 		pinned, busy   func(i int) bool
 		need           int
 		fits           bool
-		gone           int // the least recently used
+		gone           int // of the least recently used
 	}{
 		"nothing is here":              {need: 10, fits: true},
 		"it fits":                      {blobs: 10, need: 8, fits: true},
@@ -97,8 +97,8 @@ func TestEvictor(t *testing.T) {
 	}
 }
 
-// TestEvictor_FillWaits: what evicts in the background rests no longer once a fill waits for
-// what it holds, also where the rest has begun.
+// TestEvictor_FillWaits: a background eviction does not rest while a fill waits for it. A rest
+// that has begun ends.
 func TestEvictor_FillWaits(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

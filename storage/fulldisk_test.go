@@ -35,7 +35,7 @@ func remove(t *testing.T, name string) {
 	}
 }
 
-// checkTags holds that of n tags the odd ones are there, and the others are not.
+// checkTags checks that of n tags only the odd ones are stored.
 func checkTags(t *testing.T, s *Store, n int) {
 	t.Helper()
 	seen := map[TagKey]bool{}
@@ -59,9 +59,9 @@ func checkTags(t *testing.T, s *Store, n int) {
 	}
 }
 
-// TestIndexDiskFull fills the disk to the last byte while the index is written
-// to from many goroutines, more than badger's log has room for. Nothing that was
-// written is lost, there and then, when there is space again, and after a restart.
+// TestIndexDiskFull fills the disk to the last byte while many goroutines write more to the
+// index than badger's log has room for. No write is lost: on the full disk, when there is space
+// again, and after a restart.
 func TestIndexDiskFull(t *testing.T) {
 	t.Parallel()
 	dir := smalldisk.New(t, 256)
@@ -101,7 +101,7 @@ func TestIndexDiskFull(t *testing.T) {
 		t.Error("nothing waits: badger was written to on a full disk")
 	}
 	checkTags(t, s, tags)
-	big := &origin{content: upstreamtest.Random(401, 1<<20)} // all of what is kept would go in vain
+	big := &origin{content: upstreamtest.Random(401, 1<<20)} // evicting all blobs would not make room
 	mustFetch(t, s, big, Miss)
 	settle(t, s)
 	if s.exists(big.digest()) {
@@ -128,7 +128,7 @@ func TestIndexDiskFull(t *testing.T) {
 	}
 }
 
-// mustRead gets a blob that is kept, from any goroutine.
+// mustRead reads a stored blob. Any goroutine can call it.
 func mustRead(t *testing.T, s *Store, o *origin) {
 	t.Helper()
 	b, err := s.Get(context.WithoutCancel(t.Context()), scope(), o.digest(), nil)
@@ -142,8 +142,8 @@ func mustRead(t *testing.T, s *Store, o *origin) {
 	}
 }
 
-// TestIndexReserve: with its reserve the index is opened and closed on a full
-// disk, and the reserve is taken back.
+// TestIndexReserve: with its reserve, the index opens and closes on a full disk. Maintenance
+// takes the reserve back.
 func TestIndexReserve(t *testing.T) {
 	t.Parallel()
 	dir := smalldisk.New(t, 256)
@@ -179,9 +179,9 @@ func TestIndexReserve(t *testing.T) {
 	}
 }
 
-// TestIndexWithoutReserve: where the disk is full at start and there is no
-// reserve, blobs are served from a walk of the disk; the index is whole again
-// as soon as there is space, with what it knew and what was recorded in that time.
+// TestIndexWithoutReserve: if the disk is full at start and there is no reserve, a walk of the
+// disk finds the blobs. When there is space, the index has its old records and the changes
+// since the start.
 func TestIndexWithoutReserve(t *testing.T) {
 	t.Parallel()
 	dir := smalldisk.New(t, 256)
@@ -240,8 +240,7 @@ func TestIndexWithoutReserve(t *testing.T) {
 	}
 }
 
-// TestBlobsLeaveRoom: blobs never fill the space that the index needs, whatever
-// min_free says.
+// TestBlobsLeaveRoom: blobs never fill the space that the index needs, whatever min_free is.
 func TestBlobsLeaveRoom(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, smalldisk.New(t, 256))

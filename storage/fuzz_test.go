@@ -8,8 +8,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// FuzzFileName: a file in fills/ or quarantine/ is a digest's only by the name that its
-// digest has, and stays in the store's folder.
+// FuzzFileName: a digest has one file name in fills/ and one in quarantine/. Its paths stay in
+// the store's folder.
 func FuzzFileName(f *testing.F) {
 	d := digest.FromString("x")
 	for _, s := range []string{partialOf(d, "docker.io").name(), flatName(digest.SHA512.FromString("x")), "sha256-../../../etc/passwd", "sha256-" + strings.ToUpper(d.Encoded()), "sha256:" + d.Encoded(), "md5-d41d8cd98f00b204e9800998ecf8427e", "-", "sha256-" + d.Encoded() + "." + strings.Repeat("a", 300)} {

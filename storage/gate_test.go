@@ -8,7 +8,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// hold has one caller have the digest for itself until free.
+// hold gives one caller exclusive use of the digest until free.
 func (g *gate) hold(d digest.Digest) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -22,21 +22,21 @@ func (g *gate) free(d digest.Digest) {
 	delete(g.going, d)
 }
 
-// isHeld reports whether one caller has the digest for itself.
+// isHeld reports whether a caller has exclusive use of the digest.
 func (g *gate) isHeld(d digest.Digest) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.going[d] != nil
 }
 
-// add puts a fill in the table that the test itself runs.
+// add adds a fill to the table. The test runs the fill itself.
 func (g *gate) add(f *fill) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.fills.add(f)
 }
 
-// TestGate: who may have a digest for itself, and who joins, opens or waits.
+// TestGate: who gets exclusive use of a digest, and who joins, opens or waits.
 func TestGate(t *testing.T) {
 	t.Parallel()
 	d, sc := digest.FromString("a"), scope()
@@ -49,8 +49,8 @@ func TestGate(t *testing.T) {
 	}
 	for name, tc := range map[string]struct {
 		before                   func(*gate)
-		idle, exclusive, partial bool // may have it
-		joins, unlinked, waits   bool // what a caller from elsewhere does who has a link; without one
+		idle, exclusive, partial bool // which exclusive uses are given
+		joins, unlinked, waits   bool // a caller from another repository: joins with a link, is refused without one, or waits
 	}{
 		"nothing":              {before: func(*gate) {}, idle: true, exclusive: true, partial: true},
 		"open":                 {before: func(g *gate) { _, _, _ = g.enter(sc, d, true) }, exclusive: true, partial: true},
@@ -103,7 +103,7 @@ func TestGate(t *testing.T) {
 						t.Errorf("linked %t: %v, %v", linked, f, err)
 					}
 				}
-				if tc.waits { // until it is over
+				if tc.waits { // until the fill or the hold ends
 					for _, f := range g.running() {
 						g.ended(f, func() {})
 					}

@@ -39,7 +39,7 @@ func openStore(t *testing.T, dir string, change ...func(*Config)) *Store {
 	return s
 }
 
-// origin is a scripted upstream for one blob. It counts what it gives.
+// origin is a scripted upstream for one blob. It counts opens and bytes.
 type origin struct {
 	content []byte
 	cuts    []int64         // each open breaks once it reaches the next of these offsets
@@ -75,7 +75,7 @@ func (o *origin) source(ctx context.Context, s download.Span) (*download.Part, e
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.offsets = append(o.offsets, offset)
-	if o.noRange || offset > int64(len(o.content)) { // 416, then asked whole
+	if o.noRange || offset > int64(len(o.content)) { // as after a 416: the whole blob
 		offset = 0
 	}
 	size := int64(len(o.content))
@@ -157,7 +157,7 @@ func mustFetch(t *testing.T, s *Store, o *origin, want Outcome) {
 	}
 }
 
-// settle waits until no fill is in progress, and what they made go has gone.
+// settle waits until no fill is in progress, and no eviction runs.
 func settle(t *testing.T, s *Store) {
 	t.Helper()
 	for {
@@ -169,12 +169,12 @@ func settle(t *testing.T, s *Store) {
 		if _, err := running[0].await(t.Context(), func(st state) bool { return st.phase > streaming }); err != nil {
 			t.Fatal(err)
 		}
-		runtime.Gosched() // it is leaving the table
+		runtime.Gosched() // the fill is about to leave the table
 	}
 }
 
-// checkDisk holds I2 and the books: every file is named as its digest and the
-// counters are what the disk says.
+// checkDisk checks invariant I2 and the totals: every file has the name of its digest, and the
+// totals agree with the disk.
 func checkDisk(t *testing.T, s *Store) {
 	t.Helper()
 	settle(t, s)
@@ -206,7 +206,7 @@ func checkDisk(t *testing.T, s *Store) {
 	}
 }
 
-// put keeps a blob of the given size, last used at the given second.
+// put stores a blob of the given size, last used at the given second.
 func put(t *testing.T, s *Store, seed uint64, size int, accessed int64, manifest bool) digest.Digest {
 	t.Helper()
 	b := upstreamtest.Random(seed, size)
@@ -224,7 +224,7 @@ func put(t *testing.T, s *Store, seed uint64, size int, accessed int64, manifest
 	return d
 }
 
-// setRecord changes what the index says of a blob, after all hits until now.
+// setRecord writes all hits, then changes a blob's record in the index.
 func setRecord(t *testing.T, s *Store, d digest.Digest, change func(*index.Record)) {
 	t.Helper()
 	s.access.flush()
@@ -242,7 +242,7 @@ func keeping(r Retention) Scope {
 
 func noStore() Scope { return keeping(Retention{NoStore: true}) }
 
-// countRecords counts those of the index.
+// countRecords counts the records of the index.
 func countRecords(t *testing.T, s *Store) (n int) {
 	t.Helper()
 	if err := s.index.Records("", func([]byte, index.Record) bool { n++; return true }); err != nil {
@@ -251,7 +251,7 @@ func countRecords(t *testing.T, s *Store) (n int) {
 	return n
 }
 
-// countLinks counts those of the index.
+// countLinks counts the links of the index.
 func countLinks(t *testing.T, s *Store) (n int) {
 	t.Helper()
 	for d, err := range s.index.LinkedDigests("", "", "") {
@@ -272,7 +272,7 @@ func countLinksOf(t *testing.T, s *Store, d digest.Digest) (n int) {
 	return n
 }
 
-// checkNothing holds that nothing is on disk and nothing is in the books.
+// checkNothing checks that nothing is on disk and that all totals are 0.
 func checkNothing(t *testing.T, s *Store) {
 	t.Helper()
 	checkDisk(t, s)
@@ -281,7 +281,7 @@ func checkNothing(t *testing.T, s *Store) {
 	}
 }
 
-// open gets a blob that must be there.
+// open gets a blob, and fails the test on an error.
 func open(t *testing.T, s *Store, sc Scope, d digest.Digest, src download.Source) *Blob {
 	t.Helper()
 	b, err := s.Get(t.Context(), sc, d, src)

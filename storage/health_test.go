@@ -12,7 +12,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// newTestHealth has a folder of its own. What it forgets is in forgotten.
+// newTestHealth makes a health with its own folder. forgotten has the blobs that it forgets.
 func newTestHealth(t *testing.T, free func(digest.Digest) bool) (h *health, forgotten map[digest.Digest]bool) {
 	t.Helper()
 	k, err := openDisk(filepath.Join(t.TempDir(), "store"))
@@ -35,8 +35,8 @@ func newTestHealth(t *testing.T, free func(digest.Digest) bool) (h *health, forg
 	return h, forgotten
 }
 
-// TestHealth: a file that is found damaged, and still is once no other caller has the
-// digest, goes to quarantine, counts there, and its blob is forgotten.
+// TestHealth: if a file is still damaged when its digest is not in use, it goes to quarantine
+// and counts there, and its blob is forgotten.
 func TestHealth(t *testing.T) {
 	t.Parallel()
 	good := upstreamtest.Random(1, 5000)
@@ -101,7 +101,7 @@ func TestHealthCondemns(t *testing.T) {
 	t.Parallel()
 	h, forgotten := newTestHealth(t, func(digest.Digest) bool { return true })
 	d := digest.FromString("a")
-	// A folder that is not empty can be moved, but not into a file.
+	// A folder that is not empty cannot be removed, nor moved below a file.
 	if err := errors.Join(os.MkdirAll(filepath.Join(h.disk.blob(d), "x"), 0o700), os.RemoveAll(h.disk.quarantine()),
 		os.WriteFile(h.disk.quarantine(), nil, 0o600)); err != nil {
 		t.Fatal(err)

@@ -23,7 +23,7 @@ func TestIndex_MalformedRecords(t *testing.T) {
 		dir := t.TempDir()
 		s := openStore(t, dir)
 		good, spoilt, lost := put(t, s, 1, 1000, 7, true), put(t, s, 2, 4000, 3, false), put(t, s, 3, 8000, 3, false)
-		if err := s.index.PutRecords(map[digest.Digest]index.Record{spoilt: {Size: -1}, lost: {Size: -1}}); err != nil { // no reader has them
+		if err := s.index.PutRecords(map[digest.Digest]index.Record{spoilt: {Size: -1}, lost: {Size: -1}}); err != nil { // a negative size cannot be decoded
 			t.Fatal(err)
 		}
 		if err := errors.Join(s.Close(), os.Remove(s.disk.blob(lost))); err != nil {
@@ -45,10 +45,10 @@ func TestIndex_MalformedRecords(t *testing.T) {
 		}
 		checkDisk(t, s)
 
-		// One whose file is gone too was never counted.
+		// A malformed record whose file is gone was never counted.
 		s.forget(lost)
 		checkDisk(t, s)
-		synctest.Wait() // for its own walk
+		synctest.Wait() // until the store's own walk ends
 		writes := s.index.Writes()
 		if err := s.index.Forget(lost); err != nil || s.index.Writes() != writes {
 			t.Errorf("record of a blob that is gone, %v", err)
@@ -56,8 +56,8 @@ func TestIndex_MalformedRecords(t *testing.T) {
 	})
 }
 
-// TestMaxIndex: the store keeps tags within their bound by itself, says so, and knows after
-// a start what there is.
+// TestMaxIndex: the store keeps its tags within their bound and counts the evicted ones. The
+// count of tags is right after a restart.
 func TestMaxIndex(t *testing.T) {
 	t.Parallel()
 	const bound = 100 << 10
@@ -81,7 +81,7 @@ func TestMaxIndex(t *testing.T) {
 	}
 	want := gathered(t, s.metrics, "storage_tags")
 	s = openStore(t, dir, bounded)
-	for gathered(t, s.metrics, "storage_tags") != want { // maintenance adds them up
+	for gathered(t, s.metrics, "storage_tags") != want { // until maintenance has added them up
 		runtime.Gosched()
 	}
 	if err := s.Close(); err != nil {

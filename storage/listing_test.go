@@ -14,7 +14,8 @@ import (
 	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
-// Sums count a blob once an upstream, and in each repository that has it.
+// TestSummary: a summary counts a blob once for each upstream, and once for each repository
+// that has it.
 func TestSummary(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
@@ -52,7 +53,7 @@ func TestSummary(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
-	// It is not taken again at once, unless something was purged.
+	// A Summary is cached until InvalidateSummary, as after a purge.
 	put(t, s, 4, 100, 400, false)
 	if again, err := s.Summary(t.Context()); err != nil || !again.Taken.Equal(sum.Taken) {
 		t.Errorf("taken again: %v %v", again.Taken, err)
@@ -69,8 +70,8 @@ func TestSummary(t *testing.T) {
 	}
 }
 
-// Hits are counted in memory, and are in the record after a restart; a download, a
-// look and what is passed on are none.
+// TestAccess_CountsHits: hits are counted in memory, and are in the record after a restart. A
+// download, a look and a request with NoStore are not hits.
 func TestAccess_CountsHits(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -140,13 +141,13 @@ func TestTopBlobs(t *testing.T) {
 	}
 }
 
-// Of many records top has what sorting all of them would put first.
+// TestTop: of many records, top has those that sort first.
 func TestTop(t *testing.T) {
 	t.Parallel()
 	random := rand.New(rand.NewPCG(1, 2))
 	all := make([]victim, 1000)
 	for i := range all {
-		n := random.Uint32N(300) // some are alike
+		n := random.Uint32N(300) // some records are equal
 		all[i] = victim{digest.FromBytes(tiny(i)), index.Record{Size: int64(n), Accessed: int64(n), Uses: n}}
 	}
 	for _, order := range []Order{ByDigest, BySize, ByUse, ByUses} {

@@ -14,7 +14,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestMostVictims: of more than are picked at once, all go that have to.
+// TestMostVictims: a picker picks at most mostVictims, and those are the least recently used.
 func TestMostVictims(t *testing.T) {
 	t.Parallel()
 	p := picker{bytes: 3 * mostVictims * block}
@@ -31,8 +31,8 @@ func TestMostVictims(t *testing.T) {
 	}
 }
 
-// TestSpace_AgreesWithDu: the books are what the file system gives, by its own account,
-// with blobs and broken downloads of all sizes around a block.
+// TestSpace_AgreesWithDu: the totals agree with the blocks that the file system reports, for
+// blobs and partials of all sizes around a block.
 func TestSpace_AgreesWithDu(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, smalldisk.New(t, 256))
@@ -41,7 +41,7 @@ func TestSpace_AgreesWithDu(t *testing.T) {
 		mustFetch(t, s, &origin{content: upstreamtest.Random(uint64(i), size)}, Miss)
 	}
 	settle(t, s)
-	for i, size := range sizes[2:] { // and some that stop at half
+	for i, size := range sizes[2:] { // downloads that stop at half
 		stuck := &origin{content: upstreamtest.Random(uint64(100+i), size), hold: make(chan struct{})}
 		b := open(t, s, scope(), stuck.digest(), stuck.source)
 		if _, err := io.ReadFull(b.Content, make([]byte, size/2)); err != nil {
@@ -87,7 +87,7 @@ func TestSpace_AgreesWithDu(t *testing.T) {
 	}
 }
 
-// TestIsDigest holds the quick check to the library's.
+// TestIsDigest compares the quick check with the library's.
 func TestIsDigest(t *testing.T) {
 	t.Parallel()
 	for _, good := range []digest.Digest{digest.FromString("x"), digest.SHA512.FromString("x")} {

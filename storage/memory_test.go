@@ -14,8 +14,8 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestSmallInMemory: small content is read once, by whom it belongs to, counts as
-// used, and goes with its blob.
+// TestSmallInMemory: small content is read from disk once. Only linked repositories get it. A
+// hit in memory is a use. The content leaves memory with its blob.
 func TestSmallInMemory(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
@@ -63,8 +63,8 @@ func TestSmallInMemory(t *testing.T) {
 	}
 }
 
-// TestSmallDamaged: a small blob that a disk has damaged is found when it gets into
-// memory, and fetched again.
+// TestSmallDamaged: a small blob that is damaged on disk is detected when it is read into
+// memory, and downloaded again.
 func TestSmallDamaged(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
@@ -85,7 +85,7 @@ func TestSmallDamaged(t *testing.T) {
 	checkDisk(t, s)
 }
 
-// TestMemoryBound: the least recently used goes first.
+// TestMemoryBound: the least recently used content is evicted first.
 func TestMemoryBound(t *testing.T) {
 	t.Parallel()
 	m := newMemory()

@@ -17,7 +17,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestMetricsOfSlots: who waits for a slot is counted until it has one, or gives up.
+// TestMetricsOfSlots: a fill that waits for a slot is counted until it gets one or gives up.
 func TestMetricsOfSlots(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -56,8 +56,7 @@ func TestMetricsOfSlots(t *testing.T) {
 	})
 }
 
-// TestMetricsOfSpace: free space is read when it is asked for, and is not a
-// number where that fails.
+// TestMetricsOfSpace: free space is read at each scrape. If that fails, the value is NaN.
 func TestMetricsOfSpace(t *testing.T) {
 	t.Parallel()
 	m := NewMetrics()
@@ -81,7 +80,7 @@ func TestMetricsOfSpace(t *testing.T) {
 	}
 }
 
-// TestMetricsOfFailures: what an upstream does not have is no failed download.
+// TestMetricsOfFailures: a download that the upstream refuses, as with 404, is not a failure.
 func TestMetricsOfFailures(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())

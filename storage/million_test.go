@@ -22,7 +22,7 @@ import (
 // tiny is the content of the nth of many distinct small blobs.
 func tiny(n int) []byte { return binary.BigEndian.AppendUint64([]byte("blob "), uint64(n)) }
 
-// writeTiny writes n small blobs where a store in dir keeps them.
+// writeTiny writes n small blobs where a store in dir expects them.
 func writeTiny(tb testing.TB, dir string, n int) {
 	tb.Helper()
 	k, err := openDisk(dir)
@@ -54,7 +54,7 @@ func writeTiny(tb testing.TB, dir string, n int) {
 	}
 }
 
-// linkTiny makes the index of a store in dir know its n small blobs, in one place.
+// linkTiny links n small blobs to one repository.
 func linkTiny(tb testing.TB, s *Store, n int) {
 	tb.Helper()
 	for i := range n {
@@ -64,11 +64,11 @@ func linkTiny(tb testing.TB, s *Store, n int) {
 	}
 }
 
-// BenchmarkLookAtMillion is what the admin API costs with a million blobs, each in
-// two of a thousand repositories: no files, for only the index is looked at.
+// BenchmarkLookAtMillion measures the admin API with a million blobs, each in two of a thousand
+// repositories. There are no files, because only the index is read.
 func BenchmarkLookAtMillion(b *testing.B) {
 	const n = 1_000_000
-	// The processor's time, for the machine may have other work.
+	// It measures processor time, because the machine may have other work.
 	timed := func(b *testing.B, look func()) {
 		b.Helper()
 		begun := cpuSeconds(b)

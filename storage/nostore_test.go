@@ -22,8 +22,8 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestNoStore: content that is not to be kept is downloaded once for all who
-// wait, whatever the upstream does; the file is gone while they still read it.
+// TestNoStore: content that is not to be stored is downloaded once for all waiting clients,
+// even if the upstream breaks off. The file is removed while they still read it.
 func TestNoStore(t *testing.T) {
 	t.Parallel()
 	const size = 4 << 20
@@ -40,7 +40,7 @@ func TestNoStore(t *testing.T) {
 			s := openStore(t, t.TempDir())
 			size := int64(len(o.content))
 			blobs := make([]*Blob, 1)
-			if size > 1 { // has a first half after which it waits for all to join
+			if size > 1 { // the upstream waits after the first half until all have joined
 				o.hold, blobs = make(chan struct{}), make([]*Blob, 12)
 			}
 			for i := range blobs {
@@ -83,8 +83,8 @@ func TestNoStore(t *testing.T) {
 	}
 }
 
-// TestNoStoreEnds: whatever ends a fill that is not to be stored, its partial
-// goes with it, what an earlier fill had left of it and the links too.
+// TestNoStoreEnds: when a fill that is not to be stored ends, for any reason, its partial is
+// removed, with the partial of an earlier fill and the links.
 func TestNoStoreEnds(t *testing.T) {
 	t.Parallel()
 	refused := func(from int) func(int) error {
@@ -97,8 +97,8 @@ func TestNoStoreEnds(t *testing.T) {
 	}
 	const size = 1 << 20
 	for name, tc := range map[string]struct {
-		origin  *origin       // but for its content
-		digest  digest.Digest // of something else
+		origin  *origin       // the content is set below
+		digest  digest.Digest // a wrong digest; "": the right one
 		partial int           // bytes that an earlier fill left
 		maxSize int64
 		want    error
@@ -160,8 +160,7 @@ func TestNoStoreEnds(t *testing.T) {
 	}
 }
 
-// TestNoStoreClose: what Close breaks off is kept to be resumed only if
-// a reader wants the blob stored.
+// TestNoStoreClose: Close leaves a partial to resume only if a reader wants the blob stored.
 func TestNoStoreClose(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
@@ -200,7 +199,7 @@ func TestNoStoreClose(t *testing.T) {
 	}
 }
 
-// TestNoStoreJoined: one who wants the blob kept is enough.
+// TestNoStoreJoined: a blob is stored if one of its readers wants it stored.
 func TestNoStoreJoined(t *testing.T) {
 	t.Parallel()
 	hour := Retention{For: time.Hour}
@@ -234,7 +233,7 @@ func TestNoStoreJoined(t *testing.T) {
 						t.Errorf("joined by %v: stored %v", sc.Keep, b.Stored)
 					}
 				}
-				time.Sleep(10 * time.Minute) // it counts from the end
+				time.Sleep(10 * time.Minute) // the limit counts from the end of the fill
 				close(o.hold)
 				settle(t, s)
 				r, ok, err := s.index.Record(o.digest())
@@ -262,15 +261,15 @@ func TestNoStoreJoined(t *testing.T) {
 	}
 }
 
-// begin puts a fill in the table that the test itself runs, step by step.
+// begin adds a fill to the table. The test runs it step by step.
 func begin(s *Store, sc Scope, o *origin) *fill {
 	f := newFill(s, sc, o.digest(), o.source)
 	s.gate.add(f)
 	return f
 }
 
-// TestJoinWhileCommitting: the record is written already when a reader
-// joins that stores the blob for longer.
+// TestJoinWhileCommitting: a reader that stores the blob for longer joins after the record was
+// written. The longer limit applies.
 func TestJoinWhileCommitting(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
@@ -295,8 +294,8 @@ func TestJoinWhileCommitting(t *testing.T) {
 	checkDisk(t, s)
 }
 
-// TestJoinTooLate: once it is settled that a blob is not kept, one who wants it
-// kept waits for the fill to leave, and starts another.
+// TestJoinTooLate: after the decision not to store a blob, a reader that wants it stored waits
+// until the fill ends, then starts another.
 func TestJoinTooLate(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -339,8 +338,8 @@ func TestJoinTooLate(t *testing.T) {
 	})
 }
 
-// TestLinkGoesWhileWaiting: who had a link when it asked is not refused because
-// the content went, and its links too, while it waited; others ask as well.
+// TestLinkGoesWhileWaiting: a reader has a link when it asks. While it waits, the content and
+// its links are removed. It is not refused: it joins another reader's fill.
 func TestLinkGoesWhileWaiting(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -372,8 +371,7 @@ func TestLinkGoesWhileWaiting(t *testing.T) {
 	})
 }
 
-// TestNoStoreHit: what is on disk is served to one who would not keep it, and
-// is neither younger nor dearer for it.
+// TestNoStoreHit: a reader with NoStore gets a stored blob. Its hit does not change the record.
 func TestNoStoreHit(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
@@ -397,8 +395,8 @@ func TestNoStoreHit(t *testing.T) {
 	checkDisk(t, s)
 }
 
-// TestNoStoreCrowd: many who ask for the same small content again and again
-// never find that it came and went too often.
+// TestNoStoreCrowd: many clients request the same small content again and again, with NoStore.
+// No request fails.
 func TestNoStoreCrowd(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir(), func(c *Config) { c.MaxFills = 1 })

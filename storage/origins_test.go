@@ -17,15 +17,15 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// evil is a place of a registry that has nothing good in mind.
+// evil is the scope of a repository at a hostile registry.
 func evil(repository string) Scope { return Scope{Upstream: "evil.example", Repository: repository} }
 
-// liar is a source of other bytes than the digest's, as many as it has.
+// liar is an origin of wrong content with the right length.
 func liar(o *origin) *origin {
 	return &origin{content: bytes.Repeat([]byte{'x'}, len(o.content)), hold: o.hold, cuts: o.cuts}
 }
 
-// TestOrigins_Settling: a blob that can be read and has no link yet has an origin.
+// TestOrigins_Settling: a blob whose link is not recorded yet has an origin.
 func TestOrigins_Settling(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
@@ -58,12 +58,13 @@ func TestOrigins_Settling(t *testing.T) {
 	}
 }
 
-// TestOrigins: what one registry sends, says or leaves behind of a digest is no other's.
+// TestOrigins: what one registry sends, says or leaves in fills/ does not affect another
+// registry.
 func TestOrigins(t *testing.T) {
 	t.Parallel()
 	const size = 1 << 20
 	for name, tc := range map[string]struct {
-		begin func(t *testing.T, s *Store, d digest.Digest, lies *origin) (end func()) // what evil does before
+		begin func(t *testing.T, s *Store, d digest.Digest, lies *origin) (end func()) // what the hostile registry does first
 	}{
 		"trickles": {func(t *testing.T, s *Store, d digest.Digest, lies *origin) func() {
 			t.Helper()
@@ -85,7 +86,7 @@ func TestOrigins(t *testing.T) {
 			if s.space.filling() != size/2 {
 				t.Errorf("%d bytes left, want a partial of half", s.space.filling())
 			}
-			return func() { // it goes with age
+			return func() { // as when it is too old
 				for _, p := range s.idlePartialsOf(d) {
 					s.removePartial(p)
 				}
@@ -135,8 +136,9 @@ func TestOrigins(t *testing.T) {
 	}
 }
 
-// Both registries are honest, and begin together: the blob is kept and counted once.
-func TestOrigins_Both(t *testing.T) {
+// TestOrigins_TwoFillsOfOneBlob: two registries send the same blob at the same time. It is stored and
+// counted once.
+func TestOrigins_TwoFillsOfOneBlob(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := openStore(t, t.TempDir())
@@ -171,8 +173,8 @@ func TestOrigins_Both(t *testing.T) {
 	})
 }
 
-// A registry that says, while its own download of a digest goes on, that another
-// repository has it too, has said so for nothing where that download fails.
+// TestOrigins_Admitted: during its own download, a registry admits another repository to the
+// blob. If the download fails, that repository gets no link.
 func TestOrigins_Admitted(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -215,8 +217,8 @@ func TestOrigins_Admitted(t *testing.T) {
 	})
 }
 
-// A download that goes on for ever keeps no one from purging, evicting or mending the
-// blob that another registry has given.
+// TestOrigins_Removed: an endless download from one registry does not block the purge, eviction
+// or repair of the blob from another registry.
 func TestOrigins_Removed(t *testing.T) {
 	t.Parallel()
 	for name, remove := range map[string]func(*testing.T, *Store, digest.Digest){

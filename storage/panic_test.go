@@ -29,8 +29,8 @@ func (p *panicking) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// TestFill_Panics: a download that panics is one that has failed, for all who wait for
-// it; nothing is left of it, and the next one works.
+// TestFill_Panics: a download that panics fails for all who wait for it. It leaves nothing
+// behind, and the next one works.
 func TestFill_Panics(t *testing.T) {
 	t.Parallel()
 	for name, broken := range map[string]func(download.Source) download.Source{
@@ -61,7 +61,7 @@ func TestFill_Panics(t *testing.T) {
 			if got, _, err := fetch(t, s, o.digest(), o.source); err != nil || digest.FromBytes(got) != o.digest() {
 				t.Errorf("the next one: %d bytes, %v", len(got), err)
 			}
-			if err := s.Close(); err != nil { // when all has ended
+			if err := s.Close(); err != nil { // waits until all has ended
 				t.Error(err)
 			}
 			if st := s.Stats(); st.Fills != 0 || st.Partial != 0 || st.Reserved != 0 {

@@ -12,8 +12,8 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestPassThrough_NoLength: a blob without a length, for which the room ends midway, goes on
-// to its end for each client, and ends there only if it is right.
+// TestPassThrough_NoLength: the space ends in the middle of a blob without a length. Each
+// client still gets the blob, and its last byte only if the blob is right.
 func TestPassThrough_NoLength(t *testing.T) {
 	t.Parallel()
 	const mib = 1 << 20

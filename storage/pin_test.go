@@ -13,12 +13,12 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// pinnedBase pins one repository, to which put and scope do not belong.
+// pinnedBase pins one repository, not that of put or scope.
 func pinnedBase(upstream, repository string) bool {
 	return upstream == "docker.io" && repository == "acme/base"
 }
 
-// pin gives a blob that is kept a link from the pinned repository.
+// pin links stored blobs to the pinned repository.
 func pin(t *testing.T, s *Store, digests ...digest.Digest) {
 	t.Helper()
 	for _, d := range digests {
@@ -28,8 +28,8 @@ func pin(t *testing.T, s *Store, digests ...digest.Digest) {
 	}
 }
 
-// TestPinned: what has a link from a pinned repository does not go, though it is
-// what would go first; once the pin has gone, it does.
+// TestPinned: a blob with a link from a pinned repository is not evicted, even if it is the
+// first in the order. Without the pin, it is.
 func TestPinned(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir(), func(c *Config) { c.MaxSize, c.LowMark, c.Pinned = Size{Bytes: 1 << 20}, 100, pinnedBase })
@@ -39,7 +39,7 @@ func TestPinned(t *testing.T) {
 	if err := s.MarkOrphaned([]digest.Digest{kept}); err != nil {
 		t.Fatal(err)
 	}
-	// Places that are nearly the pinned one.
+	// Repositories with similar names.
 	for _, sc := range []Scope{
 		{Upstream: "docker.io", Repository: "acme/bas"},
 		{Upstream: "docker.io", Repository: "acme/base/x"},
@@ -64,8 +64,8 @@ func TestPinned(t *testing.T) {
 	checkDisk(t, s)
 }
 
-// TestPinnedExpiry: a limit that passes means nothing while there is a pin, and
-// is remembered for when there is none.
+// TestPinnedExpiry: a pinned blob does not expire. If its limit has passed, it expires when the
+// pin is removed.
 func TestPinnedExpiry(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -87,8 +87,8 @@ func TestPinnedExpiry(t *testing.T) {
 	})
 }
 
-// TestAllPinned: where what is not pinned would make too little room, none of it
-// goes, and a new blob is passed on.
+// TestAllPinned: if evicting all blobs without a pin would make too little room, none is
+// evicted, and a new blob is passed through.
 func TestAllPinned(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir(), func(c *Config) {
@@ -123,7 +123,7 @@ func TestAllPinned(t *testing.T) {
 	}
 	checkDisk(t, s)
 
-	small := &origin{content: upstreamtest.Random(21, size)} // what is not pinned is enough for it
+	small := &origin{content: upstreamtest.Random(21, size)} // evicting the blob without a pin makes enough room
 	mustFetch(t, s, small, Miss)
 	settle(t, s)
 	if !s.exists(small.digest()) || s.exists(kept[3]) {

@@ -6,8 +6,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
-// What goes by a purge is counted as it leaves the disk, not before, and never as
-// an eviction for space.
+// TestPurgeIsCounted: purged bytes are counted when they leave the disk, and never as an
+// eviction for space.
 func TestPurgeIsCounted(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())

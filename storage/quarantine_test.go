@@ -22,7 +22,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// overwrite changes a kept blob behind the store's back, in its own file.
+// overwrite changes the file of a stored blob without the store's knowledge.
 func overwrite(t *testing.T, s *Store, d digest.Digest, change func([]byte) []byte) (damaged []byte) {
 	t.Helper()
 	b, err := os.ReadFile(s.disk.blob(d))
@@ -46,8 +46,8 @@ func lengthen(b []byte) []byte { return append(b, "x"...) }
 
 func zero(b []byte) []byte { return make([]byte, len(b)) }
 
-// checkQuarantine holds that these blobs are in quarantine, as damaged as they
-// were, and counted; others are not.
+// checkQuarantine checks that exactly these blobs are in quarantine, with these bytes, and are
+// counted.
 func checkQuarantine(t *testing.T, s *Store, want map[digest.Digest][]byte) {
 	t.Helper()
 	var sum int64
@@ -67,8 +67,8 @@ func checkQuarantine(t *testing.T, s *Store, want map[digest.Digest][]byte) {
 	}
 }
 
-// TestWrongSize: a file of another length than its blob is found by the next who
-// wants it, before and after a start; it is downloaded again, once.
+// TestWrongSize: the next request for a blob detects a file of the wrong length, before and
+// after a restart. The blob is downloaded again, once.
 func TestWrongSize(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func([]byte) []byte{"shorter": cut(99_999), "empty": cut(0), "longer": lengthen} {
@@ -131,7 +131,7 @@ func TestWrongSize(t *testing.T) {
 	}
 }
 
-// TestHitReadsNoRecord: the length that a hit compares is in the link.
+// TestHitReadsNoRecord: a hit compares the length in the link, and does not read the record.
 func TestHitReadsNoRecord(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
@@ -145,8 +145,8 @@ func TestHitReadsNoRecord(t *testing.T) {
 	}
 }
 
-// TestLinkSize: a link that was made before its blob was here, or to an earlier
-// file, is made again; what is legally empty stays.
+// TestLinkSize: a hit corrects the size in a link from before the blob was stored, or for an
+// earlier file. A blob that is really empty stays.
 func TestLinkSize(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
@@ -183,13 +183,13 @@ func TestLinkSize(t *testing.T) {
 	}
 }
 
-// TestEmptiedWithoutRecord: what a power cut empties is found where the index is
-// lost too, but for the blob that is empty.
+// TestEmptiedWithoutRecord: a file that a power cut emptied is detected without its record. A
+// blob that is really empty stays.
 func TestEmptiedWithoutRecord(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := openStore(t, t.TempDir())
-		synctest.Wait() // its own walk would find them again
+		synctest.Wait() // the store's own walk would find them again
 		o, empty := &origin{content: upstreamtest.Random(1, 1000)}, &origin{content: []byte{}}
 		for _, o := range []*origin{o, empty} {
 			mustFetch(t, s, o, Miss)
@@ -212,8 +212,8 @@ func TestEmptiedWithoutRecord(t *testing.T) {
 	})
 }
 
-// TestHealth_ReadsBrokenAgain: what broke off is read again, at once where it broke off and then
-// all of it; a good file stays.
+// TestHealth_ReadsBrokenAgain: after a broken read, the file is read again, first at the break
+// and then, in the background, completely. A good file stays.
 func TestHealth_ReadsBrokenAgain(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
@@ -254,8 +254,8 @@ func TestHealth_ReadsBrokenAgain(t *testing.T) {
 	}
 }
 
-// TestQuarantine_CannotMove: a damaged file that can be neither moved nor removed is passed
-// over, and replaced or put away when the disk can be written again.
+// TestQuarantine_CannotMove: a damaged file that can be neither moved nor removed is not
+// served. When the disk is writable again, it is replaced or quarantined.
 func TestQuarantine_CannotMove(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
@@ -265,7 +265,7 @@ func TestQuarantine_CannotMove(t *testing.T) {
 		settle(t, s)
 		overwrite(t, s, o.digest(), cut(500))
 	}
-	// What is a mount point can be neither renamed nor removed.
+	// A mount point can be neither renamed nor removed.
 	names := []string{s.disk.blob(first.digest()), s.disk.blob(second.digest())}
 	free := func() {
 		for _, name := range names {
@@ -305,7 +305,7 @@ func TestQuarantine_CannotMove(t *testing.T) {
 	}
 }
 
-// TestNoQuarantine: where there can be no quarantine, damage is removed.
+// TestNoQuarantine: if the quarantine cannot be written, a damaged file is removed.
 func TestNoQuarantine(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
@@ -325,8 +325,8 @@ func TestNoQuarantine(t *testing.T) {
 	}
 }
 
-// TestQuarantineBounds: the newest stay, up to a tenth of max_size, and blobs
-// have so much less.
+// TestQuarantineBounds: the newest files stay, up to a tenth of max_size. Blobs have that much
+// less space.
 func TestQuarantineBounds(t *testing.T) {
 	t.Parallel()
 	const mib = 1 << 20
@@ -338,7 +338,7 @@ func TestQuarantineBounds(t *testing.T) {
 		damaged := overwrite(t, s, d, cut(size-1))
 		s.health.recheck(d)
 		if digests[i] = d; i == 1 || i == 2 {
-			left[d] = damaged // 3 MiB are too much, and then there is no room for the oldest
+			left[d] = damaged // 3 MiB are too much; the oldest has no room
 		}
 	}
 	checkQuarantine(t, s, left)
@@ -361,8 +361,8 @@ func TestQuarantineBounds(t *testing.T) {
 	checkQuarantine(t, s, left)
 }
 
-// TestQuarantine_CannotOpen: a file that the disk cannot even open is put away; only what is
-// the disk's fault does so.
+// TestQuarantine_CannotOpen: a file that cannot be opened is quarantined, but only if the disk
+// is at fault.
 func TestQuarantine_CannotOpen(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
@@ -372,7 +372,7 @@ func TestQuarantine_CannotOpen(t *testing.T) {
 	if why := s.health.unopenable(o.digest())(); why != nil {
 		t.Error(why)
 	}
-	// To open a terminal that is locked (pts(4)) is EIO.
+	// Opening a locked terminal fails with EIO (pts(4)).
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
 	if err != nil {
 		t.Skip("no terminals: ", err)

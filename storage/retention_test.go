@@ -33,7 +33,7 @@ func TestRetentionOr(t *testing.T) {
 	}
 }
 
-// TestLimits asks for a blob at given times, and looks for when it goes.
+// TestLimits requests a blob at given times, and checks when it expires.
 func TestLimits(t *testing.T) {
 	t.Parallel()
 	const m = time.Minute
@@ -107,9 +107,8 @@ func soonest(s *Store) int64 {
 	return s.ledger.soonest
 }
 
-// TestExpiry: of blobs with different limits each goes in its time, but not
-// while it is read; a new process knows when; the index is read only when one
-// can have gone.
+// TestExpiry: each blob expires at its own limit, but not while it is read. A new process knows
+// the next limit.
 func TestExpiry(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -171,8 +170,8 @@ func TestExpiry(t *testing.T) {
 	})
 }
 
-// TestExpiryMeetsHit: a hit after the limit has passed, in the midst of the
-// expiry and even of another flush, saves the blob.
+// TestExpiryMeetsHit: a hit after the limit saves the blob, even if a flush is writing it
+// during the expiry.
 func TestExpiryMeetsHit(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
@@ -197,7 +196,7 @@ func TestExpiryMeetsHit(t *testing.T) {
 
 	v = pick()
 	open(t, s, hour, o.digest(), nil).Close()
-	s.ledger.mu.Lock() // the flush takes the hit and stops
+	s.ledger.mu.Lock() // the flush takes the hit, then blocks
 	var wg sync.WaitGroup
 	wg.Go(s.access.flush)
 	for taken := false; !taken; {
@@ -220,8 +219,8 @@ func TestExpiryMeetsHit(t *testing.T) {
 	checkNothing(t, s)
 }
 
-// TestMarkOrphaned: the mark is kept, and a later hit takes it off; one before
-// does not.
+// TestMarkOrphaned: the mark survives a restart. A later hit removes it, an earlier one does
+// not.
 func TestMarkOrphaned(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -245,7 +244,7 @@ func TestMarkOrphaned(t *testing.T) {
 	checkDisk(t, s)
 }
 
-// TestVictims_Order holds the order in which blobs go when room is needed.
+// TestVictims_Order checks the order in which blobs are evicted.
 func TestVictims_Order(t *testing.T) {
 	t.Parallel()
 	const big = smallBlob
@@ -276,8 +275,8 @@ func TestVictims_Order(t *testing.T) {
 	}
 }
 
-// TestStore_AllAtOnce does everything at once: fills that are kept, for a while or not
-// at all, marks, hits, expiry and eviction. Then the books are the disk's.
+// TestStore_AllAtOnce runs at once: fills that are stored, stored for a while or not stored,
+// marks, hits, expiry and eviction. Then the totals agree with the disk.
 func TestStore_AllAtOnce(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

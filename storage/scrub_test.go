@@ -35,8 +35,8 @@ func keep(t *testing.T, s *Store, n, size int) []*origin {
 	return origins
 }
 
-// TestScrub: damage that only the content shows is found within a period, and
-// the blob is downloaded again, once; the others are left alone.
+// TestScrub: the scrub detects damaged content within a period. The blob is downloaded again,
+// once. Other blobs are not touched.
 func TestScrub(t *testing.T) {
 	t.Parallel()
 	const size = 2<<20 + 17 // in three reads
@@ -75,8 +75,8 @@ func TestScrub(t *testing.T) {
 	}
 }
 
-// TestScrubSpread: the period's reading is spread over it, and each blob is read
-// once in it; 0 reads nothing.
+// TestScrubSpread: the scrub reads each blob once in a period, evenly. With period 0 it reads
+// nothing.
 func TestScrubSpread(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -85,7 +85,7 @@ func TestScrubSpread(t *testing.T) {
 		never := openStore(t, t.TempDir())
 		keep(t, never, 1, size)
 		keep(t, s, n, size)
-		time.Sleep(maintenance + time.Second) // the first of them has been read
+		time.Sleep(maintenance + time.Second) // the first blob has been read
 		for i := range 2*n - 1 {
 			if i == n { // between rounds
 				time.Sleep(maintenance)
@@ -101,8 +101,8 @@ func TestScrubSpread(t *testing.T) {
 	})
 }
 
-// TestScrubGrows: who waits for the next blob's turn does not wait for a turn
-// that has become shorter.
+// TestScrubGrows: if blobs are added, the wait for the next blob gets shorter, even if it has
+// begun.
 func TestScrubGrows(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -120,7 +120,7 @@ func TestScrubGrows(t *testing.T) {
 	})
 }
 
-// TestScrubRate: however short the period, no more is read than scrubRate.
+// TestScrubRate: the scrub never reads faster than scrubRate.
 func TestScrubRate(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -135,8 +135,8 @@ func TestScrubRate(t *testing.T) {
 	})
 }
 
-// TestScrubResumes: a restart goes on where the last process was, whatever that
-// cost it, and a damaged index starts over.
+// TestScrubResumes: after a restart, the scrub continues where it was. If its position is
+// damaged, it starts over.
 func TestScrubResumes(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -146,7 +146,7 @@ func TestScrubResumes(t *testing.T) {
 		origins := keep(t, s, n, size)
 		last := origins[n-1]
 		damaged := overwrite(t, s, last.digest(), flip(5))
-		for done := range n / 2 { // a blob in each life
+		for done := range n / 2 { // one blob in each process
 			time.Sleep(maintenance + time.Second)
 			if got := testutil.ToFloat64(s.metrics.scrubbed); got != size {
 				t.Errorf("life %d: %v bytes read, want one blob", done, got)
@@ -167,8 +167,8 @@ func TestScrubResumes(t *testing.T) {
 	})
 }
 
-// TestScrubWhileRead: who has the damaged file open keeps it; who comes next
-// does not get it.
+// TestScrubWhileRead: a reader that has the damaged file open keeps it. The next reader does
+// not get it.
 func TestScrubWhileRead(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
@@ -186,7 +186,7 @@ func TestScrubWhileRead(t *testing.T) {
 	if _, err := b.Content.(*os.File).ReadAt(got, 0); err != nil || !bytes.Equal(got, damaged) {
 		t.Errorf("the reader lost its file: %v", err)
 	}
-	// What was read before is not taken for what is there now.
+	// Damage found in the old file does not count for the new one.
 	info, err := b.Content.(*os.File).Stat()
 	if err != nil {
 		t.Fatal(err)
@@ -197,8 +197,7 @@ func TestScrubWhileRead(t *testing.T) {
 	checkQuarantine(t, s, map[digest.Digest][]byte{o.digest(): damaged})
 }
 
-// TestCheckLeavesCache: reading a blob again brings nothing into the page cache
-// and pushes nothing out.
+// TestCheckLeavesCache: a check of a blob neither adds pages to the page cache nor removes any.
 func TestCheckLeavesCache(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
@@ -238,7 +237,7 @@ func TestCheckLeavesCache(t *testing.T) {
 	}
 	warm := cached()
 	s.health.recheck(o.digest())
-	if n := cached(); n > warm || n < warm*9/10 || warm == 0 { // the kernel may take some at any time
+	if n := cached(); n > warm || n < warm*9/10 || warm == 0 { // the kernel may drop some at any time
 		t.Errorf("%d pages of a warm blob are in the page cache, %d before", n, warm)
 	}
 	if got := testutil.ToFloat64(s.metrics.scrubbed); got != 8<<20 {
@@ -246,8 +245,7 @@ func TestCheckLeavesCache(t *testing.T) {
 	}
 }
 
-// TestCheckThroughCache: on a file system that knows no reads past the cache,
-// damage is found all the same.
+// TestCheckThroughCache: damage is detected also on a file system without direct I/O.
 func TestCheckThroughCache(t *testing.T) {
 	t.Parallel()
 	k := disk{root: t.TempDir()}

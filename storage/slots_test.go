@@ -15,9 +15,9 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestSlots_OneUpstreamStalls: whatever the downloads of one upstream's repository do,
-// others, its other repositories and its own manifests have slots, and of its own blobs
-// those that stall give theirs up to others.
+// TestSlots_OneUpstreamStalls: if the downloads of one repository stall, other upstreams, other
+// repositories and its own manifests still get slots. Stalled downloads give their slots to
+// other blobs of that repository.
 func TestSlots_OneUpstreamStalls(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -27,7 +27,7 @@ func TestSlots_OneUpstreamStalls(t *testing.T) {
 		stalled := func(ctx context.Context, _ download.Span) (*download.Part, error) {
 			r, w := io.Pipe()
 			context.AfterFunc(ctx, func() { w.CloseWithError(context.Cause(ctx)) })
-			go func() { _, _ = w.Write(make([]byte, 1000)) }() // and no more
+			go func() { _, _ = w.Write(make([]byte, 1000)) }() // then nothing more
 			return &download.Part{Body: r, Size: 1 << 20}, nil
 		}
 		for i := range 30 {
@@ -68,7 +68,7 @@ func TestSlots_OneUpstreamStalls(t *testing.T) {
 		if took := fetch(Scope{Upstream: "a", Repository: "r", Manifest: true}, 2); took != 0 {
 			t.Errorf("a manifest took %s", took)
 		}
-		// Its turn comes after those that stall: they give way one after the other.
+		// It comes after the stalled downloads, which give up their slots one by one.
 		if took := fetch(Scope{Upstream: "a", Repository: "r"}, 3); took > 30/6*(stalledFor+lookEvery)+2*stalledFor {
 			t.Errorf("a blob of the same repository took %s", took)
 		}

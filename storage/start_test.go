@@ -20,7 +20,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// holdAt is a log that holds whoever says message until release is closed.
+// holdAt is a log that blocks the caller at message until release is closed.
 type holdAt struct {
 	message string
 	reached chan struct{}
@@ -41,8 +41,8 @@ func (h holdAt) Enabled(context.Context, slog.Level) bool { return true }
 func (h holdAt) WithAttrs([]slog.Attr) slog.Handler       { return h }
 func (h holdAt) WithGroup(string) slog.Handler            { return h }
 
-// TestOpenWaitsForNoRecords: before a single record has been read the store
-// serves, fills and forgets; then the books are right all the same.
+// TestOpenWaitsForNoRecords: the store serves, fills and evicts before it has read a record.
+// Afterwards the totals are right.
 func TestOpenWaitsForNoRecords(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -70,7 +70,7 @@ func TestOpenWaitsForNoRecords(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-		case <-time.After(time.Hour): // when no goroutine can run any more
+		case <-time.After(time.Hour): // if all goroutines are blocked
 			t.Error("Open reads the records")
 			close(hold.release)
 			if err := errors.Join(<-opened, s.Close()); err != nil {
@@ -104,10 +104,10 @@ func TestOpenWaitsForNoRecords(t *testing.T) {
 	})
 }
 
-// TestHitWritesNothing: hits are written together, later.
+// TestHitWritesNothing: a hit writes nothing. A flush writes all hits at once.
 func TestHitWritesNothing(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) { // no maintenance but when the test says so
+	synctest.Test(t, func(t *testing.T) { // maintenance runs only if the test sleeps
 		s := openStore(t, t.TempDir())
 		o := &origin{content: upstreamtest.Random(1, 1000)}
 		mustFetch(t, s, o, Miss)
@@ -138,7 +138,7 @@ func benchBlobs(b *testing.B) int {
 	return 10_000
 }
 
-// manyBlobs makes a store of n small blobs that are linked, and returns its folder.
+// manyBlobs makes a store of n small linked blobs, and returns its folder.
 func manyBlobs(b *testing.B, n int) string {
 	b.Helper()
 	dir := b.TempDir()
@@ -162,7 +162,7 @@ func benchStore(b *testing.B, c Config) *Store {
 	return s
 }
 
-// waitReconciled waits until n blobs are in the books.
+// waitReconciled waits until n blobs are counted.
 func waitReconciled(b *testing.B, s *Store, n int) {
 	b.Helper()
 	for tick := time.NewTicker(time.Millisecond); ; <-tick.C {
@@ -221,7 +221,7 @@ func BenchmarkRebuild(b *testing.B) {
 			for i := 0; !rebuilt.Load(); i = (i + 1) % n {
 				d := digest.FromBytes(tiny(i))
 				start := time.Now()
-				if err := s.PutLink(scope(), d, ""); err != nil { // upstream has said so
+				if err := s.PutLink(scope(), d, ""); err != nil { // as after the upstream confirms it
 					b.Error(err)
 				}
 				firsts = append(firsts, time.Since(start))
@@ -241,7 +241,7 @@ func BenchmarkRebuild(b *testing.B) {
 	}
 }
 
-// hitTime is what it takes to open a blob that is kept, and to let it go.
+// hitTime measures how long it takes to open and close a stored blob.
 func hitTime(b *testing.B, s *Store, d digest.Digest) time.Duration {
 	b.Helper()
 	start := time.Now()

@@ -51,8 +51,8 @@ func TestSHA512(t *testing.T) {
 	checkDisk(t, s)
 }
 
-// TestFill_BreaksAtEveryByte cuts the upstream at every byte: readers see nothing of it, and
-// no byte is fetched twice where the upstream knows ranges.
+// TestFill_BreaksAtEveryByte cuts the upstream at every byte. Readers do not notice. If the
+// upstream supports ranges, no byte is downloaded twice.
 func TestFill_BreaksAtEveryByte(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
@@ -118,7 +118,7 @@ func TestManyReadersOneFill(t *testing.T) {
 	checkDisk(t, s)
 }
 
-// TestFill_AllReadersLeave holds the second half of I7.
+// TestFill_AllReadersLeave checks the second half of invariant I7.
 func TestFill_AllReadersLeave(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
@@ -141,7 +141,7 @@ func TestFill_AllReadersLeave(t *testing.T) {
 	}
 }
 
-// TestWrongBytes holds I1: no client gets the last byte, nothing is stored, and the
+// TestWrongBytes checks invariant I1: no client gets the last byte, nothing is stored, and the
 // next fill is right.
 func TestWrongBytes(t *testing.T) {
 	t.Parallel()
@@ -171,7 +171,7 @@ func TestWrongBytes(t *testing.T) {
 	}
 }
 
-// TestBlob_Hold: a range inside a blob that has not verified does not complete.
+// TestBlob_Hold: the last byte of a range is held back until the blob has verified.
 func TestBlob_Hold(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
@@ -239,8 +239,8 @@ func TestGetWithoutSource(t *testing.T) {
 	}
 }
 
-// TestLinks: content that came through one repository is not given through
-// another until that one is confirmed, in flight and on disk.
+// TestLinks: content from one repository is not served to another until the upstream confirms
+// it there, during the download and from disk.
 func TestLinks(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())
@@ -263,7 +263,7 @@ func TestLinks(t *testing.T) {
 	for _, when := range []string{"in flight", "on disk"} {
 		for _, sc := range others {
 			if when == "in flight" && sc.Upstream != scope().Upstream {
-				continue // it downloads for itself: see TestOrigins
+				continue // it starts its own fill: see TestOrigins
 			}
 			if _, err := s.Get(t.Context(), sc, d, never); !errors.Is(err, ErrUnlinked) {
 				t.Errorf("%s, %v: error %v, want ErrUnlinked", when, sc, err)
@@ -305,20 +305,20 @@ func TestFillSlots(t *testing.T) {
 	if second.opens.Load() != 0 {
 		t.Error("second fill started beside the first")
 	}
-	for waiting := true; waiting; runtime.Gosched() { // until it is given up
+	for waiting := true; waiting; runtime.Gosched() { // until the second fill is given up
 		waiting = s.Filling(second.digest())
 	}
 	close(first.hold)
 	mustFetch(t, s, second, Miss)
 }
 
-// TestWaitForSlot: many who wait for a slot to download the same wait together,
-// whoever of them leaves, and then one download serves them all.
+// TestWaitForSlot: clients that wait for a slot for the same blob share one download, even if
+// the first client leaves.
 func TestWaitForSlot(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
-		leave bool // the one who asked first
-		close bool // the store
+		leave bool // the first client leaves
+		close bool // the store closes
 		want  error
 		opens int64
 	}{

@@ -8,16 +8,16 @@ import (
 	"time"
 )
 
-// TestSummaries: a Summary is given out again for as long as it is young, and ten times
-// as long as it has taken.
+// TestSummaries: a Summary is returned again for summaryAge, or for ten times as long as it
+// took.
 func TestSummaries(t *testing.T) {
 	t.Parallel()
 	errIndex := errors.New("cannot be read")
 	for name, tc := range map[string]struct {
 		takes  time.Duration
 		err    error
-		before func(*summaries) // the second get
-		taken  int              // Summaries, by two gets
+		before func(*summaries) // before the second get
+		taken  int              // Summaries taken by two gets
 	}{
 		"at once":        {before: func(*summaries) {}, taken: 1},
 		"young":          {before: func(*summaries) { time.Sleep(summaryAge - 1) }, taken: 1},
@@ -53,7 +53,7 @@ func TestSummaries(t *testing.T) {
 	}
 }
 
-// TestSummariesTogether: callers who come while one is taken wait for it, and can give up.
+// TestSummariesTogether: callers wait for a Summary that is being taken, and can give up.
 func TestSummariesTogether(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -17,14 +17,14 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestMarks: nothing goes at the high mark; above it blobs go until no more is left
-// than the low mark, and not one more.
+// TestMarks: nothing is evicted at the high mark. Above it, blobs are evicted down to the low
+// mark, and not one more.
 func TestMarks(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
 		high, low float64
-		most      int // blobs of 40 that there is room for
-		left      int // of these and one more
+		most      int // blobs up to the high mark; the limit is 40
+		left      int // of these and one more blob
 	}{
 		"by default":         {0, 0, 39, 38},
 		"low mark alone":     {0, 50, 39, 20},
@@ -73,7 +73,7 @@ func TestMarks(t *testing.T) {
 	}
 }
 
-// TestMarksOfFreeSpace: above min_free there are marks too.
+// TestMarksOfFreeSpace: min_free has a high and a low mark too.
 func TestMarksOfFreeSpace(t *testing.T) {
 	t.Parallel()
 	const mib = 1 << 20
@@ -91,7 +91,7 @@ func TestMarksOfFreeSpace(t *testing.T) {
 			t.Fatalf("%d bytes are free after %d blobs", free, i+1)
 		case gone == 0:
 			continue
-		case free < 88*mib || free >= 90*mib: // its log may grow too
+		case free < 88*mib || free >= 90*mib: // the index's log may grow too
 			t.Errorf("%d bytes are free, and %v have gone", free, gone)
 		}
 		return
@@ -99,7 +99,7 @@ func TestMarksOfFreeSpace(t *testing.T) {
 	t.Error("nothing went")
 }
 
-// messages is a log that counts them.
+// messages is a log that counts its messages.
 type messages struct {
 	mu   sync.Mutex // guards seen
 	seen map[string]int
@@ -127,8 +127,8 @@ const (
 	records = 20 * step
 )
 
-// fullStore has records, without files, of blobs that are just the high mark, 90 %;
-// the low one is 80.
+// fullStore opens a store that is at the high mark, 90 %, with records without files. The low
+// mark is 80 %.
 func fullStore(t *testing.T, change ...func(*Config)) (*Store, *messages, []digest.Digest) {
 	t.Helper()
 	log := &messages{seen: map[string]int{}}
@@ -141,7 +141,7 @@ func fullStore(t *testing.T, change ...func(*Config)) (*Store, *messages, []dige
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = s.Close() })
-	synctest.Wait() // the walk would miss their files
+	synctest.Wait() // otherwise the walk would drop records without files
 	blobs := map[digest.Digest]index.Record{}
 	var order []digest.Digest
 	for i := range records {
@@ -157,14 +157,14 @@ func fullStore(t *testing.T, change ...func(*Config)) (*Store, *messages, []dige
 	return s, log, order
 }
 
-// TestEvict_NoWaitBelowLimit: while downloads stay below the limit none waits for an eviction,
-// though one is under way, which rests most of the time.
+// TestEvict_NoWaitBelowLimit: below the limit, no download waits for the eviction that runs and
+// rests in the background.
 func TestEvict_NoWaitBelowLimit(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s, log, _ := fullStore(t)
 		start := time.Now()
-		const fills = 100 // a twentieth would be up to the limit
+		const fills = 100 // of 284 blocks up to the limit
 		for i := range uint64(fills) {
 			before := time.Now()
 			o := &origin{content: upstreamtest.Random(i, block)}
@@ -186,7 +186,7 @@ func TestEvict_NoWaitBelowLimit(t *testing.T) {
 			t.Errorf("%d bytes above the low mark", over)
 		}
 		gone := testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace)) / block
-		rests := log.count(looked)*(records/step-2) + int(gone)/goneStep // what is last of a look, and of what it found, is not rested after
+		rests := log.count(looked)*(records/step-2) + int(gone)/goneStep // no rest after the last step of a scan or an eviction
 		if least := time.Duration(rests) * minRest; took < least || took > 2*least || gone < records/10 {
 			t.Errorf("%v for %v blobs, want a little more than %v", took, gone, least)
 		}
@@ -196,8 +196,8 @@ func TestEvict_NoWaitBelowLimit(t *testing.T) {
 	})
 }
 
-// TestEvict_FillDoesNotWaitForPace: a download for which there is no room is not held up by the pace of an
-// eviction that is under way, and needs no second look at all records.
+// TestEvict_FillDoesNotWaitForPace: a download that needs space does not wait for the rests of
+// a running eviction, and needs no second scan of all records.
 func TestEvict_FillDoesNotWaitForPace(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -208,7 +208,7 @@ func TestEvict_FillDoesNotWaitForPace(t *testing.T) {
 			t.Fatal("not looking at records, or no longer")
 		}
 		start := time.Now()
-		o := &origin{content: upstreamtest.Random(2, records*block/9)} // all of the last tenth
+		o := &origin{content: upstreamtest.Random(2, records*block/9)} // all space above the high mark
 		mustFetch(t, s, o, Miss)
 		if took := time.Since(start); took > minRest {
 			t.Errorf("waited for %v", took)
@@ -216,7 +216,7 @@ func TestEvict_FillDoesNotWaitForPace(t *testing.T) {
 		if n, m := log.count(waited), log.count(looked); n > 1 || m != 1 {
 			t.Errorf("%d waited, and records were looked at %d times", n, m)
 		}
-		synctest.Wait() // readers do not wait until it is durable
+		synctest.Wait() // readers do not wait until the blob is durable
 		r, known, err := s.index.Record(order[len(order)-1])
 		if err != nil || !known || !s.exists(o.digest()) {
 			t.Errorf("%v, %v: %v", r, known, err)
@@ -231,20 +231,20 @@ func TestEvict_FillDoesNotWaitForPace(t *testing.T) {
 	})
 }
 
-// TestTrim_StopsAtLowMark: once there is no more than the low mark, for a download that failed,
-// no more goes of what was picked.
+// TestTrim_StopsAtLowMark: a download fails and frees its reservation. The eviction stops at
+// the low mark, even if it has picked more blobs.
 func TestTrim_StopsAtLowMark(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s, _, _ := fullStore(t)
-		const need = records / 9 * block // up to the limit, nearly
+		const need = records / 9 * block // nearly up to the limit
 		if !s.evictor.reserve(need) {
 			t.Fatal("no room")
 		}
 		for testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace)) < need+10*block { // the low mark is a tenth below
 			time.Sleep(minRest)
 		}
-		synctest.Wait() // it rests
+		synctest.Wait() // the eviction rests
 		before := testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace))
 		s.space.release(need)
 		settle(t, s)
@@ -260,8 +260,7 @@ func TestTrim_StopsAtLowMark(t *testing.T) {
 	})
 }
 
-// TestCloseWhileTrimming: an eviction that looks at records, or rests between two
-// blobs, ends with the store.
+// TestCloseWhileTrimming: Close ends an eviction that scans records or rests between two blobs.
 func TestCloseWhileTrimming(t *testing.T) {
 	t.Parallel()
 	for name, rests := range map[string]time.Duration{"looks": records / step / 2, "evicts": records/step + 10} {
@@ -287,8 +286,8 @@ func TestCloseWhileTrimming(t *testing.T) {
 	}
 }
 
-// TestTrim_SparesPinnedAndUsed: what is pinned, in use or was used a moment ago does not go for the
-// low mark.
+// TestTrim_SparesPinnedAndUsed: a trim to the low mark does not evict blobs that are pinned, in
+// use or just used.
 func TestTrim_SparesPinnedAndUsed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -301,7 +300,7 @@ func TestTrim_SparesPinnedAndUsed(t *testing.T) {
 		}
 		pin(t, s, blobs[0])
 		open(t, s, Scope{Upstream: "u", Repository: "r"}, blobs[1], nil)
-		if f, _, err := s.gate.enter(Scope{Upstream: "u", Repository: "r"}, blobs[2], true); f != nil || err != nil { // someone who is about to open it
+		if f, _, err := s.gate.enter(Scope{Upstream: "u", Repository: "r"}, blobs[2], true); f != nil || err != nil { // a caller is about to open it
 			t.Error(f, err)
 		}
 		open(t, s, Scope{Upstream: "u", Repository: "r"}, blobs[3], nil).Close()
@@ -318,8 +317,8 @@ func TestTrim_SparesPinnedAndUsed(t *testing.T) {
 	})
 }
 
-// TestTrim_LowMarkUnreachable: where too much is pinned, nothing goes for the low mark, and
-// records are not looked at again and again for it.
+// TestTrim_LowMarkUnreachable: if too much is pinned, nothing is evicted for the low mark, and
+// the records are not scanned again and again.
 func TestTrim_LowMarkUnreachable(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -340,7 +339,7 @@ func TestTrim_LowMarkUnreachable(t *testing.T) {
 		if gone := testutil.ToFloat64(s.metrics.evictedBytes.WithLabelValues(reasonSpace)); gone != 0 {
 			t.Errorf("%v bytes went in vain", gone)
 		}
-		// What is needed goes all the same, and no more.
+		// A reservation still evicts what it needs, and no more.
 		need := -s.space.over(0, 100) + 3*block
 		if !s.evictor.reserve(need) || s.evictor.reserve(fills*2*block) {
 			t.Error("no room, or too much")

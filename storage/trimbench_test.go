@@ -19,16 +19,15 @@ import (
 	"github.com/cachalot-registry/cachalot/storage/index"
 )
 
-// BenchmarkHitWhileEvicting compares hits while blobs are evicted down to the low
-// mark with hits alone, in pairs, one an iteration: A B, B A, ... A client asks over
-// a socket some 900 times a second, for files of 64 KiB and small blobs in turn. It
-// reports the medians of the pairs.
+// BenchmarkHitWhileEvicting compares hits during an eviction with hits alone, in pairs, one
+// pair an iteration: A B, B A, ... A client requests files of 64 KiB and small blobs in turn,
+// some 900 a second, over a socket. The benchmark reports the medians of the pairs.
 func BenchmarkHitWhileEvicting(b *testing.B) {
 	n := benchBlobs(b)
 	for name, tc := range map[string]struct {
 		pinned  func(upstream, repository string) bool
 		waiting bool // a download waits for an eviction, so evictions do not rest
-		idle    bool // nothing goes: how much two measurements of the same differ
+		idle    bool // nothing is evicted: the noise of the measurement
 	}{"paced": {}, "with pins": {pinned: pinnedBase}, "full speed": {waiting: true}, "nothing": {idle: true}} {
 		b.Run(fmt.Sprintf("%d blobs/%s", n, name), func(b *testing.B) {
 			size := int64(n) * block
@@ -37,7 +36,7 @@ func BenchmarkHitWhileEvicting(b *testing.B) {
 				defer s.evictor.waiting.enter()()
 			}
 			ask := answering(b, s, hot)
-			// What is reserved is above the high mark; without it nothing goes.
+			// The reservation is above the high mark. Without it nothing is evicted.
 			var reserved int64
 			evict := func() {
 				if !s.evictor.isTrimming() {
@@ -51,7 +50,7 @@ func BenchmarkHitWhileEvicting(b *testing.B) {
 					before()
 					kind := i % len(hot)
 					all[kind] = append(all[kind], ask(kind))
-					time.Sleep(500 * time.Microsecond) // 1 ms, as timers are
+					time.Sleep(500 * time.Microsecond) // 1 ms: timers are coarse
 				}
 				return all
 			}
@@ -67,7 +66,7 @@ func BenchmarkHitWhileEvicting(b *testing.B) {
 				}()
 				return measure(evict)
 			}
-			measure(func() {}) // all is warm
+			measure(func() {}) // warm up
 			figures := map[string][]float64{}
 			var pairs int
 			for b.Loop() {
@@ -101,8 +100,8 @@ func BenchmarkHitWhileEvicting(b *testing.B) {
 	}
 }
 
-// hotStore opens a store of n small blobs, and adds some of 64 KiB. It returns those
-// that hits are for, files and small ones, which would be the last to go.
+// hotStore opens a store of n small blobs, and adds some of 64 KiB. It returns the blobs to
+// request, large and small. They would be evicted last.
 func hotStore(b *testing.B, c Config, n int) (s *Store, hot [2][]digest.Digest) {
 	b.Helper()
 	k := disk{root: c.Path}
@@ -122,15 +121,15 @@ func hotStore(b *testing.B, c Config, n int) (s *Store, hot [2][]digest.Digest) 
 		}
 	}
 	if err := s.ledger.update(slices.Values(slices.Concat(hot[:]...)), func(_ digest.Digest, r *index.Record) {
-		r.Manifest, r.Accessed = true, time.Now().Unix()+1 // the others came before
+		r.Manifest, r.Accessed = true, time.Now().Unix()+1 // newer than the others
 	}); err != nil {
 		b.Fatal(err)
 	}
 	return s, hot
 }
 
-// answering serves what is hot on a socket. It returns what asks for one, and says
-// how long that took.
+// answering serves the hot blobs on a socket. It returns a function that requests one and
+// measures how long that takes.
 func answering(b *testing.B, s *Store, hot [2][]digest.Digest) (ask func(kind int) time.Duration) {
 	b.Helper()
 	l, err := new(net.ListenConfig).Listen(b.Context(), "tcp", "127.0.0.1:0")

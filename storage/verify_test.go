@@ -17,8 +17,8 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestVerify finds what is damaged beside a running store, which downloads it
-// again once, and without one.
+// TestVerify: Verify detects damaged blobs with and without a running store. The store
+// downloads them again, once.
 func TestVerify(t *testing.T) {
 	t.Parallel()
 	for _, beside := range []bool{true, false} {
@@ -71,7 +71,7 @@ func TestVerify(t *testing.T) {
 				t.Errorf("afterwards %+v, %v", v, err)
 			}
 			if beside {
-				mustFetch(t, s, origins[0], Miss) // before the store has taken note
+				mustFetch(t, s, origins[0], Miss) // before the store has noticed
 				settle(t, s)
 				s.health.updateQuarantine()
 				if got := testutil.ToFloat64(s.metrics.quarantined); got != 3 {
@@ -99,8 +99,8 @@ func TestVerify(t *testing.T) {
 	}
 }
 
-// TestVerifyCannot: what could not be checked is an error, and no damage.
-func TestVerifyCannot(t *testing.T) {
+// TestVerify_ReportsErrors: a blob that cannot be checked is an error, not damage.
+func TestVerify_ReportsErrors(t *testing.T) {
 	t.Parallel()
 	nothing := func(int64, int64) {}
 	if _, err := Verify(t.Context(), t.TempDir(), false, nothing); !errors.Is(err, fs.ErrNotExist) {

@@ -16,7 +16,8 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestAccess_UsedAgain: a blob is used again when a minute has passed, and that is kept.
+// TestAccess_UsedAgain: a use counts as another use only after a minute. That survives a
+// restart.
 func TestAccess_UsedAgain(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -34,7 +35,7 @@ func TestAccess_UsedAgain(t *testing.T) {
 		}
 		mustFetch(t, s, o, Miss)
 		settle(t, s)
-		for range 3 { // a pipeline
+		for range 3 { // as in a pipeline
 			time.Sleep(correlationWindow - time.Second)
 			mustFetch(t, s, o, Hit)
 			if again() {
@@ -73,12 +74,12 @@ func indexOnly(t *testing.T) *Store {
 	s.access = newAccessLog(s.ledger, log)
 	s.space = &space{blobs: s.ledger.total, free: func() (int64, int64, error) { return 1 << 40, 1 << 40, nil }, metrics: m, log: log}
 	s.evictor = newEvictor(s)
-	s.evictor.waiting.enter() // no rests
+	s.evictor.waiting.enter() // without rests
 	s.readIndex()
 	return s
 }
 
-// TestVictims: what is wanted goes, and not one blob more.
+// TestVictims: the victims have the bytes that are needed, and there is not one blob more.
 func TestVictims(t *testing.T) {
 	t.Parallel()
 	const big = smallBlob
@@ -91,7 +92,7 @@ func TestVictims(t *testing.T) {
 	}
 	for name, tc := range map[string]struct {
 		bytes  int64
-		others int64 // bytes of blobs that were just used again
+		others int64 // bytes of a blob that was used again
 		want   []int64
 	}{
 		"exactly one":            {bytes: big, want: []int64{2}},
@@ -129,8 +130,8 @@ func TestVictims(t *testing.T) {
 	}
 }
 
-// TestVictims_SameSecond: what is used all the time stays when all blobs were used within
-// one second.
+// TestVictims_SameSecond: if all blobs were last used in the same second, the one with the most
+// uses stays.
 func TestVictims_SameSecond(t *testing.T) {
 	t.Parallel()
 	s := indexOnly(t)
@@ -149,13 +150,13 @@ func TestVictims_SameSecond(t *testing.T) {
 	}
 }
 
-// TestVictims_Manifests: however many manifests there are, and however large, they get no
-// more than a share of the room for themselves.
+// TestVictims_Manifests: manifests have priority only in a share of the space, however many and
+// large they are.
 func TestVictims_Manifests(t *testing.T) {
 	t.Parallel()
 	const layer, flood = 10 << 20, 4 << 20
 	for name, tc := range map[string]struct {
-		again bool // the manifests are asked for again
+		again bool // the manifests are requested again
 		count int64
 		want  []int64
 	}{
@@ -187,9 +188,9 @@ func TestVictims_Manifests(t *testing.T) {
 	}
 }
 
-// TestLikeSimulator holds eviction, request by request, to the policy that
-// docs/eviction.md has figures of.
-func TestLikeSimulator(t *testing.T) {
+// TestEviction_MatchesSimulator compares eviction, request by request, with the policy measured in
+// docs/eviction.md.
+func TestEviction_MatchesSimulator(t *testing.T) {
 	t.Parallel()
 	w := trace.DefaultWorkload(1)
 	w.Days, w.Jobs, w.Repositories, w.Bases, w.NewTags = 6, 100, 100, 10, 10

@@ -14,9 +14,9 @@ import (
 	"github.com/cachalot-registry/cachalot/storage/download"
 )
 
-// TestWrong: the Source is told, once, that it sent other content, though the only reader
-// has left; and not where it broke.
-func TestWrong(t *testing.T) {
+// TestFill_ReportsWrongContent: the Source is told once that it sent wrong content, even if the only reader has
+// left. A broken download does not count.
+func TestFill_ReportsWrongContent(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
 		content string
@@ -44,7 +44,7 @@ func TestWrong(t *testing.T) {
 			switch {
 			case err == nil:
 				b.Close()
-			case !isWrong(err) && !errors.Is(err, download.ErrRefused): // it is over before it is read
+			case !isWrong(err) && !errors.Is(err, download.ErrRefused): // the fill ended before Get returned
 				t.Fatal(err)
 			}
 			settle(t, s)
@@ -55,8 +55,8 @@ func TestWrong(t *testing.T) {
 	}
 }
 
-// TestWrongBefore: where the beginning is from an earlier download, who gave the rest is
-// not the one who was wrong, and is asked for all of it the next time.
+// TestWrongBefore: if the start of wrong content is from an earlier download, the Source of the
+// rest is not blamed. The next download starts at 0.
 func TestWrongBefore(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir())

@@ -11,9 +11,9 @@ import (
 	"testing"
 )
 
-// TestBoundaries: each goroutine that the program starts has a boundary. So have what
-// timers and contexts call later, and what singleflight runs, which ends the process
-// for a panic.
+// TestBoundaries: each goroutine that the program starts has a boundary for panics. So have the
+// functions that timers and contexts call, and those of singleflight: there, a panic ends the
+// process.
 func TestBoundaries(t *testing.T) {
 	t.Parallel()
 	found := 0
@@ -22,7 +22,7 @@ func TestBoundaries(t *testing.T) {
 			switch {
 			case err != nil:
 				return err
-			case d.IsDir() && strings.HasSuffix(path, "test"): // upstreamtest and the like, which only tests have
+			case d.IsDir() && strings.HasSuffix(path, "test"): // packages for tests, such as upstreamtest
 				return fs.SkipDir
 			case d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go"):
 				return nil
@@ -53,7 +53,7 @@ func TestBoundaries(t *testing.T) {
 	}
 }
 
-// begun is what runs in a goroutine of its own because of n.
+// begun returns the function that n starts in a goroutine.
 func begun(n ast.Node) (work ast.Expr, ok bool) {
 	switch n := n.(type) {
 	case *ast.GoStmt:

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// reports collects what is reported until the test ends. Tests that use it run one
-// after the other, for there is one reporter in a process.
+// reports collects the reported panics until the test ends. Tests that use it are not parallel,
+// because a process has one reporter.
 func reports(t *testing.T) func() []*PanicError {
 	t.Helper()
 	var mu sync.Mutex // guards all
@@ -70,8 +70,8 @@ func TestGuard(t *testing.T) {
 	}
 }
 
-// TestKeep: what has panicked runs again, ever later, until it ends by itself or is
-// no longer wanted.
+// TestKeep: a function that panics runs again, after longer and longer pauses, until it returns
+// or its context ends.
 func TestKeep(t *testing.T) {
 	reported := reports(t)
 	synctest.Test(t, func(t *testing.T) {

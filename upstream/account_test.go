@@ -17,13 +17,13 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// two are the accounts of the tests below.
+// two returns two accounts, and their passwords by user.
 func two() (map[string]string, []Account) {
 	return map[string]string{"ann": "canary-a", "ben": "canary-b"},
 		[]Account{{Username: "ann", Password: "canary-a"}, {Username: "ben", Password: "canary-b"}}
 }
 
-// pull is what a client's pull costs: a HEAD, and a GET of the index.
+// pull sends the requests of a client's pull: a HEAD, and a GET of the index.
 func pull(t *testing.T, r *Registry, repo string, d digest.Digest) error {
 	t.Helper()
 	_, headed := r.Head(t.Context(), KindManifest, repo, "latest")
@@ -34,7 +34,7 @@ func pull(t *testing.T, r *Registry, repo string, d digest.Digest) error {
 	return errors.Join(headed, err)
 }
 
-// users are who asked for manifests, in order.
+// users returns the users of the successful requests for manifests, in order.
 func users(up *upstreamtest.Registry) []string {
 	var list []string
 	for _, q := range up.Requests() {
@@ -45,8 +45,8 @@ func users(up *upstreamtest.Registry) []string {
 	return list
 }
 
-// TestAccountsTakeTurns: repositories are spread over the accounts, and one
-// pull, of one repository, stays with one account and its one token.
+// TestAccountsTakeTurns: repositories are spread over the accounts. All requests for one
+// repository use one account and its one token.
 func TestAccountsTakeTurns(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
@@ -79,9 +79,8 @@ func TestAccountsTakeTurns(t *testing.T) {
 	}
 }
 
-// TestAccountsRest: the quotas of all accounts can be used, to the last pull and
-// without a failure before; then nothing that counts is asked any more, and
-// what is left is in the metrics.
+// TestAccountsRest: all accounts are used up to the last pull of their quotas, without a
+// failure. Then no request that counts is sent. The metrics have what is left.
 func TestAccountsRest(t *testing.T) {
 	t.Parallel()
 	const quota = 5
@@ -130,20 +129,20 @@ func TestAccountsRest(t *testing.T) {
 			t.Errorf("the log does not name %s:\n%s", want, log.String())
 		}
 	}
-	up.Refill() // a HEAD tells of it
+	up.Refill() // the next HEAD shows it
 	if err := pull(t, r, repo, img.Index.Digest); err != nil {
 		t.Error(err)
 	}
 }
 
-// TestAccountRefused: an account that the registry refuses, or whose password
-// cannot be had, costs no pull while there is another one, and the log names it.
+// TestAccountRefused: if the registry refuses an account, or its password cannot be read, no
+// pull fails while there is another account. The log names the refused one.
 func TestAccountRefused(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
 		name string
 		auth upstreamtest.Auth
-		gone bool   // the password's file
+		gone bool   // the password's file is removed
 		want string // in the log
 	}{
 		{"wrong password for a token", upstreamtest.Bearer, false, "accounts[0].username"},
@@ -191,8 +190,7 @@ func TestAccountRefused(t *testing.T) {
 	}
 }
 
-// TestAllAccountsRefused: the answer is the registry's, and each account was
-// asked for once.
+// TestAllAccountsRefused: the error is that of the registry, and each account is tried once.
 func TestAllAccountsRefused(t *testing.T) {
 	t.Parallel()
 	up, _ := image(t, upstreamtest.Options{Auth: upstreamtest.Bearer, Accounts: map[string]string{"eve": "x"}})
@@ -206,7 +204,7 @@ func TestAllAccountsRefused(t *testing.T) {
 	}
 }
 
-// TestExpiredPassword: ECR answers 403 where a password is no longer good.
+// TestExpiredPassword: ECR answers 403 to an expired password. The password is read again.
 func TestExpiredPassword(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "password")
@@ -224,7 +222,7 @@ func TestExpiredPassword(t *testing.T) {
 	up.Fault(upstreamtest.Match{Op: upstreamtest.HeadManifest, AnyAuth: true, Times: 1},
 		upstreamtest.StatusError(403, "DENIED", "Your authorization token has expired. Reauthenticate and try again."))
 	head(t, r, repo)
-	// Where the password is still the right one, a 403 is final.
+	// If the password has not changed, a 403 is final.
 	up.Fault(upstreamtest.Match{Op: upstreamtest.HeadManifest}, upstreamtest.Status(403))
 	if _, err := r.Head(t.Context(), KindManifest, repo, "latest"); !errors.Is(err, ErrDenied) {
 		t.Errorf("got %v", err)
@@ -232,15 +230,15 @@ func TestExpiredPassword(t *testing.T) {
 	wantCounts(t, up, map[upstreamtest.Op]int{upstreamtest.Ping: 1, upstreamtest.HeadManifest: 4})
 }
 
-// TestGitLab and docker.elastic.co: token servers on other hosts, each with its
-// own path, service and life of tokens.
+// TestTokenServers: GitLab and docker.elastic.co have token servers on other hosts, each with
+// its own path, service and lifetime of tokens.
 func TestTokenServers(t *testing.T) {
 	t.Parallel()
 	const nested = "group/subgroup/project/image"
 	for _, tc := range []struct {
 		name    string
 		options upstreamtest.Options
-		realm   bool // allowed for the credential
+		realm   bool // token_realms has the token server
 	}{
 		{"GitLab", upstreamtest.Options{TokenPath: "/jwt/auth", Service: "container_registry", Username: "deploy", Password: "canary"}, true},
 		{"GitLab, public project", upstreamtest.Options{TokenPath: "/jwt/auth", Service: "container_registry"}, false},
@@ -274,7 +272,7 @@ func TestTokenServers(t *testing.T) {
 			if asked.User != tc.options.Username {
 				t.Errorf("asked as %q", asked.User)
 			}
-			// Five minutes later (or one, where none was named) a new token is due.
+			// A new token is due after 5 minutes, or 1 if the server names no lifetime.
 			a := r.endpoints[0].accounts[0]
 			for _, key := range a.tokens.kept.Keys() {
 				kept, _ := a.tokens.kept.Get(key)
@@ -286,7 +284,7 @@ func TestTokenServers(t *testing.T) {
 	}
 }
 
-// TestIdentityToken: it is posted, to a realm that may have it, and to no other.
+// TestIdentityToken: an identity token is posted to a listed realm, and to no other.
 func TestIdentityToken(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {

@@ -36,7 +36,7 @@ func wantCounts(t *testing.T, up *upstreamtest.Registry, want map[upstreamtest.O
 	}
 }
 
-// head asks for the image's tag in each repository.
+// head sends a HEAD for the image's tag in each repository.
 func head(t *testing.T, r *Registry, repos ...string) {
 	t.Helper()
 	for _, name := range repos {
@@ -100,7 +100,7 @@ func TestAuthentication(t *testing.T) {
 	}
 }
 
-// TestOneToken: however many ask at once, a scope costs one token request.
+// TestOneToken: concurrent requests with one scope cost one token request.
 func TestOneToken(t *testing.T) {
 	t.Parallel()
 	const askers = 200
@@ -136,7 +136,7 @@ func TestOneToken(t *testing.T) {
 	}
 }
 
-// TestTokenOutlivesItsAsker: who leaves does not take the token along.
+// TestTokenOutlivesItsAsker: a caller that leaves does not cancel the token request.
 func TestTokenOutlivesItsAsker(t *testing.T) {
 	t.Parallel()
 	up, _ := image(t, upstreamtest.Options{Auth: upstreamtest.Bearer})
@@ -189,7 +189,7 @@ func TestTokenRevoked(t *testing.T) {
 	read(t, r, KindBlob, img.Config.Digest, 0)
 	wantCounts(t, up, map[upstreamtest.Op]int{upstreamtest.GetBlob: 2, upstreamtest.Token: 1})
 
-	// A registry that refuses every token is believed after the second.
+	// If the registry refuses a second token too, the refusal is final.
 	up.Forget()
 	challenge := fmt.Sprintf(`Bearer realm=%q,service="upstreamtest",scope="repository:%s:pull"`, up.TokenURL, repo)
 	up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob}, upstreamtest.Status(401, "WWW-Authenticate", challenge))
@@ -210,13 +210,13 @@ func TestChallengeChanges(t *testing.T) {
 	head(t, r, repo, "a/b")
 	wantCounts(t, up, map[upstreamtest.Op]int{upstreamtest.HeadManifest: 3, upstreamtest.Token: 2})
 
-	// The old token server is gone: the registry is asked for the new one.
+	// The old token server fails: the mirror asks the registry for a new challenge.
 	other := upstreamtest.New(t, upstreamtest.Options{Auth: upstreamtest.Bearer})
 	up.Fault(upstreamtest.Match{Op: upstreamtest.Token}, upstreamtest.Status(503))
 	up.SetChallenge(other.TokenURL, "renamed")
 	up.Forget()
 	if _, err := r.Head(t.Context(), KindManifest, "c", "latest"); !errors.Is(err, ErrDenied) {
-		t.Errorf("a token of another server: %v", err) // the fake knows only its own
+		t.Errorf("a token of another server: %v", err) // the fake accepts only its own tokens
 	}
 	wantCounts(t, up, map[upstreamtest.Op]int{upstreamtest.HeadManifest: 2, upstreamtest.Token: 1})
 	if n := other.Count(upstreamtest.Token); n != 1 {
@@ -224,7 +224,7 @@ func TestChallengeChanges(t *testing.T) {
 	}
 }
 
-// TestPasswordFile: a rotated password is found without a restart.
+// TestPasswordFile: a rotated password is used without a restart.
 func TestPasswordFile(t *testing.T) {
 	t.Parallel()
 	for _, auth := range []upstreamtest.Auth{upstreamtest.Basic, upstreamtest.Bearer} {
@@ -260,7 +260,7 @@ func TestTokenServerFails(t *testing.T) {
 		name   string
 		fault  upstreamtest.Fault
 		want   error
-		within string // the message
+		within string // in the message
 	}{
 		{"401", upstreamtest.StatusError(401, "UNAUTHORIZED", "bad password"), ErrDenied, "bad password"},
 		{"403", upstreamtest.Status(403), ErrDenied, ""},
@@ -295,7 +295,7 @@ func TestTokenServerFails(t *testing.T) {
 	}
 }
 
-// TestTokenServerDown: its failures are its own, and open its own breaker.
+// TestTokenServerDown: failures of the token server open its own breaker only.
 func TestTokenServerDown(t *testing.T) {
 	t.Parallel()
 	up, _ := image(t, upstreamtest.Options{Auth: upstreamtest.Bearer, TokenElsewhere: true})
@@ -332,7 +332,7 @@ func TestTokenServerSilent(t *testing.T) {
 	}
 }
 
-// TestRealm: who is sent the credential.
+// TestRealm: which token servers get the credential.
 func TestRealm(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {

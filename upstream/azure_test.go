@@ -14,15 +14,15 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 )
 
-// acr is a registry of Azure's and the managed identity of cachalot.
+// acr is an Azure registry and cachalot's managed identity.
 type acr struct {
 	identity, registry *cloudServer
 	source             credentials
-	sent               atomic.Int64 // by the registry's own transport
+	sent               atomic.Int64 // requests by the registry's transport
 }
 
-// newACR has its own client ID, for the library keeps the tokens of an identity
-// as long as the process lives.
+// newACR uses a new client ID, because the library caches the tokens of an identity for the
+// life of the process.
 func newACR(t *testing.T, answer func(http.ResponseWriter, *http.Request, url.Values)) *acr {
 	t.Helper()
 	cloudless(t)
@@ -58,7 +58,7 @@ func (a *acr) RoundTrip(req *http.Request) (*http.Response, error) {
 	return once().RoundTrip(req)
 }
 
-// refreshToken is one that says when it expires.
+// refreshToken makes a refresh token with an expiry.
 func refreshToken(t *testing.T, expires time.Time) string {
 	t.Helper()
 	s, err := jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.RegisteredClaims{ExpiresAt: jwt.NewNumericDate(expires)}).SignedString([]byte("key"))
@@ -82,7 +82,7 @@ func TestKeychainAzure(t *testing.T) {
 	wantRenewal(t, a.source, expires, acrEarly)
 }
 
-// TestKeychainAzureLife: what the refresh token says of its life counts, within limits.
+// TestKeychainAzureLife: the lifetime in the refresh token is used, within limits.
 func TestKeychainAzureLife(t *testing.T) {
 	now := time.Now()
 	for _, tc := range []struct {
@@ -144,7 +144,7 @@ func TestKeychainAzureExchangeFails(t *testing.T) {
 	}
 }
 
-// TestKeychainAzureRedirect: the token of Entra ID is not led on.
+// TestKeychainAzureRedirect: a redirect does not get the token of Entra ID.
 func TestKeychainAzureRedirect(t *testing.T) {
 	thief := newCloudServer(t, respond(200, "application/json", `{"refresh_token": "x"}`))
 	a := newACR(t, func(w http.ResponseWriter, r *http.Request, _ url.Values) {
@@ -176,7 +176,7 @@ func TestKeychainAzureIdentityFails(t *testing.T) {
 	}
 }
 
-// TestKeychainAzureAccount: no account, at first.
+// TestKeychainAzureAccount: an account that is missing at first is found later.
 func TestKeychainAzureAccount(t *testing.T) {
 	a := newACR(t, respond(200, "application/json", `{"refresh_token": "x"}`))
 	t.Setenv("AZURE_TOKEN_CREDENTIALS", "EnvironmentCredential")

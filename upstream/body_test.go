@@ -14,8 +14,8 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestTrickle: who must wait too long for too little is told so, and neither a
-// slow link nor a slow reader is taken for that.
+// TestTrickle: a body that arrives too slowly is a timeout. A slow but sufficient link is not,
+// and a slow reader is not.
 func TestTrickle(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -81,8 +81,8 @@ func TestTrickle(t *testing.T) {
 	}
 }
 
-// TestSlowURL: what is too slow or silent at one URL goes on at the next, which
-// is asked first from then on, for a while.
+// TestSlowURL: if a body from one URL is too slow or stops, it is resumed from the next URL,
+// which is then asked first for a while.
 func TestSlowURL(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]upstreamtest.Fault{
@@ -114,7 +114,7 @@ func TestSlowURL(t *testing.T) {
 			head(t, r, repo)
 			wantCounts(t, mirror, map[upstreamtest.Op]int{upstreamtest.GetBlob: 1, upstreamtest.Ping: 1})
 			wantCounts(t, itself, map[upstreamtest.Op]int{upstreamtest.GetBlob: 1, upstreamtest.HeadManifest: 1, upstreamtest.Ping: 1})
-			r.endpoints[0].slowAt.Add(-int64(slowPause)) // as time does
+			r.endpoints[0].slowAt.Add(-int64(slowPause)) // as after that time
 			head(t, r, repo)
 			wantCounts(t, itself, map[upstreamtest.Op]int{upstreamtest.GetBlob: 1, upstreamtest.HeadManifest: 1, upstreamtest.Ping: 1})
 		})

@@ -12,8 +12,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// TestBreakers_OneBadObject: an object, or a repository, that fails however often keeps
-// nobody from the others; an origin that cannot be reached is not asked (L4).
+// TestBreakers_OneBadObject: an object or a repository that keeps failing does not block the
+// others (L4).
 func TestBreakers_OneBadObject(t *testing.T) {
 	t.Parallel()
 	bad := func(name string) func(path string) bool {

@@ -27,7 +27,7 @@ func header(pairs ...string) http.Header {
 	return h
 }
 
-// TestBudgetRests: what rests after which answer, and for how long.
+// TestBudgetRests: which requests rest after which response, and for how long.
 func TestBudgetRests(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
@@ -70,8 +70,8 @@ func TestBudgetRests(t *testing.T) {
 	}
 }
 
-// TestBudgetGrows: each 429 that does not say for how long doubles the rest, up to a
-// minute, until one is answered.
+// TestBudgetGrows: each 429 without Retry-After doubles the rest, up to a minute. A success
+// resets it.
 func TestBudgetGrows(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -90,7 +90,7 @@ func TestBudgetGrows(t *testing.T) {
 	})
 }
 
-// TestBudgetRecovers: a HEAD that tells of requests left ends the rest.
+// TestBudgetRecovers: a HEAD whose response has requests left ends the rest.
 func TestBudgetRecovers(t *testing.T) {
 	t.Parallel()
 	var log strings.Builder
@@ -102,7 +102,7 @@ func TestBudgetRecovers(t *testing.T) {
 	}
 }
 
-// TestBudgetWarns: once at 20 %, once at 5 %, and again after recovery.
+// TestBudgetWarns: the log warns once at 20 %, once at 5 %, and again after recovery.
 func TestBudgetWarns(t *testing.T) {
 	t.Parallel()
 	var log strings.Builder
@@ -126,8 +126,8 @@ func TestBudgetWarns(t *testing.T) {
 	}
 }
 
-// TestBudgetOnTheWire: while the limit is spent, nothing that counts is asked,
-// what is free is, and a registry without limits has no gauges.
+// TestBudgetOnTheWire: while the limit is spent, requests that count are not sent, and free
+// ones are. A registry without limits has no gauges.
 func TestBudgetOnTheWire(t *testing.T) {
 	t.Parallel()
 	up := upstreamtest.New(t, upstreamtest.Options{})

@@ -34,7 +34,7 @@ func newCloudServer(t *testing.T, answer func(w http.ResponseWriter, r *http.Req
 		if err != nil {
 			t.Error(err)
 		}
-		form, _ := url.ParseQuery(string(b)) // which it is not always
+		form, _ := url.ParseQuery(string(b)) // not every body is a form
 		s.mu.Lock()
 		s.count++
 		answer := s.answer
@@ -68,18 +68,17 @@ func respond(status int, contentType, body string) func(http.ResponseWriter, *ht
 	}
 }
 
-// nowhere is a loopback address where nothing answers.
+// nowhere is a loopback address where no server listens.
 const nowhere = "127.0.0.1:1"
 
-// cloudless takes away every account of a cloud that the machine may have, and
-// leads what looks for a metadata server nowhere.
+// cloudless hides all cloud accounts of the machine, and sets the metadata server to nowhere.
 func cloudless(t *testing.T) {
 	t.Helper()
 	for _, variable := range os.Environ() {
 		name, value, _ := strings.Cut(variable, "=")
 		for _, cloud := range []string{"AWS_", "AZURE_", "GOOGLE_", "GCE_", "IDENTITY_", "MSI_", "IMDS_", "CLOUDSDK_"} {
 			if strings.HasPrefix(name, cloud) {
-				t.Setenv(name, value) // puts it back
+				t.Setenv(name, value) // restores it after the test
 				if err := os.Unsetenv(name); err != nil {
 					t.Fatal(err)
 				}
@@ -95,7 +94,7 @@ func cloudless(t *testing.T) {
 	t.Setenv("AZURE_TOKEN_CREDENTIALS", "EnvironmentCredential")
 }
 
-// together gets the credential for many at once.
+// together gets the credential in many goroutines at once.
 func together(t *testing.T, c credentials, want authn.AuthConfig) {
 	t.Helper()
 	var all sync.WaitGroup
@@ -105,7 +104,7 @@ func together(t *testing.T, c credentials, want authn.AuthConfig) {
 	all.Wait()
 }
 
-// wantRenewal checks when the credential that is kept will be renewed and expires.
+// wantRenewal checks when the stored credential is renewed and expires.
 func wantRenewal(t *testing.T, c credentials, expires time.Time, early time.Duration) {
 	t.Helper()
 	s := c.(*shared)
@@ -119,7 +118,7 @@ func wantRenewal(t *testing.T, c credentials, expires time.Time, early time.Dura
 	}
 }
 
-// TestKeychainFits: an account of a cloud is shown to that cloud's registries.
+// TestKeychainFits: a cloud account is used only for that cloud's registries.
 func TestKeychainFits(t *testing.T) {
 	t.Parallel()
 	const mirror = "https://mirror.corp"
@@ -161,7 +160,7 @@ func TestKeychainFits(t *testing.T) {
 	}
 }
 
-// TestKeychainEnded: a cloud that does not answer holds nobody whose context ends.
+// TestKeychainEnded: get returns when its context ends, even if the cloud does not answer.
 func TestKeychainEnded(t *testing.T) {
 	for _, tc := range []struct{ keychain, registry string }{
 		{"ecr", "123456789012.dkr.ecr.eu-west-1.amazonaws.com"},
@@ -209,7 +208,7 @@ func TestKeychainEnded(t *testing.T) {
 			if q != nil {
 				<-q.done
 			}
-			if _, err := s.ask(ctx); !errors.Is(err, context.Canceled) { // nor is it words alone
+			if _, err := s.ask(ctx); !errors.Is(err, context.Canceled) { // the error of ask wraps it too
 				t.Errorf("got %v", err)
 			}
 			cloud.wantCount(t, 1) // it was not asked again

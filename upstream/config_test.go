@@ -83,8 +83,8 @@ func TestWellKnown(t *testing.T) {
 	}
 }
 
-// TestTransport: HTTP/1.1 over TLS, with the registry's own CA, a path before
-// /v2 and no header that could change the bytes.
+// TestTransport: requests use TLS with the registry's CA, and a path before /v2. They have no
+// header that could change the bytes.
 func TestTransport(t *testing.T) {
 	t.Parallel()
 	up, img := image(t, upstreamtest.Options{TLS: true})
@@ -116,7 +116,7 @@ func TestTransport(t *testing.T) {
 	}
 }
 
-// TestProxy: HTTP_PROXY and NO_PROXY are honoured.
+// TestProxy: HTTP_PROXY and NO_PROXY are used.
 func TestProxy(t *testing.T) {
 	proxy := upstreamtest.New(t, upstreamtest.Options{})
 	proxy.AddImage(repo, "latest", upstreamtest.NewImage(1, 10))
@@ -142,8 +142,8 @@ func TestProxy(t *testing.T) {
 	}
 }
 
-// TestHeaderTimeout: a server that accepts and says nothing, or never ends its
-// header, is a timeout.
+// TestHeaderTimeout: a server that accepts a connection and sends nothing is a timeout. A
+// header of 1 MiB is an error.
 func TestHeaderTimeout(t *testing.T) {
 	t.Parallel()
 	var lc net.ListenConfig
@@ -171,7 +171,7 @@ func TestHeaderTimeout(t *testing.T) {
 	}
 }
 
-// TestHasHost: what a registry may write in a URL is as clients take it.
+// TestHasHost: hasHost accepts the hosts in URLs that clients accept.
 func TestHasHost(t *testing.T) {
 	t.Parallel()
 	for raw, want := range map[string]bool{

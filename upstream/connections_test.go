@@ -16,13 +16,13 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// moving is where a name leads, and the connections that were made to it.
+// moving is the server that a name resolves to, and the number of connections.
 type moving struct {
 	to   atomic.Pointer[http.HandlerFunc]
 	made atomic.Int64
 }
 
-// dial makes a connection to what the name leads to now.
+// dial connects to the server that the name resolves to now.
 func (m *moving) dial(t *testing.T) func(context.Context, string, string) (net.Conn, error) {
 	t.Helper()
 	return func(context.Context, string, string) (net.Conn, error) {
@@ -38,8 +38,8 @@ func (m *moving) dial(t *testing.T) func(context.Context, string, string) (net.C
 	}
 }
 
-// TestConnections_NameMoves: kept connections to a server that has been replaced, or
-// that have died without a word, are found out within seconds (L5).
+// TestConnections_NameMoves: idle connections to a replaced server, and dead ones, are detected
+// within seconds (L5).
 func TestConnections_NameMoves(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"the old server says 503", "kept connections are dead"} {
@@ -74,7 +74,7 @@ func TestConnections_NameMoves(t *testing.T) {
 					_, err = io.Copy(io.Discard, c.Body)
 					return err
 				}
-				held := make([]*Content, 35) // as many as one repository has
+				held := make([]*Content, 35) // as many as one repository may use
 				for i := range held {
 					var err error
 					if held[i], err = r.Open(t.Context(), KindBlob, repo, digest.FromString(fmt.Sprint(i)), Span{}); err != nil {
@@ -108,8 +108,8 @@ func TestConnections_NameMoves(t *testing.T) {
 	}
 }
 
-// TestConnections_RepositoryHangs: however much is asked of a repository that does not
-// answer, or not to the end, another one's blobs, manifests and tags come at once.
+// TestConnections_RepositoryHangs: requests to a repository that does not answer, or not to the
+// end, do not delay blobs, manifests and tags of another one.
 func TestConnections_RepositoryHangs(t *testing.T) {
 	t.Parallel()
 	for name, begin := range map[string]bool{"no answer": false, "no end": true} {

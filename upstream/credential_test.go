@@ -22,7 +22,7 @@ import (
 // canary is a secret that no error may show.
 const canary = "canary-5ecret"
 
-// sourceOf makes the credentials of a for base, which is also the registry's name.
+// sourceOf makes the credentials of a for a registry at base.
 func sourceOf(tb testing.TB, a Account, base string) credentials {
 	tb.Helper()
 	c, err := trySource(tb, a, "registry.test", base, nil)
@@ -147,8 +147,8 @@ func TestCredentialPassword(t *testing.T) {
 	wantFailed(t, c, "the password: cannot be read: ")
 }
 
-// TestCredentialBlockedFile: a file that cannot be read to its end, as on a dead
-// NFS server, holds nobody, and is not opened twice.
+// TestCredentialBlockedFile: a file that blocks, as on a dead NFS server, does not block a
+// caller whose context has ended, and is not opened twice.
 func TestCredentialBlockedFile(t *testing.T) {
 	t.Parallel()
 	fifo := filepath.Join(t.TempDir(), "password")
@@ -166,16 +166,16 @@ func TestCredentialBlockedFile(t *testing.T) {
 	q, _ := c.join(granted{})
 	write(t, fifo, "late")
 	<-q.done
-	if q.err != nil || q.answer.Password != "late" { // a second reader would have taken some of it, or none be left
+	if q.err != nil || q.answer.Password != "late" { // a second reader would have taken some of it, or all
 		t.Errorf("got %+v, %v", q.answer, q.err)
 	}
 }
 
-// scripted is an asker that answers as it is told to.
+// scripted is an asker with scripted answers.
 type scripted struct {
 	mu      sync.Mutex // guards asked and serves
 	asked   int
-	serves  []bool // what failed was told
+	serves  []bool // the arguments of failed
 	answers chan func(context.Context) (granted, error)
 }
 
@@ -206,7 +206,7 @@ func until(expires time.Time, password string) granted {
 	return lasting(authn.AuthConfig{Password: password}, expires, time.Hour)
 }
 
-// TestCredentialShared: all who ask at the same time get the answer to one question.
+// TestCredentialShared: concurrent callers share one request.
 func TestCredentialShared(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -223,12 +223,12 @@ func TestCredentialShared(t *testing.T) {
 			t.Errorf("asked %d times", s.count())
 		}
 		go s.will(granted{AuthConfig: authn.AuthConfig{Password: "b"}}, nil)
-		wantGot(t, c, authn.AuthConfig{Password: "b"}) // what says nothing of its life is not kept
+		wantGot(t, c, authn.AuthConfig{Password: "b"}) // a credential without a lifetime is not stored
 	})
 }
 
-// TestCredentialEnded: a question ends with the last who waits for it, not with
-// the first, and who comes after has one of their own.
+// TestCredentialEnded: a request is canceled when its last caller leaves, not its first. A
+// later caller gets its own request.
 func TestCredentialEnded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -279,8 +279,7 @@ func TestCredentialEnded(t *testing.T) {
 	})
 }
 
-// TestCredentialHangs: callers who keep coming do not keep a question alive that
-// nobody answers.
+// TestCredentialHangs: a request without an answer ends after maxAsking.
 func TestCredentialHangs(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -298,8 +297,8 @@ func TestCredentialHangs(t *testing.T) {
 	})
 }
 
-// TestCredentialKept: a credential is kept while it is good, renewed early, and
-// still used when that fails.
+// TestCredentialKept: a credential is stored while it is valid, and renewed early. If the
+// renewal fails, the old one is still used.
 func TestCredentialKept(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -318,12 +317,12 @@ func TestCredentialKept(t *testing.T) {
 		wantGot(t, c, authn.AuthConfig{Password: "a"})
 		wantAsked(1)
 
-		time.Sleep(time.Second) // an hour before its end
+		time.Sleep(time.Second) // an hour before it expires
 		s.will(granted{}, errors.New("not now"))
 		wantGot(t, c, authn.AuthConfig{Password: "a"})
 		wantAsked(2)
 		wantGot(t, c, authn.AuthConfig{Password: "a"})
-		wantAsked(2) // not at once again
+		wantAsked(2) // no second try at once
 		time.Sleep(renewalPause)
 		hung := time.Now()
 		s.answers <- func(ctx context.Context) (granted, error) {
@@ -354,8 +353,8 @@ func TestCredentialKept(t *testing.T) {
 	})
 }
 
-// TestCredentialOnce: who has seen that nothing is kept, and comes when the
-// answer to another's question is there, asks no more.
+// TestCredentialOnce: a caller finds no stored credential, then the answer to another caller's
+// request arrives. The first caller does not ask again.
 func TestCredentialOnce(t *testing.T) {
 	t.Parallel()
 	for range 2000 {
@@ -371,8 +370,8 @@ func TestCredentialOnce(t *testing.T) {
 	}
 }
 
-// TestCredentialShortLived: one that lives less than the margin is kept for half
-// of its life, one that has expired not at all.
+// TestCredentialShortLived: a credential that lives less than the margin is renewed after half
+// of its life. An expired one is not stored.
 func TestCredentialShortLived(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -392,7 +391,7 @@ func TestCredentialShortLived(t *testing.T) {
 	})
 }
 
-// TestMisplacedSecret: a secret that stands where a file or a way is named is in no error.
+// TestMisplacedSecret: a secret in the place of a file or a keychain is in no error.
 func TestMisplacedSecret(t *testing.T) {
 	t.Parallel()
 	for _, secret := range []string{"hunter2canary", "/canary/with/slashes", "canary\nin two lines", "canary\x00"} {

@@ -12,7 +12,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 )
 
-// auths is a config.json with a user under each of keys, called as the key.
+// auths returns a config.json with a user for each key. The user's name is the key.
 func auths(keys ...string) string {
 	var entries []string
 	for _, k := range keys {
@@ -120,7 +120,7 @@ func TestDockerConfigAgain(t *testing.T) {
 	wantGot(t, c, authn.AuthConfig{Username: "https!//r.test", Password: canary})
 }
 
-// TestDockerConfigEnvironment: only the file counts.
+// TestDockerConfigEnvironment: only the file is used, not the environment.
 func TestDockerConfigEnvironment(t *testing.T) {
 	home := t.TempDir()
 	if err := os.Mkdir(filepath.Join(home, ".docker"), 0o700); err != nil {
@@ -170,7 +170,7 @@ func FuzzDockerConfig(f *testing.F) {
 	f.Add(`{"auths": null}`, "https://[::1]")
 	f.Add(`{"auths": {"r.test": {"auth": "AA=="}}}`, "https://r.test")
 	f.Add(`{"auths": {"": {"auth": "YTpi"}, "https://": {}}}`, "https://a")
-	for _, wrong := range []string{"", "x", "0", `{"auths": {`, `{"auths": {"r.test": {"auth": "x"}}}`, `{"credsStore": "a/b"}`} { // each error
+	for _, wrong := range []string{"", "x", "0", `{"auths": {`, `{"auths": {"r.test": {"auth": "x"}}}`, `{"credsStore": "a/b"}`} { // one for each error
 		f.Add(wrong, "https://r.test")
 	}
 	told := regexp.MustCompile(`^(it is empty|not JSON at byte [0-9]+|a value of the wrong type at byte [0-9]+|the end of the file is missing|` +
@@ -194,7 +194,7 @@ func FuzzDockerConfig(f *testing.F) {
 		found := entryFor(c, names, u.Scheme)
 		for key := range c.AuthConfigs {
 			if h := dockerHost(key); h != bareHost(u.Hostname()) && h != strings.ToLower(u.Host) && h != hostPort(u) && names[0] != dockerHub {
-				delete(c.AuthConfigs, key) // another host's: it cannot have been the one
+				delete(c.AuthConfigs, key) // another host's entry cannot be the one
 			}
 		}
 		if again := entryFor(c, names, u.Scheme); again != found {

@@ -23,7 +23,7 @@ func ecrAnswer(public bool, userPassword string, expires time.Time) string {
 	return `{"authorizationData": ` + data + `}`
 }
 
-// newECRServer also gives cachalot keys of AWS.
+// newECRServer also sets AWS keys for cachalot.
 func newECRServer(t *testing.T, answer func(http.ResponseWriter, *http.Request, url.Values)) *cloudServer {
 	t.Helper()
 	cloudless(t)
@@ -65,7 +65,7 @@ func TestKeychainECR(t *testing.T) {
 				}
 				respond(200, amzJSON, ecrAnswer(public, "AWS:a:b", expires))(w, r, form)
 			})
-			t.Setenv("AWS_REGION", "ap-south-1") // the registry's counts
+			t.Setenv("AWS_REGION", "ap-south-1") // the registry's region is used
 			c := ecrSource(t, tc.registry)
 			aws.wantCount(t, 0)
 			together(t, c, authn.AuthConfig{Username: "AWS", Password: "a:b"})
@@ -76,8 +76,8 @@ func TestKeychainECR(t *testing.T) {
 	}
 }
 
-// TestKeychainECRAgain: keys that have changed count.
-func TestKeychainECRAgain(t *testing.T) {
+// TestKeychainECR_ChangedKeys: changed keys are used for the next request.
+func TestKeychainECR_ChangedKeys(t *testing.T) {
 	var signed string
 	aws := newECRServer(t, func(w http.ResponseWriter, r *http.Request, form url.Values) {
 		signed = r.Header.Get("Authorization")
@@ -93,8 +93,8 @@ func TestKeychainECRAgain(t *testing.T) {
 	}
 }
 
-// TestKeychainECRFIPS: a FIPS registry is not asked for at an endpoint that is
-// none: the SDK refuses to go to the test's.
+// TestKeychainECRFIPS: for a FIPS registry, the SDK refuses the test's endpoint, because it is
+// not a FIPS endpoint.
 func TestKeychainECRFIPS(t *testing.T) {
 	aws := newECRServer(t, respond(200, amzJSON, ecrAnswer(false, "AWS:a", time.Now().Add(time.Hour))))
 	wantFailed(t, ecrSource(t, "123456789012.dkr.ecr-fips.us-gov-west-1.amazonaws.com"), "ask ECR for a password: ")
@@ -141,7 +141,7 @@ func TestKeychainECRFails(t *testing.T) {
 	}
 }
 
-// TestKeychainECRAccount: what goes wrong before ECR is asked.
+// TestKeychainECRAccount: errors before the request to ECR.
 func TestKeychainECRAccount(t *testing.T) {
 	role := map[string]string{"AWS_ROLE_ARN": "arn:aws:iam::1:role/a"}
 	for _, tc := range []struct {

@@ -18,11 +18,11 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// public stands for a public address: the tests' configurations allow it, and
-// no other. Connections to it are made for real.
+// public stands for a public address. The tests' configurations allow it, and no other.
+// Connections to it are real.
 const public = "127.0.0.2"
 
-// guarded is a registry under the policy whose names resolve as answers say.
+// guarded makes a registry under the egress policy. answers are what its names resolve to.
 func guarded(t *testing.T, cfg Config, answers map[string][][]string) (*Registry, *journal) {
 	t.Helper()
 	j := &journal{}
@@ -37,8 +37,8 @@ func guarded(t *testing.T, cfg Config, answers map[string][][]string) (*Registry
 	return r, j
 }
 
-// pair is two listeners on one port: a web server on the public address, and on
-// 127.0.0.1 what must not be reached.
+// pair is two listeners on one port: a web server on the public address, and one on 127.0.0.1
+// that must not be reached.
 type pair struct {
 	port    string
 	server  *httptest.Server
@@ -50,7 +50,7 @@ func newPair(t *testing.T, serve http.HandlerFunc) *pair {
 	t.Helper()
 	p := &pair{}
 	var open, secret net.Listener
-	for secret == nil { // the port may be somebody else's on one of them
+	for secret == nil { // the port may be in use on one of them
 		var lc net.ListenConfig
 		l, err := lc.Listen(t.Context(), "tcp", public+":0")
 		if err != nil {
@@ -77,7 +77,7 @@ func newPair(t *testing.T, serve http.HandlerFunc) *pair {
 	}()
 	p.server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		p.asked.Add(1)
-		w.Header().Set("Connection", "close") // so that each request is dialled for
+		w.Header().Set("Connection", "close") // so that each request makes a connection
 		serve(w, req)
 	}))
 	p.server.Listener.Close()
@@ -98,7 +98,7 @@ func (p *pair) config(host string) Config {
 	}
 }
 
-// manifest is a web server's answer to all that is asked.
+// manifest answers each request with a manifest.
 func manifest(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "application/vnd.oci.image.manifest.v1+json")
 	_, _ = io.WriteString(w, "{}")
@@ -111,7 +111,7 @@ func wantRefused(t *testing.T, err error, j *journal, want string) {
 		t.Errorf("got %v, want %s", err, want)
 		return
 	}
-	// Which address it is, and of what kind, is for the log.
+	// Only the log has the address and its kind.
 	told := strings.TrimPrefix(e.Public(), "registry.test: "+e.Op+": invalid answer from upstream: ")
 	if told != "the address is not allowed unless upstreams.registry.test.allow_addresses has it; the mirror's log says why" &&
 		told != "the host is a number, not a name; the mirror's log says why" {
@@ -124,8 +124,8 @@ func wantRefused(t *testing.T, err error, j *journal, want string) {
 
 const allowLoopback = `, a loopback address (RFC 1122); to allow it set upstreams.registry.test.allow_addresses: ["127.0.0.1/32"]`
 
-// TestEgressRefuses: the registry's own name, a redirect and a token realm lead
-// to an address that is not public. Nothing is dialled.
+// TestEgressRefuses: the registry's own name, a redirect and a token realm lead to an address
+// that is not public. No connection is made.
 func TestEgressRefuses(t *testing.T) {
 	t.Parallel()
 	for target, want := range map[string]string{
@@ -141,7 +141,7 @@ func TestEgressRefuses(t *testing.T) {
 		"mapped.test":        `mapped.test resolves to 127.0.0.1` + allowLoopback,
 	} {
 		ways := []string{"redirect", "realm"}
-		if strings.HasSuffix(target, ".test") { // a literal address of its own is allowed
+		if strings.HasSuffix(target, ".test") { // a literal address in its own URL is allowed
 			ways = append(ways, "own URL")
 		}
 		for _, way := range ways {
@@ -172,14 +172,14 @@ func TestEgressRefuses(t *testing.T) {
 					t.Errorf("%d connections to what must not be reached", n)
 				}
 				if n := p.asked.Load(); way == "own URL" && n != 0 || way != "own URL" && n != 2 {
-					t.Errorf("%d requests to the registry", n) // the ping and one that was not repeated
+					t.Errorf("%d requests to the registry", n) // want the ping and one request
 				}
 			})
 		}
 	}
 }
 
-// TestEgressRebinding: a name is judged each time that it is dialled.
+// TestEgressRebinding: the address of a name is checked for each connection.
 func TestEgressRebinding(t *testing.T) {
 	t.Parallel()
 	p := newPair(t, manifest)
@@ -201,7 +201,7 @@ func TestEgressBreaker(t *testing.T) {
 		turns = append(turns, []string{"10.1.2.3"})
 	}
 	r, _ := guarded(t, p.config("registry.test"), map[string][][]string{"registry.test": append(turns, []string{public})})
-	for range cap(turns) - 2 { // and one ping
+	for range cap(turns) - 2 { // one is for the ping
 		if _, err := r.Head(t.Context(), KindManifest, repo, "latest"); !errors.Is(err, ErrInvalid) {
 			t.Fatal(err)
 		}
@@ -209,8 +209,8 @@ func TestEgressBreaker(t *testing.T) {
 	head(t, r, repo)
 }
 
-// TestEgressChooses: of several addresses one that may be reached is used; if
-// that one fails, the failure is its own, and passes.
+// TestEgressChooses: of several addresses an allowed one is used. If its connection fails, the
+// error is temporary.
 func TestEgressChooses(t *testing.T) {
 	t.Parallel()
 	p := newPair(t, manifest)
@@ -233,7 +233,7 @@ func TestEgressChooses(t *testing.T) {
 	}
 }
 
-// TestEgressAllows: what the configuration opens is open, and nothing beside it.
+// TestEgressAllows: the addresses that the configuration allows are allowed, and no others.
 func TestEgressAllows(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -267,8 +267,8 @@ func TestEgressAllows(t *testing.T) {
 	}
 }
 
-// TestEgressByProxy: the proxy may be anywhere. What it is asked for may not be
-// a literal address that is refused, nor a number that it could take for one.
+// TestEgressByProxy: the proxy may have any address. The requests to it may not name a refused
+// literal address, nor a number that it could take for one.
 func TestEgressByProxy(t *testing.T) {
 	up, _ := image(t, upstreamtest.Options{})
 	for _, name := range []string{"http_proxy", "no_proxy", "NO_PROXY", "REQUEST_METHOD"} {
@@ -281,7 +281,7 @@ func TestEgressByProxy(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	r.egress.dialer.Resolver = upstreamtest.NewNames(nil).Resolver() // the name is the proxy's to resolve
+	r.egress.dialer.Resolver = upstreamtest.NewNames(nil).Resolver() // only the proxy resolves the name
 	head(t, r, repo)
 	up.Forget()
 	for _, host := range []string{
@@ -300,7 +300,7 @@ func TestEgressByProxy(t *testing.T) {
 			t.Errorf("%s: the proxy was asked %d times", host, up.Count())
 		}
 	}
-	// Where no proxy is used for it, its address is as closed as any other.
+	// Without the proxy, the address of a host is checked as usual.
 	t.Setenv("NO_PROXY", "direct.test")
 	_, port, _ := net.SplitHostPort(up.Host())
 	direct, err := New(defaults(Config{Name: "registry.test", URLs: []string{"http://direct.test:" + port}}), NewMetrics(), slog.New(slog.DiscardHandler))
@@ -315,8 +315,8 @@ func TestEgressByProxy(t *testing.T) {
 	}
 }
 
-// TestPrivate: an operator's own names may be private addresses, and nothing
-// else may; a client's may not, and learns no address.
+// TestPrivate: only the names in the operator's configuration may have private addresses. A
+// registry that a client names may not, and its errors have no address.
 func TestPrivate(t *testing.T) {
 	t.Parallel()
 	cfg := Config{Name: "registry.corp", URLs: []string{"https://Registry.corp.:5000"}, TokenRealms: []string{"auth.corp:8443"}, Private: true}

@@ -14,7 +14,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestErrorWords: upstream's code and message are kept, whoever words them.
+// TestErrorWords: the error has upstream's code and message, in each known format.
 func TestErrorWords(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -80,7 +80,7 @@ func TestCallersDeadline(t *testing.T) {
 	})
 }
 
-// TestClosed: a registry that was closed starts no token request.
+// TestClosed: Close ends a token request in progress.
 func TestClosed(t *testing.T) {
 	t.Parallel()
 	up, _ := image(t, upstreamtest.Options{Auth: upstreamtest.Bearer})

@@ -16,7 +16,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// fixedAnswer is a client whose every request has this answer.
+// fixedAnswer is a transport with one response for all requests.
 type fixedAnswer struct {
 	status int
 	header http.Header
@@ -29,7 +29,7 @@ func (a fixedAnswer) RoundTrip(req *http.Request) (*http.Response, error) {
 	}, nil
 }
 
-// FuzzIndex: indexes become one that has the descriptors of all, as they were.
+// FuzzIndex: the merged index has the descriptors of all pages, unchanged.
 func FuzzIndex(f *testing.F) {
 	list := `{"schemaVersion":2,"mediaType":"` + ocispec.MediaTypeImageIndex + `","manifests":[{"digest":"sha256:a","x":1e999}],"annotations":{"a":"b"}}`
 	f.Add([]byte(list), []byte(list), "")
@@ -71,7 +71,7 @@ func FuzzIndex(f *testing.F) {
 	})
 }
 
-// compact is JSON without spaces, and with what encoding/json escapes.
+// compact returns JSON without spaces, with the escapes of encoding/json.
 func compact(t *testing.T, raw json.RawMessage) string {
 	t.Helper()
 	b, err := json.Marshal(raw)
@@ -81,8 +81,8 @@ func compact(t *testing.T, raw json.RawMessage) string {
 	return string(b)
 }
 
-// FuzzTagAnswer: what is sent for a tag has the digest that it is known by, or names one
-// and is refused.
+// FuzzTagAnswer: a manifest that is accepted for a tag has the digest that it is known by, or
+// is signed.
 func FuzzTagAnswer(f *testing.F) {
 	manifest := []byte(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"digest":"sha256:x"},"layers":[]}`)
 	f.Add(manifest, digest.FromBytes(manifest).String(), "application/vnd.oci.image.manifest.v1+json")
@@ -110,8 +110,8 @@ func FuzzTagAnswer(f *testing.F) {
 	})
 }
 
-// FuzzTokenAnswer: a token can be a header, lives no longer than is allowed, and no error
-// repeats one.
+// FuzzTokenAnswer: a token is a valid header value and lives no longer than maxTokenLife. No
+// error quotes one.
 func FuzzTokenAnswer(f *testing.F) {
 	for _, s := range []string{`{"token":"canary","expires_in":300}`, `{"access_token":"a","expires_in":"60","issued_at":"2000-01-01T00:00:00Z"}`, `{"token":"a b"}`, `{"token":"canary"`, `{"token":"a","expires_in":1e308}`, `{"token":"a","expires_in":-5}`, `null`} {
 		f.Add([]byte(s), "Sat, 01 Jan 2000 00:00:30 GMT")
@@ -135,8 +135,8 @@ func FuzzTokenAnswer(f *testing.F) {
 	})
 }
 
-// FuzzErrorAnswer: whatever an error says, what is told of it is short and can be printed,
-// and the account's secret is not in it.
+// FuzzErrorAnswer: the text of an error response is short and printable, and does not have the
+// account's secret.
 func FuzzErrorAnswer(f *testing.F) {
 	for _, s := range []string{`{"errors":[{"code":"DENIED","message":"no, canary-1234"}]}`, `{"errors":[]}`, `{"errors":[null]}`, `{"details":"x"}`, `{"message":"\u001b[31m"}`, `{"error":"invalid_grant","error_description":"AADSTS50001: canary-1234"}`, `<html>`, `null`} {
 		f.Add([]byte(s), 401, "1")
@@ -160,7 +160,7 @@ func FuzzErrorAnswer(f *testing.F) {
 	})
 }
 
-// FuzzUnzip: what is packed comes out as it was, and no more than a manifest may have.
+// FuzzUnzip: packed content is unpacked unchanged, up to MaxManifestSize.
 func FuzzUnzip(f *testing.F) {
 	f.Add([]byte("{}"), false)
 	f.Add([]byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0}, true)
@@ -181,7 +181,7 @@ func FuzzUnzip(f *testing.F) {
 	})
 }
 
-// FuzzNextPage: a list's next page is the list's own, at the registry's own host.
+// FuzzNextPage: the next page of a list is of the same list, at the registry's own host.
 func FuzzNextPage(f *testing.F) {
 	for _, s := range []string{`</v2/a/tags/list?last=b>; rel="next"`, `<?n=1>; rel=next`, `<http://169.254.169.254/v2/a/tags/list>; rel="next"`, `<//x/v2/a/tags/list?a>; rel="next"`, `<http://a:b@r.test/v2/a/tags/list>; rel="next"`} {
 		f.Add(s)
@@ -207,8 +207,8 @@ func FuzzNextPage(f *testing.F) {
 	})
 }
 
-// FuzzCloudAnswer: what a cloud's token servers say is a token or an error; no error
-// repeats a secret, and no token lives longer than is allowed.
+// FuzzCloudAnswer: a response of a cloud's token server is a token or an error. No error quotes
+// a secret, and no token lives longer than maxTokenLife.
 func FuzzCloudAnswer(f *testing.F) {
 	for _, s := range []string{
 		`{"refresh_token":"a.b.c"}`, `{"access_token":"a","expires_in":3600}`, `{"access_token":"a","expires_in":9223372036854775807}`, `{"access_token":"a","expires_in":-1}`,
@@ -236,7 +236,7 @@ func FuzzCloudAnswer(f *testing.F) {
 	})
 }
 
-// FuzzHelperAnswer: a credential helper that fails is told of in one short line.
+// FuzzHelperAnswer: the error of a credential helper is one short line.
 func FuzzHelperAnswer(f *testing.F) {
 	f.Add([]byte(`{"Secret":"canary"}`), []byte("line\nset -x canary"))
 	f.Add([]byte(`null`), []byte("\x1b[31m"))

@@ -28,7 +28,7 @@ func googleSource(t *testing.T) credentials {
 	return c
 }
 
-// serviceAccount is the key file of an account whose tokens server gives out.
+// serviceAccount returns the key file of an account that gets its tokens from server.
 func serviceAccount(t *testing.T, email, server string) string {
 	t.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
@@ -49,8 +49,8 @@ func googleAnswer(token string, life int) string {
 	return fmt.Sprintf(`{"access_token": %q, "expires_in": %d, "token_type": "Bearer"}`, token, life)
 }
 
-// TestKeychainGoogle: what was not there at first is found later, and read again
-// when its token has expired.
+// TestKeychainGoogle: a key file that is missing at first is found later, and read again when
+// its token has expired.
 func TestKeychainGoogle(t *testing.T) {
 	cloudless(t)
 	var issuers []string
@@ -93,7 +93,7 @@ func TestKeychainGoogle(t *testing.T) {
 	}
 }
 
-// TestKeychainGoogleHome: the file of "gcloud auth application-default login".
+// TestKeychainGoogleHome: the file of "gcloud auth application-default login" is used.
 func TestKeychainGoogleHome(t *testing.T) {
 	cloudless(t)
 	server := newCloudServer(t, respond(200, "application/json", googleAnswer("a", 3600)))
@@ -106,8 +106,8 @@ func TestKeychainGoogleHome(t *testing.T) {
 	server.wantCount(t, 1)
 }
 
-// TestKeychainGoogleMetadata: a metadata server that is not ready at first, as
-// GKE's is not when a pod starts, is asked again.
+// TestKeychainGoogleMetadata: a metadata server that is not ready at first, as when a GKE pod
+// starts, is asked again.
 func TestKeychainGoogleMetadata(t *testing.T) {
 	cloudless(t)
 	c := googleSource(t)

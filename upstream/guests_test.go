@@ -11,9 +11,9 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestRedirectedToRegistry: a registry that leads to another one, which wants a token of its own, as
-// lscr.io does: nobody's token is asked for there, and nothing that the first one was
-// shown goes along (L1, I5).
+// TestRedirectedToRegistry: a registry redirects to another one, which wants its own token, as
+// lscr.io does. The mirror requests an anonymous token there, and sends none of the first one's
+// credentials (L1, I5).
 func TestRedirectedToRegistry(t *testing.T) {
 	t.Parallel()
 	for _, elsewhere := range []bool{false, true} {
@@ -48,8 +48,8 @@ func TestRedirectedToRegistry(t *testing.T) {
 	}
 }
 
-// TestTokenRedirects: a token server that leads on, where no account's password goes
-// along.
+// TestTokenRedirects: a redirect of the token server is followed, but not with an account's
+// password.
 func TestTokenRedirects(t *testing.T) {
 	t.Parallel()
 	for _, account := range []bool{false, true} {
@@ -80,7 +80,7 @@ func TestTokenRedirects(t *testing.T) {
 	}
 }
 
-// TestPrefix: a registry's repositories below one name, which nobody sees.
+// TestPrefix: the upstream's repositories are below a prefix, which clients do not see.
 func TestPrefix(t *testing.T) {
 	t.Parallel()
 	up := upstreamtest.New(t, upstreamtest.Options{Auth: upstreamtest.Bearer, PageSize: 1})
@@ -107,8 +107,8 @@ func TestPrefix(t *testing.T) {
 	}
 }
 
-// TestScopeElsewhere: a registry whose scopes are not its paths, as behind a proxy that
-// rewrites them, is asked once for each thing.
+// TestScopeElsewhere: the scopes of a registry differ from its paths, as behind a proxy that
+// rewrites them. After the first request, each costs one.
 func TestScopeElsewhere(t *testing.T) {
 	t.Parallel()
 	up, img := image(t, upstreamtest.Options{Auth: upstreamtest.Bearer, Scope: "repository:mirror/" + repo + ":pull"})
@@ -120,7 +120,7 @@ func TestScopeElsewhere(t *testing.T) {
 	wantCounts(t, up, map[upstreamtest.Op]int{upstreamtest.GetBlob: 1, upstreamtest.GetManifest: 1})
 }
 
-// TestRedirectedToRegistry_NoToken: where no token is to be had, each question asks for one once.
+// TestRedirectedToRegistry_NoToken: if there is no token, each request asks for one once.
 func TestRedirectedToRegistry_NoToken(t *testing.T) {
 	t.Parallel()
 	up, _ := image(t, upstreamtest.Options{Auth: upstreamtest.Bearer})
@@ -144,7 +144,7 @@ func TestRedirectedToRegistry_NoToken(t *testing.T) {
 	}
 }
 
-// TestRedirectedToRegistry_Pages: a list has more than a page where the registry leads to another one.
+// TestRedirectedToRegistry_Pages: a redirected list has all its pages.
 func TestRedirectedToRegistry_Pages(t *testing.T) {
 	t.Parallel()
 	up, img := image(t, upstreamtest.Options{PageSize: 1})

@@ -102,7 +102,7 @@ func TestParseRetryAfter(t *testing.T) {
 	for s, want := range map[string]time.Duration{
 		"": 0, "0": 0, "30": 30 * time.Second, " 30 ": 30 * time.Second, "-5": 0, "1.5": 0, "soon": 0,
 		"9999999999999999999": 0, "999999999": maxRetryAfter,
-		strconv.FormatInt(now.Unix()+90, 10): 90 * time.Second, "1000000000": 0, // as Docker Hub says when
+		strconv.FormatInt(now.Unix()+90, 10): 90 * time.Second, "1000000000": 0, // a Unix time, as from Docker Hub
 		now.Add(90 * time.Second).Format(http.TimeFormat): 90 * time.Second,
 		now.Add(-time.Hour).Format(http.TimeFormat):       0,
 		now.AddDate(1, 0, 0).Format(http.TimeFormat):      maxRetryAfter,

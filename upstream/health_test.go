@@ -17,14 +17,14 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestUpMetric: upstream_up follows the breaker of a configured host, and no other.
+// TestUpMetric: upstream_up follows the breaker of a configured host, and has no other series.
 func TestUpMetric(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		status := http.StatusInternalServerError
 		r := served(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) })
 		ask := func() {
-			// What comes of it is in the metrics.
+			// The metrics have the result.
 			_, _ = r.Head(t.Context(), KindManifest, repo, "latest")
 		}
 		want := func(up float64) {
@@ -41,7 +41,7 @@ func TestUpMetric(t *testing.T) {
 		ask()
 		want(0)
 		time.Sleep(breakerPause + time.Millisecond)
-		want(0) // nobody has found out yet
+		want(0) // no request has found out yet
 		status = http.StatusNotFound
 		ask()
 		want(1)
@@ -51,7 +51,7 @@ func TestUpMetric(t *testing.T) {
 	})
 }
 
-// TestUnlistedMetrics: what a client names has no metric of its own.
+// TestUnlistedMetrics: a registry that a client names has no series.
 func TestUnlistedMetrics(t *testing.T) {
 	t.Parallel()
 	r := dialing(t, Config{Name: "evil.test", URLs: []string{"https://evil.test"}, Unlisted: true})
@@ -61,8 +61,8 @@ func TestUnlistedMetrics(t *testing.T) {
 	}
 }
 
-// TestCanceledMetric: a request that reached the upstream counts, also when
-// nobody waits for its answer any more.
+// TestCanceledMetric: a request that reached the upstream is counted, even if its caller has
+// left.
 func TestCanceledMetric(t *testing.T) {
 	t.Parallel()
 	up, img := image(t, upstreamtest.Options{})
@@ -85,8 +85,8 @@ func TestCanceledMetric(t *testing.T) {
 	}
 }
 
-// TestCredentialMetric: a credential that cannot be had counts, and one that has
-// come back does not.
+// TestCredentialMetric: a credential that cannot be read is counted. One that works again is
+// not.
 func TestCredentialMetric(t *testing.T) {
 	t.Parallel()
 	up, _ := image(t, upstreamtest.Options{Auth: upstreamtest.Basic, Username: "me", Password: "right"})

@@ -15,8 +15,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 )
 
-// helperProgram puts docker-credential-NAME into PATH. It notes each run, with
-// what it was given, in the file whose path is returned, and goes on as script says.
+// helperProgram puts docker-credential-NAME into PATH. It logs each run and its input to the
+// file whose path is returned, then runs script.
 func helperProgram(t *testing.T, name, script string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -72,7 +72,7 @@ func TestDockerConfigHelper(t *testing.T) {
 			log := helperProgram(t, "x", tc.script)
 			a, _ := dockerAccount(t, tc.config)
 			c := sourceOf(t, a, tc.base)
-			wantRuns(t, log) // not before it is needed
+			wantRuns(t, log) // no run before the first get
 			wantGot(t, c, tc.want)
 			wantRuns(t, log, tc.runs...)
 			wantGot(t, c, tc.want)
@@ -105,7 +105,7 @@ func TestDockerConfigHelperFails(t *testing.T) {
 	}
 }
 
-// TestDockerConfigHelperMissing: one that went away is missed when it is asked.
+// TestDockerConfigHelperMissing: a helper that was removed is an error at the next get.
 func TestDockerConfigHelperMissing(t *testing.T) {
 	log := helperProgram(t, "x", saysCanary)
 	a, _ := dockerAccount(t, `{"credsStore": "x"}`)
@@ -117,8 +117,8 @@ func TestDockerConfigHelperMissing(t *testing.T) {
 	wantRuns(t, log)
 }
 
-// TestDockerConfigHelperHangs: one that hangs ends with the caller's context, and
-// so does what it has started.
+// TestDockerConfigHelperHangs: when the caller's context ends, a helper that hangs ends, and so
+// do its child processes.
 func TestDockerConfigHelperHangs(t *testing.T) {
 	fifo := filepath.Join(t.TempDir(), "alive")
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
@@ -150,13 +150,13 @@ func TestDockerConfigHelperHangs(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	<-q.done
-	if rest, err := io.ReadAll(lines); err != nil || len(rest) > 0 { // ends when both have let go of it
+	if rest, err := io.ReadAll(lines); err != nil || len(rest) > 0 { // ends when both processes have closed it
 		t.Errorf("got %q, %v", rest, err)
 	}
 }
 
-// TestDockerConfigHelperDaemon: a helper that leaves a program behind, which holds
-// on to its output, has answered all the same.
+// TestDockerConfigHelperDaemon: a helper's answer is used, even if it leaves a process that
+// keeps its output open.
 func TestDockerConfigHelperDaemon(t *testing.T) {
 	pid := filepath.Join(t.TempDir(), "pid")
 	helperProgram(t, "x", "sleep 600 &\necho $! >'"+pid+"'\n"+saysCanary)
@@ -175,7 +175,7 @@ func TestDockerConfigHelperDaemon(t *testing.T) {
 	}
 }
 
-// TestDockerConfigHelperQuiet: what a helper writes to stderr is not written to ours.
+// TestDockerConfigHelperQuiet: the stderr of a helper is not copied to the mirror's.
 func TestDockerConfigHelperQuiet(t *testing.T) {
 	helperProgram(t, "x", "echo "+canary+" >&2\n"+saysCanary)
 	a, _ := dockerAccount(t, `{"credsStore": "x"}`)

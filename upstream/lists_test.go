@@ -82,7 +82,7 @@ func allTags(t *testing.T, r *Registry, repo string) ([]string, error) {
 	}
 }
 
-// TestEndlessReferrers: ever-new pages end, large ones too.
+// TestEndlessReferrers: an endless list ends, also one of large pages.
 func TestEndlessReferrers(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct{ padding, most int }{
@@ -98,7 +98,7 @@ func TestEndlessReferrers(t *testing.T) {
 					pages++
 					w.Header().Set("Content-Type", ocispec.MediaTypeImageIndex)
 					w.Header().Set("Link", fmt.Sprintf(`<?last=%d>; rel=next`, pages))
-					_, _ = w.Write(page) // who has left has enough
+					_, _ = w.Write(page) // the client may have left
 				})
 				if _, _, err := r.Referrers(t.Context(), repo, blobDigest); !errors.Is(err, ErrInvalid) {
 					t.Errorf("got %v", err)

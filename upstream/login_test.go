@@ -15,13 +15,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
-// loginOnly is a registry in memory that wants a login for all, with its own token
-// server or by Basic, and counts those that it gets.
+// loginOnly is a registry in memory that requires a login for all requests, by its own token
+// server or by Basic, and counts the logins.
 type loginOnly struct {
 	*odd
 	basic    bool
 	password atomic.Value // the right one
-	denied   atomic.Value // a repository that nobody may see; "" or nil: none
+	denied   atomic.Value // a repository that is denied to all; "" or nil: none
 	logins   atomic.Int64
 }
 
@@ -52,8 +52,8 @@ func (g *loginOnly) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 }
 
-// TestLoginRefused: a refused login rests, once for all tags; another password is
-// tried at once, and a login that is taken again is found out (L3, L4).
+// TestLoginRefused: after a refused login, none is tried for a while, for all tags. A new
+// password is tried at once. If one repository is denied, the others are served (L3, L4).
 func TestLoginRefused(t *testing.T) {
 	t.Parallel()
 	for _, basic := range []bool{false, true} {
@@ -89,14 +89,14 @@ func TestLoginRefused(t *testing.T) {
 				if n := testutil.ToFloat64(r.metrics.refused.WithLabelValues("r.test")); n != 1 {
 					t.Errorf("%v accounts refused", n)
 				}
-				password = "other" // as the file says now
+				password = "other" // the file has a new one
 				if n := poll(time.Minute); n != 0 {
 					t.Errorf("%d failed with another password", n)
 				}
 				if n := testutil.ToFloat64(r.metrics.refused.WithLabelValues("r.test")); n != 0 {
 					t.Errorf("%v accounts refused", n)
 				}
-				// The account may see one repository no more: the others are served.
+				// One repository is denied to the account. The others are served.
 				g.denied.Store("secret/app")
 				time.Sleep(2 * time.Minute) // the tokens expire
 				for range 30 {
@@ -113,7 +113,7 @@ func TestLoginRefused(t *testing.T) {
 	}
 }
 
-// source is where a test has its user and password from.
+// source gives a test's user and password.
 type source func() (user, password string)
 
 func (s source) get(context.Context) (authn.AuthConfig, error) {

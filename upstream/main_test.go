@@ -27,16 +27,16 @@ const repo = "library/busybox"
 // never is a deadline that no test reaches.
 const never = time.Minute
 
-// oneProcessor has one processor run a test, which is not to run beside others. Where two
-// run timers of a bubble that are due at once, as connections in memory have them, the
-// race detector of Go 1.26 crashes.
+// oneProcessor runs a test on one processor. The test must not be parallel. If two processors
+// run timers of a bubble that are due at once, as those of connections in memory, the race
+// detector of Go 1.26 crashes.
 func oneProcessor(t *testing.T) {
 	t.Helper()
 	before := runtime.GOMAXPROCS(1)
 	t.Cleanup(func() { runtime.GOMAXPROCS(before) })
 }
 
-// dialing makes a registry of cfg that pauses nowhere and asks no proxy.
+// dialing makes a registry of cfg without pauses and without a proxy.
 func dialing(tb testing.TB, cfg Config) *Registry {
 	tb.Helper()
 	r, err := New(defaults(cfg), NewMetrics(), slog.New(slog.DiscardHandler))
@@ -48,7 +48,7 @@ func dialing(tb testing.TB, cfg Config) *Registry {
 	tb.Cleanup(func() {
 		r.Close()
 		for begun := time.Now(); taken(r) != 0 && time.Since(begun) < 10*time.Second; {
-			runtime.Gosched() // what the registry does on its own may take a moment
+			runtime.Gosched() // background work may take a moment
 		}
 		if n := taken(r); n != 0 {
 			tb.Errorf("%d places are still taken: a body was not closed", n)
@@ -57,7 +57,7 @@ func dialing(tb testing.TB, cfg Config) *Registry {
 	return r
 }
 
-// taken is how many places the registry's requests have: none, once their bodies are closed.
+// taken returns how many places requests take: 0 after all bodies are closed.
 func taken(r *Registry) int {
 	n := r.downloads.Taken()
 	for _, places := range r.connections.places.Values() {
@@ -76,7 +76,7 @@ func defaults(cfg Config) Config {
 	return cfg
 }
 
-// asking is a registry whose URLs are those of the fakes.
+// asking makes a registry whose URLs are those of the fakes.
 func asking(tb testing.TB, fakes ...*upstreamtest.Registry) *Registry {
 	tb.Helper()
 	var cfg Config

@@ -17,9 +17,9 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestLabels: a header that says something else of bytes that are right refuses none of
-// them, and nobody asks for another form of them.
-func TestLabels(t *testing.T) {
+// TestOpen_WrongHeaders: right content with a wrong header is accepted. Requests ask for no other encoding
+// of it.
+func TestOpen_WrongHeaders(t *testing.T) {
 	t.Parallel()
 	for _, faults := range []upstreamtest.Fault{
 		upstreamtest.Header("Content-Encoding", "aws-chunked"),
@@ -55,7 +55,7 @@ func TestLabels(t *testing.T) {
 	}
 }
 
-// TestOtherAlgorithm: a registry may name what it was asked for by another algorithm
+// TestOtherAlgorithm: a registry may name content by the digest of another algorithm
 // (distribution-spec, Pulling manifests).
 func TestOtherAlgorithm(t *testing.T) {
 	t.Parallel()
@@ -74,8 +74,8 @@ func TestOtherAlgorithm(t *testing.T) {
 	}
 }
 
-// TestHTTPRedirects: a registry at https leads to http only where it may, and only for
-// content by digest; nothing secret goes there.
+// TestHTTPRedirects: a redirect from https to http is followed only if it is allowed, and only
+// for content by digest. No credential is sent there.
 func TestHTTPRedirects(t *testing.T) {
 	t.Parallel()
 	store, img := image(t, upstreamtest.Options{})
@@ -108,8 +108,8 @@ func TestHTTPRedirects(t *testing.T) {
 	}
 }
 
-// TestFirstByteTooLate: the error of an upstream that is slower than the configuration
-// lets it be names the key.
+// TestFirstByteTooLate: if an upstream is slower than the configured timeout, the error names
+// the key.
 func TestFirstByteTooLate(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -123,8 +123,8 @@ func TestFirstByteTooLate(t *testing.T) {
 	})
 }
 
-// TestTokensOfManyRepositories: those of 1,300 repositories, asked for in turn, are
-// kept.
+// TestTokensOfManyRepositories: the tokens of maxTokens repositories are stored, within
+// maxTokenBytes.
 func TestTokensOfManyRepositories(t *testing.T) {
 	t.Parallel()
 	kept, err := newTokens()
@@ -161,9 +161,9 @@ func age(a *account, by time.Duration) {
 	}
 }
 
-// TestTokenTakenNoMore: a token that the registry takes no more, whatever it says of
-// it, is replaced, once.
-func TestTokenTakenNoMore(t *testing.T) {
+// TestToken_RefusedIsReplaced: a token that the registry no longer accepts, whatever its response, is
+// replaced once.
+func TestToken_RefusedIsReplaced(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]upstreamtest.Fault{
 		"401 without a challenge": upstreamtest.Status(401),
@@ -188,8 +188,8 @@ func TestTokenTakenNoMore(t *testing.T) {
 	}
 }
 
-// TestManifestType: a manifest has the media type that it says, or looks like, where its
-// answer has none that a manifest can have.
+// TestManifestType: if a response has no media type of a manifest, the type is that in the
+// content, or is detected.
 func TestManifestType(t *testing.T) {
 	t.Parallel()
 	const index, image = "application/vnd.oci.image.index.v1+json", "application/vnd.oci.image.manifest.v1+json"
@@ -199,7 +199,7 @@ func TestManifestType(t *testing.T) {
 		{"", `{"schemaVersion":2,"manifests":[]}`, index},
 		{"application/octet-stream", `{"schemaVersion":1,"fsLayers":[]}`, "application/vnd.docker.distribution.manifest.v1+json"},
 		{"application/octet-stream", `{"schemaVersion":2,"mediaType":"text/html","layers":[]}`, image},
-		{image, `{"schemaVersion":2,"mediaType":"` + index + `","manifests":[]}`, image}, // as any client gets it
+		{image, `{"schemaVersion":2,"mediaType":"` + index + `","manifests":[]}`, image}, // the header's type, as clients get it
 	} {
 		c := upstreamtest.NewContent(tt.said, []byte(tt.content))
 		up := upstreamtest.New(t, upstreamtest.Options{})
@@ -224,9 +224,9 @@ func TestManifestType(t *testing.T) {
 	}
 }
 
-// TestPacked: what a front packs, though it was not asked to, is unpacked where
-// the bytes are not what the digest says.
-func TestPacked(t *testing.T) {
+// TestGzip_UnpackedOnMismatch: if a proxy compresses content without a request to do so, and the bytes do not
+// match the digest, they are unpacked.
+func TestGzip_UnpackedOnMismatch(t *testing.T) {
 	t.Parallel()
 	up, img := image(t, upstreamtest.Options{})
 	layer := img.Layers[0]
@@ -267,7 +267,7 @@ func TestPacked(t *testing.T) {
 	if !r.HasOther(layer.Digest) {
 		t.Error("nothing is to be tried")
 	}
-	for range 2 { // and so it stays
+	for range 2 { // the next time too
 		if got := get(); !bytes.Equal(got, layer.Bytes) {
 			t.Errorf("%d other bytes", len(got))
 		}
@@ -278,9 +278,9 @@ func TestPacked(t *testing.T) {
 	}
 }
 
-// TestNamedWrongly: of two that do not fit, the digest that a registry names and the bytes
-// that it sends for a tag, it is asked which one it has.
-func TestNamedWrongly(t *testing.T) {
+// TestManifest_DigestMismatch: if the digest header and the bytes for a tag do not match, the registry is
+// asked which of the two digests it has.
+func TestManifest_DigestMismatch(t *testing.T) {
 	t.Parallel()
 	const index = "application/vnd.oci.image.index.v1+json"
 	other := upstreamtest.NewContent(index, []byte(`{"schemaVersion":2,"manifests":[]}`))
@@ -296,7 +296,7 @@ func TestNamedWrongly(t *testing.T) {
 		case "the bytes, and the right ones are gone":
 			up.Fault(byTag, upstreamtest.Body(index, other.Bytes), upstreamtest.LyingDigest(digest.FromString("none")))
 			want = ""
-		case "all": // a stranger that knows one answer
+		case "all": // a server with one response for all requests
 			up.Fault(upstreamtest.Match{Op: upstreamtest.GetManifest}, upstreamtest.Body(index, other.Bytes), upstreamtest.LyingDigest(digest.FromString("none")))
 			want = ""
 		}
@@ -307,8 +307,8 @@ func TestNamedWrongly(t *testing.T) {
 	}
 }
 
-// TestNotPacked: a URL that says of what it sends that it is packed, which it is not, nor
-// what was asked for, is asked after the others from then on.
+// TestNotPacked: if a URL says that content is gzip, and it is neither that nor the requested
+// content, the other URLs are asked first from then on.
 func TestNotPacked(t *testing.T) {
 	t.Parallel()
 	for name, body := range map[string][]byte{"nothing": nil, "no gzip": []byte("no gzip at all"), "half of one": packed(t, []byte("other bytes"))[:20]} {

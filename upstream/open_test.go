@@ -22,7 +22,7 @@ func TestHead(t *testing.T) {
 		kind   Kind
 		fault  upstreamtest.Fault
 		digest func(upstreamtest.Image) digest.Digest
-		size   int64 // where it is not the content's
+		size   int64 // if it is not the content's
 		want   error
 	}{
 		{name: "manifest", kind: KindManifest},
@@ -74,7 +74,7 @@ func TestHead(t *testing.T) {
 	}
 }
 
-// TestResume: whatever becomes of a range, the bytes are those at Offset.
+// TestResume: whatever the response to a range, the bytes start at Offset.
 func TestResume(t *testing.T) {
 	t.Parallel()
 	const offset = 40_000
@@ -134,7 +134,7 @@ func TestResume(t *testing.T) {
 	}
 }
 
-// TestInvalidAnswers are refused, and no more of them is read than needed.
+// TestInvalidAnswers: invalid responses are refused, and not read further than needed.
 func TestInvalidAnswers(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -147,7 +147,7 @@ func TestInvalidAnswers(t *testing.T) {
 		{"202", KindBlob, []upstreamtest.Fault{upstreamtest.Status(202)}, false},
 		{"huge manifest", KindManifest, []upstreamtest.Fault{upstreamtest.Huge(MaxManifestSize + 1)}, false},
 		{"huge manifest, chunked", KindManifest, []upstreamtest.Fault{upstreamtest.Huge(MaxManifestSize + 1), upstreamtest.NoLength()}, true},
-		{"endless manifest", KindManifest, []upstreamtest.Fault{upstreamtest.Endless()}, false}, // it has no manifest's media type, and is read for what it is
+		{"endless manifest", KindManifest, []upstreamtest.Fault{upstreamtest.Endless()}, false}, // without a manifest's media type, it is read to detect the type
 		{"redirect loop", KindBlob, []upstreamtest.Fault{upstreamtest.RedirectLoop()}, false},
 		{"endless redirects", KindBlob, []upstreamtest.Fault{upstreamtest.RedirectEndless()}, false},
 		{"redirect to nowhere", KindBlob, []upstreamtest.Fault{upstreamtest.Redirect("")}, false},
@@ -204,7 +204,7 @@ func TestManifestOfTheLongestLength(t *testing.T) {
 	}
 }
 
-// TestBadNames reach no upstream.
+// TestBadNames: invalid names are not sent to the upstream.
 func TestBadNames(t *testing.T) {
 	t.Parallel()
 	up, img := image(t, upstreamtest.Options{})
@@ -225,7 +225,7 @@ func TestBadNames(t *testing.T) {
 	if n := up.Count(); n != 0 {
 		t.Fatalf("%d requests", n)
 	}
-	// What the grammar of URLs gives a meaning is escaped.
+	// Characters with a meaning in URLs are escaped.
 	if _, err := r.Head(t.Context(), KindManifest, "a?b=c#d%2fe", "x?y"); !errors.Is(err, ErrNotFound) {
 		t.Error(err)
 	}
@@ -234,8 +234,8 @@ func TestBadNames(t *testing.T) {
 	}
 }
 
-// TestBrokenBody: a body that breaks is an error at the byte where it broke,
-// and can be opened again there.
+// TestBrokenBody: a broken body is an error at the byte where it broke, and can be resumed
+// there.
 func TestBrokenBody(t *testing.T) {
 	t.Parallel()
 	for _, n := range []int{0, 1, 32 << 10, 99_999} {
@@ -259,7 +259,7 @@ func TestBrokenBody(t *testing.T) {
 	}
 }
 
-// TestProgress: silence ends a body. That a slow reader does not is in TestTrickle.
+// TestProgress: a body that stops is an error. TestTrickle has slow readers.
 func TestProgress(t *testing.T) {
 	t.Parallel()
 	up, img := image(t, upstreamtest.Options{})
@@ -280,7 +280,7 @@ func TestProgress(t *testing.T) {
 	}
 }
 
-// TestCallerLeaves: who cancels gets the cancellation, in every phase.
+// TestCallerLeaves: a caller that cancels gets context.Canceled, in every phase.
 func TestCallerLeaves(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -320,8 +320,8 @@ func TestCallerLeaves(t *testing.T) {
 	}
 }
 
-// TestDownloadsLeaveRoom: a registry whose downloads use all they may still
-// answers a question, and a download that waits can leave.
+// TestDownloadsLeaveRoom: if downloads use all their connections, other requests are still
+// sent, and a download that waits can leave.
 func TestDownloadsLeaveRoom(t *testing.T) {
 	t.Parallel()
 	up, img := image(t, upstreamtest.Options{})
@@ -354,7 +354,7 @@ func TestDownloadsLeaveRoom(t *testing.T) {
 			t.Errorf("%d bytes, %v", len(b), err)
 		}
 		c.Body.Close()
-		c.Body.Close() // gives the slot back once
+		c.Body.Close() // the second Close gives no slot back
 	}
 	if n := r.downloads.Taken(); n != 0 {
 		t.Errorf("%d slots are still taken", n)

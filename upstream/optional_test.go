@@ -16,11 +16,11 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// odd is a registry in memory with one manifest, tagged latest, and one long blob. It
-// answers as others do but for what its quirk does.
+// odd is a registry in memory with one manifest, tagged latest, and one long blob. quirk can
+// replace its responses.
 type odd struct {
 	manifest, blob []byte
-	quirk          func(w http.ResponseWriter, req *http.Request) bool // true: it has answered
+	quirk          func(w http.ResponseWriter, req *http.Request) bool // true: it has responded
 
 	mu    sync.Mutex // guards asked
 	asked []string   // "METHOD kind", "range" beside it
@@ -61,7 +61,7 @@ func newOdd(quirk func(w http.ResponseWriter, req *http.Request) bool) *odd {
 	return &odd{manifest: []byte(`{"schemaVersion":2}`), blob: []byte(strings.Repeat("blob ", 2000)), quirk: quirk}
 }
 
-// waysToFail are what registries make of a request that they do not expect.
+// waysToFail returns how registries respond to a request that they do not expect.
 func waysToFail() map[string]func(http.ResponseWriter, *http.Request) {
 	ways := map[string]func(http.ResponseWriter, *http.Request){
 		"silence": func(_ http.ResponseWriter, req *http.Request) { <-req.Context().Done() },
@@ -86,8 +86,7 @@ func waysToFail() map[string]func(http.ResponseWriter, *http.Request) {
 	return ways
 }
 
-// TestResolve_HeadFails: a tag is found whatever becomes of the HEAD that only a
-// cache asks (L1).
+// TestResolve_HeadFails: a tag is found even if HEAD fails, which only a cache sends (L1).
 func TestResolve_HeadFails(t *testing.T) {
 	t.Parallel()
 	ways := waysToFail()
@@ -132,7 +131,7 @@ func TestResolve_HeadFails(t *testing.T) {
 	}
 }
 
-// TestOpen_RangeFails: a blob comes whatever becomes of a Range (L1).
+// TestOpen_RangeFails: a blob is opened even if requests with a Range fail (L1).
 func TestOpen_RangeFails(t *testing.T) {
 	t.Parallel()
 	for name, fail := range waysToFail() {
@@ -165,7 +164,8 @@ func TestOpen_RangeFails(t *testing.T) {
 	}
 }
 
-// TestNotFound_OnlyRegistrysOwn: only a registry's own no is one.
+// TestNotFound_OnlyRegistrysOwn: only an error of the registry itself means that content does
+// not exist.
 func TestNotFound_OnlyRegistrysOwn(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
@@ -203,7 +203,7 @@ func TestNotFound_OnlyRegistrysOwn(t *testing.T) {
 	}
 }
 
-// TestManifest_Strangers: what is no manifest is none, whatever its status (L2).
+// TestManifest_Strangers: content that is not a manifest is refused, whatever its status (L2).
 func TestManifest_Strangers(t *testing.T) {
 	t.Parallel()
 	whole := []byte(`{"schemaVersion":2,"config":{},"layers":[]}`)

@@ -12,8 +12,8 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestPanic: what panics in a goroutine of this package's, or of the transport's, is
-// the error of the question it was for.
+// TestPanic: a panic in a goroutine of this package or of the transport is the error of its
+// request.
 func TestPanic(t *testing.T) {
 	t.Parallel()
 	up, img := image(t, upstreamtest.Options{})
@@ -34,7 +34,7 @@ type panics struct{}
 
 func (panics) get(context.Context) (authn.AuthConfig, error) { panic("a bug") }
 
-// TestPanic_Credential: all who wait for a credential, or a token for it, are told.
+// TestPanic_Credential: a panic of a credential's source is an error for its callers.
 func TestPanic_Credential(t *testing.T) {
 	t.Parallel()
 	up, img := image(t, upstreamtest.Options{Auth: upstreamtest.Bearer, Username: "me", Password: "secret"})

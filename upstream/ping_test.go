@@ -17,8 +17,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestPing: what GET /v2/ says, and what the first HEAD and the next two cost
-// besides.
+// TestPing: the response to GET /v2/, and the requests that it and three HEADs cost.
 func TestPing(t *testing.T) {
 	t.Parallel()
 	type counts = map[upstreamtest.Op]int
@@ -32,7 +31,7 @@ func TestPing(t *testing.T) {
 		name    string
 		options upstreamtest.Options
 		fault   []upstreamtest.Fault
-		scope   string // of the ping's challenge, where that is not what the registry asks for
+		scope   string // of the ping's challenge, if it differs from the registry's
 		account bool
 		want    counts
 		refused int // answers 401
@@ -143,7 +142,7 @@ func TestPing(t *testing.T) {
 	}
 }
 
-// TestPingRedirected: another origin's challenge is not learnt, nor asked for.
+// TestPingRedirected: the ping does not follow a redirect to another origin.
 func TestPingRedirected(t *testing.T) {
 	t.Parallel()
 	up, _ := image(t, upstreamtest.Options{Auth: upstreamtest.Bearer, Username: "me", Password: "canary"})
@@ -160,8 +159,8 @@ func TestPingRedirected(t *testing.T) {
 	}
 }
 
-// TestOnePing: however many ask first, the challenge costs one 401, and who
-// leaves does not take the ping along.
+// TestOnePing: concurrent first requests cost one ping with one 401. A caller that leaves does
+// not cancel the ping.
 func TestOnePing(t *testing.T) {
 	t.Parallel()
 	const askers = 50
@@ -203,8 +202,7 @@ func TestOnePing(t *testing.T) {
 	}
 }
 
-// TestPingDown: a registry that is down when it is first asked works once it
-// is up.
+// TestPingDown: a registry that is down at the first request works when it is up.
 func TestPingDown(t *testing.T) {
 	t.Parallel()
 	up, _ := image(t, upstreamtest.Options{Auth: upstreamtest.Bearer})
@@ -215,12 +213,12 @@ func TestPingDown(t *testing.T) {
 	}
 	up.Up()
 	head(t, r, repo, repo)
-	// The 401 of the first HEAD stands in for the ping's.
+	// The first HEAD gets the 401 instead of the ping.
 	wantCounts(t, up, map[upstreamtest.Op]int{upstreamtest.HeadManifest: 3, upstreamtest.Token: 1})
 }
 
-// TestPingSilent: a version endpoint that says nothing, or does not come to an
-// end, holds the first requests for pingTime and no other.
+// TestPingSilent: a ping without a response, or without an end, delays only the first requests,
+// for pingTime.
 func TestPingSilent(t *testing.T) {
 	t.Parallel()
 	for name, answer := range map[string]string{

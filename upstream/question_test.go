@@ -7,8 +7,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Head puts a HEAD as any question is put, for tests of how that is done. Nobody else
-// relies on a HEAD alone.
+// Head sends a HEAD in the same way as all requests, for tests of that way. Only tests rely on
+// a HEAD alone.
 func (r *Registry) Head(ctx context.Context, kind Kind, repo, reference string) (ocispec.Descriptor, error) {
 	resp, err := r.ask(ctx, content(http.MethodHead, kind, repo, reference))
 	if err != nil {

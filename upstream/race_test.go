@@ -23,8 +23,8 @@ func racing(t *testing.T, after time.Duration, mirror, itself *upstreamtest.Regi
 	return dialing(t, Config{URLs: []string{mirror.URL, itself.URL}, RaceAfter: after})
 }
 
-// TestRace: content by digest is asked of the next URL too when the first one
-// keeps silent, and the one that answers is read to its end.
+// TestRace: if the first URL does not answer, content by digest is requested from the next URL
+// too. The first response is read to its end.
 func TestRace(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
@@ -45,7 +45,7 @@ func TestRace(t *testing.T) {
 			arrived, release := make(chan struct{}), make(chan struct{})
 			mirror.Fault(upstreamtest.Match{Op: tc.op}, upstreamtest.Arrived(arrived), upstreamtest.BlackHole())
 			itself.Fault(upstreamtest.Match{Op: tc.op}, append(tc.itself, upstreamtest.Pause(release))...)
-			go func() { // the answer comes while both are asked
+			go func() { // the answer comes after both have the request
 				defer close(release)
 				<-arrived
 			}()
@@ -73,7 +73,7 @@ func TestRace(t *testing.T) {
 	}
 }
 
-// TestRaceLost: who is too late is broken off, and the winner is read to its end.
+// TestRaceLost: the slower request is canceled, and the faster response is read to its end.
 func TestRaceLost(t *testing.T) {
 	t.Parallel()
 	arrived, left := make(chan struct{}), make(chan struct{})
@@ -99,8 +99,8 @@ func TestRaceLost(t *testing.T) {
 	}
 }
 
-// TestNoRace: a first URL that answers in time is the only one asked; tags are
-// never raced, and nothing is where that is switched off.
+// TestNoRace: there is no race if the first URL answers in time, for tags and lists, or if
+// races are switched off.
 func TestNoRace(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
@@ -147,7 +147,7 @@ func TestNoRace(t *testing.T) {
 				}
 			})
 			<-arrived
-			if tc.after != never { // time enough for a race: this one is run, and won
+			if tc.after != never { // time for a race: another registry has one, and ends it
 				again, won := image(t, upstreamtest.Options{})
 				again.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob}, upstreamtest.BlackHole())
 				other, _ := image(t, upstreamtest.Options{})
@@ -166,8 +166,8 @@ func TestNoRace(t *testing.T) {
 	}
 }
 
-// TestHealth: a URL that fails is left alone, found well again in the
-// background, and then the first to be asked again; no question waits for it.
+// TestHealth: a URL that fails is not asked. A probe in the background finds that it works
+// again. Then it is asked first. No request waits for the probe.
 func TestHealth(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -178,7 +178,7 @@ func TestHealth(t *testing.T) {
 		defer r.Close()
 		r.transport.Proxy = nil
 		r.transport.DisableKeepAlives = true
-		var mu sync.Mutex // guards what follows
+		var mu sync.Mutex // guards the variables below
 		dials := map[string]int{}
 		down := true
 		r.transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -186,7 +186,7 @@ func TestHealth(t *testing.T) {
 			mu.Lock()
 			defer mu.Unlock()
 			dials[addr]++
-			if addr == "mirror.test:80" && down { // a black hole: an answer takes the whole of Timeouts.Dial
+			if addr == "mirror.test:80" && down { // a black hole: the connection times out
 				mu.Unlock()
 				select {
 				case <-ctx.Done():
@@ -234,8 +234,7 @@ func TestHealth(t *testing.T) {
 	})
 }
 
-// TestLostRaces: a URL that loses races, or answers in no time, is asked after the others
-// for a while.
+// TestLostRaces: a URL that loses races, or times out, is asked after the others for a while.
 func TestLostRaces(t *testing.T) {
 	oneProcessor(t)
 	for name, tt := range map[string]struct {

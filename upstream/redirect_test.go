@@ -11,7 +11,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestRedirect: where a redirect is followed to, and what goes along.
+// TestRedirect: which redirects are followed, and which get the authorisation.
 func TestRedirect(t *testing.T) {
 	t.Parallel()
 	const path = "/v2/library/busybox/blobs/"
@@ -22,7 +22,7 @@ func TestRedirect(t *testing.T) {
 		to      string // the target's name and port
 		scheme  string // of the target
 		refused bool
-		sent    bool // the authorisation goes along
+		sent    bool // the authorisation is sent
 	}{
 		{name: "same origin", from: "registry.test:80", to: "registry.test:80", scheme: "http", sent: true},
 		{name: "same origin, port not written", from: "registry.test:80", to: "registry.test", scheme: "http", sent: true},
@@ -41,7 +41,7 @@ func TestRedirect(t *testing.T) {
 			t.Parallel()
 			options := upstreamtest.Options{TLS: tt.tls, Auth: upstreamtest.Basic, Username: "me", Password: "canary"}
 			up, img := image(t, options)
-			target := upstreamtest.New(t, upstreamtest.Options{}) // open: it would take anybody
+			target := upstreamtest.New(t, upstreamtest.Options{}) // without authentication
 			if tt.tls {
 				target = upstreamtest.New(t, upstreamtest.Options{TLS: true})
 			}
@@ -96,8 +96,8 @@ func TestRedirect(t *testing.T) {
 	}
 }
 
-// TestRedirectAndBack: the authorisation is not sent again at the registry
-// once another origin has had a say in where to go.
+// TestRedirectAndBack: after a redirect by another origin, the authorisation is not sent, not
+// even to the registry.
 func TestRedirectAndBack(t *testing.T) {
 	t.Parallel()
 	up, img := image(t, upstreamtest.Options{Auth: upstreamtest.Basic, Username: "me", Password: "canary"})
@@ -115,7 +115,7 @@ func TestRedirectAndBack(t *testing.T) {
 	}
 }
 
-// TestExpiredURL: a signed URL that has expired is asked for again, once.
+// TestExpiredURL: if a signed URL has expired, a new one is requested once.
 func TestExpiredURL(t *testing.T) {
 	t.Parallel()
 	for _, status := range []int{401, 403, 404, 410} {
@@ -141,8 +141,8 @@ func TestExpiredURL(t *testing.T) {
 	}
 }
 
-// TestCanary: the password and the tokens are found in no log, no error and at
-// no other origin, whatever goes wrong.
+// TestCanary: no log, no error and no request to another origin has the password or a token,
+// whatever fails.
 func TestCanary(t *testing.T) {
 	t.Parallel()
 	const password = "canary-password"
@@ -191,7 +191,7 @@ func TestCanary(t *testing.T) {
 			if c.op == upstreamtest.Token {
 				up.RevokeTokens()
 			}
-			age(r.endpoints[0].accounts[0], 2*youngToken) // a token that is refused is replaced: there are two
+			age(r.endpoints[0].accounts[0], 2*youngToken) // a refused token is replaced: there are two
 			content, err := r.Open(t.Context(), KindBlob, repo, img.Layers[0].Digest, Span{})
 			if err == nil {
 				_, err = io.ReadAll(content.Body)
@@ -218,7 +218,7 @@ func TestCanary(t *testing.T) {
 	}
 }
 
-// notAuthorized: a request to another origin shows no credential.
+// notAuthorized checks that a request to another origin has no credential.
 func notAuthorized(t *testing.T, q upstreamtest.Request) {
 	t.Helper()
 	if q.Header.Get("Authorization") != "" {

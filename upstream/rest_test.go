@@ -15,7 +15,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// lines hands connections in memory to an HTTP server.
+// lines is a listener of connections in memory.
 type lines struct {
 	conns chan net.Conn
 	ended chan struct{}
@@ -38,8 +38,8 @@ func (l *lines) Close() error {
 
 func (l *lines) Addr() net.Addr { return &net.UnixAddr{Name: "memory"} }
 
-// served is a registry that h serves in memory, on the clock of a synctest
-// bubble. It asks for no challenge any more.
+// served makes a registry that h serves in memory, on the clock of a synctest bubble. Its ping
+// has been sent.
 func served(t *testing.T, h http.HandlerFunc) *Registry {
 	t.Helper()
 	r, err := New(Config{Name: "r.test", URLs: []string{"http://r.test"}}, NewMetrics(), slog.New(slog.DiscardHandler))
@@ -63,7 +63,7 @@ func served(t *testing.T, h http.HandlerFunc) *Registry {
 		if n := taken(r); n != 0 {
 			t.Errorf("%d places are still taken: a body was not closed", n)
 		}
-		_ = server.Close() // breaks what is left on purpose
+		_ = server.Close() // breaks the open connections on purpose
 		<-serving
 	})
 	r.transport.Proxy = nil
@@ -82,18 +82,18 @@ func served(t *testing.T, h http.HandlerFunc) *Registry {
 	return r
 }
 
-// blobDigest is a digest that nothing is compared with.
+// blobDigest is a digest for content that is not verified.
 const blobDigest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
-// TestRetryAfter: who says when to ask again is not asked sooner. Who has to wait
-// longer than that is worth is told at once.
+// TestRetryAfter: no request is sent before the time in Retry-After. If that is too long to
+// wait, the caller gets the error at once.
 func TestRetryAfter(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name   string
 		status int
 		after  string
-		times  int           // answers of that kind
+		times  int           // responses with that status; 0: all
 		within time.Duration // the caller's deadline
 		asked  []time.Duration
 		want   error
@@ -136,7 +136,7 @@ func TestRetryAfter(t *testing.T) {
 				if !errors.Is(err, tt.want) || restOf(err) != tt.rest || tt.want != nil && time.Since(start) != 0 {
 					t.Errorf("after %s: %v, ask again after %s; want %v, %s", time.Since(start), err, restOf(err), tt.want, tt.rest)
 				}
-				// The usual pauses come on top: 150 ms at the longest, and 225.
+				// The usual pauses are added: at most 150 ms and 225 ms.
 				if !slices.EqualFunc(asked, tt.asked, func(got, want time.Duration) bool { return got >= want && got <= want+400*time.Millisecond }) {
 					t.Errorf("asked at %s, want %s", asked, tt.asked)
 				}
@@ -145,9 +145,9 @@ func TestRetryAfter(t *testing.T) {
 	}
 }
 
-// TestRests: what rests is not asked for, and every caller is told how long that lasts;
-// then all who waited ask, not all at one moment.
-func TestRests(t *testing.T) {
+// TestRetryAfter_AllCallersWait: an object that rests is not requested, and each caller gets the time that is left.
+// After a short rest, the waiting callers ask at different times.
+func TestRetryAfter_AllCallersWait(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
@@ -174,7 +174,7 @@ func TestRests(t *testing.T) {
 				t.Errorf("after %s: %v, ask again after %s, want %s", time.Since(start), err, restOf(err), left)
 			}
 		}
-		// One object says nothing of the others; three of them do of all.
+		// One object that rests does not affect the others. Three make all rest.
 		for n, other := range []string{"a", "b", "c"} {
 			_, err := r.TagPage(t.Context(), other, "")
 			if errors.Is(err, errResting) != (n == 2) || restOf(err) == 0 || len(asked) != 1+min(n+1, 2) {
@@ -217,9 +217,8 @@ func TestRests(t *testing.T) {
 	})
 }
 
-// TestOthersRest: a token server and a CDN that say when to ask again are not
-// asked sooner either.
-func TestOthersRest(t *testing.T) {
+// TestRetryAfter_TokenServerAndCDN: Retry-After of a token server or a CDN is respected too.
+func TestRetryAfter_TokenServerAndCDN(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		op     upstreamtest.Op
@@ -249,8 +248,8 @@ func TestOthersRest(t *testing.T) {
 	}
 }
 
-// TestRestingURL: of several URLs the one that rests is passed over, and its
-// rest is not the others'.
+// TestRestingURL: of several URLs, one that rests is skipped. Its rest does not affect the
+// others.
 func TestRestingURL(t *testing.T) {
 	t.Parallel()
 	mirror, _ := image(t, upstreamtest.Options{})
@@ -264,8 +263,7 @@ func TestRestingURL(t *testing.T) {
 	}
 }
 
-// TestJitter: the pauses between tries are as long as they should be, and no two
-// callers' the same.
+// TestJitter: the pauses between tries are within bounds, and differ between callers.
 func TestJitter(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -294,8 +292,8 @@ func TestJitter(t *testing.T) {
 	})
 }
 
-// TestHalfOpen: of all who ask when a breaker may be tried again, one is let
-// through, and the others do not wait for what becomes of it.
+// TestHalfOpen: a half-open breaker lets one request through. The other callers do not wait for
+// its result.
 func TestHalfOpen(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -22,7 +22,7 @@ func signed() (content []byte, d digest.Digest) {
 	return content, digest.FromString(payload)
 }
 
-// TestSigned: the digest of a signed manifest is that of its payload, and right.
+// TestSigned: the digest of a signed manifest is that of its payload.
 func TestSigned(t *testing.T) {
 	t.Parallel()
 	up, _ := image(t, upstreamtest.Options{})
@@ -49,8 +49,8 @@ func TestSigned(t *testing.T) {
 	}
 }
 
-// TestSignedIsALabel: what only calls itself signed is verified like all else.
-func TestSignedIsALabel(t *testing.T) {
+// TestSigned_OnlyByMediaType: a manifest with only the media type of a signed one is verified as usual.
+func TestSigned_OnlyByMediaType(t *testing.T) {
 	t.Parallel()
 	up, img := image(t, upstreamtest.Options{})
 	up.Fault(upstreamtest.Match{Op: upstreamtest.GetManifest}, upstreamtest.Header("Content-Type", mediaTypeSigned))

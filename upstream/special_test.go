@@ -51,8 +51,8 @@ func TestSpecial(t *testing.T) {
 	}
 }
 
-// FuzzSpecial: no form of an address is looked at more kindly than another, nor
-// than by the standard library.
+// FuzzSpecial: all forms of an address have the same class. An allowed address is public for
+// the standard library too.
 func FuzzSpecial(f *testing.F) {
 	for _, seed := range []string{"\x7f\x00\x00\x01", "\x0a\x01\x02\x03", "\x01\x01\x01\x01", "\xa9\xfe\xa9\xfe", "\x64\xff\x9b\x01"} {
 		f.Add([]byte(seed), []byte("\xfd\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"))

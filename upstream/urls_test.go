@@ -40,7 +40,7 @@ func bundle(t *testing.T, files ...string) string {
 	return file
 }
 
-// TestSeveralURLs: what each of two URLs answers, and what becomes of it.
+// TestSeveralURLs: the result of a request, by the responses of two URLs.
 func TestSeveralURLs(t *testing.T) {
 	t.Parallel()
 	fault := func(f upstreamtest.Fault) *upstreamtest.Fault { return &f }
@@ -89,7 +89,7 @@ func TestSeveralURLs(t *testing.T) {
 	}
 }
 
-// TestCredentialsStayApart: each URL's tokens are its own.
+// TestCredentialsStayApart: each URL has its own tokens.
 func TestCredentialsStayApart(t *testing.T) {
 	t.Parallel()
 	one, _ := image(t, upstreamtest.Options{Auth: upstreamtest.Bearer})
@@ -128,7 +128,7 @@ func TestRetry(t *testing.T) {
 		{"429", upstreamtest.Status(429, "Retry-After", "3"), 0, ErrRateLimited, 1},
 		{"404", upstreamtest.Status(404), 0, ErrNotFound, 1},
 		{"403", upstreamtest.Status(403), 0, ErrDenied, 1},
-		{"gzip", upstreamtest.Gzip(), 0, nil, 1}, // the digest will tell
+		{"gzip", upstreamtest.Gzip(), 0, nil, 1}, // the digest check comes later
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -150,7 +150,7 @@ func TestRetry(t *testing.T) {
 	}
 }
 
-// TestManifestBroken: a manifest that breaks is fetched anew, for it cannot be resumed.
+// TestManifestBroken: a broken manifest is requested again, because it cannot be resumed.
 func TestManifestBroken(t *testing.T) {
 	t.Parallel()
 	up, img := image(t, upstreamtest.Options{})
@@ -162,7 +162,7 @@ func TestManifestBroken(t *testing.T) {
 	wantCounts(t, up, map[upstreamtest.Op]int{upstreamtest.GetManifest: 2, upstreamtest.Ping: 1})
 }
 
-// TestManifestStalls: where one URL stops in the middle of it, the next one is asked.
+// TestManifestStalls: if one URL stops in the middle of a manifest, the next one is asked.
 func TestManifestStalls(t *testing.T) {
 	oneProcessor(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -191,8 +191,7 @@ func TestDown(t *testing.T) {
 	head(t, r, repo)
 }
 
-// pipes connects to a handler in memory, so that a synctest bubble's clock
-// runs. A nil answer refuses the connection.
+// pipes makes r connect by dial, in memory, so that a synctest bubble's clock runs.
 func pipes(r *Registry, dial func(context.Context) (net.Conn, error)) {
 	r.transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		httptrace.ContextClientTrace(ctx).ConnectStart(network, addr) // as a net.Dialer does
@@ -201,8 +200,8 @@ func pipes(r *Registry, dial func(context.Context) (net.Conn, error)) {
 	r.transport.DisableKeepAlives = true
 }
 
-// TestBreaker: after five failures in a row nobody is asked for a while, then
-// one, and its success opens the way.
+// TestBreaker: after five failures in a row no request is sent for a while, then one. If that
+// one succeeds, the breaker closes.
 func TestBreaker(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -245,7 +244,7 @@ func TestBreaker(t *testing.T) {
 				}
 				asked := int64(breakerFailures)
 				if tt.name == "500" {
-					asked++ // the ping is for something else
+					asked++ // the ping is a request for another object
 				}
 				if n := dials.Load(); n != asked {
 					t.Errorf("%d connections, want %d", n, asked)
@@ -254,7 +253,7 @@ func TestBreaker(t *testing.T) {
 				if err := ask(); !errors.Is(err, ErrUnavailable) || time.Since(start) != 0 {
 					t.Errorf("open, it answered %v after %s", err, time.Since(start))
 				}
-				// Still broken when it is tried again: one connection, and shut again.
+				// The retry fails: one connection, and the breaker opens again.
 				time.Sleep(breakerPause + time.Millisecond)
 				if err := ask(); !errors.Is(err, tt.want) {
 					t.Errorf("half open: %v, want %v", err, tt.want)
@@ -299,8 +298,7 @@ func silent(context.Context) (net.Conn, error) {
 	return client, nil
 }
 
-// TestCallersDoNotTrip: callers who leave do not open the breaker, their
-// deadlines do.
+// TestCallersDoNotTrip: callers that leave do not open the breaker. Their deadlines do.
 func TestCallersDoNotTrip(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -340,8 +338,8 @@ func TestCallersDoNotTrip(t *testing.T) {
 	})
 }
 
-// TestQueueDoesNotTrip: who waits in vain for one of our own connections says
-// nothing about the upstream.
+// TestQueueDoesNotTrip: a timeout in the queue for our own connections does not open the
+// breaker.
 func TestQueueDoesNotTrip(t *testing.T) {
 	t.Parallel()
 	up, _ := image(t, upstreamtest.Options{})
@@ -370,7 +368,7 @@ func TestQueueDoesNotTrip(t *testing.T) {
 	wantCounts(t, up, map[upstreamtest.Op]int{upstreamtest.HeadManifest: 3, upstreamtest.Ping: 1})
 }
 
-// TestBoundedRetries: a call does not go on for much longer than maxRetryTime.
+// TestBoundedRetries: a call does not take much longer than maxRetryTime.
 func TestBoundedRetries(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -12,8 +12,9 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestWrong: what one URL sent wrongly, another one is asked for, and for that alone.
-func TestWrong(t *testing.T) {
+// TestURLs_WrongContent: if one URL sends wrong content, another is asked for that content, and for no
+// other.
+func TestURLs_WrongContent(t *testing.T) {
 	t.Parallel()
 	mirror, img := image(t, upstreamtest.Options{})
 	up, _ := image(t, upstreamtest.Options{})
@@ -55,7 +56,7 @@ func TestWrong(t *testing.T) {
 	}
 }
 
-// TestOpen_OddStatus: what a URL answers that is no whole content, is its failure.
+// TestOpen_OddStatus: a response without the whole content is a failure of its URL.
 func TestOpen_OddStatus(t *testing.T) {
 	t.Parallel()
 	for _, status := range []int{http.StatusNoContent, http.StatusAccepted, http.StatusPartialContent, http.StatusResetContent} {
@@ -69,10 +70,9 @@ func TestOpen_OddStatus(t *testing.T) {
 	read(t, asking(t, up), KindBlob, img.Layers[0].Digest, 0)
 }
 
-// TestBrokenElsewhere: what one URL does not bring to its end, another one is asked for,
-// and for that alone. An end that looks like any other is a break too, where the length
-// is known.
-func TestBrokenElsewhere(t *testing.T) {
+// TestURLs_BrokenBody: if one URL breaks off a body, another is asked for it, and for no other
+// content unless the first one is slow. If the length is known, an early end is a break too.
+func TestURLs_BrokenBody(t *testing.T) {
 	t.Parallel()
 	for name, faults := range map[string][]upstreamtest.Fault{
 		"cut":           {upstreamtest.CutAfter(1)},
@@ -86,7 +86,7 @@ func TestBrokenElsewhere(t *testing.T) {
 		mirror.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob, Reference: sick.Digest.String()}, faults...)
 		cfg := Config{URLs: []string{mirror.URL, up.URL}}
 		if name == "nothing comes" {
-			cfg.Timeouts = Timeouts{Dial: never, TLSHandshake: never, ResponseHeader: never, Progress: 2 * time.Second} // the other URL has it too
+			cfg.Timeouts = Timeouts{Dial: never, TLSHandshake: never, ResponseHeader: never, Progress: 2 * time.Second} // the other URL has this timeout too
 		}
 		r := dialing(t, cfg)
 		c, err := r.Open(t.Context(), KindBlob, repo, sick.Digest, Span{Offset: 1})
@@ -100,7 +100,7 @@ func TestBrokenElsewhere(t *testing.T) {
 		read(t, r, KindBlob, sick.Digest, 2)
 		read(t, r, KindBlob, well.Digest, 0)
 		want := 1
-		if name == "nothing comes" { // the URL is slow in all
+		if name == "nothing comes" { // the URL counts as slow for all content
 			want = 2
 		}
 		wantCounts(t, up, map[upstreamtest.Op]int{upstreamtest.Ping: 1, upstreamtest.GetBlob: want})

@@ -11,11 +11,11 @@ import (
 	"github.com/cachalot-registry/cachalot/proxy/clients"
 )
 
-// What is YAML parses, strictly, and what is inside it is as it was put there.
+// YAML configurations parse strictly, and contain the values that they should.
 func TestClientsYAML(t *testing.T) {
 	t.Parallel()
 	const mirror, ca = "https://[2001:db8::1]:5000", "/etc/ssl/our ca.pem"
-	want := map[string]any{ // by a client's name, what a path of keys leads to
+	want := map[string]any{ // by client: a path of keys, and its value
 		"k3s mirrors * endpoint":             []any{mirror + "/v2"},
 		"k3s configs [2001:db8::1]:5000 tls": map[string]any{"ca_file": ca},
 		"talos machine registries mirrors *": map[string]any{"endpoints": []any{mirror}},
@@ -65,13 +65,13 @@ func TestClientsYAML(t *testing.T) {
 		t.Errorf("GitHub's buildkitd.toml is %q, want %q", got, toml)
 	}
 	step := read["woodpecker"]["steps"].([]any)[0].(map[string]any)
-	// Alone: the plugin passes over its setting "mirror" beside this one.
+	// Only this setting: the plugin ignores "mirror" if this one is set.
 	if got := step["settings"]; !equal(t, got, map[string]any{"buildkit_config": toml}) {
 		t.Errorf("Woodpecker's settings are %q, want %q", got, toml)
 	}
 }
 
-// equal compares by what YAML makes of both.
+// equal compares two values as YAML.
 func equal(t *testing.T, a, b any) bool {
 	t.Helper()
 	x, err := yaml.Marshal(a)
@@ -97,7 +97,7 @@ func configure(t *testing.T, c clients.Client, mirror, ca string) []clients.File
 	return files
 }
 
-// partOf is the file of a client that ends in ext.
+// partOf returns the file of a client whose name ends in ext.
 func partOf(t *testing.T, client, mirror, ca, ext string) string {
 	t.Helper()
 	for _, c := range clients.All() {

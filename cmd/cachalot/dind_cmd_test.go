@@ -16,14 +16,14 @@ import (
 	"testing"
 )
 
-// dindImage is a folder that is a container's whole disk, with the binary and
-// programs that stand in for docker:dind's.
+// dindImage is a folder with a container's disk: the binary, and programs in place of
+// docker:dind's.
 type dindImage struct {
 	dir string
 	uid int
 }
 
-// newDindImage has the route of a network with the given MTU.
+// newDindImage makes an image whose network has the given MTU.
 func newDindImage(t *testing.T, programs string, uid int, mtu string) dindImage {
 	t.Helper()
 	try := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^$")
@@ -36,8 +36,7 @@ func newDindImage(t *testing.T, programs string, uid int, mtu string) dindImage 
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	// Not copied: a file that was just written cannot be run while another test
-	// forks.
+	// A link, not a copy: a file that was just written cannot be run while another test forks.
 	for name, program := range map[string]string{"cachalot": "cachalot", "dockerd": "dindbase", "dockerd-entrypoint.sh": "dindbase"} {
 		if err := os.Link(filepath.Join(programs, program), filepath.Join(bin, name)); err != nil {
 			t.Fatal(err)
@@ -78,7 +77,7 @@ func (i dindImage) read(t *testing.T, path string) string {
 	return string(b)
 }
 
-// command is the image's entrypoint, with the image as its root folder.
+// command runs the image's entrypoint with the image as its root folder.
 func (i dindImage) command(t *testing.T, stderr io.Writer, env []string, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "/usr/local/bin/cachalot", append([]string{"dind"}, args...)...)
@@ -89,10 +88,10 @@ func (i dindImage) command(t *testing.T, stderr io.Writer, env []string, args ..
 	return cmd
 }
 
-// attributes give a process the image as its root folder, and the image's user.
+// attributes set a process' root folder to the image, and its user to the image's user.
 func (i dindImage) attributes() *syscall.SysProcAttr {
 	a := &syscall.SysProcAttr{Chroot: i.dir, Credential: &syscall.Credential{Uid: uint32(i.uid), Gid: uint32(i.uid)}}
-	if os.Getuid() != 0 { // in a user namespace, anybody is root
+	if os.Getuid() != 0 { // a user namespace gives root
 		a.Cloneflags = syscall.CLONE_NEWUSER
 		a.UidMappings = []syscall.SysProcIDMap{{ContainerID: i.uid, HostID: os.Getuid(), Size: 1}}
 		a.GidMappings = []syscall.SysProcIDMap{{ContainerID: i.uid, HostID: os.Getgid(), Size: 1}}
@@ -101,7 +100,7 @@ func (i dindImage) attributes() *syscall.SysProcAttr {
 	return a
 }
 
-// began is what the base's entrypoint was begun with.
+// began is the environment and arguments that the base's entrypoint got.
 type began struct {
 	PID  int      `json:"pid"`
 	Args []string `json:"args"`
@@ -110,7 +109,7 @@ type began struct {
 
 func (b began) has(name, value string) bool { return slices.Contains(b.Env, name+"="+value) }
 
-// run runs the entrypoint to its end.
+// run runs the entrypoint until it ends.
 func (i dindImage) run(t *testing.T, env []string, args ...string) (base began, stderr string, code int) {
 	t.Helper()
 	var stdout, log strings.Builder
@@ -130,12 +129,12 @@ func (i dindImage) run(t *testing.T, env []string, args ...string) (base began, 
 	return base, log.String(), code
 }
 
-// buildDind builds the binary, and the programs of a base.
+// buildDind builds the binary and the programs of a base.
 func buildDind(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	for name, pkg := range map[string]string{"cachalot": ".", "dindbase": "./testdata/dindbase"} {
-		// go run keeps what it has linked; git refuses another user's checkout.
+		// go run caches the linked program; git rejects another user's checkout.
 		cmd := exec.CommandContext(t.Context(), "go", "run", "-buildvcs=false", "-exec", "cp", pkg, filepath.Join(dir, name))
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // the image has no libraries
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -156,7 +155,7 @@ func TestDind(t *testing.T) {
 	t.Run("root", func(t *testing.T) {
 		t.Parallel()
 		i := newDindImage(t, programs, 0, "1400")
-		for range 2 { // it may be started again
+		for range 2 { // the second run is a restart
 			base, stderr, code := i.run(t, append(set, "DOCKER_DRIVER=overlay2", "DOCKER_TLS_CERTDIR=/certs", "TEST_EXIT=7"), "-D")
 			want := []string{
 				"dockerd-entrypoint.sh", "-D", "--registry-mirror=" + mirror.URL,
@@ -245,7 +244,7 @@ func TestDind(t *testing.T) {
 	t.Run("signals", func(t *testing.T) { dindSignals(t, newDindImage(t, programs, 0, "1500"), set) })
 }
 
-// dindSignals: the base is the very process that was started.
+// dindSignals: the base runs in the process that was started.
 func dindSignals(t *testing.T, i dindImage, env []string) {
 	t.Helper()
 	var stderr strings.Builder

@@ -8,9 +8,8 @@ import (
 	"testing"
 )
 
-// unpinned returns the images that a Dockerfile takes by a name that may be another
-// image tomorrow: neither a stage, nor scratch, nor one with a digest. An argument
-// is what it is by default.
+// unpinned returns the images in a Dockerfile that have no digest, except stages and
+// scratch. An argument has its default value.
 func unpinned(dockerfile string) []string {
 	var found, stages []string
 	arguments := map[string]string{}
@@ -48,7 +47,7 @@ func unpinned(dockerfile string) []string {
 	return found
 }
 
-// TestDockerfilePinned: what the images are made from is named by digest.
+// TestDockerfilePinned: base images have a digest.
 func TestDockerfilePinned(t *testing.T) {
 	t.Parallel()
 	dockerfile, err := os.ReadFile("../../Dockerfile")
@@ -63,7 +62,7 @@ func TestDockerfilePinned(t *testing.T) {
 		"FROM golang:1.26": {"golang:1.26"},
 		"ARG A=golang:1.26\nFROM ${A} AS build\nFROM scratch\nCOPY --from=build / /":           {"golang:1.26"},
 		"ARG A=golang:1" + digest + "\nFROM --platform=$BUILDPLATFORM $A AS Build\nFROM build": nil,
-		"FROM golang" + digest:                 {"golang" + digest}, // no one could tell which version it is
+		"FROM golang" + digest:                 {"golang" + digest}, // without a tag, the version is unclear
 		"FROM golang:1" + digest[:50]:          {"golang:1" + digest[:50]},
 		"FROM ${NOTHING}":                      {""},
 		"FROM scratch\nCOPY --from=alpine:3 /": {"alpine:3"},
@@ -76,7 +75,7 @@ func TestDockerfilePinned(t *testing.T) {
 	}
 }
 
-// TestDockerContext: a build in a container gets all that the binary is made of.
+// TestDockerContext: a build in a container gets all sources of the binary.
 func TestDockerContext(t *testing.T) {
 	t.Parallel()
 	ignored, err := os.ReadFile("../../.dockerignore")

@@ -12,7 +12,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// Each command of docs/admin-api.md works as it is written there.
+// Each command in docs/admin-api.md works as written.
 func TestAdminDocs(t *testing.T) {
 	t.Parallel()
 	curl, err := exec.LookPath("curl")
@@ -26,7 +26,7 @@ func TestAdminDocs(t *testing.T) {
 	})
 }
 
-// Each command of docs/command-line.md works as it is written there.
+// Each command in docs/command-line.md works as written.
 func TestCommandLineDocs(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -44,8 +44,8 @@ func TestCommandLineDocs(t *testing.T) {
 	})
 }
 
-// runPage runs each command of a page against a mirror that has alpine:3.22. prepare
-// is told the URL of its admin listener.
+// runPage runs each command of a page against a mirror with alpine:3.22. prepare gets the
+// URL of its admin listener.
 func runPage(t *testing.T, file string, prepare func(cmd *exec.Cmd, admin string)) {
 	t.Helper()
 	page, err := os.ReadFile(file)

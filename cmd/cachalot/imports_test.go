@@ -12,8 +12,8 @@ import (
 
 const module = "github.com/cachalot-registry/cachalot"
 
-// onlyIn says which package alone may import a module, or a part of one, besides those
-// below test.
+// onlyIn maps a module, or a part of one, to the only package that may import it, besides
+// packages below test.
 func onlyIn() map[string]string {
 	return map[string]string{
 		"github.com/gorilla/mux":     module + "/proxy",
@@ -24,7 +24,7 @@ func onlyIn() map[string]string {
 		module + "/proxy":            module + "/cmd/cachalot",
 		"net/http/pprof":             module + "/proxy/admin",
 		"github.com/sony/gobreaker/": module + "/upstream",
-		// Credentials are upstream's business alone.
+		// Only upstream handles credentials.
 		"github.com/google/go-containerregistry/": module + "/upstream",
 		"github.com/docker/":                      module + "/upstream",
 		"github.com/aws/":                         module + "/upstream",
@@ -33,39 +33,39 @@ func onlyIn() map[string]string {
 		"github.com/AzureAD/":                     module + "/upstream",
 		"cloud.google.com/":                       module + "/upstream",
 		"golang.org/x/oauth2":                     module + "/upstream",
-		// Others know the API alone, and get a tracer.
+		// Other packages use the API, and get a tracer.
 		"go.opentelemetry.io/otel/sdk":        module + "/cmd/cachalot",
 		"go.opentelemetry.io/otel/exporters/": module + "/cmd/cachalot",
-		// What a pattern is, Rule.Validate says.
+		// Rule.Validate defines patterns.
 		"github.com/bmatcuk/doublestar/": module + "/proxy",
 	}
 }
 
-// never says what a package must not import.
+// never maps a package to what it must not import.
 func never() map[string][]string {
 	return map[string][]string{
 		module + "/storage": {"net/http", module + "/proxy", module + "/upstream", module + "/cmd"},
-		// It knows neither a disk nor HTTP, only a Source.
+		// It uses a Source, and neither a disk nor HTTP.
 		module + "/storage/download": {"net/http", module + "/storage", module + "/bounds", module + "/proxy", module + "/upstream", module + "/cmd"},
-		// It knows no blob, only what is recorded of one.
+		// It stores records of blobs, not blobs.
 		module + "/storage/index": {"net/http", module + "/bounds", module + "/proxy", module + "/upstream", module + "/cmd"},
 		module + "/upstream":      {module + "/proxy", module + "/storage", module + "/cmd"},
 		module + "/proxy":         {module + "/cmd", module + "/proxy/admin"},
-		// What reads manifests, and names of hosts, asks no registry and gives no answers.
+		// These parse manifests and host names. They send no requests and write no responses.
 		module + "/proxy/image": {"net/http", module + "/cmd", module + "/proxy"},
 		module + "/proxy/hosts": {module, "net/http"},
 		module + "/proxy/admin": {module + "/cmd"},
-		// It asks a running mirror, wherever that keeps its blobs.
+		// It talks to a running mirror, and does not read its storage.
 		module + "/cmd/cachalot/ops": {module + "/storage", module + "/upstream"},
-		// They have a command line's arguments and no configuration.
+		// These have command-line arguments and no configuration.
 		module + "/cmd/cachalot/dind": {"github.com/spf13/cobra", "github.com/goccy/go-yaml"},
 		module + "/cmd/cachalot/node": {"github.com/spf13/cobra", "github.com/goccy/go-yaml"},
-		// They are of the mirror alone.
+		// Only the mirror uses these.
 		module + "/cmd/cachalot/config": {"github.com/spf13/", "net/http"},
 		module + "/cmd/cachalot/server": {"github.com/spf13/", module + "/cmd/cachalot/ops", module + "/cmd/cachalot/dind", module + "/cmd/cachalot/node"},
-		// It is text.
+		// It produces text only.
 		module + "/proxy/clients": {module, "net/http"},
-		// All may know what a host is, and it knows none of them.
+		// Every package may import it, and it imports none of them.
 		module + "/hostport": {module, "net/http"},
 	}
 }
@@ -75,10 +75,10 @@ type listed struct {
 	ImportPath string
 	Name       string
 	Imports    []string
-	ImportMap  map[string]string // where the path in the source is another
+	ImportMap  map[string]string // for a source path that differs
 }
 
-// imported returns this module's packages and all that they import, by their paths.
+// imported returns this module's packages and all their imports, by path.
 func imported(t *testing.T) map[string]listed {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "go", "list", "-deps", "-json=ImportPath,Name,Imports,ImportMap", "./...")
@@ -101,7 +101,7 @@ func imported(t *testing.T) map[string]listed {
 	}
 }
 
-// The import table of the design: who may know what.
+// The import table of the design.
 func TestImports(t *testing.T) {
 	t.Parallel()
 	packages := imported(t)
@@ -126,7 +126,7 @@ func TestImports(t *testing.T) {
 			t.Errorf("%s: a package is named for its subject", p.ImportPath)
 		}
 	}
-	for _, agent := range []string{"dind", "node"} { // they run without a server
+	for _, agent := range []string{"dind", "node"} { // these run without a server
 		all := map[string]bool{}
 		linked(all, packages, module+"/cmd/cachalot/"+agent)
 		if !all[module+"/proxy/clients"] || all[module+"/storage"] || all[module+"/upstream"] || all[module+"/proxy"] {
@@ -140,7 +140,7 @@ func TestImports(t *testing.T) {
 	}
 	for path := range binary {
 		for _, part := range []string{
-			// Its storage drivers would bring some 280 packages along.
+			// Its storage drivers add some 280 packages.
 			"github.com/distribution/distribution/v3/registry/storage",
 			"github.com/distribution/distribution/v3/registry/handlers",
 			"testing", "net/http/httptest", module + "/upstream/upstreamtest",
@@ -152,7 +152,7 @@ func TestImports(t *testing.T) {
 	}
 }
 
-// linked adds a package and all that it imports.
+// linked adds a package and all its imports.
 func linked(all map[string]bool, packages map[string]listed, path string) {
 	if all[path] {
 		return
@@ -167,8 +167,7 @@ func linked(all map[string]bool, packages map[string]listed, path string) {
 	}
 }
 
-// within says whether path is part, or lies below it. A part that ends in a
-// slash is a prefix.
+// within reports whether path is part or lies below it. A part that ends in a slash is a prefix.
 func within(path, part string) bool {
 	return path == part || strings.HasPrefix(path, strings.TrimSuffix(part, "/")+"/")
 }

@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 	testscript.Main(leakChecked{upstreamtest.Waiting{Tests: m}}, map[string]func(){"cachalot": main})
 }
 
-// The command line, as its users meet it.
+// The command line as users run it.
 func TestScripts(t *testing.T) {
 	t.Parallel()
 	testscript.Run(t, testscript.Params{

@@ -13,10 +13,10 @@ import (
 	"testing"
 )
 
-// mirror is a cachalot in a process of its own.
+// mirror is a cachalot in its own process.
 type mirror struct{ url, admin string }
 
-// startMirror starts one in front of Docker Hub, which is at a URL. It ends with the test.
+// startMirror starts a mirror of Docker Hub, which is at this URL. It ends with the test.
 func startMirror(t *testing.T, hub string) mirror {
 	t.Helper()
 	dir := t.TempDir()

@@ -13,7 +13,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// terminal is a command that runs on one.
+// terminal is a command that runs on a terminal.
 type terminal struct {
 	t    *testing.T
 	cmd  *exec.Cmd
@@ -44,7 +44,7 @@ func onTerminal(t *testing.T, m mirror, command string) *terminal {
 	return term
 }
 
-// until reads what the terminal shows, until it has shown this.
+// until reads the terminal's output until it has this text.
 func (term *terminal) until(text string) {
 	term.t.Helper()
 	for !strings.Contains(term.seen.String(), text) {
@@ -56,7 +56,7 @@ func (term *terminal) until(text string) {
 	}
 }
 
-// interrupt is Ctrl-C. It returns what was shown after it, and the exit code.
+// interrupt sends Ctrl-C. It returns the output after it and the exit code.
 func (term *terminal) interrupt() (after string, code int) {
 	term.t.Helper()
 	if _, err := io.WriteString(term.keys, "\x03"); err != nil {
@@ -80,8 +80,8 @@ func exitCode(t *testing.T, err error) int {
 	return 0
 }
 
-// A warming shows a bar on a terminal and only there, and says at Ctrl-C how far
-// it has come; what has begun goes on.
+// A warming shows a progress bar on a terminal only. At Ctrl-C it prints its progress, and
+// running downloads continue.
 func TestWarmInterrupted(t *testing.T) {
 	t.Parallel()
 	up := upstreamtest.New(t, upstreamtest.Options{})
@@ -98,7 +98,7 @@ func TestWarmInterrupted(t *testing.T) {
 	}
 	<-arrived
 	term := onTerminal(t, m, "exec cachalot warm app --platform linux/amd64")
-	term.until("0 of 1 image, ") // by then the other has been told the same
+	term.until("0 of 1 image, ") // the output without a terminal has the same by then
 	term.until("% |")
 	after, code := term.interrupt()
 	if code != exitFailed || !strings.Contains(after, "cachalot: interrupted with 0 of 1 image stored, in all ") || !strings.Contains(after, " of 391 KiB; downloads that have begun finish") {
@@ -117,7 +117,7 @@ func TestWarmInterrupted(t *testing.T) {
 	}
 }
 
-// A terminal is left as it was found.
+// top restores the terminal when it ends.
 func TestTopOnTerminal(t *testing.T) {
 	t.Parallel()
 	up := upstreamtest.New(t, upstreamtest.Options{})
@@ -125,7 +125,7 @@ func TestTopOnTerminal(t *testing.T) {
 	term := onTerminal(t, m, "stty cols 60 rows 12; exec cachalot top --interval 500ms")
 	term.until("\x1b[?1049h\x1b[?25l\x1b[H")
 	term.until("- requests")
-	term.until("0/s requests") // the second look has rates
+	term.until("0/s requests") // the second frame has rates
 	_, frames, _ := strings.Cut(term.seen.String(), "\x1b[H")
 	frames = strings.NewReplacer("\x1b[H", "\n", "\x1b[K", "", "\x1b[J", "", "\r", "").Replace(frames)
 	for line := range strings.Lines(frames) {

@@ -18,7 +18,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// exits runs a command that must end with the given code: exits CODE PROGRAM ARGS...
+// exits runs a command that must end with this code: exits CODE PROGRAM ARGS...
 func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: exits CODE PROGRAM ARGS...")
@@ -38,14 +38,14 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// until runs a command again and again until it succeeds: until exec PROGRAM ARGS...
+// until repeats a command until it succeeds: until exec PROGRAM ARGS...
 func until(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 || args[0] != "exec" {
 		ts.Fatalf("usage: until exec PROGRAM ARGS...")
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	pace := time.NewTicker(100 * time.Millisecond) // a try costs some 30 ms of a processor
+	pace := time.NewTicker(100 * time.Millisecond) // a try costs some 30 ms of CPU time
 	defer pace.Stop()
 	for {
 		err := ts.Exec(args[1], args[2:]...)
@@ -79,7 +79,7 @@ func setupScript(env *testscript.Env) error {
 // upstreamOf is the key of a script's registry.
 type upstreamOf struct{}
 
-// scriptTB lets a registry end with its script.
+// scriptTB closes a registry at the end of its script.
 type scriptTB struct{ env *testscript.Env }
 
 func (scriptTB) Helper()                      {}
@@ -87,11 +87,11 @@ func (s scriptTB) Cleanup(f func())           { s.env.Defer(f) }
 func (s scriptTB) TempDir() string            { return s.env.WorkDir }
 func (s scriptTB) Fatalf(f string, of ...any) { s.env.T().Fatal(fmt.Sprintf(f, of...)) }
 
-// scriptUpstream is about the registry at $UPSTREAM:
+// scriptUpstream controls the registry at $UPSTREAM:
 //
-//	upstream image REPOSITORY TAG SEED SIZE...   it has an image, with layers of these sizes
-//	upstream asked [OP=N...]                     it was asked this since, and nothing else
-//	upstream manifest REPOSITORY TAG FILE TYPE   it has a manifest of this media type
+//	upstream image REPOSITORY TAG SEED SIZE...   add an image with layers of these sizes
+//	upstream asked [OP=N...]                     check the requests since the last check
+//	upstream manifest REPOSITORY TAG FILE TYPE   add a manifest of this media type
 func scriptUpstream(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) == 0 {
 		ts.Fatalf("usage: upstream image|asked|manifest ...")
@@ -127,8 +127,8 @@ func scriptUpstream(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// replace makes a file of what a command printed, with what differs from run to run
-// made the same: replace FROM FILE PATTERN TEXT [PATTERN TEXT...]
+// replace writes a command's output to a file, with the variable parts replaced: replace
+// FROM FILE PATTERN TEXT [PATTERN TEXT...]
 func replace(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 4 || len(args)%2 != 0 {
 		ts.Fatalf("usage: replace FROM FILE PATTERN TEXT [PATTERN TEXT...]")

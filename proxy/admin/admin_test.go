@@ -9,8 +9,8 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestAdminListener: on all of the admin listener the Host is checked, and profiles are
-// for who may change something.
+// TestAdminListener: every path of the admin listener checks Host. Only a client that may
+// change something gets profiles.
 func TestAdminListener(t *testing.T) {
 	t.Parallel()
 	const secret = "canary-0123456789abcdef"

@@ -23,8 +23,8 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// Each operation is in the document and in the code, with the same parameters, and
-// an answer has had each field that the document has.
+// Each operation is in the document and in the code, with the same parameters. The
+// responses of this test contain each field of the document.
 func TestAPIDocument(t *testing.T) {
 	t.Parallel()
 	metrics := upstream.NewMetrics()
@@ -59,7 +59,7 @@ func TestAPIDocument(t *testing.T) {
 		m.get("/v2/quay.io/acme/x/manifests/" + tag)
 	}
 	m.get("/v2/gcr.io/acme/x/manifests/1")
-	m.get("/v2/stranger.example/acme/x/manifests/1") // at an address that it may not have
+	m.get("/v2/stranger.example/acme/x/manifests/1") // an unlisted registry at a refused address
 	temporary := ut.NewContent("", ut.Random(9, 5000))
 	up.AddBlob("acme/tool", temporary)
 	m.want(m.get("/v2/acme/tool/blobs/"+temporary.Digest.String()), temporary)
@@ -88,7 +88,7 @@ func TestAPIDocument(t *testing.T) {
 
 	var st StatsAnswer
 	a.get("stats", &st)
-	// Index, manifest, config and two layers; an artifact, and two further blobs.
+	// Index, manifest, config and two layers; an artifact and two more blobs.
 	if st.Storage.Blobs != 8 || st.Storage.UnlinkedBlobs != 0 || st.Traffic.ServedBytes == 0 || st.Traffic.SavedBytes != st.Traffic.ServedBytes-st.Traffic.FetchedBytes {
 		t.Errorf("%+v %+v", st.Storage, st.Traffic)
 	}
@@ -230,11 +230,11 @@ func TestAPIDocument(t *testing.T) {
 	}
 }
 
-// rare are fields that the scenario does not bring about.
+// rare are fields that the scenario does not cause.
 func rare() map[string]bool {
 	return map[string]bool{
-		"URL.slow_until":    true, // a body that trickles for as long as timeouts.progress
-		"VerifyEvent.error": true, // a disk that cannot be read
+		"URL.slow_until":    true, // a body that trickles for timeouts.progress
+		"VerifyEvent.error": true, // a disk read that fails
 	}
 }
 
@@ -242,7 +242,7 @@ func blobPath(m *mirror, d digest.Digest) string {
 	return filepath.Join(m.dir, "blobs", d.Algorithm().String(), d.Encoded()[:2], d.Encoded())
 }
 
-// Who may change something, and from where.
+// Which requests may change something, by address, token and header.
 func TestAPIGuard(t *testing.T) {
 	t.Parallel()
 	const secret = "canary-0123456789abcdef"
@@ -399,7 +399,7 @@ func TestAPIRequests(t *testing.T) {
 	up.WantCounts(t, nil)
 }
 
-// lines reads a stream's.
+// lines reads the events of a stream.
 func lines(t *testing.T, r io.Reader) func() (WarmEvent, bool) {
 	t.Helper()
 	scan := bufio.NewScanner(r)

@@ -18,8 +18,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// FuzzAdmin: whatever the admin listener is asked, its answer is as the API's document
-// says, and never a fault of its own.
+// FuzzAdmin: each response of the admin listener matches the API's document, and none is an
+// internal error.
 func FuzzAdmin(f *testing.F) {
 	const token = "a token of the operators"
 	for _, s := range []string{"stats", "image?name=a:b", "blob?digest=sha256:00", "pins", "tags?repository=a/b&limit=2&cursor=AA", "../healthz", "upstreams?a;b", "blobs?limit=-1&unused_for=1h&min_size=1MiB", "repositories?sort=size&cursor=%00", "verify"} {
@@ -31,7 +31,7 @@ func FuzzAdmin(f *testing.F) {
 		f.Add(1, "warm", []byte(s))
 		f.Add(2, "pins?match=*/*", []byte(nil))
 	}
-	m := newMirror(f, nil, registry(f, "docker.io", "http://127.0.0.1:1")) // no one is there
+	m := newMirror(f, nil, registry(f, "docker.io", "http://127.0.0.1:1")) // an upstream that refuses connections
 	doc := newDocument(f)
 	admin := New(Config{
 		Gatherer: prometheus.NewRegistry(), Ready: func() error { return nil }, Version: "v0", Started: time.Now(), Log: slog.New(slog.DiscardHandler),
@@ -51,7 +51,7 @@ func FuzzAdmin(f *testing.F) {
 			t.Errorf("%s %q %q: %d %s", method, path, body, w.Code, w.Body)
 		}
 		if w.Code == http.StatusMovedPermanently {
-			return // to the same path without the dots in it
+			return // a redirect to the same path without dots
 		}
 		answers := [][]byte{w.Body.Bytes()}
 		if w.Header().Get("Content-Type") == "application/x-ndjson" {
@@ -63,8 +63,8 @@ func FuzzAdmin(f *testing.F) {
 	})
 }
 
-// FuzzPins: a file of pins is read or refused; what was read is written so that it is read
-// as the same.
+// FuzzPins: a file of pins is read or rejected. Pins that are read, written and read again
+// stay the same.
 func FuzzPins(f *testing.F) {
 	for _, s := range []string{`{"version":1,"pins":[{"match":"b/*","created":"2000-01-01T00:00:00Z"},{"match":"a/*","comment":"x"}]}`, `{"version":2}`, `{"version":1,"pins":null}`, `{"version":1,"pins":[{"created":"x"}]}`, `null`, `{`, ``} {
 		f.Add([]byte(s))
@@ -83,7 +83,7 @@ func FuzzPins(f *testing.F) {
 		}
 		for i := range pins {
 			if y := pins[i].Created.Year(); y < 0 || y > 9999 {
-				return // encoding/json writes no such time
+				return // encoding/json cannot write this time
 			}
 		}
 		if err := p.write(pins); err != nil {

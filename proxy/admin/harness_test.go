@@ -24,7 +24,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// document is openapi.yaml, and which of its fields answers have had.
+// document is openapi.yaml, and the fields that responses had so far.
 type document struct {
 	doc      map[string]any
 	compiler *jsonschema.Compiler
@@ -52,7 +52,7 @@ func newDocument(tb testing.TB) *document {
 	return &document{doc: doc.(map[string]any), compiler: c, seen: map[string]struct{}{}}
 }
 
-// at follows keys into the document; nil where it has no such place.
+// at follows keys into the document. It returns nil if a key is missing.
 func (d *document) at(keys ...string) any {
 	var v any = d.doc
 	for _, k := range keys {
@@ -69,7 +69,7 @@ func pointer6901(key string) string {
 	return strings.NewReplacer("~", "~0", "/", "~1").Replace(key)
 }
 
-// check holds an answer against what the document says of it.
+// check compares a response with the document.
 func (d *document) check(t *testing.T, method, path, status, mediaType string, body []byte) {
 	t.Helper()
 	d.mu.Lock()
@@ -77,7 +77,7 @@ func (d *document) check(t *testing.T, method, path, status, mediaType string, b
 	keys := []string{"paths", "/" + path, strings.ToLower(method), "responses", status}
 	if d.at(keys...) == nil {
 		if d.at(keys[:3]...) == nil && status >= "400" {
-			keys = []string{"components", "responses", "Problem"} // not even an operation
+			keys = []string{"components", "responses", "Problem"} // the path is not an operation
 		} else if keys[4] = "default"; status < "400" {
 			t.Errorf("%s %s: the document has no status %s", method, path, status)
 			return
@@ -116,7 +116,7 @@ func (d *document) check(t *testing.T, method, path, status, mediaType string, b
 	d.note("", schema, v)
 }
 
-// note remembers which fields there were.
+// note records the fields of a response.
 func (d *document) note(name string, schema, v any) {
 	s, ok := schema.(map[string]any)
 	if !ok {
@@ -146,10 +146,10 @@ type admin struct {
 	m      *mirror
 	doc    *document
 	server *httptest.Server
-	log    *bytes.Buffer // audit lines; read it when nothing is asked
+	log    *bytes.Buffer // audit lines; read it when no request is in progress
 }
 
-// newAdmin starts it; change may be nil. metrics are the upstreams'.
+// newAdmin starts the admin listener; change may be nil. metrics are the upstreams'.
 func newAdmin(t *testing.T, m *mirror, metrics *upstream.Metrics, change func(*Config)) *admin {
 	t.Helper()
 	reg := prometheus.NewRegistry()
@@ -173,7 +173,7 @@ func newAdmin(t *testing.T, m *mirror, metrics *upstream.Metrics, change func(*C
 	return a
 }
 
-// ask makes a request, whose answer must be as the document says. body is JSON; "":
+// ask sends a request and checks the response against the document. body is JSON, or "" for
 // none. into may be nil.
 func (a *admin) ask(method, path, body string, into any, header ...string) (status int) {
 	a.t.Helper()
@@ -215,7 +215,7 @@ func (a *admin) ask(method, path, body string, into any, header ...string) (stat
 	return resp.StatusCode
 }
 
-// get reads what must be there.
+// get reads a resource that must exist.
 func (a *admin) get(path string, into any) {
 	a.t.Helper()
 	var b json.RawMessage
@@ -227,7 +227,7 @@ func (a *admin) get(path string, into any) {
 	}
 }
 
-// post changes something; the answer's status must be want.
+// post changes something; the response's status must be want.
 func (a *admin) post(path, body string, want int, into any) {
 	a.t.Helper()
 	var b json.RawMessage
@@ -241,7 +241,7 @@ func (a *admin) post(path, body string, want int, into any) {
 	}
 }
 
-// refused asks for what must fail, by code.
+// refused sends a request that must fail with this status and code.
 func (a *admin) refused(method, path, body string, status int, code string, header ...string) Problem {
 	a.t.Helper()
 	var p Problem
@@ -254,7 +254,7 @@ func (a *admin) refused(method, path, body string, status int, code string, head
 // audits are the audit lines so far.
 func (a *admin) audits() []map[string]any {
 	a.t.Helper()
-	a.server.Close() // handlers have ended, and logged
+	a.server.Close() // handlers have ended, and have logged
 	var all []map[string]any
 	for lines := bufio.NewScanner(a.log); lines.Scan(); {
 		var line struct {

@@ -15,7 +15,7 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// heapPeak returns what the heap has grown by at most while f ran.
+// heapPeak returns the largest growth of the heap while f runs.
 func heapPeak(t *testing.T, f func()) (bytes int64) {
 	t.Helper()
 	sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
@@ -44,8 +44,8 @@ func heapPeak(t *testing.T, f func()) (bytes int64) {
 	return bytes
 }
 
-// TestWalk_Memory: as many callers as are answered at once, who ask for the largest
-// answer that there may be, leave memory for all else. Others wait: TestWalk_Turns.
+// TestWalk_Memory: the largest number of callers at a time request the largest response,
+// and the memory stays below a limit. Further callers wait: TestWalk_Turns.
 //
 //nolint:paralleltest // it measures the process
 func TestWalk_Memory(t *testing.T) {
@@ -55,7 +55,7 @@ func TestWalk_Memory(t *testing.T) {
 	for i := range 8 {
 		list := ut.Layers(i*image.MaxDescriptors, 9000)
 		for n := range list {
-			list[n].Digest = list[0].Digest // or else the index is asked for each
+			list[n].Digest = list[0].Digest // one digest, so that the index is read once
 			list[n].MediaType = "application/" + strings.Repeat("x", image.MaxMediaType-len("application/"))
 		}
 		manifest := ut.Manifest(i, list...)
@@ -92,8 +92,8 @@ func TestWalk_Memory(t *testing.T) {
 	}
 }
 
-// TestWarm_Memory: a large manifest that is named 500 times is fetched once, and no more of
-// it is held than what it names.
+// TestWarm_Memory: a large manifest that is named 500 times is fetched once. Only its
+// descriptors stay in memory.
 //
 //nolint:paralleltest // it measures the process
 func TestWarm_Memory(t *testing.T) {
@@ -121,7 +121,7 @@ func TestWarm_Memory(t *testing.T) {
 	}
 }
 
-// TestWarm_Goroutines: as many blobs of an image are begun as are downloaded at once.
+// TestWarm_Goroutines: a warming starts only as many blobs as it downloads at a time.
 //
 //nolint:paralleltest // it measures the process
 func TestWarm_Goroutines(t *testing.T) {
@@ -142,7 +142,7 @@ func TestWarm_Goroutines(t *testing.T) {
 	most := make(chan int, 1)
 	go func() {
 		peak := 0
-		for range blobs + 1 { // and the config
+		for range blobs + 1 { // the blobs and the config
 			peak = max(peak, runtime.NumGoroutine())
 			<-arrived
 		}

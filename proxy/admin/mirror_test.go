@@ -38,18 +38,18 @@ type mirror struct {
 	metrics *proxy.Metrics
 	server  *httptest.Server
 
-	// From the next start on:
+	// These take effect at the next start:
 	aliases, hosts map[string][]string // of registries by name
 	maxSize        int64               // of the store; 0: no limit
 }
 
-// registry makes an upstream called name out of a test registry.
+// registry makes an upstream called name from a test registry.
 func registry(tb testing.TB, name, url string, change ...func(*upstream.Config)) *upstream.Registry {
 	tb.Helper()
 	return counted(tb, name, []string{url}, upstream.NewMetrics(), change...)
 }
 
-// counted is registry with metrics that are m's.
+// counted is registry, with the metrics m.
 func counted(tb testing.TB, name string, urls []string, m *upstream.Metrics, change ...func(*upstream.Config)) *upstream.Registry {
 	tb.Helper()
 	cfg := upstream.Config{Name: name, URLs: urls, MaxConnections: 64}
@@ -124,7 +124,7 @@ func (m *mirror) restart(change func(*proxy.Config), registries ...*upstream.Reg
 	m.start(change, registries...)
 }
 
-// reply is an answer read to its end.
+// reply is a response that was read to its end.
 type reply struct {
 	status int
 	digest string
@@ -133,7 +133,7 @@ type reply struct {
 	err    error // of the request, or of reading the body
 }
 
-// begin sends a request and leaves its answer to be read.
+// begin sends a request and does not read the response's body.
 func (m *mirror) begin(ctx context.Context, method, path string) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, m.server.URL+path, http.NoBody)
 	if err != nil {
@@ -154,7 +154,7 @@ func (m *mirror) get(path string) (a reply) {
 	return a
 }
 
-// want fails the test unless the answer is content, whole and under its digest.
+// want fails the test unless the response is content, complete and with its digest.
 func (m *mirror) want(a reply, c ut.Content) {
 	m.t.Helper()
 	if a.err != nil || a.status != http.StatusOK || !bytes.Equal(a.body, c.Bytes) || a.digest != c.Digest.String() {
@@ -162,7 +162,7 @@ func (m *mirror) want(a reply, c ut.Content) {
 	}
 }
 
-// wantError fails the test unless the answer is this OCI error.
+// wantError fails the test unless the response is this OCI error.
 func (m *mirror) wantError(a reply, status int, code string) {
 	m.t.Helper()
 	var e struct{ Errors []struct{ Code string } }
@@ -171,7 +171,7 @@ func (m *mirror) wantError(a reply, status int, code string) {
 	}
 }
 
-// pullAll asks for a tag, then everything by digest.
+// pullAll pulls a tag, then everything by digest.
 func (m *mirror) pullAll(repo, tag string, i ut.Image) {
 	m.t.Helper()
 	m.want(m.get("/v2/"+repo+"/manifests/"+tag), i.Index)
@@ -205,7 +205,7 @@ func (m *mirror) settle() {
 	}
 }
 
-// onDisk is how many blobs there are, which must be what their names say.
+// onDisk returns the number of stored blobs, and checks each blob's digest.
 func (m *mirror) onDisk() int {
 	m.t.Helper()
 	m.settle()

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// TestPins_File: pins are read again, and a file that makes no sense is put aside.
+// TestPins_File: pins survive a restart. An invalid file is moved aside.
 func TestPins_File(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "pins.json")
@@ -53,7 +53,7 @@ func TestPins_File(t *testing.T) {
 	}
 }
 
-// TestPins_Tell: who asked to be told knows what is pinned, by rules and at run time.
+// TestPins_Tell: a listener learns what is pinned, by rules and at run time.
 func TestPins_Tell(t *testing.T) {
 	t.Parallel()
 	p := OpenPins(filepath.Join(t.TempDir(), "pins.json"), slog.New(slog.DiscardHandler))

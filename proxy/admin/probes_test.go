@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestBesidesProbes: whatever else is asked, by one client or many, probes are answered.
+// TestBesidesProbes: probes get a response while other requests take all slots.
 func TestBesidesProbes(t *testing.T) {
 	t.Parallel()
 	gate, begun := make(chan struct{}), make(chan struct{}, maxAdminWork)

@@ -35,8 +35,8 @@ func shared(up *ut.Registry, repo string) (one, two ut.Image) {
 	return one, two
 }
 
-// A purged tag takes with it what only it holds, in its repository, and the next
-// pull asks upstream for just that.
+// A purge of a tag removes what only this tag has in its repository. The next pull fetches
+// only that.
 func TestPurgeImage(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -46,7 +46,7 @@ func TestPurgeImage(t *testing.T) {
 	a := newAdmin(t, m, nil, nil)
 	m.pullAll("library/app", "1", one)
 	m.pullAll("library/app", "2", two)
-	m.want(m.get("/v2/acme/copy/blobs/"+other.Layers[1].Digest.String()), other.Layers[1]) // it is linked there
+	m.want(m.get("/v2/acme/copy/blobs/"+other.Layers[1].Digest.String()), other.Layers[1]) // the other repository has a link to it
 	before := m.onDisk()
 	up.Forget()
 
@@ -56,8 +56,8 @@ func TestPurgeImage(t *testing.T) {
 		t.Error("a dry run has removed something")
 	}
 	a.post("purge", `{"image": "app:1"}`, http.StatusOK, &did)
-	// Index, manifest and config go; the first layer is held by the tag 2, and the
-	// second by the other repository.
+	// Index, manifest and config are removed. Tag 2 still needs the first layer, and the
+	// other repository the second.
 	if did.Tags != 1 || did.Blobs != 3 || did.Unlinked != 1 || did.Bytes != 3*4096 || len(did.Items) != 4 {
 		t.Errorf("%+v", did)
 	}
@@ -68,15 +68,15 @@ func TestPurgeImage(t *testing.T) {
 		t.Errorf("%d blobs on disk, want %d", got, before-3)
 	}
 	up.WantCounts(t, nil)
-	m.pullAll("library/app", "2", two) // nothing of it has gone
+	m.pullAll("library/app", "2", two) // everything of tag 2 is stored
 	m.want(m.get("/v2/acme/copy/blobs/"+other.Layers[1].Digest.String()), other.Layers[1])
 	up.WantCounts(t, nil)
 	m.pullAll("library/app", "1", one)
-	// Everything that went; and whether this repository has the second layer.
+	// Everything that was removed; one HEAD checks that this repository has the second layer.
 	up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 2, ut.GetBlob: 1, ut.HeadBlob: 1})
 	a.refused(http.MethodPost, "purge", `{"image": "app:none"}`, http.StatusNotFound, "not_stored")
 
-	// By digest, the tags that point to it go along.
+	// A purge by digest also removes the tags that point to it.
 	a.post("purge", fmt.Sprintf(`{"image": "docker.io/library/app@%s"}`, one.Index.Digest), http.StatusOK, &did)
 	if did.Tags != 1 || did.Blobs != 3 {
 		t.Errorf("%+v", did)
@@ -86,7 +86,7 @@ func TestPurgeImage(t *testing.T) {
 	}
 }
 
-// What upstream did not have, and has by now, is there at once after a purge.
+// A purge forgets a stored 404, so that an image that is new upstream is served at once.
 func TestPurgeForgetsAnswers(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -96,7 +96,7 @@ func TestPurgeForgetsAnswers(t *testing.T) {
 	m.pullAll("library/app", "1", img)
 	m.wantError(m.get("/v2/library/app/manifests/2"), http.StatusNotFound, "MANIFEST_UNKNOWN")
 	up.AddImage("library/app", "2", img)
-	m.wantError(m.get("/v2/library/app/manifests/2"), http.StatusNotFound, "MANIFEST_UNKNOWN") // for an hour, in this test
+	m.wantError(m.get("/v2/library/app/manifests/2"), http.StatusNotFound, "MANIFEST_UNKNOWN") // the 404 is stored for an hour in this test
 	moved := ut.NewImage(7, 1000)
 	up.AddImage("library/app", "1", moved)
 	m.want(m.get("/v2/library/app/manifests/1"), img.Index) // fresh for an hour
@@ -107,7 +107,7 @@ func TestPurgeForgetsAnswers(t *testing.T) {
 	up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 2, ut.GetManifest: 2})
 }
 
-// Who reads what is purged gets all of it, and what is being downloaded stays.
+// A client that reads a purged blob gets all of it. A blob in download stays.
 func TestPurgeUnderReaders(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -195,7 +195,7 @@ func TestPurgeSweeps(t *testing.T) {
 	up.WantCounts(t, map[ut.Op]int{ut.GetBlob: 1})
 }
 
-// What is pinned stays, unless the request says otherwise.
+// Pinned content stays unless the request says otherwise.
 func TestPurgePinned(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -224,7 +224,7 @@ func TestPurgePinned(t *testing.T) {
 	}
 }
 
-// Pins outlive a restart, and the index.
+// Pins survive a restart and the loss of the index.
 func TestPins(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})

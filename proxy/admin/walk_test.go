@@ -28,7 +28,7 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// warmOne warms one image, and returns what became of it and of all.
+// warmOne warms one image, and returns the image's event and the last one.
 func (a *admin) warmOne(name string, platforms ...string) (image, end WarmEvent) {
 	a.t.Helper()
 	body, err := json.Marshal(WarmRequest{Images: []string{name}, Platforms: platforms})
@@ -57,14 +57,14 @@ func (a *admin) warmOne(name string, platforms ...string) (image, end WarmEvent)
 	return image, end
 }
 
-// TestWalk_EachOnce: what is named again and again is looked at, fetched and counted once.
+// TestWalk_EachOnce: content that is named many times is visited, fetched and counted once.
 func TestWalk_EachOnce(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
 	image := ut.NewImage(1, 20_000)
 	up.AddBlob("library/app", image.Blobs()...)
 	all := []ut.Content{image.Manifest}
-	for range 4 { // each names the one before, and all those below, 2000 times
+	for range 4 { // each index names all manifests below it, 2000 times in all
 		var names []ocispec.Descriptor
 		for i := range 2000 {
 			d := all[len(all)-1-i%len(all)].Descriptor
@@ -101,7 +101,7 @@ func TestWalk_EachOnce(t *testing.T) {
 	}
 }
 
-// TestWalk_Bounds: an image that exceeds a bound is looked at in part, and not warmed.
+// TestWalk_Bounds: an image that exceeds a bound is visited in part, and not warmed.
 func TestWalk_Bounds(t *testing.T) {
 	t.Parallel()
 	nested := func(deep int) []ut.Content {
@@ -127,10 +127,10 @@ func TestWalk_Bounds(t *testing.T) {
 	small := func(n int) ut.Content { return ut.Manifest(n) }
 	for name, tt := range map[string]struct {
 		image     []ut.Content // the last one is its index
-		keep      int          // the last so many of them are pulled; 0: all
+		keep      int          // pull only this many, from the end; 0: all
 		bound     string       // "": none
-		manifests int          // in the answer
-		gets      int          // of manifests, to warm it
+		manifests int          // in the response
+		gets      int          // manifest GETs of a warming
 	}{
 		"as deep as may be":  {image: nested(4), manifests: 1},
 		"deep":               {image: nested(5), bound: "indexes in indexes, more than 4 deep", gets: 5},
@@ -141,10 +141,10 @@ func TestWalk_Bounds(t *testing.T) {
 		"many layers":        {image: under(many(6, func(n int) ut.Content { return ut.Manifest(n, ut.Layers(n*9000, 6000)...) })...), bound: "more than 20000 descriptors", manifests: 4, gets: 5},
 		"large manifests":    {image: under(many(20, func(n int) ut.Content { return ut.Padded(n, 4<<20) })...), keep: 1, bound: "more than 64 MiB of manifests", manifests: 16, gets: 17},
 	} {
-		t.Run(name, func(t *testing.T) { // one after the other, for the memory they take
+		t.Run(name, func(t *testing.T) { // not parallel: each one takes much memory
 			up := ut.New(t, ut.Options{})
 			up.AddManifests("library/app", "1", tt.image...)
-			unhurried := func(c *proxy.Config) { c.Memory = nil } // or else it rests after each large manifest
+			unhurried := func(c *proxy.Config) { c.Memory = nil } // with Memory, the walk pauses after each large manifest
 			m := newMirror(t, unhurried, registry(t, "docker.io", up.URL))
 			a := newAdmin(t, m, nil, nil)
 			index := tt.image[len(tt.image)-1]
@@ -179,8 +179,8 @@ func TestWalk_Bounds(t *testing.T) {
 	}
 }
 
-// bareAPI is the admin API on a server that ends with running. begun and ended are told
-// of each request.
+// bareAPI is the admin API on a server that ends with running. begun and ended get a value
+// for each request.
 func bareAPI(t *testing.T, m *mirror, running context.Context, begun, ended chan struct{}) (*api, *httptest.Server) {
 	t.Helper()
 	admin := Config{
@@ -195,7 +195,7 @@ func bareAPI(t *testing.T, m *mirror, running context.Context, begun, ended chan
 	return a, server
 }
 
-// walkRequests are those that walk what an image names, and what they wait for first.
+// walkRequests are the requests that walk an image, and the semaphores that they wait for.
 func walkRequests() map[string]walkRequest {
 	return map[string]walkRequest{
 		"image": {http.MethodGet, "image?name=app:1", "", func(a *api) *semaphore.Weighted { return a.looking }, maxLooking, maxLooking},
@@ -207,11 +207,11 @@ func walkRequests() map[string]walkRequest {
 type walkRequest struct {
 	method, path, body string
 	turns              func(*api) *semaphore.Weighted
-	most               int64 // turns
-	fill               int   // so many requests take all of them
+	most               int64 // all turns of the semaphore
+	fill               int   // the number of requests that takes all turns
 }
 
-// send makes the request, and returns its status; 0: there was no answer.
+// send sends the request and returns the status, or 0 if there is no response.
 func (r walkRequest) send(ctx context.Context, server *httptest.Server) int {
 	req, err := http.NewRequestWithContext(ctx, r.method, server.URL+apiRoot+r.path, strings.NewReader(r.body))
 	if err != nil {
@@ -229,7 +229,7 @@ func (r walkRequest) send(ctx context.Context, server *httptest.Server) int {
 	return resp.StatusCode
 }
 
-// addHeavy adds an image whose index takes a processor's turn to read.
+// addHeavy adds an image with an index so large that its parser waits for a processor.
 func addHeavy(up *ut.Registry) ut.Image {
 	image := up.AddImage("library/app", "1", ut.NewImage(1, 20_000))
 	image.Index = ut.NewContent(image.Index.MediaType, append(bytes.Clone(image.Index.Bytes), bytes.Repeat([]byte(" "), 64<<10)...))
@@ -237,7 +237,7 @@ func addHeavy(up *ut.Registry) ut.Image {
 	return image
 }
 
-// TestWalk_Leave: a walk ends with its caller and with the server, wherever it is.
+// TestWalk_Leave: a waiting or running walk ends when its caller leaves or the server stops.
 func TestWalk_Leave(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -247,7 +247,7 @@ func TestWalk_Leave(t *testing.T) {
 	for name, r := range walkRequests() {
 		for _, at := range []string{"in the queue", "in the walk"} {
 			for _, ends := range []string{"caller", "server"} {
-				t.Run(fmt.Sprintf("%s, %s, %s", name, at, ends), func(t *testing.T) { // one after the other, for they keep others waiting
+				t.Run(fmt.Sprintf("%s, %s, %s", name, at, ends), func(t *testing.T) { // not parallel: each one makes others wait
 					begun, ended := make(chan struct{}, 1), make(chan struct{}, 1)
 					running, stop := context.WithCancel(t.Context())
 					asking, leave := context.WithCancel(t.Context())
@@ -267,7 +267,7 @@ func TestWalk_Leave(t *testing.T) {
 					} else {
 						stop()
 					}
-					<-ended // or else never
+					<-ended // else the test hangs here
 					stop()
 					leave()
 					<-answered
@@ -293,7 +293,7 @@ func work(t *testing.T, memory *bounds.Memory) (end func()) {
 	return func() { close(release); working.Wait() }
 }
 
-// TestWalk_Turns: so many walks go on at once, and others after them.
+// TestWalk_Turns: a bounded number of walks run at a time; the others run after them.
 func TestWalk_Turns(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -301,7 +301,7 @@ func TestWalk_Turns(t *testing.T) {
 	m := newMirror(t, nil, registry(t, "docker.io", up.URL))
 	m.pullAll("library/app", "1", image)
 	for name, r := range walkRequests() {
-		t.Run(name, func(t *testing.T) { // one after the other, for they keep others waiting
+		t.Run(name, func(t *testing.T) { // not parallel: each one makes others wait
 			const more = 3
 			begun, ended := make(chan struct{}, 100), make(chan struct{}, 100)
 			a, server := bareAPI(t, m, t.Context(), begun, ended)
@@ -326,15 +326,15 @@ func TestWalk_Turns(t *testing.T) {
 					t.Errorf("status %d", status)
 				}
 			}
-			if err := r.turns(a).Acquire(t.Context(), r.most); err != nil { // or else never
+			if err := r.turns(a).Acquire(t.Context(), r.most); err != nil { // else the test hangs here
 				t.Error(err)
 			}
 		})
 	}
 }
 
-// TestImage_Sizes: a blob counts once in each manifest and once in the image. What is
-// claimed may be anything.
+// TestImage_Sizes: a blob counts once in each manifest and once in the image. A descriptor
+// may claim any size.
 func TestImage_Sizes(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -380,7 +380,7 @@ func TestImage_Sizes(t *testing.T) {
 	}
 }
 
-// TestImage_Downloading: a manifest that is on its way keeps no one waiting.
+// TestImage_Downloading: the admin API does not wait for a manifest that is in download.
 func TestImage_Downloading(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]func(release <-chan struct{}) ut.Fault{
@@ -411,8 +411,8 @@ func TestImage_Downloading(t *testing.T) {
 	}
 }
 
-// TestWarm_Platforms: a manifest for several platforms is fetched once, and told of for
-// each that was wanted. An index in the index may have nothing for them.
+// TestWarm_Platforms: a manifest for several platforms is fetched once, and reported for
+// each requested platform. A nested index may have none of them.
 func TestWarm_Platforms(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})

@@ -40,8 +40,8 @@ func manyPlatforms(up *ut.Registry, repo, tag string) (index ut.Content, images 
 	return index, images
 }
 
-// What is warmed is fetched once, for the platforms that are wanted, and a pull then
-// asks nothing of the upstream.
+// A warming fetches each blob once, for the requested platforms. A pull then sends no
+// upstream request.
 func TestWarm(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -79,7 +79,7 @@ func TestWarm(t *testing.T) {
 	if look.Complete || !slices.Equal(complete, []string{"linux/arm64/v8", "linux/arm/v7"}) || look.StoredSize != want {
 		t.Errorf("complete for %v, %d of %d bytes", complete, look.StoredSize, want)
 	}
-	// Nothing is counted as a client's request but the four pulls and the tag.
+	// The metrics count only the four pulls and the tag as client requests.
 	var st StatsAnswer
 	a.get("stats", &st)
 	if st.Traffic.Requests != 5 || st.Traffic.Results["hit"] != 5 {
@@ -97,7 +97,7 @@ func TestWarm(t *testing.T) {
 	}
 }
 
-// A warming and clients that pull at the same time share a download, and the rules hold.
+// A warming and concurrent client pulls share a fill. The rules apply to a warming.
 func TestWarmSharesAndObeys(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -114,7 +114,7 @@ func TestWarmSharesAndObeys(t *testing.T) {
 	up.Fault(ut.Match{Op: ut.GetBlob, Reference: img.Layers[0].Digest.String()}, ut.Arrived(arrived), ut.StallAfter(100_000, release))
 	pulled := make(chan reply, 1)
 	go func() {
-		<-arrived // the warming's
+		<-arrived // the request of the warming
 		resp, err := m.begin(t.Context(), http.MethodGet, "/v2/library/app/blobs/"+img.Layers[0].Digest.String())
 		if err != nil {
 			pulled <- reply{err: err}
@@ -135,7 +135,7 @@ func TestWarmSharesAndObeys(t *testing.T) {
 	up.WantCounts(t, map[ut.Op]int{ut.HeadManifest: 1, ut.GetManifest: 2, ut.GetBlob: 2})
 }
 
-// Who leaves ends the warming: nothing more is asked for, what has begun comes to its end.
+// If its client leaves, a warming starts no more downloads, and running downloads finish.
 func TestWarmLeft(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -187,7 +187,7 @@ func TestWarmLeft(t *testing.T) {
 	}
 }
 
-// A disk that does not take what has come is no warm image.
+// A warming fails if the disk does not store the content.
 func TestWarmNotStored(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})
@@ -206,8 +206,8 @@ func TestWarmNotStored(t *testing.T) {
 	}
 }
 
-// A manifest that names what is no digest is a failure, which waits for the downloads
-// that have begun.
+// A malformed digest in a manifest makes a warming fail. The warming waits for the
+// downloads that are in progress.
 func TestWarmMalformedDigest(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{})

@@ -18,7 +18,7 @@ func exampleSettings() Settings {
 	}
 }
 
-// everything is a client's configuration as one text.
+// everything is the configuration of a client in one text.
 func everything(t *testing.T, c Client, s Settings) string {
 	t.Helper()
 	files, err := c.Config(s)
@@ -36,7 +36,7 @@ func everything(t *testing.T, c Client, s Settings) string {
 	return b.String()
 }
 
-// parses reads what is JSON or TOML; the command's tests read YAML.
+// parses reads JSON and TOML; the command's tests read YAML.
 func parses(t *testing.T, f File) {
 	t.Helper()
 	var v map[string]any
@@ -54,8 +54,7 @@ func parses(t *testing.T, f File) {
 	}
 }
 
-// Every client's configuration has the mirror, and each registry it can mirror,
-// or what stands for all of them.
+// Every client's configuration has the mirror, and each registry that it can mirror or a wildcard.
 func TestConfig(t *testing.T) {
 	t.Parallel()
 	wildcards := map[string]string{"docker": "_default", "gitlab-ci": "_default", "containerd": "_default", "kind": "_default", "k3s": `"*"`, "talos": `"*"`}
@@ -79,7 +78,7 @@ func TestConfig(t *testing.T) {
 				}
 				for _, name := range s.Registries {
 					if c.Name == "drone" {
-						break // it mirrors Docker Hub, and need not say so
+						break // drone mirrors Docker Hub only, and does not name it
 					}
 					if hostsForm := strings.ReplaceAll(name, ":8443", "_8443_"); !strings.Contains(one, name) && !strings.Contains(one, hostsForm) {
 						t.Errorf("no %s in\n%s", name, one)
@@ -95,7 +94,7 @@ func TestConfig(t *testing.T) {
 	}
 }
 
-// TestConfig_PortsInPaths: a registry's port is no part of a path in an image's name.
+// TestConfig_PortsInPaths: a path in an image's name has no port in it.
 func TestConfig_PortsInPaths(t *testing.T) {
 	t.Parallel()
 	for _, c := range All() {
@@ -109,7 +108,7 @@ func TestConfig_PortsInPaths(t *testing.T) {
 	}
 }
 
-// Where the mirror's default is another registry, the URL says it is Docker Hub.
+// If the mirror's default is another registry, the URL names Docker Hub.
 func TestConfig_AnotherDefault(t *testing.T) {
 	t.Parallel()
 	for _, c := range All() {
@@ -123,7 +122,7 @@ func TestConfig_AnotherDefault(t *testing.T) {
 	}
 }
 
-// What a few of them say, read as their clients do.
+// Parts of the files, parsed as their clients parse them.
 func TestConfig_Contents(t *testing.T) {
 	t.Parallel()
 	files := map[string]string{}
@@ -151,7 +150,7 @@ func TestConfig_Contents(t *testing.T) {
 	}
 }
 
-func TestNamed(t *testing.T) {
+func TestNamed_EachClient(t *testing.T) {
 	t.Parallel()
 	for _, c := range All() {
 		if got, ok := Named(c.Name); !ok || got.Title != c.Title {
@@ -174,7 +173,7 @@ func TestConfig_Refusals(t *testing.T) {
 	for name, tc := range map[string]struct {
 		client   string
 		settings Settings
-		want     string // the setting at fault
+		want     string // the invalid setting
 	}{
 		"no mirror":          {"docker", mirror(""), "mirror"},
 		"no scheme":          {"docker", mirror("cachalot.example:5000"), "mirror"},
@@ -218,7 +217,7 @@ func TestConfig_Refusals(t *testing.T) {
 	}
 }
 
-// Whatever settings pass give files that parse, and say nothing but them.
+// Valid settings give files that parse and contain nothing else.
 func FuzzConfig(f *testing.F) {
 	for _, mirror := range []string{"http://m:5000", "https://[::1]", "https://m/a/b/", "https://m/\"\n[x]", "http://m#"} {
 		f.Add(mirror, "/ca.pem", "docker.io")

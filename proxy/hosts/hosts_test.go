@@ -32,7 +32,7 @@ func TestHosts_Serves(t *testing.T) {
 		{named, "mirror", false},
 		{named, "mirror.ns.svc", false},
 		{named, "evil.example:5000", false},
-		// What no name server decides over.
+		// No name server decides these.
 		{named, "", true},
 		{named, "127.0.0.1", true},
 		{named, "10.1.2.3:5000", true},
@@ -45,7 +45,7 @@ func TestHosts_Serves(t *testing.T) {
 		{named, "127.1", false},
 		{named, "0x7f000001", false},
 		{named, "2130706433", false},
-		// What is no host.
+		// These are not hosts.
 		{private, ":5000", false},
 		{private, "cachalot:", false},
 		{private, "cachalot:0", false},
@@ -57,7 +57,7 @@ func TestHosts_Serves(t *testing.T) {
 		{private, "::1", false},
 		{private, "[fe80::1%eth0]:5000", false},
 		{private, ".", false},
-		// What no public name server answers for.
+		// No public name server has these.
 		{private, "cachalot:5001", true},
 		{private, "my_mirror:5001", true},
 		{private, "cachalot-0.mirror-headless.ns.svc:5001", true},
@@ -76,8 +76,7 @@ func TestHosts_Serves(t *testing.T) {
 	}
 }
 
-// FuzzHost: whatever name a browser may have asked for a page of another site by, it is
-// not served.
+// FuzzHost: a name that a browser may use for a page of another site is not served.
 func FuzzHost(f *testing.F) {
 	for _, s := range []string{"mirror.test", "MIRROR.test.:5000", "a.example.com", "evil.test", "evil.test:80", "[::1]:5000", "127.0.0.1", "0x7f.1", "localhost.", "evil.svc", "mirror", "mirror.test.evil.test", "[mirror.test]", "a@mirror.test", "", ":80", "evil.test:mirror.test"} {
 		f.Add(s)
@@ -94,10 +93,10 @@ func FuzzHost(f *testing.F) {
 		if !hostport.Valid(host) && host != "" {
 			t.Errorf("%q is no host, and served", host)
 		}
-		// What a browser takes for the host of a URL, it sends as it is.
+		// A browser sends the host of a URL unchanged.
 		u, err := url.Parse("http://" + host + "/")
 		if err != nil || u.Host != host || u.User != nil {
-			return // no browser sends it
+			return // no browser sends this
 		}
 		site := strings.ToLower(strings.TrimSuffix(u.Hostname(), "."))
 		_, err = netip.ParseAddr(site)

@@ -14,7 +14,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream"
 )
 
-// digestsOf has the digests of descriptors.
+// digestsOf returns the digests of descriptors.
 func digestsOf(all []Descriptor) []digest.Digest {
 	var digests []digest.Digest
 	for _, d := range all {
@@ -69,7 +69,7 @@ func TestManifest_Decode(t *testing.T) {
 	}
 }
 
-// TestManifest_Bounds: what is taken of a manifest, and read for that, is bounded.
+// TestManifest_Bounds: the descriptors and bytes that are read of a manifest are bounded.
 func TestManifest_Bounds(t *testing.T) {
 	t.Parallel()
 	read := func(text string) (Manifest, int64) {
@@ -106,7 +106,7 @@ func TestManifest_Bounds(t *testing.T) {
 	}
 }
 
-// FuzzManifest: whatever encoding/json reads is read as it reads it.
+// FuzzManifest: the decoder reads the same as encoding/json.
 func FuzzManifest(f *testing.F) {
 	for _, seed := range []string{
 		`{"manifests":[{"digest":"a","size":1,"platform":{"os":"linux"}}],"mediaType":"x"}`, `{"config":{"digest":"b"},"layers":[{"digest":"c"},null]}`,

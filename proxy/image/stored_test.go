@@ -14,7 +14,7 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// keep makes a store that has manifests of a repository.
+// keep makes a store with these manifests in a repository.
 func keep(t *testing.T, repo string, manifests ...ut.Content) Stored {
 	t.Helper()
 	s, err := storage.Open(storage.Config{Path: t.TempDir(), MaxFills: 64}, storage.NewMetrics(), slog.New(slog.DiscardHandler))
@@ -44,7 +44,7 @@ func keep(t *testing.T, repo string, manifests ...ut.Content) Stored {
 	return Stored{Store: s}
 }
 
-// TestWalk_LeaveBetween: no manifest is opened for a caller who has left.
+// TestWalk_LeaveBetween: no manifest is opened after the caller has left.
 func TestWalk_LeaveBetween(t *testing.T) {
 	t.Parallel()
 	index := ut.Index(ut.Layers(0, 100)...)
@@ -65,8 +65,8 @@ func TestWalk_LeaveBetween(t *testing.T) {
 	}
 }
 
-// TestUnreferenced_Bounds: the search leaves out what is too much to look for, and fails
-// where there is too much to look at.
+// TestUnreferenced_Bounds: with too many blobs, the search leaves some out. With too many
+// manifests to read, it fails.
 func TestUnreferenced_Bounds(t *testing.T) {
 	t.Parallel()
 	large := ut.Manifest(1, ut.Layers(0, 100)...)
@@ -87,7 +87,7 @@ func TestUnreferenced_Bounds(t *testing.T) {
 		truncated bool
 		err       error
 	}{
-		"in bounds":      {func(s *search) { s.maxManifests, s.maxBytes, s.maxBlobs = 10, bytes, 102 }, 91, 20, false, nil}, // itself, and 90 layers
+		"in bounds":      {func(s *search) { s.maxManifests, s.maxBytes, s.maxBlobs = 10, bytes, 102 }, 91, 20, false, nil}, // the manifest, and 90 layers
 		"many blobs":     {func(s *search) { s.maxBlobs = 50 }, 39, 20, true, nil},
 		"many manifests": {func(s *search) { s.maxManifests = 9 }, 0, 10, false, ErrManyManifests},
 		"many bytes":     {func(s *search) { s.maxBytes = bytes - 1 }, 0, 10, false, ErrManyManifests},
@@ -98,7 +98,7 @@ func TestUnreferenced_Bounds(t *testing.T) {
 			tt.change(&s)
 			looks := 0
 			blobs, truncated, err := s.run(t.Context(), []Root{{"docker.io", "library/app", large.Digest}}, func(look func(Root) bool) error {
-				for _, r := range append(slices.Clone(held), held...) { // several tags have one image
+				for _, r := range append(slices.Clone(held), held...) { // several tags point to one image
 					if looks++; !look(r) {
 						break
 					}
@@ -112,7 +112,7 @@ func TestUnreferenced_Bounds(t *testing.T) {
 	}
 }
 
-// TestUnreferenced_Deep: indexes in indexes, in any number, are no deep recursion.
+// TestUnreferenced_Deep: nested indexes of any depth cause no deep recursion.
 func TestUnreferenced_Deep(t *testing.T) {
 	t.Parallel()
 	all := []ut.Content{ut.Manifest(0)}

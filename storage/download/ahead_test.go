@@ -14,14 +14,14 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// network is a Source whose connections have a rate, in the time of a bubble. It
-// counts what it sends.
+// network is a Source whose connections have a rate, on a bubble's clock. It counts the bytes
+// that it sends.
 type network struct {
 	content []byte
 	each    int64                       // bytes a second of one connection; 0: any
 	all     int64                       // of all together; 0: any
 	latency time.Duration               // of opening
-	spare   func(nth int) time.Duration // besides, of opening a spare one
+	spare   func(nth int) time.Duration // added to latency for a spare connection
 	refuse  func(nth int, s Span) error // fails the nth open, from 0
 	cut     func(nth int, s Span) int64 // bytes after which the nth body breaks; 0: none
 
@@ -29,9 +29,9 @@ type network struct {
 	asked []Span
 	sent  int64
 	most  int       // connections at once
-	open  int       // now
-	free  time.Time // when the link has sent all that it has taken
-	broke int       // breaks that the stream spoke of
+	open  int       // connections now
+	free  time.Time // when the link has sent all bytes so far
+	broke int       // breaks that the stream reported
 }
 
 var errCut = errors.New("cut")
@@ -73,7 +73,7 @@ func (l *network) source(ctx context.Context, s Span) (*Part, error) {
 	return &Part{Body: b, Offset: s.Offset, End: end, Size: int64(len(l.content))}, nil
 }
 
-// opened is how many connections there are now.
+// opened returns how many connections are open.
 func (l *network) opened() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -140,8 +140,8 @@ func (b *linkBody) Close() error {
 	return nil
 }
 
-// download reads all of l in a bubble, with the room for pieces or without. late
-// is how far it was ever behind one connection that is never interrupted.
+// download reads all of l in a bubble. r has the buffers for pieces. late is the longest delay
+// behind a single connection without breaks.
 func download(t *testing.T, l *network, r *Buffers, reader time.Duration) (got []byte, took, late time.Duration, err error) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -178,7 +178,7 @@ func download(t *testing.T, l *network, r *Buffers, reader time.Duration) (got [
 	return got, took, late, err
 }
 
-// whole holds that the right bytes came, each of them once.
+// whole checks that the right bytes arrived, and that each was sent once.
 func (l *network) whole(t *testing.T, got []byte, err error) {
 	t.Helper()
 	if err != nil {
@@ -202,7 +202,7 @@ func TestAhead(t *testing.T) {
 	for name, tc := range map[string]struct {
 		link   *network
 		reader time.Duration // for each chunk
-		quick  float64       // at least so many times as quick as one connection
+		quick  float64       // how many times as fast as one connection, at least
 		most   int           // connections at once
 		least  int
 		late   time.Duration
@@ -259,12 +259,12 @@ func TestAhead(t *testing.T) {
 	}
 }
 
-// TestAheadBreaks: whatever breaks, no byte of a piece that has come is lost, none
-// comes twice, and the order stays.
+// TestAheadBreaks: if connections break, no received byte is lost or downloaded again, and the
+// order is right.
 func TestAheadBreaks(t *testing.T) {
 	t.Parallel()
 	blob := upstreamtest.Random(2, 64<<20)
-	refused := fmt.Errorf("%w: busy", ErrRefused) // that connection; not the blob
+	refused := fmt.Errorf("%w: busy", ErrRefused) // the connection is refused, not the blob
 	busy := func(of func(nth int) bool) func(int, Span) error {
 		return func(nth int, s Span) error {
 			if s.Spare && of(nth) {
@@ -275,7 +275,7 @@ func TestAheadBreaks(t *testing.T) {
 	}
 	for name, tc := range map[string]struct {
 		link  *network
-		broke int // what clients would be told of
+		broke int // breaks that are reported
 	}{
 		"every third connection breaks": {
 			link:  &network{cut: func(nth int, _ Span) int64 { return []int64{0, 0, 300_000}[nth%3] }},
@@ -309,8 +309,8 @@ func TestAheadBreaks(t *testing.T) {
 	}
 }
 
-// TestAheadIgnoresSpans: a Source that sends more than a spare connection was asked
-// for is used for the whole only.
+// TestAheadIgnoresSpans: a Source refuses spare connections and sends to the end of the blob.
+// No byte is downloaded twice.
 func TestAheadIgnoresSpans(t *testing.T) {
 	t.Parallel()
 	l := &network{content: upstreamtest.Random(3, 64<<20), each: 8 << 20}
@@ -337,15 +337,15 @@ func TestAheadIgnoresSpans(t *testing.T) {
 	l.whole(t, got, nil)
 }
 
-// TestAheadLeft: a download that ends early leaves nothing behind.
-func TestAheadLeft(t *testing.T) {
+// TestAhead_ClosedEarly: a download that ends early leaves no connection and no piece behind.
+func TestAhead_ClosedEarly(t *testing.T) {
 	t.Parallel()
 	blob := upstreamtest.Random(4, 96<<20)
 	r := NewBuffers()
 	for name, tc := range map[string]struct {
 		all    int64 // of the link
 		at     int64
-		cancel bool // before it is closed
+		cancel bool // the context, before Close
 		open   int  // connections then, at least
 	}{
 		"before the probe":    {at: 1 << 20, open: 1},
@@ -381,7 +381,7 @@ func TestAheadLeft(t *testing.T) {
 	}
 }
 
-// TestAheadShares: the pieces of all fills together have a bound.
+// TestAheadShares: the pieces of all fills together are bounded.
 func TestAheadShares(t *testing.T) {
 	t.Parallel()
 	r := NewBuffers()

@@ -8,7 +8,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// chunk is what is read at a time.
+// chunk is the size of a read.
 const chunk = 128 << 10
 
 func TestMain(m *testing.M) {

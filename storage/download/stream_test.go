@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// TestPatience: how long a Source is asked again that brings nothing any more.
+// TestPatience: how long a Source that sends nothing more is asked again.
 func TestPatience(t *testing.T) {
 	t.Parallel()
 	broken := errors.New("broken")
@@ -49,8 +49,8 @@ type errReader struct{ err error }
 
 func (r errReader) Read([]byte) (int, error) { return 0, r.err }
 
-// TestBreaksOff: what breaks off each time, a few bytes on or not at all, is asked for
-// few times in the patience: a registry pays for each.
+// TestBreaksOff: a Source that breaks off each time, after a few bytes or none, is asked only a
+// few times within the patience. Each request costs the registry.
 func TestBreaksOff(t *testing.T) {
 	t.Parallel()
 	for name, brings := range map[string]int64{"a byte": 1, "fifty": 50, "the same again": 0} {
@@ -80,9 +80,9 @@ func TestBreaksOff(t *testing.T) {
 	}
 }
 
-// TestShorterThanBefore: a Source without lengths that twice brings all of it, and less
-// than before a break, is not asked until the patience ends.
-func TestShorterThanBefore(t *testing.T) {
+// TestStream_ShorterAfterBreak: a Source without lengths breaks off, then twice sends a complete but
+// shorter body. Then it is abandoned.
+func TestStream_ShorterAfterBreak(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		asked := 0
@@ -104,8 +104,8 @@ func TestShorterThanBefore(t *testing.T) {
 	})
 }
 
-// TestStream_Wrong: the Source is told, once, of another length by the stream, and of
-// other content by its reader, unless that excuses it.
+// TestStream_Wrong: the Source is told once of a wrong length by the stream, or of wrong
+// content by the reader, unless the reader excuses it.
 func TestStream_Wrong(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {

@@ -22,7 +22,8 @@ import (
 // tagOf is a tag whose record has about 1 KiB.
 func tagOf(i int) TagKey { return TagKey{"u", "r", fmt.Sprint("n", i, strings.Repeat("-", 900))} }
 
-// TestIndex_WaitingIsBounded: what waits is bounded, and room helps at once.
+// TestIndex_WaitingIsBounded: changes that wait for space are bounded. With space, the next
+// change is written.
 func TestIndex_WaitingIsBounded(t *testing.T) {
 	t.Parallel()
 	dir := smalldisk.New(t, 256)
@@ -31,7 +32,7 @@ func TestIndex_WaitingIsBounded(t *testing.T) {
 	if free := x.free(); free != 0 {
 		t.Errorf("%d bytes are free", free)
 	}
-	x.waits.Store(maxWaiting + 1) // as if
+	x.waits.Store(maxWaiting + 1) // as if so many wait
 	if err := x.PutTag(tagOf(1), Tag{Digest: digest.FromString("1")}, time.Hour); err == nil {
 		t.Error("no error with too much waiting")
 	}
@@ -49,8 +50,8 @@ func TestIndex_WaitingIsBounded(t *testing.T) {
 	}
 }
 
-// TestOpeningMark: an index that two starts in a row died of is thrown away; one
-// death is no proof.
+// TestOpeningMark: an index is used after one start that died while opening it, and discarded
+// after two in a row.
 func TestOpeningMark(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -76,8 +77,9 @@ func TestOpeningMark(t *testing.T) {
 	}
 }
 
-// TestOpeningMarkGoes: a process that lives need not have read all records.
-func TestOpeningMarkGoes(t *testing.T) {
+// TestOpeningMark_RemovedAfterStart: the mark is removed after survival, even if not all records have been
+// read.
+func TestOpeningMark_RemovedAfterStart(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
@@ -98,8 +100,8 @@ func TestOpeningMarkGoes(t *testing.T) {
 	})
 }
 
-// TestIndex_GivesMemoryBack: memory is given back a while after the last of much work, and
-// after nothing less.
+// TestIndex_GivesMemoryBack: memory is given back atRest after a lot of work, and not after
+// less.
 func TestIndex_GivesMemoryBack(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -128,7 +130,7 @@ func TestIndex_GivesMemoryBack(t *testing.T) {
 		}
 		write(0, muchWork-1)
 		wait(2*atRest, 0)
-		write(0, muchWork/2) // with that before it is much
+		write(0, muchWork/2) // enough, with the writes before
 		write(0, muchWork/2)
 		wait(atRest-time.Nanosecond, 0)
 		if err := x.scan([]byte{'t'}, func(_, _ []byte) bool { return true }); err != nil {
@@ -147,8 +149,8 @@ func TestIndex_GivesMemoryBack(t *testing.T) {
 	})
 }
 
-// TestLogAllocated: the blocks of badger's log are the index's own, of each log
-// again, so that a disk that fills up cannot fail a write to it.
+// TestLogAllocated: the blocks of each badger log are allocated in advance, so that a write to
+// it does not fail on a full disk.
 func TestLogAllocated(t *testing.T) {
 	t.Parallel()
 	x := openIndex(t, t.TempDir(), Config{})
@@ -176,8 +178,8 @@ func TestLogAllocated(t *testing.T) {
 	}
 }
 
-// TestIndexDiskReadOnly: the index is not opened on a read-only disk. What is
-// written waits in memory, and is read from there.
+// TestIndexDiskReadOnly: the index is not opened on a read-only disk. Changes wait in memory,
+// and are read from there.
 func TestIndexDiskReadOnly(t *testing.T) {
 	t.Parallel()
 	dir := smalldisk.New(t, 256)
@@ -212,7 +214,7 @@ func TestIndexDiskReadOnly(t *testing.T) {
 	}
 }
 
-// TestOtherFormat: an index of another format opens empty, whatever it has.
+// TestOtherFormat: an index of another format opens empty.
 func TestOtherFormat(t *testing.T) {
 	t.Parallel()
 	kept := digest.FromString("kept")

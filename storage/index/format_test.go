@@ -15,8 +15,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// TestFormat: a change that makes this fail makes an index that earlier versions would
-// misread, and counts format up.
+// TestFormat: a change that fails this test makes an index that earlier versions misread. It
+// must increment format.
 func TestFormat(t *testing.T) {
 	t.Parallel()
 	d, e := digest.FromString("x"), digest.SHA512.FromString("x")
@@ -64,8 +64,8 @@ func TestMalformedRecords(t *testing.T) {
 	}
 }
 
-// TestKeyOrder: keys have the order of their digests, so that the scrub goes on
-// where it was, and a folder's records stand together.
+// TestKeyOrder: keys sort as their digests, so that the scrub can continue where it was, and
+// the records of a folder are adjacent.
 func TestKeyOrder(t *testing.T) {
 	t.Parallel()
 	random := rand.New(rand.NewPCG(1, 2))
@@ -73,7 +73,7 @@ func TestKeyOrder(t *testing.T) {
 	for range 2000 {
 		b := make([]byte, 64)
 		for i := range b {
-			b[i] = byte(random.Uint32()) & 0x81 // many begin alike
+			b[i] = byte(random.Uint32()) & 0x81 // many have equal prefixes
 		}
 		digests = append(digests, digest.NewDigestFromBytes(digest.SHA256, b[:32]), digest.NewDigestFromBytes(digest.SHA512, b))
 	}
@@ -83,9 +83,9 @@ func TestKeyOrder(t *testing.T) {
 	}
 }
 
-// TestKeysApart: what is asked of one digest, or of one folder, leaves those that
-// begin alike alone: sha512 ones too, and what is no digest at all.
-func TestKeysApart(t *testing.T) {
+// TestKeys_EqualPrefixes: an operation on a digest or a folder does not affect others with the same
+// prefix, of sha512 too. An invalid digest affects nothing.
+func TestKeys_EqualPrefixes(t *testing.T) {
 	t.Parallel()
 	x := openIndex(t, t.TempDir(), Config{})
 	b := make([]byte, 64)
@@ -171,8 +171,7 @@ func FuzzRecords(f *testing.F) {
 	})
 }
 
-// FuzzLinkKey: links are read as they were written, and no other key is taken for one of
-// another digest's.
+// FuzzLinkKey: links are decoded as they were encoded. Each decoded key has a valid digest.
 func FuzzLinkKey(f *testing.F) {
 	f.Add([]byte{}, "docker.io", "library/app", "x", true)
 	f.Add(linkKey(library(), digest.SHA512.FromString("x"))[1:], "", "", "", false)
@@ -181,7 +180,7 @@ func FuzzLinkKey(f *testing.F) {
 			t.Errorf("%q is a link of %q", raw, l.Digest())
 		}
 		if strings.Contains(upstream+repository, "\x00") || upstream == "" {
-			return // no parsed name is so
+			return // no parsed name has these
 		}
 		d := digest.FromString(content)
 		p := Place{Upstream: upstream, Repository: repository, Manifest: manifest}

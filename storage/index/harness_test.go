@@ -16,8 +16,8 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(upstreamtest.Waiting{Tests: m})
 }
 
-// openIndex opens an index in a folder. Nothing is pinned, unless cfg says so, and nothing
-// runs in the background, or rests.
+// openIndex opens an index in a folder. By default nothing is pinned. Nothing runs in the
+// background, and nothing rests.
 func openIndex(tb testing.TB, dir string, cfg Config) *Index {
 	tb.Helper()
 	cfg.Dir = filepath.Join(dir, "index")

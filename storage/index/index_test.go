@@ -48,7 +48,7 @@ func TestTags(t *testing.T) {
 	}
 }
 
-// TestAllTags: every pointer is visited once, and what is not one is passed over.
+// TestAllTags: every tag is visited once, and malformed entries are skipped.
 func TestAllTags(t *testing.T) {
 	t.Parallel()
 	x := openIndex(t, t.TempDir(), Config{})
@@ -93,8 +93,8 @@ func TestAllTags(t *testing.T) {
 	}
 }
 
-// A walk in order sees what the database has and what waits, each key once and the
-// newer value, from wherever it begins.
+// TestScan_Ordered: a walk in order visits stored and waiting entries from any start, each key
+// once, with its newer value.
 func TestScan_Ordered(t *testing.T) {
 	t.Parallel()
 	x := openIndex(t, t.TempDir(), Config{})
@@ -105,7 +105,7 @@ func TestScan_Ordered(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// As on a full disk: these wait.
+	// As on a full disk, these entries wait.
 	x.mu.Lock()
 	for n := 0; n < 40; n += 3 {
 		k := string(tagKey(TagKey{"docker.io", "library/a", name(n)}))
@@ -149,9 +149,9 @@ func TestScan_Ordered(t *testing.T) {
 	x.mu.Unlock()
 }
 
-// TestForget_Spoilt: what cannot be decoded is no record, and is forgotten like one. What is
-// not there is not written to.
-func TestForget_Spoilt(t *testing.T) {
+// TestForget_MalformedRecord: a malformed record is not read, but can be forgotten. Forget writes
+// nothing if there is no record.
+func TestForget_MalformedRecord(t *testing.T) {
 	t.Parallel()
 	x := openIndex(t, t.TempDir(), Config{})
 	d := digest.FromString("x")
@@ -174,8 +174,8 @@ func TestForget_Spoilt(t *testing.T) {
 	}
 }
 
-// TestBlobs: a walk of all meets each record that can be read once, with its own links,
-// whether they are asked for or not.
+// TestBlobs: a walk visits each valid record once, with its own links, whether the caller reads
+// them or not.
 func TestBlobs(t *testing.T) {
 	t.Parallel()
 	x := openIndex(t, t.TempDir(), Config{})
@@ -183,7 +183,7 @@ func TestBlobs(t *testing.T) {
 	for n := range int64(50) {
 		d := digest.FromString(fmt.Sprint(n))
 		if n%10 != 9 { // others have links only
-			records[d] = Record{Size: n - 1} // the first cannot be read
+			records[d] = Record{Size: n - 1} // the first is malformed
 		}
 		for p := range n % 5 {
 			if err := x.PutLink(Place{Upstream: "u", Repository: fmt.Sprint(n, "/", p), Manifest: p == 0}, d, Link{MediaType: "m/t", Size: n}); err != nil {
@@ -220,7 +220,7 @@ func TestBlobs(t *testing.T) {
 			t.Errorf("%v, want %v", got, want)
 		}
 	}
-	for b, err := range x.Blobs() { // who stops is asked no more
+	for b, err := range x.Blobs() { // a walk can be stopped
 		for range b.Links {
 			break
 		}
@@ -230,7 +230,7 @@ func TestBlobs(t *testing.T) {
 	}
 }
 
-// TestDigests: digests come each once, in their order, from any on.
+// TestDigests: each digest is visited once, in order, from any start.
 func TestDigests(t *testing.T) {
 	t.Parallel()
 	x := openIndex(t, t.TempDir(), Config{})

@@ -10,15 +10,15 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// linksIn is a ledger of links over an index of its own, which no goroutine trims.
+// linksIn returns the ledger of links of a new index. No goroutine trims it.
 func linksIn(tb testing.TB, bound int64) *linkLedger {
 	tb.Helper()
 	x := openIndex(tb, tb.TempDir(), Config{Max: bound, Pinned: func(_, repository string) bool { return repository == "pinned" }})
-	x.SetListed(func(upstream string) bool { return !strings.HasPrefix(upstream, "named") }) // by a client
+	x.SetListed(func(upstream string) bool { return !strings.HasPrefix(upstream, "named") }) // clients name those
 	return x.links
 }
 
-// putLinkAt records a place of a blob that is called by a number.
+// putLinkAt records a place of the blob with this number.
 func putLinkAt(tb testing.TB, l *linkLedger, upstream, repository string, blob int) {
 	tb.Helper()
 	p := Place{Upstream: upstream, Repository: repository}
@@ -36,7 +36,7 @@ func putLinkAt(tb testing.TB, l *linkLedger, upstream, repository string, blob i
 	}
 }
 
-// places counts links by upstream, and holds that the ledger has their sum.
+// places counts links by upstream, and checks the ledger's total.
 func (l *linkLedger) places(tb testing.TB) map[string]int {
 	tb.Helper()
 	found := map[string]int{}
@@ -53,13 +53,13 @@ func (l *linkLedger) places(tb testing.TB) map[string]int {
 	return found
 }
 
-// oneLink is what a record takes that putLinkAt writes with names of so many letters.
+// oneLink returns the size of a record of putLinkAt with names of so many letters.
 func oneLink(letters int) int64 {
 	return recordBytes(linkKey(Place{Upstream: strings.Repeat("x", letters)}, digest.FromString("x")), Link{Size: 1}.encode())
 }
 
-// TestLinkLedger_Claims: a registry that claims one blob in any number of repositories, or
-// many that clients name, lose places of that blob, and others none.
+// TestLinkLedger_Claims: one registry, or many that clients name, claim a blob in thousands of
+// repositories. Only they lose links.
 func TestLinkLedger_Claims(t *testing.T) {
 	t.Parallel()
 	for name, upstream := range map[string]func(n int) string{
@@ -83,8 +83,8 @@ func TestLinkLedger_Claims(t *testing.T) {
 	}
 }
 
-// TestLinkLedger_FirstPlaces: where a registry has too many links, the last of its blobs'
-// many places go, and each blob has some in any case; what is pinned stays.
+// TestLinkLedger_FirstPlaces: if a registry has too many links, blobs with many places lose
+// some. Each blob keeps its first places, and pinned links stay.
 func TestLinkLedger_FirstPlaces(t *testing.T) {
 	t.Parallel()
 	l := linksIn(t, 1000*oneLink(20))
@@ -109,8 +109,8 @@ func TestLinkLedger_FirstPlaces(t *testing.T) {
 	}
 }
 
-// TestLinkLedger_Full: where all is pinned a new place is not recorded, and one that is may
-// change.
+// TestLinkLedger_Full: if all links are pinned, a new one is not recorded, and a recorded one
+// can change.
 func TestLinkLedger_Full(t *testing.T) {
 	t.Parallel()
 	l := linksIn(t, 100*oneLink(20))
@@ -131,8 +131,8 @@ func TestLinkLedger_Full(t *testing.T) {
 	}
 }
 
-// TestLinkLedger_Gone: links that go with their blobs count until they are added up.
-func TestLinkLedger_Gone(t *testing.T) {
+// TestLinkLedger_ForgottenBlobs: links that are removed with their blobs count until the next recount.
+func TestLinkLedger_ForgottenBlobs(t *testing.T) {
 	t.Parallel()
 	l := linksIn(t, 100*oneLink(20))
 	for n := range 1000 {
@@ -150,8 +150,7 @@ func TestLinkLedger_Gone(t *testing.T) {
 	}
 }
 
-// TestLinkLedger_Unrecorded: a place that there is no room for reads what its registry says
-// it has, for a moment.
+// TestLinkLedger_Unrecorded: a link that does not fit can be read for passingFor.
 func TestLinkLedger_Unrecorded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

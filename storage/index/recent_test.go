@@ -10,8 +10,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// TestRecentWrites: who reads after a write has ended gets what was written, or
-// newer, however many read at the same time.
+// TestRecentWrites: a read after a write returns that value or a newer one, with concurrent
+// readers.
 func TestRecentWrites(t *testing.T) {
 	t.Parallel()
 	x := openIndex(t, t.TempDir(), Config{})
@@ -19,7 +19,7 @@ func TestRecentWrites(t *testing.T) {
 	var written atomic.Int64
 	var done atomic.Bool
 	var wg sync.WaitGroup
-	for range 2 { // more would only keep the writer from its processor
+	for range 2 { // more readers would slow the writer
 		wg.Go(func() {
 			for !done.Load() {
 				least := written.Load()
@@ -47,8 +47,8 @@ func TestRecentWrites(t *testing.T) {
 	}
 }
 
-// TestRecentOvertaken: what was read before a write is not taken in after it.
-func TestRecentOvertaken(t *testing.T) {
+// TestRecent_OldReadIsNotAdded: a value that was read before a write is not added after it.
+func TestRecent_OldReadIsNotAdded(t *testing.T) {
 	t.Parallel()
 	x := openIndex(t, t.TempDir(), Config{})
 	key := []byte("t some tag")
@@ -74,7 +74,7 @@ func TestRecentOvertaken(t *testing.T) {
 	}
 }
 
-// TestRecentExpires: memory forgets when the index does.
+// TestRecentExpires: an entry in memory expires when it does in the index.
 func TestRecentExpires(t *testing.T) {
 	t.Parallel()
 	x := openIndex(t, t.TempDir(), Config{})

@@ -16,18 +16,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tagsIn is a ledger of tags over an index of its own, which no goroutine trims.
+// tagsIn returns the ledger of tags of an index. No goroutine trims it.
 func tagsIn(tb testing.TB, dir string, bound int64, pinned ...string) *tagLedger {
 	tb.Helper()
 	return openIndex(tb, dir, Config{Max: bound, Pinned: func(_, repository string) bool { return slices.Contains(pinned, repository) }}).tags
 }
 
-// ago is a tag that was checked so many minutes ago.
+// ago returns a tag that was checked so many minutes ago.
 func ago(minutes int) Tag {
 	return Tag{Digest: digest.FromString("x"), Checked: time.Now().Add(-time.Duration(minutes) * time.Minute)}
 }
 
-// putTag records a tag, and where it is kept the link that a pull leaves.
+// putTag records a tag and, if kept, the link that a pull leaves.
 func putTag(tb testing.TB, l *tagLedger, k TagKey, t Tag, kept bool) {
 	tb.Helper()
 	if kept {
@@ -43,7 +43,7 @@ func putTag(tb testing.TB, l *tagLedger, k TagKey, t Tag, kept bool) {
 	}
 }
 
-// names are the tags that there are, by repository.
+// names returns the tags by repository, and checks the ledger's totals.
 func (l *tagLedger) names(tb testing.TB) map[string][]string {
 	tb.Helper()
 	names := map[string][]string{}
@@ -76,13 +76,13 @@ func trimmed(tb testing.TB, l *tagLedger) {
 	}
 }
 
-// oneTag is what a record takes that putTag writes for a repository and name of 3 letters.
+// oneTag returns the size of a record of putTag with a repository and a name of 3 letters.
 func oneTag() int64 {
 	return recordBytes(tagKey(TagKey{"docker.io", "rep", "100"}), Tag{Digest: digest.FromString("x")}.encode())
 }
 
-// TestTagLedger_Evicts: what only HEADs have asked for goes first, the least recently
-// checked before others; what is kept goes after it, and what is pinned does not.
+// TestTagLedger_Evicts: tags that only HEADs requested are evicted first, the least recently
+// checked before others. Then tags with stored content. Pinned tags stay.
 func TestTagLedger_Evicts(t *testing.T) {
 	t.Parallel()
 	const room = 400
@@ -111,7 +111,7 @@ func TestTagLedger_Evicts(t *testing.T) {
 		t.Errorf("the metric says %v evicted", n)
 	}
 
-	// Where all others are kept, the least recently checked go, lists too.
+	// If all other tags have stored content, the least recently checked are evicted, lists too.
 	for n := range 300 {
 		name := fmt.Sprint(100 + n)
 		if n%3 == 0 {
@@ -132,7 +132,8 @@ func TestTagLedger_Evicts(t *testing.T) {
 	}
 }
 
-// TestTagLedger_Shares: who fills the index pays for it, under whatever names.
+// TestTagLedger_Shares: a registry that fills the index loses its own tags, also under many
+// names.
 func TestTagLedger_Shares(t *testing.T) {
 	t.Parallel()
 	for name, upstream := range map[string]func(n int) string{
@@ -190,8 +191,8 @@ func TestParts(t *testing.T) {
 	}
 }
 
-// TestTagLedger_Full: past the bound a new tag is not recorded, and known ones move on.
-// Where all are pinned, none goes.
+// TestTagLedger_Full: above the bound, a new tag is not recorded, but a known one can change.
+// If all tags are pinned, none is evicted.
 func TestTagLedger_Full(t *testing.T) {
 	t.Parallel()
 	l := tagsIn(t, t.TempDir(), 100*oneTag(), "pin")
@@ -227,7 +228,7 @@ func TestTagLedger_Full(t *testing.T) {
 	}
 }
 
-// TestTagLedger_CheckedSince: what is checked after it was picked stays.
+// TestTagLedger_CheckedSince: a tag that is checked after it was picked is not evicted.
 func TestTagLedger_CheckedSince(t *testing.T) {
 	t.Parallel()
 	l := tagsIn(t, t.TempDir(), 100*oneTag())
@@ -247,8 +248,8 @@ func TestTagLedger_CheckedSince(t *testing.T) {
 	}
 }
 
-// TestTagLedger_Recount: the sums are those of the index after a start, and once badger
-// has dropped what has expired.
+// TestTagLedger_Recount: after a start, and after tags have expired, the totals are those of
+// the index.
 func TestTagLedger_Recount(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -280,8 +281,8 @@ func TestTagLedger_Recount(t *testing.T) {
 	_ = l.names(t)
 }
 
-// TestTagLedger_RecountTwice: records that several add up at once, as maintenance and an
-// eviction may, count once.
+// TestTagLedger_RecountTwice: concurrent recounts, as by maintenance and an eviction, count
+// each record once.
 func TestTagLedger_RecountTwice(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -305,21 +306,21 @@ func TestTagLedger_RecountTwice(t *testing.T) {
 	_ = l.names(t)
 }
 
-// TestTagLedger_OnDisk: of many more tags than there is room for the disk keeps no more,
-// once badger has compacted what they were written to.
+// TestTagLedger_OnDisk: after far more tags than the bound allows, and a compaction by badger,
+// the disk has about the bound.
 func TestTagLedger_OnDisk(t *testing.T) {
 	t.Parallel()
 	const bound, starts, records, length = 1 << 20, 12, 1500, 800 // 15 MB in all
 	dir := t.TempDir()
 	random := rand.NewChaCha8([32]byte{1})
 	name := make([]byte, length/2)
-	run := func(n int) { // it ends with a table of badger's
+	run := func(n int) { // each run leaves one badger table
 		l := tagsIn(t, dir, bound)
 		x := l.index
 		x.confirmOpened()
 		entries := map[string]entry{}
 		for range records { // as [tagLedger] does one by one
-			_, _ = random.Read(name) // which does not compress
+			_, _ = random.Read(name) // random names do not compress
 			entries[string(tagKey(TagKey{"docker.io", "library/app", hex.EncodeToString(name)}))] = entry{value: ago(2*starts - n).encode()}
 		}
 		if err := x.write(entries); err != nil {
@@ -330,11 +331,11 @@ func TestTagLedger_OnDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for n := range starts { // of whose tables it compacts some at a time
+	for n := range starts { // badger compacts some of their tables in between
 		run(n)
 	}
-	// Flatten leaves a few tables as they are that badger has moved together, as it does on
-	// a slow machine: it compacts them once there are more.
+	// On a slow machine badger has moved some tables together. Flatten leaves those as they are
+	// until there are more.
 	for n := starts; flattened(t, dir) > 2*bound && n < 2*starts; n++ {
 		run(n)
 	}
@@ -348,8 +349,7 @@ func TestTagLedger_OnDisk(t *testing.T) {
 	_ = l.names(t)
 }
 
-// flattened has badger compact, as it does by itself, a level at a time; it returns the size
-// of its tables, in bytes.
+// flattened makes badger compact level by level, and returns the size of its tables in bytes.
 func flattened(t *testing.T, dir string) (size int64) {
 	t.Helper()
 	x := openIndex(t, dir, Config{})
@@ -368,7 +368,7 @@ func flattened(t *testing.T, dir string) (size int64) {
 	return size
 }
 
-// BenchmarkTrimMillionTags is what it takes to evict an eighth of a million tags.
+// BenchmarkTrimMillionTags measures the eviction of an eighth of a million tags.
 func BenchmarkTrimMillionTags(b *testing.B) {
 	const n = 1_000_000
 	l := tagsIn(b, b.TempDir(), 0)

@@ -32,8 +32,8 @@ func TestMain(m *testing.M) {
 	cachalotd.Main(m)
 }
 
-// giveWay has this process, which is attackers and registries, have what processors the
-// mirror leaves, until end is called. They are on machines of their own, elsewhere.
+// giveWay gives this process, which runs attackers and registries, only the idle CPU time
+// until end is called. In practice they run on other machines.
 func (s *siege) giveWay() (end func()) {
 	s.t.Helper()
 	set := func(kind string) {
@@ -55,25 +55,25 @@ type siege struct {
 
 	t       *testing.T
 	cgroup  cachalotd.Cgroup
-	hub     *ut.Registry  // an honest one: docker.io
-	private *ut.Registry  // private.test, which wants an account
+	hub     *ut.Registry  // an honest registry: docker.io
+	private *ut.Registry  // private.test, which needs an account
 	evil    *ut.Registry  // evil.test
-	image   ut.Image      // of the honest one, and kept
-	secret  ut.Content    // of team/app of the private one, and kept
-	quiet   time.Duration // the 99th percentile of an honest client's pulls before the attack
-	busy    time.Duration // of pulls while the attack went elsewhere; 0: not measured
-	// scheduled: the mirror comes before who attacks it, and an honest client before both.
-	// That takes root; where it may not be, the figures are those of a busy machine.
+	image   ut.Image      // stored image of the honest registry
+	secret  ut.Content    // stored blob of team/app of the private registry
+	quiet   time.Duration // p99 of an honest client's pulls before the attack
+	busy    time.Duration // the same while the attack goes elsewhere; 0: not measured
+	// scheduled: the mirror has priority over the attackers, and an honest client over
+	// both. Without root, the figures are those of a busy machine.
 	scheduled bool
 }
 
-// limit is the memory that a cachalot under attack has: half of the chart's default.
+// limit is the memory of a cachalot under attack: half of the chart's default.
 const limit = 512 << 20
 
-// connections is the max_connections that the chart sets for that limit.
+// connections returns the max_connections that the chart sets for that limit.
 func connections(t *testing.T) string {
 	t.Helper()
-	page, err := os.ReadFile("../../docs/kubernetes.md") // a test of the chart holds it
+	page, err := os.ReadFile("../../docs/kubernetes.md") // a test of the chart checks this page
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,11 +109,11 @@ upstreams:
 		t.Fatal(err)
 	}
 	s.waitKept(s.secret)
-	s.quiet = percentile(s.honestly(100, func() {}).Pulls[1:], 99) // the first one fetches
+	s.quiet = percentile(s.honestly(100, func() {}).Pulls[1:], 99) // the first pull fetches
 	return s
 }
 
-// from is a client of an address of its own, which keeps its connections.
+// from returns a client with its own source address, which reuses its connections.
 func from(t *testing.T, address string) *http.Client {
 	t.Helper()
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}
@@ -122,7 +122,7 @@ func from(t *testing.T, address string) *http.Client {
 	return &http.Client{Transport: tr}
 }
 
-// get asks for content, and compares it.
+// get requests content and compares it.
 func (s *siege) get(ctx context.Context, client *http.Client, path string, want ut.Content) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL+path, http.NoBody)
 	if err != nil {
@@ -147,9 +147,8 @@ func (s *siege) get(ctx context.Context, client *http.Client, path string, want 
 
 var errStatus = errors.New("refused")
 
-// during holds that while attack goes on cachalot lives, its probe is answered, and what
-// is kept is served. It prints how quickly, and what that took, and returns the most memory
-// that it took, in bytes.
+// during runs attack, and checks that cachalot lives, its probe gets a response, and stored
+// content is served. It logs the times and returns the peak memory in bytes.
 func (s *siege) during(attack func()) (peak int) {
 	s.t.Helper()
 	return s.beside(func() {
@@ -158,7 +157,7 @@ func (s *siege) during(attack func()) (peak int) {
 	})
 }
 
-// beside is during, beside a work that is no flood.
+// beside is during for an attack that is not a flood.
 func (s *siege) beside(attack func()) (peak int) {
 	s.t.Helper()
 	found := s.honestly(1, attack)
@@ -180,8 +179,8 @@ func (s *siege) beside(attack func()) (peak int) {
 	return peak
 }
 
-// elsewhere measures what the machine is to an honest client while attackers and their
-// registry are busy with each other, and do not ask the mirror.
+// elsewhere measures an honest client while the attackers flood the registry directly,
+// without the mirror.
 func (s *siege) elsewhere(attack func()) {
 	s.t.Helper()
 	found := s.honestly(1, func() {
@@ -191,7 +190,7 @@ func (s *siege) elsewhere(attack func()) {
 	s.busy = percentile(found.Pulls, 99)
 }
 
-// floodRegistry gets n paths of the hostile registry itself, at once, and 100 a second.
+// floodRegistry sends n requests to the hostile registry itself, 100 a second.
 func (s *siege) floodRegistry(n int, path func(i int) string) {
 	flood(n, n, 100, func(i int) {
 		resp, err := http.Get(s.evil.URL + path(i)) //nolint:noctx // loopback
@@ -204,7 +203,7 @@ func (s *siege) floodRegistry(n int, path func(i int) string) {
 	})
 }
 
-// attempts is how often an attack is made: as often as the variable says, or few times.
+// attempts returns the number of attacks: few, times the variable if it is set.
 func attempts(t *testing.T, few int) int {
 	t.Helper()
 	value := os.Getenv("CACHALOT_TEST_ATTACKS")
@@ -218,11 +217,10 @@ func attempts(t *testing.T, few int) int {
 	return few * times
 }
 
-// asFast is a flood as attackers can, which on one machine takes the processors from the
-// mirror.
+// asFast is a flood without a rate limit. On one machine it takes CPU time from the mirror.
 const asFast = 0
 
-// flood calls attack n times, so many at once, and no more than so many a second.
+// flood calls attack n times, at most at in parallel and perSecond a second.
 func flood(n, at, perSecond int, attack func(i int)) {
 	var paced <-chan time.Time
 	if perSecond != asFast {
@@ -249,7 +247,7 @@ func flood(n, at, perSecond int, attack func(i int)) {
 	workers.Wait()
 }
 
-// hangUp sends a server a request and leaves at once.
+// hangUp sends a request to a server and closes the connection at once.
 func hangUp(server, address, path string) {
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}, Timeout: 5 * time.Second}
 	c, err := d.Dial("tcp", server[len("http://"):])
@@ -260,7 +258,7 @@ func hangUp(server, address, path string) {
 	_ = c.Close()
 }
 
-// waitKept waits until content that was pulled is on disk.
+// waitKept waits until pulled content is on disk.
 func (s *siege) waitKept(c ut.Content) {
 	s.t.Helper()
 	s.until("the blob is not kept", func() bool {
@@ -273,13 +271,13 @@ func (s *siege) waitKept(c ut.Content) {
 	})
 }
 
-// rests waits until what clients have left has ended.
+// rests waits until the work of clients that left has ended.
 func (s *siege) rests() {
 	s.t.Helper()
 	s.until("goroutines stay", func() bool { return s.Metrics(s.t)["go_goroutines"] <= 200 })
 }
 
-// until asks a process, which tells of no event, until done.
+// until polls done, because the process sends no events.
 func (s *siege) until(not string, done func() bool) {
 	s.t.Helper()
 	look := time.NewTicker(5 * time.Millisecond)

@@ -14,8 +14,8 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestClaims_Length: a length that is announced, and does not come, costs others' blobs no
-// more than came, and a step.
+// TestClaims_Length: a length that a registry announces and does not send evicts only one
+// step beyond the bytes that arrive.
 func TestClaims_Length(t *testing.T) {
 	s := lay(t, "")
 	const step = 1 << 20
@@ -38,7 +38,7 @@ func TestClaims_Length(t *testing.T) {
 	s.during(func() {
 		for range 10 {
 			ctx, leave := context.WithTimeout(t.Context(), 200*time.Millisecond)
-			_ = s.get(ctx, http.DefaultClient, "/v2/evil.test/a/b/blobs/"+lie.Digest.String(), lie) // it does not come
+			_ = s.get(ctx, http.DefaultClient, "/v2/evil.test/a/b/blobs/"+lie.Digest.String(), lie) // the body stalls
 			leave()
 		}
 	})
@@ -49,8 +49,8 @@ func TestClaims_Length(t *testing.T) {
 	}
 }
 
-// TestClaims_Nested: indexes that name thousands of others, four deep, are looked at
-// within bounds, by who asks and no longer.
+// TestClaims_Nested: a walk of four levels of indexes with thousands of entries is bounded,
+// and ends with its caller.
 func TestClaims_Nested(t *testing.T) {
 	s := lay(t, "")
 	const wide = 2000
@@ -101,8 +101,8 @@ func TestClaims_Nested(t *testing.T) {
 	s.Interrupt(t)
 }
 
-// TestClaims_Warm: images that name one manifest of 4 MiB 500 times, and dozens of such
-// manifests, are warmed within the memory of one client.
+// TestClaims_Warm: images that name a manifest of 4 MiB 500 times, or dozens of such
+// manifests, are warmed within one client's share of memory.
 func TestClaims_Warm(t *testing.T) {
 	s := lay(t, "")
 	const kind, of = "application/vnd.oci.image.index.v1+json", "application/vnd.oci.image.manifest.v1+json"

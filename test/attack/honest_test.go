@@ -15,26 +15,26 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// honest is a client of a cachalot under attack, and a kubelet that looks after it, in a
-// process of their own: beside thousands of attackers they would wait for each other, and
-// not for cachalot.
+// honest is a client of a cachalot under attack, and a kubelet's probe. It has its own
+// process, because among thousands of attackers it would wait for them and not for
+// cachalot.
 type honest struct {
 	Probe string                   // the URL of a probe
-	Wants map[string]digest.Digest // what the client pulls each time, by its URL
-	Pulls int                      // how often at least
+	Wants map[string]digest.Digest // the content of each round, by URL
+	Pulls int                      // the minimum number of pulls
 }
 
-// seen is what it has met.
+// seen is the result of an honest client.
 type seen struct {
 	Probes, Pulls []time.Duration
-	Errors        []string // the first few
+	Errors        []string // the first errors
 }
 
-// honestEnv has an honest, as JSON, for the process that is one.
+// honestEnv has the honest client's settings as JSON, for its process.
 const honestEnv = "CACHALOT_TEST_HONEST"
 
-// beHonest is the process: it goes on until its standard input ends, and prints what it
-// has seen.
+// beHonest is the honest client's process: it runs until its standard input ends, and
+// prints its results.
 func beHonest(config string) error {
 	var h honest
 	if err := json.Unmarshal([]byte(config), &h); err != nil {
@@ -51,7 +51,7 @@ func beHonest(config string) error {
 func (h honest) watch(ended <-chan struct{}) seen {
 	var s seen
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 9)}}
-	kubelet := &http.Client{Transport: &http.Transport{DialContext: d.DialContext, DisableKeepAlives: true}} // as a kubelet's
+	kubelet := &http.Client{Transport: &http.Transport{DialContext: d.DialContext, DisableKeepAlives: true}} // like a kubelet's
 	again := time.NewTicker(20 * time.Millisecond)
 	defer again.Stop()
 	for done := false; !done || len(s.Pulls) < h.Pulls; {
@@ -84,7 +84,7 @@ func (s *seen) failed(who string, err error) {
 	}
 }
 
-// fetch gets all of a body, and says its digest.
+// fetch reads a whole body and returns its digest.
 func fetch(client *http.Client, url string) (digest.Digest, error) {
 	resp, err := client.Get(url) //nolint:noctx // it must be answered
 	if err != nil {
@@ -101,7 +101,7 @@ func fetch(client *http.Client, url string) (digest.Digest, error) {
 	return d.Digest(), nil
 }
 
-// honestly has an honest client pull while attack goes on, and at least so often.
+// honestly runs an honest client during attack, with at least this many pulls.
 func (s *siege) honestly(pulls int, attack func()) seen {
 	s.t.Helper()
 	config, err := json.Marshal(honest{Probe: s.Admin + "/healthz", Pulls: pulls, Wants: map[string]digest.Digest{
@@ -130,7 +130,7 @@ func (s *siege) honestly(pulls int, attack func()) seen {
 		s.t.Fatal(err)
 	}
 	end := sync.OnceFunc(func() { _ = in.Close() })
-	defer end() // where attack gives up
+	defer end() // if attack stops the test
 	attack()
 	end()
 	var found seen

@@ -14,7 +14,7 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestMemory_Tags: hundreds of clients cut pages out of a list of 100,000 tags.
+// TestMemory_Tags: hundreds of clients request pages of a list of 100,000 tags.
 func TestMemory_Tags(t *testing.T) {
 	s := lay(t, "")
 	tags := make([]string, 100_000)
@@ -22,7 +22,7 @@ func TestMemory_Tags(t *testing.T) {
 		tags[i] = fmt.Sprintf("tag-of-some-length-%06d", i)
 	}
 	s.hub.AddManifest("library/many", s.image.Manifest, tags...)
-	for kept := false; !kept; { // the registry of the test may take its time
+	for kept := false; !kept; { // the test's registry may be slow
 		resp, err := http.Get(s.URL + "/v2/library/many/tags/list") //nolint:noctx // loopback
 		if err != nil {
 			t.Fatal(err)
@@ -61,8 +61,8 @@ func TestMemory_Tags(t *testing.T) {
 	t.Logf("%d of %d lists served, %d told to come back", served.Load(), n, later.Load())
 }
 
-// TestMemory_Manifests: hundreds of clients ask for manifests of 4 MiB, each another one,
-// whose registry does not say their digests.
+// TestMemory_Manifests: hundreds of clients request different manifests of 4 MiB. The
+// registry sends no digests.
 func TestMemory_Manifests(t *testing.T) {
 	s := lay(t, "")
 	s.evil.Fault(ut.Match{Op: ut.HeadManifest}, ut.Status(http.StatusMethodNotAllowed))
@@ -93,7 +93,7 @@ func TestMemory_Manifests(t *testing.T) {
 			case resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get("Retry-After") != "":
 				later.Add(1)
 			case resp.StatusCode == http.StatusGatewayTimeout || resp.StatusCode == http.StatusBadGateway:
-				slow.Add(1) // half a gigabyte: the registry of the test may take too long for some
+				slow.Add(1) // half a gigabyte: the test's registry may be too slow for some
 			default:
 				other.Add(1)
 				t.Logf("%s, %v", resp.Status, err)
@@ -103,16 +103,16 @@ func TestMemory_Manifests(t *testing.T) {
 	if served.Load() == 0 || other.Load() > 0 {
 		t.Errorf("%d manifests served, %d told to come back, %d neither", served.Load(), later.Load(), other.Load())
 	}
-	// All of the small cache is replaced each second, but for what is used all the time:
-	// none is asked for again, where an honest client pulls several times a second.
+	// The small memory cache is replaced each second, except entries in constant use. An
+	// honest client pulls several times a second, so its entries are not fetched again.
 	if asked := s.hub.Count() - before; asked > 20 {
 		t.Errorf("the honest registry was asked %d times for what is kept", asked)
 	}
 	t.Logf("%d of %d manifests of 4 MiB served, %d told to come back, of %d the registry was too slow", served.Load(), n, later.Load(), slow.Load())
 }
 
-// TestMemory_Parsed: what takes little on the wire, and many times that in memory where it is
-// parsed: lists and manifests of a million elements that say nothing.
+// TestMemory_Parsed: lists and manifests of a million empty elements are small on the wire,
+// and many times larger when parsed.
 func TestMemory_Parsed(t *testing.T) {
 	s := lay(t, "")
 	const most = 4<<20 - 200
@@ -158,8 +158,8 @@ func TestMemory_Parsed(t *testing.T) {
 	t.Logf("answers to %d requests: %v", n, statuses)
 }
 
-// TestMemory_Headers: thousands of connections with headers as long as they may be, of as
-// many fields as fit, which are not complete.
+// TestMemory_Headers: thousands of connections send incomplete headers of the largest size,
+// with as many fields as fit.
 func TestMemory_Headers(t *testing.T) {
 	s := lay(t, "")
 	n := attempts(t, 3000)

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// TestNames_Spellings: what a rule denies of a registry it denies however that is spelt.
+// TestNames_Spellings: a rule that denies a registry applies to every spelling of its name.
 func TestNames_Spellings(t *testing.T) {
 	s := lay(t, "unlisted_upstreams: allow\nrules: [{match: ['docker.io/library/denied'], access: deny}, {match: ['corp.test:5000/**'], access: deny}]")
 	held := 0
@@ -34,8 +34,7 @@ func TestNames_Spellings(t *testing.T) {
 	t.Logf("%d of %d spellings held", held, 3*len(names))
 }
 
-// TestNames_Many: a client that names thousands of registries is told to wait, and shuts
-// no other one's.
+// TestNames_Many: a client that names thousands of registries gets 503. Other registries stay open.
 func TestNames_Many(t *testing.T) {
 	s := lay(t, "unlisted_upstreams: allow")
 	n := attempts(t, 2000)

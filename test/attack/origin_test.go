@@ -13,9 +13,9 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestOrigin: while a hostile registry sends, refuses or leaves behind something else in
-// the place of what an honest one has, that one's clients get their bytes as if it were
-// not there. It prints how long they take, beside how long they take undisturbed.
+// TestOrigin: a hostile registry sends wrong content, refuses or breaks off under the
+// digests of an honest one. The honest one's clients get the right bytes. The test logs
+// their time, disturbed and undisturbed.
 func TestOrigin(t *testing.T) {
 	s := lay(t, "")
 	garbage := bytes.Repeat([]byte("x"), 2<<20)
@@ -36,7 +36,7 @@ func TestOrigin(t *testing.T) {
 	pull := func(name string, faults []ut.Fault, stalls bool) (all time.Duration) {
 		if stalls {
 			release := make(chan struct{})
-			defer close(release) // the next one finds a place of the registry's
+			defer close(release) // frees the registry's slot for the next pull
 			faults = append(slices.Clip(faults), ut.StallAfter(20<<10, release))
 		}
 		seed++
@@ -51,7 +51,7 @@ func TestOrigin(t *testing.T) {
 			var took, ratios []float64
 			for i := range pairs {
 				var disturbed, undisturbed time.Duration
-				if i%2 == 0 { // neither is always the first one
+				if i%2 == 0 { // the order alternates
 					undisturbed = pull("nothing", nil, false)
 				}
 				disturbed = pull(lie.name, lie.faults, lie.stalls)
@@ -69,8 +69,8 @@ func TestOrigin(t *testing.T) {
 	})
 }
 
-// victim pulls content of the honest registry that the hostile one has begun to send, if
-// faults say how, and says how long that took.
+// victim pulls content of the honest registry, and returns the time. With faults, the
+// hostile registry has already begun to send that digest.
 func (s *siege) victim(name string, faults []ut.Fault, c ut.Content) time.Duration {
 	s.t.Helper()
 	kind := "blobs/"
@@ -84,11 +84,11 @@ func (s *siege) victim(name string, faults []ut.Fault, c ut.Content) time.Durati
 		left := make(chan struct{})
 		go func() {
 			defer close(left)
-			_ = s.get(ctx, http.DefaultClient, "/v2/evil.test/a/b/"+kind+c.Digest.String(), c) // it gets what evil sends
+			_ = s.get(ctx, http.DefaultClient, "/v2/evil.test/a/b/"+kind+c.Digest.String(), c) // it gets the hostile bytes
 		}()
 		select {
 		case <-arrived:
-		case <-left: // refused: the registry has failed too often
+		case <-left: // refused, after many failures of the registry
 		}
 		leave()
 		<-left
@@ -111,8 +111,8 @@ func (s *siege) victim(name string, faults []ut.Fault, c ut.Content) time.Durati
 	return took
 }
 
-// TestOrigin_Word: what a registry says it has, and another one gave to an account alone,
-// is not read through it.
+// TestOrigin_Word: content that needs an account is not served through another registry
+// that only claims to have it.
 func TestOrigin_Word(t *testing.T) {
 	s := lay(t, "")
 	s.evil.Fault(ut.Match{Op: ut.HeadBlob}, ut.Body("", s.secret.Bytes))
@@ -133,7 +133,7 @@ func TestOrigin_Word(t *testing.T) {
 			}
 		}
 	}
-	s.evil.AddBlob("a/c", s.secret) // it has it
+	s.evil.AddBlob("a/c", s.secret) // now the registry has it
 	if err := s.get(t.Context(), http.DefaultClient, "/v2/evil.test/a/c/blobs/"+s.secret.Digest.String(), s.secret); err != nil {
 		t.Error(err)
 	}
@@ -142,7 +142,7 @@ func TestOrigin_Word(t *testing.T) {
 	}
 }
 
-// TestOrigin_Page: nothing that a registry sends becomes a page with scripts.
+// TestOrigin_Page: a browser runs no scripts of a registry's content.
 func TestOrigin_Page(t *testing.T) {
 	s := lay(t, "")
 	for i, mediaType := range []string{"text/html", "application/xhtml+xml", "image/svg+xml", "text/xml", "application/xml; charset=utf-8", "text/html; x=application/vnd.oci.image.index.v1+json"} {

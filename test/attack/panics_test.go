@@ -9,8 +9,8 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestPanics: answers that are no lists, no manifests, or null where something has to be
-// end the one request that they are for, and panic nowhere.
+// TestPanics: a response that is not a list or manifest, or has null in it, fails only its
+// own request and causes no panic.
 func TestPanics(t *testing.T) {
 	s := lay(t, "tags: {fresh_for: 0s, negative_for: 0s}")
 	bodies := []string{
@@ -31,7 +31,7 @@ func TestPanics(t *testing.T) {
 						resp, err := http.Get(fmt.Sprintf("%s/v2/evil.test/a/b%d/%s", s.URL, tried, path)) //nolint:noctx // loopback
 						tried++
 						if err != nil {
-							continue // a body that breaks off may be all there is
+							continue // the body may break off
 						}
 						_, _ = io.Copy(io.Discard, resp.Body)
 						_ = resp.Body.Close()

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// TestSockets: connections that do nothing, half of something, or the same without end
-// keep no one from either listener.
+// TestSockets: silent, half-open and endlessly busy connections do not block other clients
+// of either listener.
 func TestSockets(t *testing.T) {
 	for name, sends := range map[string]string{
 		"nothing":                        "",
@@ -30,7 +30,7 @@ func TestSockets(t *testing.T) {
 						if err != nil {
 							continue
 						}
-						_, _ = c.Write([]byte(sends)) // or it is closed already
+						_, _ = c.Write([]byte(sends)) // the server may have closed it
 						open = append(open, c)
 					}
 				}
@@ -44,8 +44,8 @@ func TestSockets(t *testing.T) {
 	}
 }
 
-// TestSockets_Host: a name that a page of the web has its browser resolve to the admin
-// listener reads nothing there.
+// TestSockets_Host: a web page that resolves its own name to the admin listener (DNS
+// rebinding) reads nothing there.
 func TestSockets_Host(t *testing.T) {
 	s := lay(t, "hosts: [mirror.test]")
 	for _, path := range []string{"/metrics", "/debug/pprof/cmdline", "/api/v1/stats"} {

@@ -13,8 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// TestWork_HangUps: requests whose clients hang up leave a bounded number of questions
-// to the slow registry behind.
+// TestWork_HangUps: clients that hang up leave a bounded number of requests to a slow registry.
 func TestWork_HangUps(t *testing.T) {
 	s := lay(t, "")
 	s.evil.Fault(ut.Match{}, ut.Delay(100*time.Millisecond))
@@ -37,7 +36,7 @@ func TestWork_HangUps(t *testing.T) {
 	t.Logf("%d requests that hung up: at most %d goroutines; told to come back: %.0f", n, most.Load(), s.Metrics(t)["cachalot_busy_total"])
 }
 
-// TestWork_SlowBlobs: cold blobs of a registry that gives nothing take no other one's places.
+// TestWork_SlowBlobs: cold blobs of a registry that stalls take no slots of other registries.
 func TestWork_SlowBlobs(t *testing.T) {
 	s := lay(t, "")
 	release := make(chan struct{})
@@ -56,7 +55,7 @@ func TestWork_SlowBlobs(t *testing.T) {
 	})
 }
 
-// cold pulls blobs that only the registry has, and wants each.
+// cold pulls n blobs that are not stored, and checks each.
 func (s *siege) cold(n int, path string, of *ut.Registry, repo string) {
 	s.t.Helper()
 	served := 0
@@ -72,8 +71,8 @@ func (s *siege) cold(n int, path string, of *ut.Registry, repo string) {
 	s.t.Logf("%d of %d cold blobs served", served, n)
 }
 
-// TestWork_BrokenRepository: a repository that fails, and one tag that hangs, are no
-// reason not to ask the registry for others.
+// TestWork_BrokenRepository: a failing repository and a hanging tag do not open the breaker
+// for the registry's other repositories.
 func TestWork_BrokenRepository(t *testing.T) {
 	s := lay(t, "tags: {fresh_for: 0s}")
 	release := make(chan struct{})
@@ -112,14 +111,14 @@ func TestWork_BrokenRepository(t *testing.T) {
 		attackers.Wait()
 		t.Logf("%d of %d other tags served", served, 3*len(images))
 	})
-	// Each was asked for each time: none was served unchecked.
+	// Each tag was checked each time, and none was served unchecked.
 	if n := s.Metrics(t)["cachalot_upstream_failing"]; n > 1 {
 		t.Errorf("%v registries are taken to fail", n)
 	}
 }
 
-// TestWork_HangingRepository: a repository whose blobs and tags all hang leaves downloads,
-// questions and connections to the others of its registry, also where many clients ask for it.
+// TestWork_HangingRepository: a repository that hangs leaves downloads, checks and
+// connections to the registry's other repositories, also with many clients.
 func TestWork_HangingRepository(t *testing.T) {
 	s := lay(t, "")
 	release := make(chan struct{})
@@ -159,14 +158,14 @@ func TestWork_HangingRepository(t *testing.T) {
 			}
 		}
 		t.Logf("%d of %d tags, manifests and blobs of another repository served, in %s", served, 3*len(images), time.Since(begun).Round(time.Millisecond))
-		if took := time.Since(begun); took > 5*time.Second { // the hanging ones are given up after 20 s
+		if took := time.Since(begun); took > 5*time.Second { // the hanging requests end after 20 s
 			t.Errorf("another repository's images took %s", took)
 		}
 	})
 }
 
-// TestWork_Proofs: a registry that is to send what it says it has, and sends without end,
-// is listened to while a client waits, and no longer than the content is.
+// TestWork_Proofs: a registry must prove its claim to content with a download, and sends
+// without end. The mirror reads at most the content's size, and only while a client waits.
 func TestWork_Proofs(t *testing.T) {
 	s := lay(t, "")
 	s.evil.Fault(ut.Match{Op: ut.HeadBlob}, ut.Body("", s.secret.Bytes))

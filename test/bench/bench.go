@@ -22,11 +22,11 @@ import (
 
 // bench is one run.
 type bench struct {
-	dir       string // for everything; removed at the end
+	dir       string // for all files; removed at the end
 	cores     cores
 	pairs     int
-	during    time.Duration // how long a measurement of warm work takes, or so
-	divide    int           // makes content smaller and crowds too
+	during    time.Duration // the approximate time of a measurement of warm work
+	divide    int           // reduces the content and the number of clients
 	kinds     []kind        // cachalot first
 	externals []external
 	cachalot  string // the binary
@@ -37,19 +37,19 @@ type bench struct {
 	certificate, key string // files, for TLS
 }
 
-// say tells whoever waits how far the run is.
+// say prints the progress.
 func (b *bench) say(format string, args ...any) {
 	_, _ = fmt.Fprintf(b.progress, "%5.0f s  %s\n", time.Since(b.begin).Seconds(), fmt.Sprintf(format, args...))
 }
 
-// note is said below the table too.
+// note is say, and adds the text below the table.
 func (b *bench) note(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	b.say("%s", text)
 	b.notes = append(b.notes, text)
 }
 
-// speaksTLS is nil once cachalot has the keys for it.
+// speaksTLS returns nil if this cachalot has the configuration keys for TLS.
 func (b *bench) speaksTLS(ctx context.Context) error {
 	dir, err := os.MkdirTemp(b.dir, "config-")
 	if err != nil {
@@ -66,8 +66,7 @@ func (b *bench) speaksTLS(ctx context.Context) error {
 	return nil
 }
 
-// writeCertificate makes a certificate for loopback, of the kind that most
-// servers have.
+// writeCertificate makes a certificate for loopback with the usual kind of key.
 func (b *bench) writeCertificate() error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

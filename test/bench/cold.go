@@ -9,17 +9,17 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// realisticRate is what the line to a registry brings, in bytes a second.
+// realisticRate is the bandwidth to a registry, in bytes a second.
 const realisticRate = 100e6
 
-// cold is a pull by one client of what no rival has yet: each measurement is of
-// a new process over an empty folder, that has pulled another image before.
+// cold is one client's pull of content that is not stored. Each measurement uses a new
+// process with an empty folder that has pulled another image before.
 type cold struct {
 	name, title string
 	upstream    upstreamOptions
 	sizes       []int // of layers
 	metrics     []metric
-	withCaches  bool // beside distribution too, and not only a direct pull
+	withCaches  bool // compare with distribution too, not only with a direct pull
 }
 
 const direct = "direct"
@@ -91,14 +91,14 @@ func (w cold) run(ctx context.Context, b *bench) ([]row, error) {
 			checked = append(checked, through(k, true))
 		}
 	}
-	// Once without a clock: that the bytes are right, and what comes first is slow.
+	// One run without a clock checks the bytes, and takes the slow first run.
 	for _, m := range append(checked, straight) {
 		if _, err := m(ctx); err != nil {
 			return nil, err
 		}
 	}
 	var rows []row
-	var mine, theirs []sample // of the rival whose bytes from upstream are told
+	var mine, theirs []sample // of the rival whose upstream bytes are reported
 	var counted string
 	for _, o := range others {
 		b.say("%s: %s and %s", w.title, ours.name, o.name)
@@ -118,8 +118,7 @@ func (w cold) run(ctx context.Context, b *bench) ([]row, error) {
 	return append(rows, bytesRow(w.title, mine, counted, theirs)), nil
 }
 
-// bytesRow says how much was fetched from upstream for each byte of content, at
-// most.
+// bytesRow reports the largest number of bytes from upstream per byte of content.
 func bytesRow(work string, ours []sample, rival string, theirs []sample) row {
 	most := func(samples []sample) float64 {
 		var figures []float64
@@ -128,7 +127,7 @@ func bytesRow(work string, ours []sample, rival string, theirs []sample) row {
 		}
 		return spreadOf(figures).most
 	}
-	// A thousandth of 256 MiB is more than all headers; bodies alone are counted.
+	// A thousandth of 256 MiB is more than all headers. Only bodies are counted.
 	r := row{
 		work: work, measure: "bytes upstream / content", ours: fmt.Sprintf("%.3f x", most(ours)), rival: rival,
 		goal: "1.000 x", verdict: judge(most(ours) < 1.0005),
@@ -139,9 +138,8 @@ func bytesRow(work string, ours []sample, rival string, theirs []sample) row {
 	return r
 }
 
-// afresh starts a rival over an empty folder, and has it pull another image: what
-// a process does for the first time takes it longest, and mirrors run for weeks.
-// Then it has f use it, and measures that.
+// afresh starts a rival with an empty folder. It pulls another image first, because a
+// process' first pull is slow and mirrors run for weeks. Then it measures f.
 func (b *bench) afresh(ctx context.Context, k kind, up *registry, f func(context.Context, *rival) (pulled, error)) (sample, error) {
 	r, err := k.start(ctx, b, serverOptions{upstream: up.URL})
 	if err != nil {
@@ -174,7 +172,7 @@ func (b *bench) afresh(ctx context.Context, k kind, up *registry, f func(context
 	return s, errors.Join(err, err2, err3)
 }
 
-// divided makes a smaller image of a larger one, to try the benchmark.
+// divided makes the image smaller, for tests of the benchmark.
 func (b *bench) divided(sizes []int) []int {
 	small := make([]int, len(sizes))
 	for i, n := range sizes {
@@ -183,7 +181,7 @@ func (b *bench) divided(sizes []int) []int {
 	return small
 }
 
-// manifests is how many requests for manifests a registry has seen.
+// manifests returns the number of requests for manifests.
 func (c Counted) manifests() (heads, gets int) {
 	return c.Requests[upstreamtest.HeadManifest], c.Requests[upstreamtest.GetManifest]
 }

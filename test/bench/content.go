@@ -15,21 +15,21 @@ import (
 
 const (
 	repository = "library/bench"
-	earlier    = "library/earlier" // what a rival has pulled before its cold work
+	earlier    = "library/earlier" // pulled before the cold work
 	tag        = "latest"
 
 	mib = 1 << 20
 	gib = 1 << 30
 )
 
-// content is an image of random bytes; the same seed and sizes make the same one.
+// content is an image of random bytes. The same seed and sizes give the same image.
 type content struct {
 	upstreamtest.Image
 	spec ImageSpec
 }
 
-// warmContent is what the warm works ask for. Its layer of 64 MiB is the blob;
-// ten small ones make the manifest as long as manifests are.
+// warmContent is the content of the warm works. Its layer of 64 MiB is the blob. Ten small
+// layers give the manifest a realistic length.
 func warmContent(blobSize int) *content {
 	sizes := []int{blobSize}
 	for range 10 {
@@ -38,7 +38,7 @@ func warmContent(blobSize int) *content {
 	return &content{upstreamtest.NewImage(1, sizes...), ImageSpec{Seed: 1, Sizes: sizes}}
 }
 
-// paths are where a registry serves each part.
+// paths maps a registry's paths to the content's parts.
 func (c *content) paths() map[string]upstreamtest.Content {
 	prefix := "/v2/" + repository
 	m := map[string]upstreamtest.Content{
@@ -52,7 +52,7 @@ func (c *content) paths() map[string]upstreamtest.Content {
 	return m
 }
 
-// writeFiles makes a folder that a server of static files can serve.
+// writeFiles writes a folder for a server of static files.
 func (c *content) writeFiles(dir string) error {
 	for path, part := range c.paths() {
 		file := filepath.Join(dir, filepath.FromSlash(path))
@@ -66,7 +66,7 @@ func (c *content) writeFiles(dir string) error {
 	return nil
 }
 
-// push pushes all of it to a registry, blobs in one piece (distribution-spec 1.1,
+// push pushes the image to a registry, each blob in one request (distribution-spec 1.1,
 // "Pushing a blob monolithically").
 func (c *content) push(ctx context.Context, base string) error {
 	base = strings.TrimSuffix(base, "/")

@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cores says which processors whom belong to. Both are empty where there is one
-// processor only: then nothing is pinned.
+// cores are the processors of the server and of the clients. Both are empty if there is
+// only one processor; then nothing is pinned.
 type cores struct{ server, client []int }
 
 // splitCores gives the last processor to the server under test and the others
@@ -29,7 +29,7 @@ func splitCores() (cores, error) {
 	return cores{server: all[len(all)-1:], client: all[:len(all)-1]}, nil
 }
 
-// allowed are the processors that a thread may use; 0 is this one.
+// allowed returns the processors that a thread may use; 0 is this thread.
 func allowed(id int) ([]int, error) {
 	var set unix.CPUSet
 	if err := unix.SchedGetaffinity(id, &set); err != nil {
@@ -52,13 +52,13 @@ func cpuSet(cpus []int) *unix.CPUSet {
 	return &set
 }
 
-// pinned runs f, which starts a process, so that the process gets these
-// processors; a Go program then takes as many for its GOMAXPROCS.
+// pinned runs f, which starts a process, so that the process gets these processors. A Go
+// program sets its GOMAXPROCS accordingly.
 func pinned(cpus []int, f func() error) error {
 	if len(cpus) == 0 {
 		return f()
 	}
-	runtime.LockOSThread() // a child has the processors of the thread that makes it
+	runtime.LockOSThread() // a child inherits the processors of the thread that starts it
 	defer runtime.UnlockOSThread()
 	before, err := allowed(0)
 	if err != nil {
@@ -71,8 +71,8 @@ func pinned(cpus []int, f func() error) error {
 	return errors.Join(err, unix.SchedSetaffinity(0, cpuSet(before)))
 }
 
-// pin moves all threads of a process and of what it started. Threads that they
-// make later stay there.
+// pin moves all threads of a process and its descendants. Threads that they start later
+// inherit that.
 func pin(pid int, cpus []int) error {
 	if len(cpus) == 0 {
 		return nil
@@ -95,11 +95,11 @@ func pin(pid int, cpus []int) error {
 	return nil
 }
 
-// family is a process and all that descends from it.
+// family is a process and all its descendants.
 func family(pid int) []int {
 	list := []int{pid}
 	for i := 0; i < len(list); i++ {
-		// Each thread has its own children.
+		// Each thread has its own list of children.
 		files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", list[i]))
 		if err != nil {
 			continue
@@ -119,8 +119,8 @@ func family(pid int) []int {
 	return list
 }
 
-// cpuTime is the processor time, in user and kernel, that a process and what it
-// started have taken: in nanoseconds, but for children that have ended.
+// cpuTime is the CPU time, user and system, of a process and its descendants, in
+// nanoseconds. Children that have ended count in steps of 10 ms.
 func cpuTime(pid int) (time.Duration, error) {
 	var sum time.Duration
 	for _, p := range family(pid) {
@@ -130,7 +130,7 @@ func cpuTime(pid int) (time.Duration, error) {
 		ended, err2 := endedChildren(p)
 		if err := errors.Join(err, err2); err != nil {
 			if p != pid {
-				continue // it has ended meanwhile
+				continue // it has ended
 			}
 			return 0, fmt.Errorf("read the processor time of process %d: %w", pid, err)
 		}
@@ -139,15 +139,15 @@ func cpuTime(pid int) (time.Duration, error) {
 	return sum, nil
 }
 
-// endedChildren is what the children of a process took that it has waited for
-// (cutime and cstime of proc_pid_stat(5)), in steps of 10 ms.
+// endedChildren is the CPU time of children that the process has waited for (cutime and
+// cstime of proc_pid_stat(5)), in steps of 10 ms.
 func endedChildren(pid int) (time.Duration, error) {
 	const tick = 10 * time.Millisecond // USER_HZ is 100
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err
 	}
-	// The name, the second field, is in brackets and may have others.
+	// The second field, the name, is in brackets and may contain brackets.
 	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
 	const cutime = 16 - 3
 	if len(fields) < cutime+2 {
@@ -164,8 +164,8 @@ func endedChildren(pid int) (time.Duration, error) {
 	return sum, nil
 }
 
-// peakMemory is the largest resident size so far (VmHWM), in bytes, of a process
-// and what it started.
+// peakMemory is the largest resident size so far (VmHWM) of a process and its descendants,
+// in bytes.
 func peakMemory(pid int) (int64, error) {
 	var sum int64
 	for _, p := range family(pid) {

@@ -13,8 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The clock of a process runs between two readings of getrusage(2). No other test
-// runs meanwhile.
+// The CPU clock of a process is between two readings of getrusage(2). The test is not parallel.
 func TestCPUTime(t *testing.T) {
 	usage := func() time.Duration {
 		var u unix.Rusage
@@ -53,7 +52,7 @@ func TestCPUTime(t *testing.T) {
 	}
 }
 
-// What a process started counts with it, and is pinned with it.
+// A process' children are counted and pinned with it.
 func TestFamily(t *testing.T) {
 	t.Parallel()
 	cmd := exec.CommandContext(t.Context(), "sh", "-c", `exec 3<&0; sh -c 'echo $$; read x; echo $x' <&3 & wait`)
@@ -108,7 +107,7 @@ func TestFamily(t *testing.T) {
 	}
 }
 
-// What is started on some processors has those, and who started it has all.
+// A child that is started on some processors has only those. Its parent keeps all.
 func TestPinned(t *testing.T) {
 	t.Parallel()
 	c, err := splitCores()

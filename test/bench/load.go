@@ -19,28 +19,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// request is a GET that the load repeats, and how long its answer must be.
+// request is a GET that the load repeats, with the expected length of the body.
 type request struct {
 	url    *url.URL
 	accept string
 	size   int64
 }
 
-// insecure: who answers is not what is measured, and a rival may have any
-// certificate. HTTP/1.1 is what containerd, BuildKit and dockerd speak.
+// insecure is a client's TLS: a rival may have any certificate. containerd, BuildKit and
+// dockerd use HTTP/1.1.
 func insecure() *tls.Config {
 	return &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}}
 }
 
-// connection is one keep-alive client. It knows just enough of HTTP, so that it
-// takes little of its processor and the server is what is busy.
+// connection is one keep-alive client. It implements only a little of HTTP, so that the
+// server and not the client is busy.
 type connection struct {
 	conn   net.Conn
 	raw    syscall.RawConn // without TLS
 	cipher string          // with TLS
 	text   []byte          // the request
 	size   int64
-	buf    []byte // what has been read of an answer
+	buf    []byte // bytes of a response
 }
 
 const (
@@ -74,7 +74,7 @@ func dial(ctx context.Context, r request) (*connection, error) {
 	return c, nil
 }
 
-// get makes the request once and returns the length of the body.
+// get sends the request once and returns the length of the body.
 func (c *connection) get() (int64, error) {
 	if _, err := c.conn.Write(c.text); err != nil {
 		return 0, err
@@ -107,7 +107,7 @@ func (c *connection) get() (int64, error) {
 	}
 }
 
-// bodyLength reads a header without its blank line.
+// bodyLength parses a header without its blank line.
 func bodyLength(header []byte) (int64, error) {
 	status, fields, _ := bytes.Cut(header, []byte("\r\n"))
 	if !bytes.HasPrefix(status, []byte("HTTP/1.1 200")) {
@@ -122,8 +122,8 @@ func bodyLength(header []byte) (int64, error) {
 	return 0, errors.New("the answer has no Content-Length, which this client needs")
 }
 
-// discard takes n bytes off the connection; off a bare socket without copying
-// them (MSG_TRUNC, tcp(7)).
+// discard reads n bytes of the connection. On a socket without TLS it does not copy them
+// (MSG_TRUNC, tcp(7)).
 func (c *connection) discard(n int64) error {
 	buf := c.buf[:cap(c.buf)]
 	for n > 0 && c.raw == nil {
@@ -140,7 +140,7 @@ func (c *connection) discard(n int64) error {
 			return !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR)
 		})
 		if wait != nil {
-			err = wait // it is closed; err is of the try before
+			err = wait // it is closed; err is of the previous try
 		}
 		if err != nil {
 			return fmt.Errorf("read a body: %w", err)
@@ -153,24 +153,23 @@ func (c *connection) discard(n int64) error {
 	return nil
 }
 
-// sample is what one measurement saw.
+// sample is the result of one measurement.
 type sample struct {
 	cpu             time.Duration // of the server
 	wall            time.Duration // of the clients
-	requests, bytes int64         // that clients made and got
-	upstream        int64         // requests that arrived there
+	requests, bytes int64         // of the clients
+	upstream        int64         // requests that reached the upstream
 	cipher          string
 
-	// Of cold work alone.
+	// For cold work only.
 	pulled  pulled
 	counted Counted
-	fetched float64       // bytes from upstream for each byte of content
+	fetched float64       // bytes from upstream per byte of content
 	peak    int64         // memory of the server, in bytes
-	alone   time.Duration // wall, without what the work puts beside it
+	alone   time.Duration // wall time without the concurrent work
 }
 
-// load makes n requests from several keep-alive clients at once, and measures
-// the process pid meanwhile.
+// load sends n requests from several keep-alive clients at once, and measures the process pid.
 func load(ctx context.Context, pid, clients int, n int64, r request) (sample, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -223,7 +222,7 @@ func load(ctx context.Context, pid, clients int, n int64, r request) (sample, er
 	}, nil
 }
 
-// parseRequest puts a registry's path behind a rival's URL.
+// parseRequest joins a rival's URL and a registry's path.
 func parseRequest(base, path, accept string, size int64) (request, error) {
 	u, err := url.Parse(strings.TrimSuffix(base, "/") + path)
 	if err != nil {
@@ -235,7 +234,7 @@ func parseRequest(base, path, accept string, size int64) (request, error) {
 	return request{url: u, accept: accept, size: size}, nil
 }
 
-// httpClient is for what is not timed, and for pulls.
+// httpClient is for pulls and for requests that are not timed.
 func httpClient() *http.Client {
 	return &http.Client{Transport: &http.Transport{
 		TLSClientConfig: insecure(), MaxIdleConnsPerHost: 16, DisableCompression: true,

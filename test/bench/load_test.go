@@ -16,7 +16,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// serve is a server that counts what it sends.
+// serve is a server that counts its requests.
 func serve(t *testing.T, secure bool, body []byte) (url string, requests *atomic.Int64) {
 	t.Helper()
 	requests = new(atomic.Int64)
@@ -64,7 +64,7 @@ func TestLoadCounts(t *testing.T) {
 	}
 }
 
-// Answers that are not the content end the measurement, and say why.
+// A response that is not the content ends the measurement with an error.
 func TestLoadRefuses(t *testing.T) {
 	t.Parallel()
 	for answer, want := range map[string]string{
@@ -90,7 +90,7 @@ func TestLoadRefuses(t *testing.T) {
 					_, err = bufio.NewReader(c).ReadString('\n')
 					_, _ = io.WriteString(c, answer)
 					_ = c.(*net.TCPConn).CloseWrite()
-					_, _ = io.Copy(io.Discard, c) // until the client has had enough
+					_, _ = io.Copy(io.Discard, c) // until the client closes the connection
 					_ = c.Close()
 				}
 				done <- err

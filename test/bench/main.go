@@ -7,7 +7,7 @@
 //	go run ./test/bench -before /tmp/cachalot-old -only tag
 //	go run ./test/bench -rival zot=http://127.0.0.1:5005,pid=123
 //
-// Who runs where:
+// Where each part runs:
 //
 //	last processor        the other processors
 //	┌──────────────┐      ┌─────────────────┐
@@ -100,7 +100,7 @@ docs/benchmarks.md says what is measured and how.
 
 `
 
-// options are the command's.
+// options are the options of the command.
 type options struct {
 	only, write, dir, cachalot, before string
 	without                            string
@@ -167,7 +167,7 @@ func compareAll(ctx context.Context, args []string, out, progress io.Writer) (er
 	if b.cores, err = splitCores(); err != nil {
 		return err
 	}
-	parent, err := filepath.Abs(o.dir) // nginx takes what is relative for below its own folder
+	parent, err := filepath.Abs(o.dir) // nginx takes a relative path from its own folder
 	if err != nil {
 		return err
 	}
@@ -206,7 +206,7 @@ func compareAll(ctx context.Context, args []string, out, progress io.Writer) (er
 	return nil
 }
 
-// choose finds or builds the servers, and tells their versions.
+// choose finds or builds the servers, and returns their versions.
 func (b *bench) choose(ctx context.Context, o options) (versions []string, err error) {
 	b.cachalot = o.cachalot
 	if b.cachalot == "" {

@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-// TestMain is the command too, for the processes that it starts of itself.
+// TestMain also runs the command, in processes that the tests start.
 func TestMain(m *testing.M) {
 	if os.Getenv(asCommand) != "" || len(os.Args) > 1 && os.Args[1] == "upstream" {
 		main()
@@ -24,10 +24,10 @@ func TestMain(m *testing.M) {
 
 const asCommand = "CACHALOT_BENCH_TEST"
 
-// small makes a run take seconds. Its figures are of no use.
+// small makes a run take seconds. Its figures mean nothing.
 const small = 64
 
-// command runs the benchmark as a process of its own: it pins itself.
+// runCommand runs the benchmark in its own process, because it pins itself.
 func runCommand(t *testing.T, args ...string) (out, said string, err error) {
 	t.Helper()
 	self, err := os.Executable()
@@ -42,8 +42,7 @@ func runCommand(t *testing.T, args ...string) (out, said string, err error) {
 	return stdout.String(), stderr.String(), err
 }
 
-// TestRun does all works once with cachalot alone, and the warm ones beside a
-// rival that somebody else runs.
+// TestRun runs all works once with cachalot alone, and the warm works with an external rival.
 func TestRun(t *testing.T) {
 	t.Parallel()
 	b := &bench{dir: t.TempDir()}
@@ -103,7 +102,7 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// A rival with other content is not measured.
+// A rival with other content is rejected.
 func TestRunOtherContent(t *testing.T) {
 	t.Parallel()
 	b := &bench{dir: t.TempDir()}

@@ -7,7 +7,7 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// pace limits what connections send: all together, and each.
+// pace limits the bytes that connections send, in all and each.
 type pace struct {
 	all  *rate.Limiter // nil: no limit
 	each int           // bytes a second; 0: no limit
@@ -18,10 +18,9 @@ func newPace(all, each int) pace {
 }
 
 const (
-	// paceChunk is the most that is written at once.
+	// paceChunk is the largest write.
 	paceChunk = 64 << 10
-	// paceSlack is the part of a second that may be caught up on: a timer that
-	// comes late must not make the line slower.
+	// paceSlack is the burst, as a part of a second: a late timer must not make the line slower.
 	paceSlack = 50
 )
 
@@ -32,7 +31,7 @@ func limiter(bytesPerSecond int) *rate.Limiter {
 	return rate.NewLimiter(rate.Limit(bytesPerSecond), max(paceChunk, bytesPerSecond/paceSlack))
 }
 
-// listener is for upstreamtest.Options.
+// listener is a listener for upstreamtest.Options.
 func (p pace) listener(l net.Listener) net.Listener {
 	if p.all == nil && p.each == 0 {
 		return l
@@ -66,7 +65,7 @@ func (c pacedConn) Write(p []byte) (int, error) {
 			if l == nil {
 				continue
 			}
-			// A piece is never more than the limiter's burst, and nothing ends the wait.
+			// A piece is never larger than the burst, and the context never ends.
 			if err := l.WaitN(context.Background(), len(piece)); err != nil {
 				return written, err
 			}

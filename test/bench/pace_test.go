@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// sink is a connection that takes everything at once.
+// sink is a connection that accepts every write at once.
 type sink struct {
 	net.Conn
 	got int
@@ -20,7 +20,7 @@ func (s *sink) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// offer accepts a sink each time.
+// offer accepts a new sink each time.
 type offer struct{ net.Listener }
 
 func (offer) Accept() (net.Conn, error) { return &sink{}, nil }
@@ -30,7 +30,7 @@ func TestPace(t *testing.T) {
 	for _, tt := range []struct {
 		name             string
 		all, each, conns int
-		want             time.Duration // for 10 MB by each connection
+		want             time.Duration // for 10 MB on each connection
 	}{
 		{"no limit", 0, 0, 2, 0},
 		{"each", 0, 10e6, 3, 980 * time.Millisecond},

@@ -6,22 +6,21 @@ import (
 	"slices"
 )
 
-// metric is a figure of a sample. Less is better, in all of them.
+// metric is a figure of a sample. Less is better.
 type metric struct {
 	name, unit string
 	of         func(sample) float64
-	// difference compares by ours - theirs, in place of ours / theirs.
+	// difference compares by ours - theirs, not by ours / theirs.
 	difference bool
-	// goal is the largest ratio, or difference, to the rival named goalFor that
-	// docs/benchmarks.md says.
+	// goal is the largest ratio, or difference, to the rival goalFor, as in docs/benchmarks.md.
 	goal    float64
 	goalFor string
 }
 
-// spread is the middle of some figures, and how far apart they are.
+// spread is the distribution of some figures.
 type spread struct{ median, q1, q3, least, most float64 }
 
-// spreadOf sorts figures, of which there is one at least, in place.
+// spreadOf sorts figures in place. There is at least one.
 func spreadOf(figures []float64) spread {
 	slices.Sort(figures)
 	at := func(share float64) float64 {
@@ -35,14 +34,13 @@ func spreadOf(figures []float64) spread {
 	return spread{median: at(0.5), q1: at(0.25), q3: at(0.75), least: at(0), most: at(1)}
 }
 
-// pair is one measurement of cachalot and one of a rival, next to each other in time.
+// pair is a measurement of cachalot and one of a rival right after it or before it.
 type pair struct{ ours, theirs sample }
 
 // measurement makes one sample.
 type measurement func(context.Context) (sample, error)
 
-// measure measures n pairs, A B B A A B ...: what drifts on the machine does not
-// always meet the same one first.
+// measure measures n pairs, A B B A A B ..., so that a drift of the machine affects both sides.
 func measure(ctx context.Context, n int, ours, theirs measurement) ([]pair, error) {
 	pairs := make([]pair, n)
 	for i := range pairs {
@@ -108,8 +106,7 @@ func judge(ok bool) verdict {
 	return missed
 }
 
-// compare makes a row from pairs: the medians of both, and the median of the
-// pairs' ratios with its quartiles.
+// compare makes a row from pairs: both medians, and the median and quartiles of the pairs' ratios.
 func compare(work string, m metric, rival string, pairs []pair) row {
 	var ours, theirs, both []float64
 	for _, p := range pairs {
@@ -141,7 +138,7 @@ func compare(work string, m metric, rival string, pairs []pair) row {
 	return r
 }
 
-// alone makes a row without a rival, such as before any is there.
+// alone makes a row without a rival.
 func alone(work string, m metric, samples []sample) row {
 	var figures []float64
 	for _, s := range samples {
@@ -150,7 +147,7 @@ func alone(work string, m metric, samples []sample) row {
 	return row{work: work, measure: m.name, ours: figure(spreadOf(figures).median, m.unit)}
 }
 
-// figure is x in three digits or so, with its unit.
+// figure prints x with about three digits and its unit.
 func figure(x float64, unit string) string {
 	format := "%.0f"
 	switch {

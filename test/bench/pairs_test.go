@@ -61,7 +61,7 @@ func TestCompare(t *testing.T) {
 		}
 		return list
 	}
-	// The medians' ratio is 200 / 100; that of the pairs is 1.1.
+	// The medians' ratio is 200 / 100. The median of the pairs' ratios is 1.1.
 	drift := pairs([2]int{110, 100}, [2]int{55, 50}, [2]int{220, 200}, [2]int{200, 400}, [2]int{600, 30})
 	for _, tt := range []struct {
 		metric  metric

@@ -11,21 +11,21 @@ import (
 	"time"
 )
 
-// process is something that the benchmark started, and ends.
+// process is a process that the benchmark starts and stops.
 type process struct {
 	cmd   *exec.Cmd
 	said  string // file with its output
 	ended chan struct{}
 }
 
-// spawn starts args on the given processors, with its output in the file said.
-// It ends with stop, or when the benchmark does.
+// spawn starts args on the given processors, with its output in the file said. The process
+// ends at stop or with the benchmark.
 func spawn(ctx context.Context, cpus []int, said string, prepare func(*exec.Cmd) error, args ...string) (*process, error) {
 	out, err := os.Create(said)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = out.Close() }() // the process has its own
+	defer func() { _ = out.Close() }() // the process has its own copy
 	p := &process{cmd: exec.CommandContext(ctx, args[0], args[1:]...), said: said, ended: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = out, out
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
@@ -41,7 +41,7 @@ func spawn(ctx context.Context, cpus []int, said string, prepare func(*exec.Cmd)
 	}
 	go func() {
 		defer close(p.ended)
-		_ = p.cmd.Wait() // how it ended is in its output
+		_ = p.cmd.Wait() // the output has the reason
 	}()
 	return p, nil
 }
@@ -59,7 +59,7 @@ func (p *process) stop() {
 	}
 }
 
-// ready waits until something answers at url, whatever it says.
+// ready waits until url responds, with any status.
 func (p *process) ready(ctx context.Context, url string) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -83,7 +83,7 @@ func (p *process) ready(ctx context.Context, url string) error {
 	}
 }
 
-// tail is the end of what the process said.
+// tail is the end of the process' output.
 func (p *process) tail() string {
 	f, err := os.Open(p.said)
 	if err != nil {
@@ -91,7 +91,7 @@ func (p *process) tail() string {
 	}
 	defer func() { _ = f.Close() }()
 	if info, err := f.Stat(); err == nil && info.Size() > 4096 {
-		_, _ = f.Seek(-4096, io.SeekEnd) // or all of it
+		_, _ = f.Seek(-4096, io.SeekEnd) // or the whole file
 	}
 	b, err := io.ReadAll(f)
 	return string(b) + errorText(err)

@@ -18,13 +18,13 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// puller pulls images as dockerd does: HEAD of the tag, the index, the manifest
-// and the config by digest, then the layers, three at once.
+// puller pulls images as dockerd does: HEAD of the tag; index, manifest and config by
+// digest; then three layers at a time.
 type puller struct {
 	client     *http.Client
-	base       string // what /v2/ follows
+	base       string // the URL before /v2/
 	repository string
-	verify     bool // hash what comes, which takes time
+	verify     bool // hash the layers, which takes time
 	buffer     int
 
 	mu    sync.Mutex // guards token
@@ -40,12 +40,12 @@ func newPuller(base string) *puller {
 	return &puller{client: httpClient(), base: base, repository: repository, buffer: bigBuffer}
 }
 
-// pulled tells of a pull.
+// pulled is the result of a pull.
 type pulled struct {
 	bytes int64 // of layers
 	wall  time.Duration
-	// first is the time from the start until the first byte of a layer, and blob
-	// that from the request for the layer.
+	// first is the time from the start to the first byte of a layer. blob is the time from
+	// the layer's request to that byte.
 	first, blob time.Duration
 }
 
@@ -78,7 +78,7 @@ func (p *puller) pull(ctx context.Context) (pulled, error) {
 	return done, err
 }
 
-// layers gets blobs, three at once.
+// layers gets blobs, three at a time.
 func (p *puller) layers(ctx context.Context, begin time.Time, list []ocispec.Descriptor) (pulled, error) {
 	var mu sync.Mutex // guards all
 	var all pulled
@@ -102,7 +102,7 @@ func (p *puller) layers(ctx context.Context, begin time.Time, list []ocispec.Des
 	return all, err
 }
 
-// layer gets a blob and says when its first byte came.
+// layer gets a blob and returns the time of its first byte.
 func (p *puller) layer(ctx context.Context, l ocispec.Descriptor) (first time.Time, err error) {
 	resp, err := p.do(ctx, http.MethodGet, "blobs/"+l.Digest.String(), "*/*")
 	if err != nil {
@@ -119,7 +119,7 @@ func (p *puller) layer(ctx context.Context, l ocispec.Descriptor) (first time.Ti
 		}
 		got += int64(n)
 		if p.verify {
-			_, _ = verifier.Write(buf[:n]) // a hash takes everything
+			_, _ = verifier.Write(buf[:n]) // a hash never fails
 		}
 		if errors.Is(err, io.EOF) {
 			break
@@ -153,7 +153,7 @@ func (p *puller) decode(ctx context.Context, path, accept string, v any) error {
 	return json.Unmarshal(b, v)
 }
 
-// do asks for something of the repository. Asked for a token, it gets one.
+// do sends a request for the repository. If the response asks for a token, it gets one and retries.
 func (p *puller) do(ctx context.Context, method, path, accept string) (*http.Response, error) {
 	ask := func(url, token string) (*http.Response, error) {
 		req, err := http.NewRequestWithContext(ctx, method, url, nil)
@@ -190,7 +190,7 @@ func (p *puller) do(ctx context.Context, method, path, accept string) (*http.Res
 	return resp, nil
 }
 
-// authorize gets a token as the challenge says, and keeps it.
+// authorize gets a token for the challenge, and stores it.
 func (p *puller) authorize(ctx context.Context, challenge string) (string, error) {
 	query := url.Values{}
 	for _, m := range regexp.MustCompile(`(\w+)="([^"]*)"`).FindAllStringSubmatch(challenge, -1) {

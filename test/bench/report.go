@@ -34,13 +34,13 @@ func text(rows []row) string {
 	var b bytes.Buffer
 	t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	for _, cells := range append([][]string{head()}, cellsOf(rows)...) {
-		_, _ = fmt.Fprintln(t, strings.ReplaceAll(strings.Join(cells, "\t"), "**", "")) // a buffer takes all
+		_, _ = fmt.Fprintln(t, strings.ReplaceAll(strings.Join(cells, "\t"), "**", "")) // a write to a buffer cannot fail
 	}
 	_ = t.Flush()
 	return b.String()
 }
 
-// cellsOf leaves out a work's title where it stands above.
+// cellsOf prints a work's title only in its first row.
 func cellsOf(rows []row) [][]string {
 	var list [][]string
 	for i, r := range rows {
@@ -65,7 +65,7 @@ func (b *bench) markdown(machine string, rows []row) string {
 	return s.String() + bullets(b.notes)
 }
 
-// bullets are what is said below a table.
+// bullets is the list below a table.
 func bullets(notes []string) string {
 	if len(notes) == 0 {
 		return ""
@@ -78,7 +78,7 @@ const (
 	endMark   = "<!-- written by test/bench: end -->\n"
 )
 
-// replaceSection puts text between the marks of a page.
+// replaceSection replaces the text between the marks of a page.
 func replaceSection(page, text string) (string, error) {
 	before, rest, ok := strings.Cut(page, beginMark)
 	_, after, ok2 := strings.Cut(rest, endMark)
@@ -100,7 +100,7 @@ func writePage(file, text string) error {
 	return os.WriteFile(file, []byte(s), 0o600)
 }
 
-// machine says what the figures were made with.
+// machine describes the machine and the versions.
 func (b *bench) machine(ctx context.Context, versions []string) string {
 	model := "an unknown processor"
 	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil {
@@ -112,7 +112,7 @@ func (b *bench) machine(ctx context.Context, versions []string) string {
 		}
 	}
 	var u unix.Utsname
-	_ = unix.Uname(&u) // it cannot fail here; else its fields are empty
+	_ = unix.Uname(&u) // it cannot fail here; otherwise its fields are empty
 	load := ""
 	if s, err := os.ReadFile("/proc/loadavg"); err == nil {
 		load = "; load before: " + strings.Join(strings.Fields(string(s))[:3], " ")

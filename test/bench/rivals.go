@@ -16,32 +16,32 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// rival is a server under test: cachalot itself, or what it is compared with.
+// rival is a server under test: cachalot, or a server to compare with.
 type rival struct {
 	name string
-	url  string // what /v2/ follows
+	url  string // the URL before /v2/
 	pid  int
-	// stop ends it and removes what it kept; nil for one that somebody else started.
+	// stop ends the process and removes its files; nil for an external rival.
 	stop func()
 }
 
-// kind makes a rival: a new process over an empty folder.
+// kind starts a rival: a new process with an empty folder.
 type kind struct {
 	name   string
 	static bool // it has no upstream
-	again  bool // it is another cachalot
+	again  bool // another build of cachalot
 	start  func(ctx context.Context, b *bench, o serverOptions) (*rival, error)
 }
 
-// serverOptions say what a new rival is to be like.
+// serverOptions are the options of a new rival.
 type serverOptions struct {
 	upstream string // its URL
-	// content, where it is not nil, is for servers that have no upstream.
+	// content is for servers that have no upstream; nil for others.
 	content *content
 	tls     bool
 }
 
-// launch starts args in a new folder below the benchmark's, which configure fills.
+// launch starts args in a new folder below the benchmark's. configure fills the folder.
 func (b *bench) launch(ctx context.Context, name string, o serverOptions, configure func(dir, address string) ([]string, error)) (*rival, error) {
 	address, release, err := upstreamtest.HoldPort()
 	if err != nil {
@@ -71,7 +71,7 @@ func (b *bench) launch(ctx context.Context, name string, o serverOptions, config
 	r := &rival{name: name, url: scheme + address, pid: p.pid(), stop: func() {
 		p.stop()
 		release()
-		_ = os.RemoveAll(dir) // all is below b.dir, whose removal says so
+		_ = os.RemoveAll(dir) // it is below b.dir, whose removal reports errors
 	}}
 	if err := p.ready(ctx, r.url+"/v2/"); err != nil {
 		r.stop()
@@ -82,8 +82,7 @@ func (b *bench) launch(ctx context.Context, name string, o serverOptions, config
 
 func write(file, text string) error { return os.WriteFile(file, []byte(text), 0o600) }
 
-// cachalotKind runs a binary of cachalot, with its metrics and its log of
-// requests on, as they are by default.
+// cachalotKind runs a binary of cachalot with the default metrics and request log.
 func cachalotKind(name, binary string) kind {
 	return kind{name: name, start: func(ctx context.Context, b *bench, o serverOptions) (*rival, error) {
 		return b.launch(ctx, name, o, func(dir, address string) ([]string, error) {
@@ -106,8 +105,8 @@ upstreams: {docker.io: {url: %q, allow_addresses: [127.0.0.0/8]}}
 `, address, filepath.Join(dir, "cache"), o.upstream)
 }
 
-// nginxKind serves files with one worker, by Debian's settings: sendfile,
-// tcp_nopush and a log of requests.
+// nginxKind serves files with one worker and Debian's settings: sendfile, tcp_nopush and an
+// access log.
 func nginxKind(binary string) kind {
 	const name = "nginx"
 	return kind{name: name, static: true, start: func(ctx context.Context, b *bench, o serverOptions) (*rival, error) {
@@ -117,7 +116,7 @@ func nginxKind(binary string) kind {
 			}
 			user, tls, ssl := "", "", ""
 			if os.Geteuid() == 0 {
-				user = "user root;" // or its worker may not read the folder
+				user = "user root;" // else its worker may not read the folder
 			}
 			if o.tls {
 				tls, ssl = " ssl", fmt.Sprintf("ssl_certificate %s; ssl_certificate_key %s; ssl_protocols TLSv1.2 TLSv1.3;", b.certificate, b.key)
@@ -153,8 +152,8 @@ http {
 	}}
 }
 
-// distributionKind is distribution's registry as a pull-through cache, by its
-// example configuration.
+// distributionKind is distribution's registry as a pull-through cache, with its example
+// configuration.
 func distributionKind(binary string) kind {
 	const name = "distribution"
 	return kind{name: name, start: func(ctx context.Context, b *bench, o serverOptions) (*rival, error) {
@@ -180,8 +179,8 @@ health: {storagedriver: {enabled: true, interval: 10s, threshold: 3}}
 	}}
 }
 
-// external is a rival that somebody else runs: it is measured at warm work, with
-// what was pulled or pushed before.
+// external is a rival that the user runs. It takes part in warm work, with content that was
+// pulled or pushed before.
 type external struct {
 	name string
 	url  *url.URL
@@ -213,8 +212,8 @@ func parseExternal(s string) (external, error) {
 	return external{name, u, id}, nil
 }
 
-// join pins the rival to the server's processor, as the others are. Its stop lets
-// it go again.
+// join pins the rival to the server's processor, as the others are. Its stop restores the
+// processors.
 func (e external) join(b *bench) (*rival, error) {
 	before, err := allowed(e.pid)
 	if err == nil {

@@ -10,8 +10,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// slowReader is a quick client of a cold blob, alone, and while another reads the
-// same blob very slowly, who came first.
+// slowReader is a quick client of a cold blob, alone and beside an earlier client that
+// reads the same blob very slowly.
 type slowReader struct{ size int }
 
 const slowTitle = "cold blob of 64 MiB at 100 MB/s, a quick client beside a slow one"
@@ -36,7 +36,7 @@ func (w slowReader) run(ctx context.Context, b *bench) ([]row, error) {
 		defer slow()
 		return quick(ctx, r)
 	}
-	// One measurement is of both, so that its figure is their ratio.
+	// One measurement runs both, so that its figure is their ratio.
 	both := func(k kind) measurement {
 		return func(ctx context.Context) (sample, error) {
 			alone, err := b.afresh(ctx, k, up, quick)
@@ -45,12 +45,12 @@ func (w slowReader) run(ctx context.Context, b *bench) ([]row, error) {
 			}
 			s, err := b.afresh(ctx, k, up, beside)
 			s.alone = alone.wall
-			s.fetched = float64(s.counted.Sent) / float64(up.Layers[0].Size) // no manifests here
+			s.fetched = float64(s.counted.Sent) / float64(up.Layers[0].Size) // no manifests in this work
 			return s, err
 		}
 	}
 	m := metric{name: "time beside it / time alone", unit: "x", of: func(s sample) float64 { return s.wall.Seconds() / s.alone.Seconds() }}
-	const limit = 1.05 // the design wants 1, and clocks differ
+	const limit = 1.05 // the design says 1; clocks differ
 	finish := func(r row, ours []sample) row {
 		var figures []float64
 		for _, s := range ours {
@@ -84,8 +84,8 @@ func (w slowReader) run(ctx context.Context, b *bench) ([]row, error) {
 	return rows, nil
 }
 
-// startSlowly asks for a blob, and once its first bytes are there reads 16 KiB
-// ten times a second, until the function that it returns is called.
+// startSlowly requests a blob, and after its first bytes reads 16 KiB ten times a second
+// until stop is called.
 func startSlowly(ctx context.Context, base string, blob ocispec.Descriptor) (stop func(), err error) {
 	u, err := url.Parse(base)
 	if err != nil {

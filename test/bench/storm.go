@@ -11,11 +11,11 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// storm is many clients who want the same image at once, which nobody has yet.
+// storm is many clients that pull the same cold image at once.
 type storm struct {
 	clients int
-	// rivals is how many of them a rival must serve. Distribution downloads the
-	// image for nearly each, which takes long.
+	// rivals is the number of clients for a rival. Distribution downloads the image for
+	// nearly each client, which takes long.
 	rivals int
 	sizes  []int
 }
@@ -26,7 +26,7 @@ func theStorm() storm {
 	return storm{clients: 200, rivals: 50, sizes: []int{32 * mib, 16 * mib, 16 * mib}}
 }
 
-// pull has so many clients pull at once, and tells when the last is done.
+// pull runs this many clients at once, and returns when the last is done.
 func (s storm) pull(clients int) func(context.Context, *rival) (pulled, error) {
 	return func(ctx context.Context, r *rival) (pulled, error) {
 		begin := time.Now()
@@ -34,7 +34,7 @@ func (s storm) pull(clients int) func(context.Context, *rival) (pulled, error) {
 		group, ctx := errgroup.WithContext(ctx)
 		for range clients {
 			group.Go(func() error {
-				p := newPuller(r.url) // connections of its own
+				p := newPuller(r.url) // its own connections
 				p.buffer = 128 << 10
 				done, err := p.pull(ctx)
 				bytes.Add(done.bytes)
@@ -56,7 +56,7 @@ func (s storm) run(ctx context.Context, b *bench) ([]row, error) {
 	s.clients, s.rivals = max(s.clients/b.divide, 2), max(s.rivals/b.divide, 2)
 	ours := b.kinds[0]
 	b.say("%s: %s", stormTitle, ours.name)
-	// What is bounded must hold each time: the worst of some counts.
+	// A bound must hold each time, so the worst sample counts.
 	mine, err := repeat(ctx, min(b.pairs, 3), func(ctx context.Context) (sample, error) {
 		return b.afresh(ctx, ours, up, s.pull(s.clients))
 	})
@@ -86,7 +86,7 @@ func (s storm) run(ctx context.Context, b *bench) ([]row, error) {
 	return rows, nil
 }
 
-// rows are the worst figures of some samples.
+// rows are the worst figures of the samples.
 func (s storm) rows(samples []sample) []row {
 	worst := func(of func(sample) float64) float64 {
 		var figures []float64
@@ -103,7 +103,7 @@ func (s storm) rows(samples []sample) []row {
 		}
 	}
 	requests := count("requests for blobs", 0, func(c Counted) int { return c.Requests[upstreamtest.GetBlob] })
-	requests.goal, requests.verdict = "", noGoal // a long blob comes in parts
+	requests.goal, requests.verdict = "", noGoal // a long blob comes in several requests
 	fetched := bytesRow(stormTitle, samples, "", nil)
 	peak := worst(func(x sample) float64 { return float64(x.peak) / mib })
 	return []row{

@@ -11,10 +11,10 @@ import (
 	"strings"
 )
 
-// distributionVersion is the rival that the table is about.
+// distributionVersion is the version of distribution in the table.
 const distributionVersion = "v3.1.2"
 
-// toolsFolder keeps what is installed, so that a second run starts at once.
+// toolsFolder is the folder of installed tools, so that a second run starts at once.
 func toolsFolder() (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -33,8 +33,8 @@ func command(ctx context.Context, dir string, env []string, args ...string) erro
 	return nil
 }
 
-// buildCachalot builds the module in which the benchmark runs. go run keeps what it
-// has linked, as go build does not, for all checkouts without version control in it.
+// buildCachalot builds the module of the benchmark. go run caches the linked binary, which
+// go build does not.
 func buildCachalot(ctx context.Context, dir string) (string, error) {
 	binary := filepath.Join(dir, "cachalot-here")
 	return binary, command(ctx, "", nil, "go", "run", "-buildvcs=false", "-exec", "cp", "github.com/cachalot-registry/cachalot/cmd/cachalot", binary)
@@ -55,7 +55,7 @@ func installDistribution(ctx context.Context) (string, error) {
 	return binary, command(ctx, dir, []string{"GOBIN=" + dir, "GOFLAGS="}, "go", "install", module+"/cmd/registry@"+distributionVersion)
 }
 
-// findNginx is the one in PATH, or Debian's, unpacked without being installed.
+// findNginx returns the nginx in PATH, or unpacks Debian's without an installation.
 func findNginx(ctx context.Context) (string, error) {
 	for _, name := range []string{"nginx", "/usr/sbin/nginx"} {
 		if path, err := exec.LookPath(name); err == nil {
@@ -76,7 +76,7 @@ func findNginx(ctx context.Context) (string, error) {
 	}
 	defer func() { _ = os.RemoveAll(work) }()
 	download := []string{"apt-get", "download", "nginx"}
-	if command(ctx, work, nil, download...) != nil { // perhaps for want of lists
+	if command(ctx, work, nil, download...) != nil { // the package lists may be missing
 		if err := errors.Join(command(ctx, work, nil, "apt-get", "update"), command(ctx, work, nil, download...)); err != nil {
 			return "", fmt.Errorf("there is no nginx in PATH and none to be had from Debian: %w", err)
 		}
@@ -88,5 +88,5 @@ func findNginx(ctx context.Context) (string, error) {
 	if err := command(ctx, work, nil, "dpkg", "-x", packages[0], filepath.Join(dir, "nginx")); err != nil {
 		return "", err
 	}
-	return binary, command(ctx, work, nil, binary, "-v") // it may want other libraries
+	return binary, command(ctx, work, nil, binary, "-v") // it may need other libraries
 }

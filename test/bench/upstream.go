@@ -18,14 +18,14 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// upstreamOptions say what a registry is like.
+// upstreamOptions are the options of a registry.
 type upstreamOptions struct {
 	address string // "": any port of loopback
-	open    bool   // no tokens are asked for
+	open    bool   // no tokens needed
 	cdn     bool   // blobs are redirected to another origin
-	rate    int    // bytes a second of all connections together; 0: no limit
-	each    int    // and of each
-	content bool   // it has what warm works ask for, and serves until it is told to end
+	rate    int    // bytes a second for all connections; 0: no limit
+	each    int    // the same for each connection
+	content bool   // it has the content of the warm works, and serves until a signal
 }
 
 func (o *upstreamOptions) flags(f *flag.FlagSet) {
@@ -44,8 +44,8 @@ func (o *upstreamOptions) args() []string {
 	}
 }
 
-// serveUpstream is the other process: a registry of upstreamtest that counts,
-// asked by JSON-RPC over in and out until in ends.
+// serveUpstream is the upstream's process: a registry of upstreamtest that counts. It
+// serves JSON-RPC on in and out until in ends.
 func serveUpstream(ctx context.Context, o upstreamOptions, in io.ReadCloser, out io.Writer) error {
 	t := &scope{}
 	defer t.end()
@@ -69,15 +69,14 @@ func serveUpstream(ctx context.Context, o upstreamOptions, in io.ReadCloser, out
 	if err := s.RegisterName("Upstream", &Control{r}); err != nil {
 		return err
 	}
-	s.ServeCodec(jsonrpc.NewServerCodec(pipe{in, out})) // until in ends
+	s.ServeCodec(jsonrpc.NewServerCodec(pipe{in, out})) // ends with in
 	return nil
 }
 
-// Control is what the benchmark can ask of its registry.
+// Control is the JSON-RPC interface to the registry.
 type Control struct{ registry *upstreamtest.Registry }
 
-// ImageSpec is an image to add as repository:tag, the one that
-// upstreamtest.NewImage makes.
+// ImageSpec is an image to add as repository:tag, made by upstreamtest.NewImage.
 type ImageSpec struct {
 	Seed  uint64
 	Sizes []int
@@ -101,8 +100,8 @@ func (c *Control) Add(spec ImageSpec, reply *Added) error {
 	return nil
 }
 
-// Counted is what arrived at the registry, its token server and its CDN, and how
-// many bytes of manifests and blobs were sent.
+// Counted is the number of requests at the registry, its token server and its CDN, and the
+// bytes of manifests and blobs sent.
 type Counted struct {
 	Requests map[upstreamtest.Op]int
 	Sent     int64
@@ -116,13 +115,13 @@ func (c Counted) all() int64 {
 	return int64(n)
 }
 
-// Count tells the counts since Forget.
+// Count returns the counts since Forget.
 func (c *Control) Count(_ struct{}, reply *Counted) error {
 	*reply = Counted{Requests: c.registry.Counts(), Sent: c.registry.SentAll()}
 	return nil
 }
 
-// Forget starts all counts anew.
+// Forget resets all counts.
 func (c *Control) Forget(_ struct{}, _ *struct{}) error {
 	c.registry.Forget()
 	return nil
@@ -133,15 +132,14 @@ type pipe struct {
 	io.Writer
 }
 
-// registry is the upstream as the benchmark sees it.
+// registry is the benchmark's client of the upstream process.
 type registry struct {
 	Added
 	process *process
 	client  *rpc.Client
 }
 
-// startUpstream starts a registry in a process of its own, on the clients'
-// processors, with an image.
+// startUpstream starts a registry with an image in its own process, on the clients' processors.
 func (b *bench) startUpstream(ctx context.Context, o upstreamOptions, spec ImageSpec) (*registry, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -157,7 +155,7 @@ func (b *bench) startUpstream(ctx context.Context, o upstreamOptions, spec Image
 		if err != nil {
 			return err
 		}
-		cmd.Stdout = nil // its answers
+		cmd.Stdout = nil // the pipe below has its responses
 		out, err := cmd.StdoutPipe()
 		if err != nil {
 			return err
@@ -179,7 +177,7 @@ func (b *bench) startUpstream(ctx context.Context, o upstreamOptions, spec Image
 	return r, nil
 }
 
-// duplex is both pipes of a process.
+// duplex joins both pipes of a process.
 type duplex struct {
 	io.ReadCloser
 	io.WriteCloser
@@ -188,7 +186,7 @@ type duplex struct {
 func (d duplex) Close() error { return errors.Join(d.ReadCloser.Close(), d.WriteCloser.Close()) }
 
 func (r *registry) stop() {
-	_ = r.client.Close() // which ends it
+	_ = r.client.Close() // this ends it
 	r.process.stop()
 }
 
@@ -202,7 +200,7 @@ func (r *registry) count() (Counted, error) {
 	return c, err
 }
 
-// scope is what upstreamtest wants of a test.
+// scope implements what upstreamtest needs of a test.
 type scope struct {
 	mu      sync.Mutex // guards the fields below
 	cleanup []func()

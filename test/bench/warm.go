@@ -13,13 +13,13 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// warm is work on what the rivals have already.
+// warm is work on stored content.
 type warm struct {
 	name, title string
 	path        func(*content) (path string, part upstreamtest.Content)
 	tls         bool
 	metrics     []metric
-	atLeast     int64 // requests in a measurement
+	atLeast     int64 // the fewest requests in a measurement
 }
 
 const (
@@ -98,7 +98,7 @@ func (w warm) run(ctx context.Context, b *bench) ([]row, error) {
 		o := serverOptions{content: c, tls: w.tls}
 		var err error
 		if !k.static {
-			// An upstream each, so that its counts are this rival's.
+			// Each has its own upstream, so that the counts are separate.
 			if next.upstream, err = b.startUpstream(ctx, upstreamOptions{}, c.spec); err != nil {
 				return nil, err
 			}
@@ -127,10 +127,10 @@ func (w warm) run(ctx context.Context, b *bench) ([]row, error) {
 	return w.compare(ctx, b, list[0], list[1:])
 }
 
-// compare measures and makes the rows.
+// compare measures all rivals and makes the rows.
 func (w warm) compare(ctx context.Context, b *bench, ours *contestant, others []*contestant) ([]row, error) {
 	var rows []row
-	var mine, theirs []sample // of the rival whose requests upstream are counted
+	var mine, theirs []sample // of the rival whose upstream requests are reported
 	var counted string
 	for _, s := range others {
 		b.say("%s: %s and %s", w.title, ours.name, s.name)
@@ -164,8 +164,8 @@ func (w warm) compare(ctx context.Context, b *bench, ours *contestant, others []
 	return append(rows, upstreamRow(w.title, mine, counted, theirs)), nil
 }
 
-// noteIdle warns where the server was not what limited the work: it waited then,
-// and each time it wakes up costs more than going on does.
+// noteIdle warns if the server was not the bottleneck: a server that waits uses more CPU
+// time per request.
 func (b *bench) noteIdle(work, name string, samples []sample) {
 	var busy []float64
 	for _, s := range samples {
@@ -177,7 +177,7 @@ func (b *bench) noteIdle(work, name string, samples []sample) {
 	}
 }
 
-// upstreamRow says what warm work cost upstream, which is to be nothing.
+// upstreamRow reports the upstream requests of warm work. The goal is none.
 func upstreamRow(work string, ours []sample, rival string, theirs []sample) row {
 	total := func(samples []sample) (requests, upstream int64) {
 		for _, s := range samples {
@@ -198,8 +198,8 @@ func upstreamRow(work string, ours []sample, rival string, theirs []sample) row 
 	return r
 }
 
-// prepare brings the content into the server, checks that it serves the right
-// bytes, and finds out how many requests fill a measurement.
+// prepare brings the content into the server, checks the bytes, and finds the number of
+// requests for a measurement.
 func (w warm) prepare(ctx context.Context, b *bench, s *contestant, c *content) error {
 	path, part := w.path(c)
 	var err error
@@ -214,7 +214,7 @@ func (w warm) prepare(ctx context.Context, b *bench, s *contestant, c *content) 
 		if err != nil {
 			return err
 		}
-		// Slow ones are not waited for longer than they need for a good figure.
+		// A quarter of the time is enough for an estimate, also of a slow server.
 		if got.wall >= b.during/4 {
 			s.requests = max(w.atLeast, int64(float64(n)*b.during.Seconds()/got.wall.Seconds()))
 			return nil
@@ -240,7 +240,7 @@ func (s *contestant) measurement() measurement {
 	}
 }
 
-// fetch gets something and checks it.
+// fetch gets a URL and checks the content.
 func fetch(ctx context.Context, url string, want upstreamtest.Content) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// fault is a line of faults.tsv, which says what the columns are.
+// fault is a line of faults.tsv. The file describes its columns.
 type fault struct {
 	fix, folder, test, tree, files, added, arguments string
 }
@@ -42,7 +42,7 @@ func readFaults(t *testing.T) []fault {
 	return faults
 }
 
-// commands are the commits and tests of the table's last column, by row.
+// commands returns the commits and tests in the table's last column, by row.
 func commands(t *testing.T) (commits, tests []string) {
 	t.Helper()
 	page, err := os.ReadFile("../../docs/reliability.md")
@@ -86,15 +86,14 @@ func TestRecord(t *testing.T) {
 	}
 }
 
-// git is what git prints, and whether it succeeded.
+// git returns the output of git, and whether it succeeded.
 func git(t *testing.T, arguments ...string) (string, bool) {
 	t.Helper()
 	out, err := exec.CommandContext(t.Context(), "git", arguments...).Output()
 	return strings.TrimSpace(string(out)), err == nil
 }
 
-// TestHistory: the commits are in the history, and each test is in the tree or the
-// file that is to have it.
+// TestHistory: the commits exist, and each test is in the tree or the file of its line.
 func TestHistory(t *testing.T) {
 	t.Parallel()
 	shallow, ok := git(t, "rev-parse", "--is-shallow-repository")
@@ -116,7 +115,7 @@ func TestHistory(t *testing.T) {
 		}
 		name, _, _ := strings.Cut(f.test, "/")
 		function := "func " + name + "(t *testing.T)"
-		if strings.HasPrefix(name, "Fuzz") { // what it once failed by is in testdata
+		if strings.HasPrefix(name, "Fuzz") { // its failing input is in testdata
 			function = "func " + name + "(f *testing.F)"
 		}
 		if f.added != "-" {

@@ -1,5 +1,5 @@
-// Package cachalotd runs cachalot as a process of its own, for tests that look at
-// it from outside: by its two listeners, its log, its folder and its signals.
+// Package cachalotd runs cachalot in its own process, for tests from outside: through its
+// two listeners, its log, its folder and its signals.
 package cachalotd
 
 import (
@@ -24,19 +24,19 @@ import (
 
 // Process is a running cachalot. It is killed when its test ends.
 type Process struct {
-	URL    string // of the registry listener; "" where the process ended before it was ready
+	URL    string // of the registry listener; "" if the process ended before it was ready
 	Admin  string // of the admin listener
 	Config string // the path of its configuration
 	Log    Log
-	Cmd    *exec.Cmd // cachalot, or what wraps it
+	Cmd    *exec.Cmd // cachalot, or its wrapper
 
-	ended chan struct{} // closed once the process has been waited for
+	ended chan struct{} // closed when the process has ended
 }
 
-// Log is the path of what a process writes.
+// Log is the path of a process' log.
 type Log string
 
-// String returns what the process has written so far.
+// String returns the log so far.
 func (l Log) String() string {
 	b, err := os.ReadFile(string(l))
 	if err != nil {
@@ -45,7 +45,7 @@ func (l Log) String() string {
 	return string(b)
 }
 
-// Addresses is configuration: both listeners on any free port of loopback.
+// Addresses is configuration: both listeners on a free port of loopback.
 const Addresses = "listen: 127.0.0.1:0\nadmin: {listen: 127.0.0.1:0}\n"
 
 // built is cachalot, built once for all tests of a package.
@@ -57,15 +57,15 @@ var built struct {
 	err  error
 }
 
-// Binary returns the path of the cachalot that Run runs, for its other commands.
+// Binary returns the path of the binary that Run runs, for its other commands.
 func Binary(t *testing.T) string {
 	t.Helper()
 	built.once.Do(func() {
 		if built.dir, built.err = os.MkdirTemp("", "cachalotd-"); built.err != nil { //nolint:usetesting // outlives the test
 			return
 		}
-		// go run keeps what it has linked for the next package, as go build does not.
-		// No version control: the checkout may be another user's, which git refuses.
+		// go run caches the linked binary for the next package; go build does not. No
+		// version control: git rejects another user's checkout.
 		build := exec.CommandContext(context.Background(), "go", "run", "-buildvcs=false", "-exec", "cp", "github.com/cachalot-registry/cachalot/cmd/cachalot", built.dir)
 		if out, err := build.CombinedOutput(); err != nil {
 			built.err = fmt.Errorf("build cachalot: %w: %s", err, out)
@@ -77,8 +77,8 @@ func Binary(t *testing.T) string {
 	return filepath.Join(built.dir, "cachalot")
 }
 
-// Main is for the TestMain of a package that runs cachalot: it runs the tests and
-// removes what Binary has built.
+// Main is for the TestMain of a package that runs cachalot. It runs the tests and removes
+// the binary.
 func Main(m *testing.M) {
 	code := upstreamtest.Waiting{Tests: m}.Run()
 	if built.dir != "" {
@@ -87,7 +87,7 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
-// Start is Run; a process that ends before it is ready fails the test.
+// Start is Run, and fails the test if the process ends before it is ready.
 func Start(t *testing.T, config string, wrap ...string) *Process {
 	t.Helper()
 	p := Run(t, config, wrap...)
@@ -97,8 +97,8 @@ func Start(t *testing.T, config string, wrap ...string) *Process {
 	return p
 }
 
-// Run runs `wrap... cachalot serve` with a configuration, which needs no
-// addresses, and returns when it is ready or has ended.
+// Run runs `wrap... cachalot serve` and returns when the process is ready or has ended. It
+// adds the addresses to the configuration.
 func Run(t *testing.T, config string, wrap ...string) *Process {
 	t.Helper()
 	path, dir := Binary(t), t.TempDir()
@@ -120,7 +120,7 @@ func Run(t *testing.T, config string, wrap ...string) *Process {
 	}
 	go func() {
 		defer close(p.ended)
-		_ = p.Cmd.Wait() // how it ends is the test's business
+		_ = p.Cmd.Wait() // the test checks the exit status
 	}()
 	t.Cleanup(p.Kill)
 	p.awaitReady(t)
@@ -153,7 +153,7 @@ func (p *Process) awaitReady(t *testing.T) {
 	}
 }
 
-// Ended is closed once the process has ended.
+// Ended is closed when the process has ended.
 func (p *Process) Ended() <-chan struct{} { return p.ended }
 
 // Kill sends SIGKILL, to what wraps the process too, and waits for the end.
@@ -167,8 +167,7 @@ func (p *Process) Kill() {
 	<-p.ended
 }
 
-// Interrupt ends the process in good order, by SIGINT. What wraps it passes the
-// signal on.
+// Interrupt sends SIGINT to the process and its wrapper, and waits for a normal end.
 func (p *Process) Interrupt(t *testing.T) {
 	t.Helper()
 	if err := syscall.Kill(-p.Cmd.Process.Pid, syscall.SIGINT); err != nil {
@@ -201,7 +200,7 @@ func (p *Process) Get(t *testing.T, path string) string {
 	return string(b)
 }
 
-// Metrics are the samples of /metrics by name; those with labels are summed up.
+// Metrics returns the samples of /metrics by name. Those with labels are added up.
 func (p *Process) Metrics(t *testing.T) map[string]float64 {
 	t.Helper()
 	values := map[string]float64{}
@@ -221,7 +220,7 @@ func (p *Process) Metrics(t *testing.T) map[string]float64 {
 	return values
 }
 
-// Client is an HTTP client that leaves no connection behind.
+// Client returns an HTTP client that leaves no open connection.
 func Client() *http.Client {
 	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 }

@@ -10,13 +10,13 @@ import (
 	"testing"
 )
 
-// Cgroup is a group of processes that may use so much memory.
+// Cgroup is a group of processes with a memory limit.
 type Cgroup struct {
 	dir string
 	v1  bool
 }
 
-// NewCgroup makes a group with a limit in bytes. It skips the test where it cannot.
+// NewCgroup makes a group with a limit in bytes. It skips the test if that is impossible.
 func NewCgroup(t *testing.T, limit int) Cgroup {
 	t.Helper()
 	g := Cgroup{dir: "/sys/fs/cgroup"}
@@ -43,13 +43,12 @@ func NewCgroup(t *testing.T, limit int) Cgroup {
 	return g
 }
 
-// Wrap is what runs a command in the group: see Start.
+// Wrap returns the command prefix that runs a command in the group: see Start.
 func (g Cgroup) Wrap() []string {
 	return []string{"sh", "-c", `echo $$ >"$0" && exec "$@"`, filepath.Join(g.dir, "cgroup.procs")}
 }
 
-// Read returns the most bytes that were ever charged, and how many processes
-// were killed for more.
+// Read returns the peak memory in bytes, and the number of processes killed for memory.
 func (g Cgroup) Read(t *testing.T) (peak, killed int) {
 	t.Helper()
 	peakFile, eventsFile := "memory.peak", "memory.events"

@@ -1,9 +1,9 @@
 package chart
 
-// choice is a way in which people set the chart up.
+// choice is a typical way to set the chart up.
 type choice struct {
 	values string
-	// unrestricted says why the restricted Pod Security Standard refuses it.
+	// unrestricted is the reason why the restricted Pod Security Standard rejects it.
 	unrestricted string
 }
 

@@ -35,7 +35,7 @@ func settings(t *testing.T, r rendered) map[string]any {
 	return flat
 }
 
-// TestConfig: what values say goes, and for what they do not the chart's own.
+// TestConfig: the values are used, and the chart's defaults for the rest.
 func TestConfig(t *testing.T) {
 	own := map[string]any{"listen": ":5000", "admin.listen": ":5001", "storage.path": "/var/lib/cachalot", "storage.max_size": "55296MiB", "max_connections": 997.0}
 	for values, different := range map[string]map[string]any{
@@ -55,7 +55,7 @@ func TestConfig(t *testing.T) {
 	} {
 		want := maps.Clone(own)
 		maps.Copy(want, different)
-		if strings.Contains(values, "hostPath") { // whose size nobody knows
+		if strings.Contains(values, "hostPath") { // its size is unknown
 			delete(want, "storage.max_size")
 		}
 		if got := settings(t, render(t, "mirror", values)); fmt.Sprint(got) != fmt.Sprint(want) {
@@ -77,8 +77,7 @@ func checksum(t *testing.T, config map[string]any) string {
 	return sum
 }
 
-// TestRestarts: pods are replaced for the keys that cachalot says want a restart,
-// and for no other.
+// TestRestarts: a change of a key replaces the pods only if cachalot needs a restart for it.
 func TestRestarts(t *testing.T) {
 	source, err := os.ReadFile("../../cmd/cachalot/server/reload.go")
 	if err != nil {
@@ -122,7 +121,7 @@ func TestRestarts(t *testing.T) {
 				change = map[string]any{section: ":5555"}
 			}
 			switch name {
-			case "admin.token": // only from the environment
+			case "admin.token": // the value must be a variable
 				change = map[string]any{section: map[string]any{key: "${CHANGED}"}}
 			case "admin.hosts":
 				change = map[string]any{section: map[string]any{key: []any{"${CHANGED}"}}}
@@ -140,7 +139,7 @@ func TestRestarts(t *testing.T) {
 	}
 }
 
-// TestConfigReloads: the mirror watches the file, in a mount that Kubernetes renews.
+// TestConfigReloads: the mirror watches the file, in a mount that Kubernetes updates.
 func TestConfigReloads(t *testing.T) {
 	c := statefulSet(t, render(t, "mirror", "")).Spec.Template.Spec.Containers[0]
 	if !slices.Equal(c.Args, []string{"serve", "--config", "/etc/cachalot/cachalot.yml", "--watch"}) {
@@ -152,8 +151,8 @@ func TestConfigReloads(t *testing.T) {
 	}
 }
 
-// TestRefusals: what cannot work, or would show a secret, says so and what to do.
-func TestRefusals(t *testing.T) {
+// TestValues_Refused: values that cannot work or that expose a secret give an error with the fix.
+func TestValues_Refused(t *testing.T) {
 	for values, want := range map[string]string{
 		`{replicas: 2, persistence: {type: existingClaim, existingClaim: images}}`:              "set replicas to 1, or persistence.type to claim",
 		`{config: {admin: {listen: "127.0.0.1:5001"}}, metrics: {podMonitor: {enabled: true}}}`: "set it to :5001",
@@ -175,8 +174,8 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// TestConfigSchema: the schema of "config" is cachalot's own, so that a wrong key
-// fails before anything is changed. CACHALOT_WRITE_SCHEMA=1 writes it.
+// TestConfigSchema: the schema of "config" is cachalot's own, so that a wrong key fails
+// before any change. CACHALOT_WRITE_SCHEMA=1 writes it.
 func TestConfigSchema(t *testing.T) {
 	out, err := exec.CommandContext(t.Context(), cachalot(t), "config", "schema").Output()
 	if err != nil {

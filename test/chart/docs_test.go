@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestDocs gives the page's examples, each by itself, to the chart and to cachalot.
+// TestDocs runs each example of the page through the chart and cachalot.
 func TestDocs(t *testing.T) {
 	page, err := os.ReadFile("../../docs/kubernetes.md")
 	if err != nil {

@@ -17,8 +17,8 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// fixed is what Kubernetes lets nobody change of a StatefulSet: an upgrade that
-// does so fails.
+// fixed is the part of a StatefulSet that Kubernetes does not allow to change: an upgrade
+// that changes it fails.
 func fixed(s *apps.StatefulSet) apps.StatefulSetSpec {
 	spec := *s.Spec.DeepCopy()
 	spec.Replicas, spec.MinReadySeconds, spec.Ordinals, spec.RevisionHistoryLimit = nil, 0, nil, nil
@@ -26,14 +26,14 @@ func fixed(s *apps.StatefulSet) apps.StatefulSetSpec {
 	return spec
 }
 
-// TestUpgradeKeepsTheCache: another version of the chart, and any other choice that
-// is not about the claim itself, leaves the claim and the name that it goes by.
+// TestUpgradeKeepsTheCache: a new version of the chart, and any choice that is not about
+// the claim, keep the claim and its name.
 func TestUpgradeKeepsTheCache(t *testing.T) {
 	before := statefulSet(t, render(t, "mirror", ""))
 	if n := len(before.Spec.VolumeClaimTemplates); n != 1 {
 		t.Fatalf("%d claims", n)
 	}
-	another := map[string]bool{"names": true, "pod monitor": true, // of another name
+	another := map[string]bool{"names": true, "pod monitor": true, // these change the name
 		"own claim": true, "their claim": true, "host path": true, "empty dir": true}
 	for name, c := range choices() {
 		if another[name] {
@@ -48,8 +48,7 @@ func TestUpgradeKeepsTheCache(t *testing.T) {
 	}
 }
 
-// TestChartAlone: a chart with another version, and nothing else new, replaces no pod;
-// one for another cachalot does.
+// TestChartAlone: a new chart version alone replaces no pod; a new version of cachalot does.
 func TestChartAlone(t *testing.T) {
 	before := statefulSet(t, render(t, "mirror", "")).Spec.Template
 	c := loadChart(t)
@@ -63,8 +62,8 @@ func TestChartAlone(t *testing.T) {
 	}
 }
 
-// TestRetain: an uninstalled release leaves its claims, unless values say otherwise,
-// and fewer replicas always do.
+// TestRetain: uninstall keeps the claims unless values say otherwise. Fewer replicas always
+// keep them.
 func TestRetain(t *testing.T) {
 	for values, want := range map[string]apps.PersistentVolumeClaimRetentionPolicyType{
 		`{}`:                             apps.RetainPersistentVolumeClaimRetentionPolicyType,
@@ -77,7 +76,7 @@ func TestRetain(t *testing.T) {
 	}
 }
 
-// TestRollback goes there and back with Helm's own books.
+// TestRollback upgrades and rolls back with Helm's own release records.
 func TestRollback(t *testing.T) {
 	c := loadChart(t)
 	cfg := &action.Configuration{
@@ -116,10 +115,10 @@ func TestRollback(t *testing.T) {
 	}
 }
 
-// TestSideBySide: two releases in a namespace share no name, and no pod.
-func TestSideBySide(t *testing.T) {
+// TestRelease_TwoInOneNamespace: two releases in a namespace share no name and no pod.
+func TestRelease_TwoInOneNamespace(t *testing.T) {
 	for name, c := range choices() {
-		if name == "names" || name == "pod monitor" { // a fullnameOverride is one's own choice
+		if name == "names" || name == "pod monitor" { // fullnameOverride may give both the same name
 			continue
 		}
 		one, two := render(t, "one", c.values), render(t, "two", c.values)

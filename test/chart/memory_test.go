@@ -18,26 +18,26 @@ const (
 	kib = 1 << 10
 	mib = 1 << 20
 
-	// perConnection is what a client's connection takes at most: TLS, a header as long
-	// as it may be, in as many fields as fit, and a body that the client takes slowly.
-	// Heap and stacks of the binary with 997 of them, after a collection, were 489 KiB
-	// each. With one field they are 175 KiB, between two requests 28 KiB.
+	// perConnection is the maximum for a client's connection: TLS, a header of the largest
+	// size with the most fields, and a body that the client reads slowly. Heap and stacks
+	// with 997 of them, after a collection, were 489 KiB each; with one field 175 KiB,
+	// between two requests 28 KiB.
 	perConnection = 512 * kib
-	// measuredHeader is the bound on headers that this was measured with.
+	// measuredHeader is the bound on headers at that measurement.
 	measuredHeader = 16 * kib
-	// perDownload is a chunk and the connection to a registry: measured 193 KiB, and
-	// TLS is some 30 KiB more.
+	// perDownload is a chunk and the connection to a registry: measured 193 KiB, plus some
+	// 30 KiB for TLS.
 	perDownload = 256 * kib
-	// process is what docs/operations.md says that all else takes in a process at work,
-	// and index what storage/index/recent.go says of the index's entries in memory.
+	// process is the rest of a busy process, as in docs/operations.md. index is the index's
+	// entries in memory, as in storage/index/recent.go.
 	process = 40 * mib
 	index   = 8 * mib
-	// bodies is the part of GOMEMLIMIT, 1 in so many, that is left to manifests, lists and
-	// what else is whole in memory.
+	// bodies is the share of GOMEMLIMIT, 1 in this many, for manifests, lists and other
+	// content in memory.
 	bodies = 4
 )
 
-// constants returns those of a folder of cachalot's.
+// constants returns the constants of a folder.
 func constants(t *testing.T, folder string) func(name string) int64 {
 	t.Helper()
 	scope := goPackage(t, "../../"+folder).Scope()
@@ -54,7 +54,7 @@ func constants(t *testing.T, folder string) func(name string) int64 {
 	}
 }
 
-// fixedMemory is what the process takes at most beside connections and downloads.
+// fixedMemory is the maximum for the process without connections and downloads.
 func fixedMemory(t *testing.T) int64 {
 	t.Helper()
 	storage, download, command := constants(t, "storage"), constants(t, "storage/download"), constants(t, "cmd/cachalot/server")
@@ -63,7 +63,7 @@ func fixedMemory(t *testing.T) int64 {
 	return process + index + storage("maxContent") + pieces + bulk
 }
 
-// memory is what the container has, and what cachalot takes of it.
+// memory is the container's memory, and cachalot's limits.
 type memory struct {
 	limit, gomemlimit  int64 // 0: none
 	connections, fills int64
@@ -85,7 +85,7 @@ func memoryOf(t *testing.T, r rendered) memory {
 			m.gomemlimit = bytes(e.Value)
 		}
 	}
-	for _, file := range []string{readFile(t, "../../config.yml"), config(t, r)} { // defaults, then what the chart says
+	for _, file := range []string{readFile(t, "../../config.yml"), config(t, r)} { // defaults, then the chart's configuration
 		var c struct {
 			MaxConnections *int64 `json:"max_connections"`
 			Storage        struct {
@@ -105,7 +105,7 @@ func memoryOf(t *testing.T, r rendered) memory {
 	return m
 }
 
-// checkMemory wants the memory limit to hold what the rest of a release allows.
+// checkMemory checks that the memory limit covers what the release allows.
 func checkMemory(t *testing.T, r rendered) {
 	t.Helper()
 	m := memoryOf(t, r)
@@ -124,8 +124,8 @@ func checkMemory(t *testing.T, r rendered) {
 	}
 }
 
-// TestMemory: GOMEMLIMIT leaves a tenth of the limit to what is not Go's, and
-// max_connections is as many as it holds, unless values say less.
+// TestMemory: GOMEMLIMIT leaves a tenth of the limit to memory outside Go. max_connections
+// is as many as fit, unless values say less.
 func TestMemory(t *testing.T) {
 	if header := constants(t, "cmd/cachalot/server")("maxHeader"); header != measuredHeader {
 		t.Errorf("headers may have %d bytes, and %d had those of which the memory was measured: measure again", header, measuredHeader)
@@ -168,7 +168,7 @@ func TestMemoryDocs(t *testing.T) {
 	}
 }
 
-// TestMemoryRefused: too little memory for what values set says how much is enough.
+// TestMemoryRefused: if values need more memory than they allow, the error says how much is enough.
 func TestMemoryRefused(t *testing.T) {
 	for values, want := range map[string]string{
 		`{config: {max_connections: 998}}`:                                                     "resources.limits.memory holds 997 of 998 connections",

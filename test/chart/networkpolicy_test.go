@@ -19,15 +19,15 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// caller is one that connects to the mirror's pod: another pod, or an address that is
-// no pod's, such as a node's.
+// caller is a client of the mirror's pod: another pod, or an address outside the cluster's
+// pods, such as a node's.
 type caller struct {
 	pod, namespace labels.Set
 	name           string // of the namespace
 	address        string
 }
 
-// callers returns them by name. An ipBlock is for addresses, not for the cluster's pods.
+// callers returns them by name. An ipBlock matches addresses, not the cluster's pods.
 func callers(t *testing.T, r rendered) map[string]caller {
 	t.Helper()
 	test := all[*core.Pod](r)[0]
@@ -38,7 +38,7 @@ func callers(t *testing.T, r rendered) map[string]caller {
 		"node":      {address: "192.0.2.1"},
 		"job":       in("gitlab-runner", labels.Set{"job": "1"}),
 		"neighbour": in(namespace, labels.Set{"app": "other"}),
-		// As the Prometheus operator labels them.
+		// With the labels of the Prometheus operator.
 		"prometheus": in("monitoring", labels.Set{"app.kubernetes.io/name": "prometheus", "app.kubernetes.io/managed-by": "prometheus-operator"}),
 		"agent":      in("monitoring", labels.Set{"app.kubernetes.io/name": "prometheus-agent", "app.kubernetes.io/managed-by": "prometheus-operator"}),
 		"grafana":    in("monitoring", labels.Set{"app.kubernetes.io/name": "grafana"}),
@@ -46,7 +46,7 @@ func callers(t *testing.T, r rendered) map[string]caller {
 	}
 }
 
-// isPeer says whether a caller is one of a policy's peers.
+// isPeer reports whether a caller matches a policy's peer.
 func (c caller) isPeer(t *testing.T, policy *network.NetworkPolicy, peer network.NetworkPolicyPeer) bool {
 	t.Helper()
 	matches := func(selector *meta.LabelSelector, set labels.Set) bool {
@@ -68,8 +68,8 @@ func (c caller) isPeer(t *testing.T, policy *network.NetworkPolicy, peer network
 	}
 }
 
-// reach returns the callers that the policies of a release let in to a port of the
-// mirror, as Kubernetes defines it.
+// reach returns the callers that a release's policies allow to a port of the mirror, as
+// Kubernetes defines it.
 func reach(t *testing.T, r rendered, port string) string {
 	t.Helper()
 	var policies []*network.NetworkPolicy
@@ -102,8 +102,8 @@ func reach(t *testing.T, r rendered, port string) string {
 
 const anyone = "agent, grafana, helm test, job, neighbour, node, prometheus"
 
-// TestNetworkPolicy: by default all pull, nodes too, and only "helm test" reaches the admin
-// port, and Prometheus where it is to scrape.
+// TestNetworkPolicy: by default all callers pull, also nodes. Only "helm test" reaches the
+// admin port, and Prometheus if it scrapes.
 func TestNetworkPolicy(t *testing.T) {
 	const monitoring = `{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}`
 	for values, want := range map[string]struct{ clients, admin string }{
@@ -137,7 +137,7 @@ func TestNetworkPolicy(t *testing.T) {
 	}
 }
 
-// TestNetworkPolicyEgress: what leaves the mirror is limited only where values say so.
+// TestNetworkPolicyEgress: the mirror's egress is limited only if values say so.
 func TestNetworkPolicyEgress(t *testing.T) {
 	for name, c := range choices() {
 		for _, p := range all[*network.NetworkPolicy](render(t, "mirror", c.values)) {
@@ -148,7 +148,7 @@ func TestNetworkPolicyEgress(t *testing.T) {
 	}
 }
 
-// TestNetworkPolicyAPI: a cluster without the API gets none, and the notes say so.
+// TestNetworkPolicyAPI: a cluster without the API gets no policy, and the notes say so.
 func TestNetworkPolicyAPI(t *testing.T) {
 	for api, want := range map[bool]int{true: 1, false: 0} {
 		cfg := &action.Configuration{

@@ -25,8 +25,8 @@ func nodes(t *testing.T, r rendered) *apps.DaemonSet {
 	return sets[0]
 }
 
-// expanded is a variable of a container with what the kubelet fills in. It fills
-// in nothing that is not plain text in a probe's command.
+// expanded is a container's variable with the values that the kubelet fills in. In a
+// probe's command it only replaces plain text.
 func expanded(t *testing.T, r rendered, variable, hostIP, clusterIP string) string {
 	t.Helper()
 	values := []string{"$(HOST_IP)", hostIP}
@@ -38,8 +38,8 @@ func expanded(t *testing.T, r rendered, variable, hostIP, clusterIP string) stri
 	return strings.NewReplacer(values...).Replace(variable)
 }
 
-// TestNodes gives the real cachalot the DaemonSet's arguments, as a kubelet would:
-// they name the mirror as the values have it, and both uses of them are valid.
+// TestNodes runs the real cachalot with the DaemonSet's arguments, as a kubelet would. They
+// name the mirror as in the values, and both commands accept them.
 func TestNodes(t *testing.T) {
 	for values, want := range map[string]string{
 		`{nodes: {enabled: true}}`: "http://10.96.0.7:5000",
@@ -83,7 +83,7 @@ func TestNodes(t *testing.T) {
 	}
 }
 
-// TestNodesPower: of root's power the pods have what it takes to write one folder.
+// TestNodesPower: the pods run as root with only the rights to write one folder.
 func TestNodesPower(t *testing.T) {
 	evaluator, err := policy.NewEvaluator(policy.DefaultChecks(), nil)
 	if err != nil {
@@ -105,7 +105,7 @@ func TestNodesPower(t *testing.T) {
 				t.Errorf("%s: %+v", name, v.HostPath)
 			}
 		}
-		// What is left is the folder, the network and the user: that is said in docs/kubernetes.md.
+		// The folder, the network and the user remain: see docs/kubernetes.md.
 		var wrong []string
 		for _, r := range evaluator.EvaluatePod(api.LevelVersion{Level: api.LevelRestricted, Version: api.LatestVersion()}, &set.Spec.Template.ObjectMeta, &spec) {
 			if !r.Allowed {
@@ -122,8 +122,8 @@ func TestNodesPower(t *testing.T) {
 	}
 }
 
-// TestNodesAccount: root on the nodes has no ServiceAccount of the mirror's, whose
-// annotations give a cloud's role, and none that has annotations.
+// TestNodesAccount: the root pods on the nodes never use the mirror's ServiceAccount, whose
+// annotations may give a cloud role, or one with annotations.
 func TestNodesAccount(t *testing.T) {
 	const role = `annotations: {eks.amazonaws.com/role-arn: "arn:aws:iam::1:role/ecr"}`
 	for values, want := range map[string]string{
@@ -132,7 +132,7 @@ func TestNodesAccount(t *testing.T) {
 		`{nodes: {enabled: true}, serviceAccount: {create: false, name: ecr}}`:                                "default",
 		`{nodes: {enabled: true}, serviceAccount: {create: false}}`:                                           "default",
 		`{nodes: {enabled: true, serviceAccountName: for-nodes}, serviceAccount: {name: ecr, ` + role + `}}`:  "for-nodes",
-		`{nodes: {enabled: true, serviceAccountName: default}, serviceAccount: {create: false}, secrets: {}}`: "", // named
+		`{nodes: {enabled: true, serviceAccountName: default}, serviceAccount: {create: false}, secrets: {}}`: "", // the mirror uses the same account
 		`{nodes: {enabled: true, serviceAccountName: ecr}, serviceAccount: {create: false, name: ecr}}`:       "",
 		`{nodes: {enabled: true, serviceAccountName: mirror-cachalot}}`:                                       "",
 	} {
@@ -166,8 +166,7 @@ func TestNodesAccount(t *testing.T) {
 	}
 }
 
-// TestNodesApart: no Service leads to the nodes' pods, and no other controller
-// takes them for its own.
+// TestNodesApart: no Service selects the nodes' pods, and no other controller selects them.
 func TestNodesApart(t *testing.T) {
 	values := choices()["nodes"].values
 	one, two := render(t, "one", values), render(t, "two", values)
@@ -200,7 +199,7 @@ func TestNodesApart(t *testing.T) {
 	}
 }
 
-// TestNodesPath: K3s and RKE2 have the folder elsewhere.
+// TestNodesPath: K3s and RKE2 have another folder.
 func TestNodesPath(t *testing.T) {
 	for version, want := range map[string]string{
 		"v1.36.3":          "/etc/containerd/certs.d",
@@ -226,7 +225,7 @@ func TestNodesPath(t *testing.T) {
 	}
 }
 
-// TestNodesRefused: nodes that could never pull through the mirror are a mistake at once.
+// TestNodesRefused: settings with which nodes could never pull through the mirror are an error.
 func TestNodesRefused(t *testing.T) {
 	for values, want := range map[string]string{
 		`{nodes: {enabled: true}, tls: {secretName: web}}`:                                   "nodes.mirror is needed with tls",

@@ -19,7 +19,7 @@ import (
 	sigsyaml "sigs.k8s.io/yaml"
 )
 
-// TestNotes: what is printed has the address that clients reach.
+// TestNotes: the notes have the address that clients use.
 func TestNotes(t *testing.T) {
 	for values, want := range map[string]string{
 		`{}`: `["--registry-mirror", "http://mirror-cachalot.apps.svc:5000"]`,
@@ -40,7 +40,7 @@ func TestNotes(t *testing.T) {
 	}
 }
 
-// TestNotesCommand runs what the notes say, with the configuration of the pod.
+// TestNotesCommand runs the command in the notes with the pod's configuration.
 func TestNotesCommand(t *testing.T) {
 	r := render(t, "mirror", `{config: {upstreams: {docker.io: {}, registry.corp: {url: "https://registry.corp"}}}}`)
 	p := newPod(t, r)
@@ -58,8 +58,8 @@ func TestNotesCommand(t *testing.T) {
 	t.Errorf("no command in\n%s", r.notes)
 }
 
-// TestMonitoring: each monitor finds the pods' admin port, under a job that the
-// alerts look for, and rules and dashboard are the files that test/monitoring tests.
+// TestMonitoring: each monitor selects the pods' admin port, with the job that the alerts
+// use. The rules and the dashboard are the files that test/monitoring tests.
 func TestMonitoring(t *testing.T) {
 	const more = "metricRelabelings: [{action: drop, regex: go_.*, sourceLabels: [__name__]}], relabelings: [{targetLabel: a, replacement: b}]"
 	for override, job := range map[string]string{"": "mirror-cachalot", "hub": "cachalot-hub"} {
@@ -147,7 +147,7 @@ func TestRoutes(t *testing.T) {
 	}
 }
 
-// TestCertificate: it has the names that clients use, and the pods mount its Secret.
+// TestCertificate: the certificate has the clients' names, and the pods mount its Secret.
 func TestCertificate(t *testing.T) {
 	r := render(t, "mirror", choices()["cert-manager"].values)
 	c := all[*certmanager.Certificate](r)[0]

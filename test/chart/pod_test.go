@@ -23,7 +23,7 @@ import (
 	core "k8s.io/api/core/v1"
 )
 
-// build makes the real cachalot, once.
+// build builds the real cachalot once.
 var build = sync.OnceValues(func() (string, error) { //nolint:gochecknoglobals // a binary for all tests, removed by TestMain
 	dir, err := os.MkdirTemp("", "cachalot-chart")
 	if err != nil {
@@ -56,15 +56,15 @@ func cachalot(t *testing.T) string {
 	return path
 }
 
-// pod is the file system of a mirror's container, below a folder.
+// pod is the file system of a mirror's container, in a folder.
 type pod struct {
 	root      string
 	container core.Container
 	env       []string
 }
 
-// newPod fills in what the kubelet would: ConfigMaps, Secrets that the chart
-// makes, and, of those that exist, the keys that the configuration wants.
+// newPod does the kubelet's work: it writes ConfigMaps, the chart's Secrets, and for
+// existing Secrets the keys that the configuration uses.
 func newPod(t *testing.T, r rendered) pod {
 	t.Helper()
 	spec := statefulSet(t, r).Spec.Template.Spec
@@ -108,7 +108,7 @@ func newPod(t *testing.T, r rendered) pod {
 	return p
 }
 
-// write puts a file where the container has it. Absolute paths in it lead below root too.
+// write writes a file at the container's path. Absolute paths in its content also point below root.
 func (p pod) write(t *testing.T, path, content string) {
 	t.Helper()
 	for _, m := range p.container.VolumeMounts {
@@ -136,7 +136,7 @@ func (p pod) command(t *testing.T, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// certificate is one with its key.
+// certificate returns a certificate and its key.
 var certificate = func() func(*testing.T) string { //nolint:gochecknoglobals // a constant that takes making
 	once := sync.OnceValues(func() (string, error) {
 		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -170,7 +170,7 @@ var certificate = func() func(*testing.T) string { //nolint:gochecknoglobals // 
 	}
 }()
 
-// TestConfigurations gives the real cachalot what its pods would have.
+// TestConfigurations runs the real cachalot with its pods' configuration.
 func TestConfigurations(t *testing.T) {
 	for name, c := range choices() {
 		t.Run(name, func(t *testing.T) {

@@ -29,10 +29,10 @@ const (
 	namespace = "apps"
 )
 
-// oldest is the Kubernetes that Chart.yaml wants.
+// oldest is the Kubernetes version that Chart.yaml requires.
 var oldest = common.KubeVersion{Version: "v1.27.0", Major: "1", Minor: "27"} //nolint:gochecknoglobals // a constant
 
-// object is any of Kubernetes.
+// object is any Kubernetes object.
 type object interface {
 	runtime.Object
 	meta.Object
@@ -68,7 +68,7 @@ func tryRender(t *testing.T, c *chartv2.Chart, name, values string) (*release.Re
 	return tryRenderIn(t, c, namespace, name, values)
 }
 
-// tryRenderIn is "helm install --dry-run=client" with values in YAML.
+// tryRenderIn runs "helm install --dry-run=client" with values in YAML.
 func tryRenderIn(t *testing.T, c *chartv2.Chart, namespace, name, values string) (*release.Release, error) {
 	t.Helper()
 	install := action.NewInstall(&action.Configuration{})
@@ -100,7 +100,7 @@ func renderChart(t *testing.T, c *chartv2.Chart, name, values string) rendered {
 	return rendered{name: name, objects: decode(t, all), notes: r.Info.Notes}
 }
 
-// decode fails on whatever Kubernetes or an operator does not know.
+// decode fails on fields that Kubernetes or an operator does not know.
 func decode(t *testing.T, manifests string) []object {
 	t.Helper()
 	s := runtime.NewScheme()
@@ -134,7 +134,7 @@ func decode(t *testing.T, manifests string) []object {
 	}
 }
 
-// all returns the objects of one type.
+// all returns the objects of a type.
 func all[T object](r rendered) []T {
 	var found []T
 	for _, o := range r.objects {
@@ -145,7 +145,7 @@ func all[T object](r rendered) []T {
 	return found
 }
 
-// named returns the only object of a type that has a name.
+// named returns the only object of a type with this name.
 func named[T object](t *testing.T, r rendered, name string) T {
 	t.Helper()
 	for _, x := range all[T](r) {
@@ -157,7 +157,7 @@ func named[T object](t *testing.T, r rendered, name string) T {
 	panic("unreachable")
 }
 
-// statefulSet returns the only one.
+// statefulSet returns the only StatefulSet.
 func statefulSet(t *testing.T, r rendered) *apps.StatefulSet {
 	t.Helper()
 	sets := all[*apps.StatefulSet](r)
@@ -167,7 +167,7 @@ func statefulSet(t *testing.T, r rendered) *apps.StatefulSet {
 	return sets[0]
 }
 
-// config returns the file that cachalot would read.
+// config returns cachalot's configuration file.
 func config(t *testing.T, r rendered) string {
 	t.Helper()
 	set := statefulSet(t, r)

@@ -14,9 +14,9 @@ import (
 	"k8s.io/pod-security-admission/policy"
 )
 
-// TestChoices: what Kubernetes gets has no unknown field, names and labels that
-// it takes, a Service that finds the pods, and pods that a restricted namespace takes.
-func TestChoices(t *testing.T) {
+// TestObjects_Valid: the rendered objects have no unknown fields, valid names and labels, a
+// Service that selects the pods, and pods that a restricted namespace accepts.
+func TestObjects_Valid(t *testing.T) {
 	for name, c := range choices() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -38,7 +38,7 @@ func TestLongNames(t *testing.T) {
 	}
 }
 
-// checkNames wants what Kubernetes wants of names, and our labels on everything.
+// checkNames checks names by Kubernetes' rules, and our labels on every object.
 func checkNames(t *testing.T, r rendered) {
 	t.Helper()
 	valid := func(o meta.Object, kind string) {
@@ -87,12 +87,12 @@ func checkNames(t *testing.T, r rendered) {
 	}
 }
 
-// checkImages wants no image that neither the values nor the chart's own key name.
+// checkImages checks that images come only from the values or from the chart's own key.
 func checkImages(t *testing.T, r rendered) {
 	t.Helper()
 	spec := statefulSet(t, r).Spec.Template.Spec
 	own := spec.Containers[0].Image
-	specs := []core.PodSpec{{Containers: spec.Containers[:1]}} // the others are of the values
+	specs := []core.PodSpec{{Containers: spec.Containers[:1]}} // the other containers come from the values
 	for _, p := range all[*core.Pod](r) {
 		specs = append(specs, p.Spec)
 	}
@@ -108,7 +108,7 @@ func checkImages(t *testing.T, r rendered) {
 	}
 }
 
-// checkOnce wants no list to have two items of one key, which server-side apply refuses.
+// checkOnce checks that no list has two items with one key, which server-side apply rejects.
 func checkOnce(t *testing.T, r rendered) {
 	t.Helper()
 	seen := map[string]bool{}
@@ -136,7 +136,7 @@ func checkOnce(t *testing.T, r rendered) {
 	}
 }
 
-// checkServices wants each to lead to ports of the mirror's pods, and to no other pod.
+// checkServices checks that each Service selects ports of the mirror's pods, and no other pod.
 func checkServices(t *testing.T, r rendered) {
 	t.Helper()
 	set := statefulSet(t, r)
@@ -170,7 +170,7 @@ func checkServices(t *testing.T, r rendered) {
 	named[*core.Service](t, r, set.Spec.ServiceName)
 }
 
-// checkSecurity asks what a namespace asks that enforces "restricted".
+// checkSecurity runs the checks of a namespace that enforces "restricted".
 func checkSecurity(t *testing.T, r rendered, unrestricted string) {
 	t.Helper()
 	evaluator, err := policy.NewEvaluator(policy.DefaultChecks(), nil)

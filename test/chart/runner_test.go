@@ -27,11 +27,11 @@ import (
 const (
 	runnerFile = dir + "/values-gitlab-runner.yaml"
 	examples   = "../../docs/examples/"
-	// gitlabRunner has the types of config.toml, of GitLab Runner 19.4.
+	// gitlabRunner has the types of config.toml in GitLab Runner 19.4.
 	gitlabRunner = "gitlab.com/gitlab-org/gitlab-runner@v1.11.1-0.20260903214710-fc1f1862bd91"
 )
 
-// runnerValues has the keys of GitLab's chart gitlab-runner 0.86.0 that are used.
+// runnerValues has the used keys of GitLab's chart gitlab-runner 0.86.0.
 type runnerValues struct {
 	GitlabURL      string `json:"gitlabUrl"`
 	Concurrent     int
@@ -50,7 +50,7 @@ func readFile(t *testing.T, name string) string {
 	return string(b)
 }
 
-// submatch returns what the groups of a pattern match.
+// submatch returns the submatches of a pattern.
 func submatch(t *testing.T, pattern, text string) []string {
 	t.Helper()
 	found := regexp.MustCompile(pattern).FindStringSubmatch(text)
@@ -68,7 +68,7 @@ func parseTOML[T any](t *testing.T, text string) (v T) {
 	return v
 }
 
-// inCluster is the mirror's URL for pods, as docs/kubernetes.md installs it.
+// inCluster is the mirror's URL for pods, with the installation of docs/kubernetes.md.
 func inCluster(t *testing.T) string {
 	t.Helper()
 	named := submatch(t, `helm install (\S+) charts/cachalot --namespace (\S+)`, readFile(t, "../../docs/kubernetes.md"))
@@ -85,8 +85,8 @@ func inCluster(t *testing.T) string {
 	return ""
 }
 
-// TestRunnerValues: the file for GitLab's chart has what test/e2e proves of
-// kubernetes.toml, and the mirror that docs/kubernetes.md installs.
+// TestRunnerValues: the file for GitLab's chart has the settings that test/e2e tests in
+// kubernetes.toml, and the mirror of docs/kubernetes.md.
 func TestRunnerValues(t *testing.T) {
 	text := readFile(t, runnerFile)
 	var v runnerValues
@@ -110,7 +110,7 @@ func TestRunnerValues(t *testing.T) {
 	if runner["url"] != v.GitlabURL || runner["name"] != v.Runners.Name || runner["executor"] != "kubernetes" {
 		t.Errorf("%s, %s at %s is another runner", v.Runners.Name, runner["executor"], v.GitlabURL)
 	}
-	for _, key := range []string{"name", "url", "token", "executor"} { // of the chart
+	for _, key := range []string{"name", "url", "token", "executor"} { // set by the chart
 		delete(runner, key)
 	}
 	kubernetes := runner["kubernetes"].(map[string]any)
@@ -123,7 +123,7 @@ func TestRunnerValues(t *testing.T) {
 	}
 }
 
-// TestRunnerService: the image and the alias are those that jobs are told of.
+// TestRunnerService: the image and the alias match those in the jobs' variables.
 func TestRunnerService(t *testing.T) {
 	type service struct{ Name, Alias string }
 	var job struct {
@@ -144,7 +144,7 @@ func TestRunnerService(t *testing.T) {
 	}
 }
 
-// TestRunnerNotPackaged: the chart's package has nothing of another chart's.
+// TestRunnerNotPackaged: the chart's package has no files for another chart.
 func TestRunnerNotPackaged(t *testing.T) {
 	for _, f := range loadChart(t).Raw {
 		if strings.Contains(f.Name, "gitlab") {
@@ -153,8 +153,7 @@ func TestRunnerNotPackaged(t *testing.T) {
 	}
 }
 
-// TestRunnerKeys: GitLab Runner, which ignores keys that it does not know, knows all
-// in our configurations.
+// TestRunnerKeys: GitLab Runner knows all keys in our configurations. It ignores unknown keys.
 func TestRunnerKeys(t *testing.T) {
 	config := runnerConfig(t)
 	files, err := filepath.Glob(examples + "gitlab-runner/*.toml")
@@ -175,18 +174,17 @@ func TestRunnerKeys(t *testing.T) {
 	}
 }
 
-// importNothing leaves types of other packages invalid.
+// importNothing makes types of other packages invalid.
 type importNothing struct{}
 
 func (importNothing) Import(string) (*types.Package, error) { return nil, errors.New("not needed") }
 
-// runnerConfig is GitLab Runner's type of config.toml. Its source is read, not
-// imported: that would bring some three hundred modules, not all of which the Go
-// module proxy hands out.
+// runnerConfig is GitLab Runner's type of config.toml. Its source is parsed, not imported:
+// an import needs some 300 modules, and the Go module proxy does not have all of them.
 func runnerConfig(t *testing.T) types.Type {
 	t.Helper()
 	cmd := exec.CommandContext(context.Background(), "go", "mod", "download", "-json", gitlabRunner)
-	cmd.Dir = t.TempDir() // of no module
+	cmd.Dir = t.TempDir() // outside a module
 	out, err := cmd.Output()
 	var module struct{ Dir, Error string }
 	if err := errors.Join(err, json.Unmarshal(out, &module)); err != nil || module.Dir == "" {
@@ -199,7 +197,7 @@ func runnerConfig(t *testing.T) types.Type {
 	return config.Type()
 }
 
-// goPackage has the constants and types of a folder, but for what takes other packages.
+// goPackage returns the constants and types of a folder that need no other packages.
 func goPackage(t *testing.T, folder string) *types.Package {
 	t.Helper()
 	p, err := gobuild.ImportDir(folder, 0)
@@ -216,11 +214,11 @@ func goPackage(t *testing.T, folder string) *types.Package {
 		files = append(files, f)
 	}
 	check := types.Config{Importer: importNothing{}, IgnoreFuncBodies: true, Error: func(error) {}}
-	checked, _ := check.Check(p.Name, fset, files, nil) // the error is of the imports
+	checked, _ := check.Check(p.Name, fset, files, nil) // the error is about the imports
 	return checked
 }
 
-// checkKeys wants of a value that the type of GitLab Runner has room for it.
+// checkKeys checks that GitLab Runner's type has a field for each key of a value.
 func checkKeys(t *testing.T, path string, value any, in types.Type) {
 	t.Helper()
 	if p, ok := in.Underlying().(*types.Pointer); ok {
@@ -252,7 +250,7 @@ func checkKeys(t *testing.T, path string, value any, in types.Type) {
 	t.Errorf("%s: %T, and GitLab Runner has %s", path, value, in)
 }
 
-// fieldOf returns the type that a key of a table has, nil without one.
+// fieldOf returns the type of a table's key, or nil if there is no such key.
 func fieldOf(in types.Type, key string) types.Type {
 	switch table := in.Underlying().(type) {
 	case *types.Map:

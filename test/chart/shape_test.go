@@ -14,10 +14,10 @@ import (
 	"helm.sh/helm/v4/pkg/action"
 )
 
-// helmDocs makes README.md of the comments in values.yaml.
+// helmDocs makes README.md from the comments in values.yaml.
 const helmDocs = "github.com/norwoodj/helm-docs/cmd/helm-docs@v1.14.2"
 
-// TestLint is "helm lint --strict", with what people choose.
+// TestLint runs "helm lint --strict" with typical values.
 func TestLint(t *testing.T) {
 	for name, c := range choices() {
 		t.Run(name, func(t *testing.T) {
@@ -31,7 +31,7 @@ func TestLint(t *testing.T) {
 	}
 }
 
-// TestReadme: the table is that of today's comments. CACHALOT_WRITE_README=1 writes it.
+// TestReadme: the table matches the comments in values.yaml. CACHALOT_WRITE_README=1 writes it.
 func TestReadme(t *testing.T) {
 	args := []string{"run", helmDocs, "--chart-search-root", dir, "--sort-values-order", "file", "--skip-version-footer"}
 	if os.Getenv("CACHALOT_WRITE_README") == "" {
@@ -60,8 +60,7 @@ func TestReadme(t *testing.T) {
 	}
 }
 
-// TestSchema: a mistake is named, and no map but those that are Kubernetes' own
-// takes unknown keys.
+// TestSchema: an error names a mistake. Only maps that are Kubernetes' own accept unknown keys.
 func TestSchema(t *testing.T) {
 	for values, want := range map[string]string{
 		`{replicaCount: 2}`:                                   "'replicaCount'",
@@ -110,8 +109,8 @@ func TestSchema(t *testing.T) {
 	checkObject(t, "", schema, loadChart(t).Values, free)
 }
 
-// checkObject wants every key of the values in the schema, every key of the schema
-// in the values, and no others to be allowed.
+// checkObject checks that the values and the schema have the same keys, and that the schema
+// allows no others.
 func checkObject(t *testing.T, path string, schema, values map[string]any, free []string) {
 	t.Helper()
 	name := strings.TrimPrefix(path, ".")
@@ -136,7 +135,7 @@ func checkObject(t *testing.T, path string, schema, values map[string]any, free 
 		}
 	}
 	if slices.Contains([]string{"tls.certManager.issuerRef", "httpRoute.timeouts", "startupProbe", "livenessProbe", "readinessProbe", "config"}, name) {
-		return // parts of Kubernetes' own, and cachalot's configuration
+		return // parts of Kubernetes objects, and cachalot's configuration
 	}
 	for key := range properties {
 		if _, ok := values[key]; !ok && key != "global" {

@@ -15,13 +15,13 @@ import (
 	core "k8s.io/api/core/v1"
 )
 
-// TestStarts runs the real cachalot as its container would, and asks it what the
-// probes and "helm test" ask.
-func TestStarts(t *testing.T) {
+// TestPod_Starts runs the real cachalot as its container does, and sends the requests of the
+// probes and of "helm test".
+func TestPod_Starts(t *testing.T) {
 	for _, name := range []string{"defaults", "made secrets", "own certificate", "admin for itself"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			// Any port of this machine, where the container has some of its own.
+			// The test uses free ports in place of the container's.
 			r := render(t, "mirror", choices()[name].values)
 			p := newPod(t, r)
 			file := regexp.MustCompile(`listen: .*:500[01]"?`).ReplaceAllString(config(t, r), `listen: "127.0.0.1:0"`)
@@ -72,7 +72,7 @@ func TestStarts(t *testing.T) {
 				}
 			}
 			if name == "made secrets" {
-				// What Kubernetes does after an upgrade; cachalot looks every 10 s.
+				// Kubernetes does this after an upgrade. cachalot checks the file every 10 s.
 				p.write(t, p.container.Args[2], file+"\nsend_timeout: 2m\n")
 				reloaded := false
 				for !reloaded && lines.Scan() {

@@ -21,16 +21,16 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// everything is all that the suite has, also what is off by default.
+// everything enables all of the suite, also what is off by default.
 func everything() switches { return switches{"OCI_VERSION": "dev", "OCI_DATA_SPARSE": "true"} }
 
-// noDeletes is everything but that what is pushed stays.
+// noDeletes is everything without deletes.
 func noDeletes() switches {
 	return everything().with(switches{"OCI_API_BLOBS_DELETE": "false", "OCI_API_MANIFESTS_DELETE": "false", "OCI_API_TAGS_DELETE": "false"})
 }
 
-// readOnly has the suite read what is there, and push nothing. It looks for a
-// manifest's digest header in an answer only where it knows the body; pullAll does.
+// readOnly makes the suite read existing content and push nothing. The suite checks a
+// digest header only if it knows the body; pullAll checks the others.
 func (c content) readOnly() switches {
 	return switches{
 		"OCI_API_PUSH":                    "false",
@@ -42,25 +42,24 @@ func (c content) readOnly() switches {
 	}
 }
 
-// startMirror runs cachalot before a registry.
+// startMirror runs cachalot in front of a registry.
 func startMirror(t *testing.T, registry, tags string) *cachalotd.Process {
 	t.Helper()
 	return cachalotd.Start(t, fmt.Sprintf("storage: {path: %q, min_free: 0}\ndefault_upstream: registry.example\nupstreams: {registry.example: {url: %s}}\ntags: {%s}\n", t.TempDir(), registry, tags))
 }
 
-// neverAskedFor are the tests that ask for random names, so that no mirror can
-// have them.
+// neverAskedFor are the tests with random names, which no mirror can have stored.
 func neverAskedFor() []string {
 	return []string{"empty/referrers", "missing-manifest/by-digest", "missing-manifest/by-tag"}
 }
 
-// TestReadOnly: a mirror passes what it is for, cold, warm and, but for what it
-// was never asked for, with the upstream gone. Warm it fetches no content.
+// TestReadOnly: a mirror passes cold, warm, and with the upstream down except for names
+// that were never requested. Warm it fetches no content.
 func TestReadOnly(t *testing.T) {
 	program(t, "conformance")
 	for _, c := range []struct {
 		name, tags string
-		checked    bool // each tag and list is asked for upstream each time
+		checked    bool // each tag and list is checked at each request
 	}{
 		{name: "fresh", tags: "fresh_for: 1h"},
 		{name: "checked", tags: "fresh_for: 0s", checked: true},
@@ -108,7 +107,7 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
-// onceEach: what a cold mirror is asked for it fetches once.
+// onceEach: a cold mirror fetches each name once.
 func (c content) onceEach(t *testing.T, relay *ut.Relay) {
 	t.Helper()
 	for op, names := range map[ut.Op][]string{ut.GetManifest: c.manifests, ut.GetBlob: c.blobs} {
@@ -123,8 +122,7 @@ func (c content) onceEach(t *testing.T, relay *ut.Relay) {
 	}
 }
 
-// nothingAgain: what a warm mirror has it does not fetch; it asks where tags and
-// lists stand if they are to be checked.
+// nothingAgain: a warm mirror fetches no content. It only checks tags and lists if they are due.
 func (c content) nothingAgain(t *testing.T, relay *ut.Relay, checked bool) {
 	t.Helper()
 	if got := relay.SentAll(); got != 0 {
@@ -140,7 +138,7 @@ func (c content) nothingAgain(t *testing.T, relay *ut.Relay, checked bool) {
 	for _, q := range relay.Requests() {
 		_, tag := c.tags[q.Reference]
 		switch {
-		case q.Op == ut.Ping: // who is asked, not for what
+		case q.Op == ut.Ping: // a ping names no content
 		case q.Op == ut.Tags, known[q.Reference]:
 			if !checked || q.Op == ut.HeadManifest && !tag || q.Op != ut.Tags && q.Op != ut.Referrers && q.Op != ut.HeadManifest {
 				t.Errorf("warm: %s %s, which it has", q.Method, q.Path)
@@ -158,20 +156,19 @@ func (c content) nothingAgain(t *testing.T, relay *ut.Relay, checked bool) {
 	}
 }
 
-// TestFull: a registry whose reads go through a mirror passes what it passes by
-// itself.
+// TestFull: a registry with a mirror for its reads passes the same checks as the registry alone.
 func TestFull(t *testing.T) {
 	program(t, "conformance")
 	for _, c := range []struct {
 		name, level, tags string
 		on                switches
-		least             int // checks that pass
+		least             int // passed checks
 	}{
-		// As the suite is by default, but that a mirror has deleted content for a while.
+		// The suite's defaults. The mirror still serves deleted content for a while.
 		{"default", "full", "fresh_for: 1ms", switches{
 			"OCI_VERSION": "1.1", "OCI_API_BLOBS_ATOMIC": "false", "OCI_API_MANIFESTS_ATOMIC": "false", "OCI_API_TAGS_ATOMIC": "false",
 		}, 650},
-		// A deleted tag is gone at once, and there at once when it is pushed again.
+		// A deletion and a new push of a tag are visible at once.
 		{"everything", "full, all switches", "fresh_for: 1ms, negative_for: 1ms", everything().with(switches{
 			"OCI_API_BLOBS_ATOMIC": "false", "OCI_API_MANIFESTS_ATOMIC": "false",
 		}), 850},
@@ -198,8 +195,8 @@ func TestFull(t *testing.T) {
 	}
 }
 
-// startRouter sends writes and what belongs to them to the registry, and reads to
-// the mirror, which it counts.
+// startRouter sends writes and their requests to the registry, and reads to the mirror. It
+// counts the reads.
 func startRouter(t *testing.T, registry, mirror string) (string, *atomic.Int64) {
 	t.Helper()
 	transport := &http.Transport{DisableCompression: true}
@@ -211,7 +208,7 @@ func startRouter(t *testing.T, registry, mirror string) (string, *atomic.Int64) 
 		return &httputil.ReverseProxy{
 			Rewrite: func(r *httputil.ProxyRequest) {
 				r.SetURL(target)
-				r.Out.Host = r.In.Host // uploads go on where they began
+				r.Out.Host = r.In.Host // uploads continue at the same host
 			},
 			Transport: transport,
 			ErrorLog:  log.New(io.Discard, "", 0),

@@ -20,15 +20,15 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// repository is the one that the suite reads.
+// repository is the repository that the suite reads.
 const repository = "conformance/repo1"
 
-// olareg is a real registry in memory, a process of its own.
+// olareg is a real registry in memory, in its own process.
 type olareg struct {
 	URL string
 
 	cmd   *exec.Cmd
-	log   *bytes.Buffer // complete once ended is closed
+	log   *bytes.Buffer // complete when ended is closed
 	ended chan struct{}
 }
 
@@ -50,7 +50,7 @@ func startOlareg(t *testing.T) *olareg {
 	}
 	go func() {
 		defer close(r.ended)
-		_ = r.cmd.Wait() // killed, or the log says why
+		_ = r.cmd.Wait() // the log has the reason unless the test kills it
 	}()
 	t.Cleanup(r.Kill)
 	tick := time.NewTicker(5 * time.Millisecond)
@@ -77,13 +77,13 @@ func (r *olareg) Kill() {
 	<-r.ended
 }
 
-// content is what a repository holds, by name.
+// content is the content of a repository, by name.
 type content struct {
 	tags                       map[string]digest.Digest
 	manifests, blobs, subjects []string
 }
 
-// load has the suite push all that it makes, and leaves it there.
+// load lets the suite push all its content, without deletes.
 func load(t *testing.T, relay *upstreamtest.Relay) content {
 	t.Helper()
 	if o := runSuite(t, "load, the registry itself", relay.URL, noDeletes()); o.failed > 0 {
@@ -105,7 +105,7 @@ func load(t *testing.T, relay *upstreamtest.Relay) content {
 			continue
 		}
 		if manifest, ok := strings.CutPrefix(path, "manifests/"); ok {
-			if strings.Contains(manifest, ":") { // by tag again
+			if strings.Contains(manifest, ":") { // also by tag
 				c.manifests = append(c.manifests, manifest)
 			}
 			continue
@@ -132,8 +132,8 @@ func load(t *testing.T, relay *upstreamtest.Relay) content {
 	return c
 }
 
-// pullAll pulls everything, and compares it and its digest header with its digest,
-// which the suite does for nothing that was there before it.
+// pullAll pulls everything, and compares the content and its digest header with the digest.
+// The suite does not do that for content from before its run.
 func (c content) pullAll(t *testing.T, name, registry string) {
 	t.Helper()
 	check := func(path string, d digest.Digest) {
@@ -154,7 +154,7 @@ func (c content) pullAll(t *testing.T, name, registry string) {
 	}
 }
 
-// pull gets what a repository has, and the digest that its header names.
+// pull gets content of a repository and its digest header.
 func pull(t *testing.T, registry, path string) (body []byte, header string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, registry+"/v2/"+repository+"/"+path, nil)
@@ -174,7 +174,7 @@ func pull(t *testing.T, registry, path string) (body []byte, header string) {
 	return body, resp.Header.Get("Docker-Content-Digest")
 }
 
-// pullJSON gets what a repository has, and decodes it.
+// pullJSON gets content of a repository and decodes it.
 func pullJSON(t *testing.T, registry, path string, v any) {
 	t.Helper()
 	body, _ := pull(t, registry, path)

@@ -22,8 +22,8 @@ import (
 
 func TestMain(m *testing.M) { cachalotd.Main(m) }
 
-// program is the path of what test/conformance/run has built; without it the
-// test is skipped.
+// program is the path of a program that test/conformance/run builds. Without it the test is
+// skipped.
 func program(t *testing.T, name string) string {
 	t.Helper()
 	const variable = "CACHALOT_TEST_CONFORMANCE"
@@ -37,25 +37,25 @@ func program(t *testing.T, name string) string {
 // switches are settings of the suite, by the names of its environment variables.
 type switches map[string]string
 
-// with returns the switches and others, which win.
+// with returns the switches and others. others take precedence.
 func (s switches) with(others switches) switches {
 	all := maps.Clone(s)
 	maps.Copy(all, others)
 	return all
 }
 
-// outcome is what a run of the suite finds, in checks: a test may make two, of
-// which the suite's switches can disable one.
+// outcome is the result of a run of the suite, in checks. A test may have two, of which a
+// switch can disable one.
 type outcome struct {
 	passed, failed, skipped int
 	failures                []failure
-	skips                   []string // sorted names of tests, one for each check skipped
+	skips                   []string // sorted names of tests, one for each skipped check
 }
 
-// failure is a failed test and what the suite says of it.
+// failure is a failed test and the suite's reason.
 type failure struct{ name, reason string }
 
-// String is for a failed Go test: of a reason, which may quote a body, its beginning.
+// String is for a failed Go test. It cuts the reason, which may quote a body.
 func (f failure) String() string { return fmt.Sprintf("%s: %.300s", f.name, f.reason) }
 
 // failing are the sorted names of the failed tests.
@@ -85,8 +85,8 @@ func runSuite(t *testing.T, name, registry string, s switches) outcome {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var out, logged bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &logged
-	// How it ends says nothing: where it may not push, it panics as it writes its
-	// files, after all tests and the report that is read here.
+	// The exit status is not used: without pushes, the suite panics when it writes its
+	// files, after all tests and the report.
 	ended := cmd.Run()
 	o, err := read(out.String(), logged.String())
 	if err != nil {
@@ -104,9 +104,8 @@ var (
 	skip   = regexp.MustCompile(`(?m)^.* msg="skipping test" name="` + root + `/(.+?)" error=`)
 )
 
-// read finds the outcome in what the suite prints and in its log, which has the
-// checks too that are skipped in a test that passes. It wants names for all that
-// the suite counts.
+// read parses the outcome from the suite's report and its log. Only the log has checks that
+// are skipped in a passing test. Each counted check must have a name.
 func read(report, logged string) (outcome, error) {
 	tests, counts, ok := strings.Cut(report, "\nOCI Conformance Result: ")
 	if !ok {
@@ -156,7 +155,7 @@ func read(report, logged string) (outcome, error) {
 	return o, nil
 }
 
-// grouped is a sorted list of names, each once, with how often it is there.
+// grouped is a sorted list of names, each once, with its number.
 func grouped(names []string) string {
 	if len(names) == 0 {
 		return "none"
@@ -173,7 +172,7 @@ func grouped(names []string) string {
 	return strings.Join(list, ", ")
 }
 
-// documented holds a row of the table in docs/reliability.md to what was measured.
+// documented compares the measured outcome with the table in docs/reliability.md.
 func documented(t *testing.T, level, state string, o outcome) {
 	t.Helper()
 	page, err := os.ReadFile("../../docs/reliability.md")
@@ -186,8 +185,8 @@ func documented(t *testing.T, level, state string, o outcome) {
 	}
 }
 
-// TestRead: names and counts of what the suite prints and logs, and no outcome
-// where one is missing.
+// TestRead: names and counts come from the report and the log. If one is missing, there is
+// no outcome.
 func TestRead(t *testing.T) {
 	const tests = `Test results
 OCI Conformance Test: FAIL

@@ -18,15 +18,15 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// all is what an image consists of.
+// all returns all content of an image.
 func all(img upstreamtest.Image) []upstreamtest.Content {
 	return append(img.Blobs(), img.Manifest, img.Index)
 }
 
-// content is the folder of a content store, containerd's or BuildKit's.
+// content is the folder of containerd's or BuildKit's content store.
 type content string
 
-// holds compares what is in the store with what was pushed.
+// holds compares the store's content with the pushed content.
 func (c content) holds(t *testing.T, want ...upstreamtest.Content) {
 	t.Helper()
 	for _, b := range want {
@@ -34,7 +34,7 @@ func (c content) holds(t *testing.T, want ...upstreamtest.Content) {
 	}
 }
 
-// same compares a file with what was pushed.
+// same compares a file with the pushed content.
 func same(t *testing.T, file string, want upstreamtest.Content) {
 	t.Helper()
 	if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, want.Bytes) {
@@ -42,8 +42,7 @@ func same(t *testing.T, file string, want upstreamtest.Content) {
 	}
 }
 
-// unpacked reads all of an archive that a client has saved of an image, and wants
-// the image's config and each of its layers, uncompressed.
+// unpacked reads a saved archive of an image. It compares the config and each uncompressed layer.
 func unpacked(t *testing.T, archive string, want upstreamtest.Image) {
 	t.Helper()
 	f, err := os.Open(archive)

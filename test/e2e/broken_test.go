@@ -9,10 +9,10 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// half of the big layer.
+// half of the big layer
 const half = payloadSize / 2
 
-// fragile is a scriptable upstream, and the big layer of the image it has.
+// fragile is a scriptable upstream with an image, and the match of its big layer.
 func fragile(t *testing.T) (up *upstreamtest.Registry, r release, bigLayer upstreamtest.Match) {
 	t.Helper()
 	up = upstreamtest.New(t, upstreamtest.Options{Auth: upstreamtest.Bearer, CDN: true})
@@ -21,10 +21,9 @@ func fragile(t *testing.T) (up *upstreamtest.Registry, r release, bigLayer upstr
 	return up, r, upstreamtest.Match{Op: upstreamtest.CDN, Reference: r.Layers[1].Digest.String(), Times: 1}
 }
 
-// TestCut: the upstream's connection breaks in the middle of the big layer. The
-// mirror goes on from there, and dockerd notices nothing: it asks for each blob
-// once.
-func TestCut(t *testing.T) {
+// TestDocker_UpstreamCut: the upstream connection breaks in the middle of the big layer. The mirror
+// resumes there, and dockerd does not notice: it requests each blob once.
+func TestDocker_UpstreamCut(t *testing.T) {
 	t.Parallel()
 	for name, start := range engines() {
 		t.Run(name, func(t *testing.T) {
@@ -54,10 +53,9 @@ func TestCut(t *testing.T) {
 	}
 }
 
-// TestKilled: the mirror is killed in the middle of the big layer, and started
-// again. The pull ends well, or the next one does, and what was on disk is not
-// downloaded again.
-func TestKilled(t *testing.T) {
+// TestDocker_MirrorKilled: the mirror is killed in the middle of the big layer and started again. The
+// pull or the next one succeeds, and the part on disk is not downloaded again.
+func TestDocker_MirrorKilled(t *testing.T) {
 	t.Parallel()
 	for name, start := range engines() {
 		t.Run(name, func(t *testing.T) {
@@ -88,8 +86,8 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// resumed returns where the second request for the big layer began. It wants no
-// third one, nor much of the first one's bytes again.
+// resumed returns the offset of the second request for the big layer. There must be no
+// third one, and few bytes may be sent twice.
 func resumed(t *testing.T, up *upstreamtest.Registry, r release) (offset int64) {
 	t.Helper()
 	big := r.Layers[1]

@@ -12,11 +12,11 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// result is the name of what is built.
+// result is the name of the built image.
 const result = "cachalot-e2e-built"
 
-// builder is a dockerd that pulls an image as what another one is built from:
-// dockerd 20.10 with the classic builder, 29 with BuildKit.
+// builder is a dockerd that pulls an image as the base of a build: dockerd 20.10 with the
+// classic builder, 29 with BuildKit.
 type builder struct{ *engine }
 
 func classicBuilder(t *testing.T, m *mirror) builder {
@@ -38,7 +38,7 @@ func (b builder) pull(t *testing.T, image string) error {
 	return err
 }
 
-// tag is the name of what is built from an image.
+// tag is the name of the image built from this base.
 func (b builder) tag(image string) string { return result + ":" + digest.FromString(image).Encoded() }
 
 func (b builder) run(t *testing.T, image string, command ...string) string {

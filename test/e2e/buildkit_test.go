@@ -13,8 +13,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// buildkit is a buildkitd on its own, and the command that speaks to it. It
-// builds something from each image.
+// buildkit is a standalone buildkitd and its command. It builds an image from each pulled image.
 type buildkit struct {
 	buildctl []string
 	env      []string
@@ -27,7 +26,7 @@ func newBuildkit(t *testing.T, m *mirror) buildkit {
 	t.Cleanup(func() { leave(t, dir) })
 	config := filepath.Join(dir, "buildkitd.toml")
 	settings := m.eachConfiguration(t, "buildkit", "/etc/buildkit/buildkitd.toml")
-	if m.fallback != "" { // a second mirror: the registries themselves cannot be reached from here
+	if m.fallback != "" { // a second mirror, because the registries are unreachable here
 		settings = regexp.MustCompile(`mirrors = \[(.*)\]`).ReplaceAllString(settings, fmt.Sprintf("mirrors = [${1}, %q]", m.fallback)) +
 			fmt.Sprintf("[registry.%q]\n  http = true\n", m.fallback)
 	}

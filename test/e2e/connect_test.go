@@ -10,8 +10,8 @@ import (
 	"sync"
 )
 
-// connects is a proxy for HTTPS (RFC 9110, section 9.3.6) that leads to one
-// address, and notes for whom.
+// connects is a proxy for HTTPS (RFC 9110, section 9.3.6) that connects to one address and
+// records the requested hosts.
 type connects struct {
 	allowed []string
 	address string
@@ -20,7 +20,7 @@ type connects struct {
 	hosts []string
 }
 
-// seen are the hosts that were asked for so far, each once.
+// seen returns the requested hosts so far, each once.
 func (c *connects) seen() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -61,7 +61,7 @@ func (c *connects) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer down.Close()
 	var ended sync.WaitGroup
 	ended.Go(func() {
-		_, _ = io.Copy(up, buffered) // either end may leave
+		_, _ = io.Copy(up, buffered) // either side may close
 		_ = up.(*net.TCPConn).CloseWrite()
 	})
 	_, _ = io.Copy(down, up)

@@ -12,7 +12,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// containerd is a daemon without the CRI, and the command that speaks to it.
+// containerd is a daemon without the CRI, and its command.
 type containerd struct {
 	ctr     []string
 	login   bool
@@ -20,10 +20,10 @@ type containerd struct {
 	content content
 }
 
-// rangeSize is that of the ranges in which containerd fetches a layer.
+// rangeSize is the size of the ranges in which containerd fetches a layer.
 const rangeSize = 2 << 20
 
-// newContainerd starts a containerd that fetches layers so.
+// newContainerd starts a containerd that fetches layers in ranges.
 func newContainerd(t *testing.T, m *mirror) containerd {
 	t.Helper()
 	dir := t.TempDir()
@@ -62,7 +62,7 @@ max_concurrent_downloads = 3
 	return c
 }
 
-// hosts is what is printed of a hosts.toml, with the fallback.
+// hosts returns the printed hosts.toml, plus the fallback.
 func (m *mirror) hosts(t *testing.T, client, path string) []byte {
 	t.Helper()
 	file := m.configuration(t, client, path)
@@ -87,7 +87,7 @@ func (c containerd) remove(t *testing.T, image string) {
 	must(t, nil, append(c.ctr, "images", "rm", "--sync", image)...)
 }
 
-// holds: containerd keeps all as it is.
+// holds: containerd stores all content unchanged.
 func (c containerd) holds(t *testing.T, _ string, want upstreamtest.Image) {
 	t.Helper()
 	c.content.holds(t, all(want)...)

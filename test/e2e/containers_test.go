@@ -13,7 +13,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// registriesConf tells podman, buildah and skopeo of the mirror.
+// registriesConf writes a registries.conf with the mirror for podman, buildah and skopeo.
 func registriesConf(t *testing.T, m *mirror) (file string) {
 	t.Helper()
 	file = filepath.Join(t.TempDir(), "registries.conf")
@@ -26,7 +26,7 @@ func registriesConf(t *testing.T, m *mirror) (file string) {
 	return file
 }
 
-// store is where podman and buildah keep images.
+// store is the image store of podman and buildah.
 type store struct {
 	dir     string
 	command []string
@@ -61,7 +61,7 @@ func (s store) pull(t *testing.T, image string) error {
 
 func (s store) remove(t *testing.T, image string) { t.Helper(); s.must(t, "rmi", "--force", image) }
 
-// podman and buildah name an image by its config, and keep the manifest as it is.
+// podman and buildah name an image by its config, and store the manifest unchanged.
 func (s store) holds(t *testing.T, image string, want upstreamtest.Image) {
 	t.Helper()
 	if got := s.must(t, "images", "--quiet", "--no-trunc", image); got != want.Config.Digest.String() {
@@ -71,10 +71,10 @@ func (s store) holds(t *testing.T, image string, want upstreamtest.Image) {
 	archive := filepath.Join(s.dir, "saved.tar")
 	must(t, nil, "skopeo", "copy", "--quiet", "containers-storage:["+s.place()+"]"+image, "docker-archive:"+archive)
 	unpacked(t, archive, want)
-	check(t, os.Remove(archive)) // there can be no other image in it
+	check(t, os.Remove(archive)) // the archive cannot hold a second image
 }
 
-// place is the store as the name of an image in it says it.
+// place is the store's part of an image's name.
 func (s store) place() string {
 	return "overlay@" + filepath.Join(s.dir, "root") + "+" + filepath.Join(s.dir, "run")
 }
@@ -90,7 +90,7 @@ func newPodman(t *testing.T, m *mirror) podman {
 
 func (p podman) run(t *testing.T, image string, command ...string) string {
 	t.Helper()
-	// Its own default limits are more than a root without CAP_SYS_RESOURCE may set.
+	// podman's default limits are above those that root without CAP_SYS_RESOURCE may set.
 	return p.must(t, append([]string{
 		"run", "--rm", "--network", "none", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", image,
 	}, command...)...)
@@ -103,7 +103,7 @@ func newBuildah(t *testing.T, m *mirror) buildah {
 	return buildah{newStore(t, m, "buildah")}
 }
 
-// skopeo copies each image to a folder of its own.
+// skopeo copies each image to its own folder.
 type skopeo struct {
 	env  []string
 	conf string
@@ -134,7 +134,7 @@ func (s skopeo) holds(t *testing.T, image string, want upstreamtest.Image) {
 	}
 }
 
-// folders is where images go whose client keeps none.
+// folders is where a client without an image store puts images.
 type folders string
 
 func (f folders) of(image string) string {

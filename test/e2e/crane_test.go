@@ -11,8 +11,8 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// crane pulls to an OCI layout. It knows no mirrors, so it is given the
-// mirror's own name.
+// crane pulls to an OCI layout. It does not support mirrors, so the image's name starts
+// with the mirror's.
 type crane struct {
 	program string
 	into    folders

@@ -10,10 +10,9 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// figures compares docker:dind as it is with ours, for jobs one after another
-// that pull the same three images of Docker Hub. With CACHALOT_E2E_FIGURES there
-// are ten, and the registries' line is one of 100 Mbit/s: that makes the table in
-// docs/gitlab-ci.md.
+// figures compares stock docker:dind with ours, for consecutive jobs that pull the same
+// three images of Docker Hub. With CACHALOT_E2E_FIGURES it runs ten jobs, with 100 Mbit/s
+// to the registries, for the table in docs/gitlab-ci.md.
 func (l *lab) figures(t *testing.T) {
 	jobs := 2
 	if os.Getenv("CACHALOT_E2E_FIGURES") != "" {
@@ -36,8 +35,8 @@ func (l *lab) figures(t *testing.T) {
 	}
 	for _, arm := range []struct {
 		name, image string
-		times       int // that each blob crosses the registry's wire
-		manifests   int // that it sends: of each image the index, the platform's and the attestation's
+		times       int // how often each blob is sent by the registry
+		manifests   int // manifests sent: of each image the index, the platform's and the attestation's
 	}{
 		{"stock", stock("docker29"), jobs, 3 * len(images) * jobs},
 		{"ours", tailored("docker29"), 1, 3 * len(images)},

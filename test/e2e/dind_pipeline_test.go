@@ -18,7 +18,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// published is an image that a registry of the world has.
+// published is an image that a registry has.
 type published struct {
 	release
 	name  string // of the image, with a tag
@@ -26,8 +26,8 @@ type published struct {
 	from  *distributiontest.Registry
 }
 
-// publish makes an image with a shell and layers of the given sizes, of which no
-// other has one, and pushes it to where its name says.
+// publish makes an image with a shell and unique layers of the given sizes, and pushes it
+// to the registry in its name.
 func (n *internet) publish(t *testing.T, name string, sizes ...int) published {
 	t.Helper()
 	types, program := ociTypes(), busybox(t)
@@ -48,15 +48,14 @@ func (n *internet) publish(t *testing.T, name string, sizes ...int) published {
 	return p
 }
 
-// payload is what an image's layer has.
+// payload is the content of an image's layer.
 func payload(name string, layer, size int) []byte {
 	seed := fnv.New64()
 	_, _ = fmt.Fprint(seed, name, layer) // never fails
 	return upstreamtest.Random(seed.Sum64(), size)
 }
 
-// fetched wants each of the image's blobs to have crossed its registry's wire so
-// many times in all.
+// fetched checks that the registry sent each of the image's blobs this many times.
 func (p published) fetched(t *testing.T, times int) {
 	t.Helper()
 	for _, b := range p.Blobs() {
@@ -66,7 +65,7 @@ func (p published) fetched(t *testing.T, times int) {
 	}
 }
 
-// agents are who has asked a registry for manifests and blobs.
+// agents returns the user agents that requested manifests and blobs.
 func agents(up *distributiontest.Registry) []string {
 	var list []string
 	for _, q := range up.Requests() {
@@ -79,7 +78,7 @@ func agents(up *distributiontest.Registry) []string {
 	return slices.Compact(list)
 }
 
-// askedBy wants a registry to have been asked by these alone.
+// askedBy checks that only these user agents sent requests to a registry.
 func askedBy(t *testing.T, up *distributiontest.Registry, want ...string) {
 	t.Helper()
 	if got := agents(up); !slices.Equal(got, want) {
@@ -87,7 +86,7 @@ func askedBy(t *testing.T, up *distributiontest.Registry, want ...string) {
 	}
 }
 
-// projectFolder is what the job of a pipeline builds.
+// projectFolder is the build context of a pipeline's job.
 func projectFolder(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -112,8 +111,8 @@ services:
 	return dir
 }
 
-// project publishes what the jobs pull: through the mirror, and of a registry for
-// which the base's dockerd knows none.
+// project publishes the images of the jobs: those that are mirrored, and others, for which
+// the base's dockerd has no mirror.
 func (b based) project(t *testing.T) (mirrored, others []published) {
 	t.Helper()
 	mirrored = []published{
@@ -129,8 +128,7 @@ func (b based) project(t *testing.T) (mirrored, others []published) {
 	return append(mirrored, second, third), nil
 }
 
-// variables are those of a job: a mirror, the CI's own registry, and dockerd by
-// TLS.
+// variables are the variables of a job: a mirror, the CI's own registry, and dockerd with TLS.
 func (l *lab) variables() map[string]string {
 	return map[string]string{
 		"CACHALOT_MIRROR": l.mirror.url(), "CI_REGISTRY": privateName,
@@ -150,8 +148,8 @@ docker-compose pull --quiet
 docker image inspect postgres:17 redis:8 quay.io/prometheus/prometheus:v3 >/dev/null
 `
 
-// pipelines runs jobs at once, and then one that builds from what the first has
-// pushed. However many there are, the mirror fetches each blob once.
+// pipelines runs concurrent jobs, and then one that builds from the first job's push. The
+// mirror fetches each blob once, for any number of jobs.
 func (b based) pipelines(t *testing.T) {
 	mirrored, others := b.project(t)
 	dir := projectFolder(t)
@@ -182,6 +180,6 @@ func (b based) pipelines(t *testing.T) {
 	}
 	for _, p := range others {
 		p.fetched(t, b.jobs+1)
-		askedBy(t, p.from, "containerd", direct) // to build and to pull
+		askedBy(t, p.from, "containerd", direct) // the build and the pull
 	}
 }

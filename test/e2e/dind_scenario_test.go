@@ -15,20 +15,20 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Who asks a registry: the mirror, or dockerd itself.
+// The client of a registry: the mirror, or dockerd itself.
 const (
 	mirrorAgent = "cachalot"
 	direct      = "docker"
 )
 
-// pulls has the daemon pull an image.
+// pulls makes the daemon pull an image.
 func (d *daemon) pulls(t *testing.T, p published) {
 	t.Helper()
 	d.must(t, "pull", "--quiet", p.name)
 	d.has(t, p)
 }
 
-// has compares the files of an image's layers with what was pushed.
+// has compares the files in an image's layers with the pushed ones.
 func (d *daemon) has(t *testing.T, p published) {
 	t.Helper()
 	for i, size := range p.sizes {
@@ -40,15 +40,15 @@ func (d *daemon) has(t *testing.T, p published) {
 	}
 }
 
-// mirrorFails: the mirror ends in the middle of a download, and is there again
-// later. No pull fails. A daemon starts while it is away.
+// mirrorFails: the mirror is killed in the middle of a download, and starts again later. No
+// pull fails. A daemon starts while the mirror is down.
 func (b based) mirrorFails(t *testing.T) {
 	hub := b.world.hub
 	before, during, away, after := b.world.publish(t, b.base+"/before:1", 1<<20), b.world.publish(t, b.base+"/during:1", 24<<20),
 		b.world.publish(t, b.base+"/away:1", 1<<20), b.world.publish(t, b.base+"/after:1", 1<<20)
 	d := b.start(t, service{
 		image: tailored(b.base), variables: b.variables(),
-		arguments: []string{"--max-download-attempts=2"}, // of 5, with 5, 10, 15, 20 and 25 s before them
+		arguments: []string{"--max-download-attempts=2"}, // of 5 attempts, after pauses of 5, 10, 15, 20 and 25 s
 	})
 	d.ready(t)
 	d.pulls(t, before)
@@ -91,8 +91,8 @@ func (b based) mirrorFails(t *testing.T) {
 	after.fetched(t, 1)
 }
 
-// secured: the mirror speaks TLS with a certificate that only CACHALOT_CA
-// vouches for, and is below a path, which dockerd 20.10 does not take.
+// secured: the mirror uses TLS with a certificate of CACHALOT_CA only, and a path in its
+// URL, which dockerd 20.10 does not support.
 func (b based) secured(t *testing.T) {
 	p := b.world.publish(t, b.base+"/secured:1", 1<<20)
 	variables := b.variables()
@@ -107,8 +107,8 @@ func (b based) secured(t *testing.T) {
 	askedBy(t, b.world.hub, mirrorAgent)
 }
 
-// another: a daemon.json names a mirror already, which does not answer. dockerd
-// starts; with hosts.toml, ours is asked.
+// another: daemon.json already has a mirror that is down. dockerd starts, and uses our
+// mirror if it supports hosts.toml.
 func (b based) another(t *testing.T) {
 	p := b.world.publish(t, b.base+"/own:1", 1<<20)
 	file := filepath.Join(t.TempDir(), "daemon.json")
@@ -125,8 +125,7 @@ func (b based) another(t *testing.T) {
 	d.says(t, "hosts.toml counts in their place")
 }
 
-// smallPackets: the job's network has an MTU of 1400, and so have those that
-// dockerd makes.
+// smallPackets: the job's network has an MTU of 1400, and dockerd's networks get the same.
 func (b based) smallPackets(t *testing.T) {
 	p := b.world.publish(t, b.base+"/small:1", 4<<20)
 	d := b.start(t, service{image: tailored(b.base), variables: b.variables(), mtu: 1400})
@@ -134,7 +133,7 @@ func (b based) smallPackets(t *testing.T) {
 	d.pulls(t, p)
 	askedBy(t, b.world.hub, mirrorAgent)
 	networks := []string{"bridge"}
-	if b.base != "docker20" { // whose flag is for that network alone
+	if b.base != "docker20" { // its flag sets only the default network
 		networks = append(networks, "own")
 		d.must(t, "network", "create", "own")
 	}
@@ -145,15 +144,15 @@ func (b based) smallPackets(t *testing.T) {
 	}
 }
 
-// proxied: with a proxy for all, the mirror is asked without it, other registries
-// through it.
+// proxied: with a proxy set, requests to the mirror bypass it, and those to other
+// registries use it.
 func (b based) proxied(t *testing.T) {
 	p := b.world.publish(t, b.base+"/proxied:1", 1<<20)
 	variables := b.variables()
 	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY"} {
 		variables[name] = "http://" + b.world.address.String() + ":3128"
 	}
-	variables["NO_PROXY"] = "docker" // as a job needs it to reach its service
+	variables["NO_PROXY"] = "docker" // a job needs it to reach its service
 	b.world.proxy.forget()
 	d := b.start(t, service{image: tailored(b.base), variables: variables})
 	d.ready(t)
@@ -168,7 +167,7 @@ func (b based) proxied(t *testing.T) {
 	}
 }
 
-// plain: job and service without TLS.
+// plain: the job and the service use no TLS.
 func (b based) plain(t *testing.T) {
 	p := b.world.publish(t, b.base+"/plain:1", 1<<20)
 	variables := map[string]string{"CACHALOT_MIRROR": b.mirror.url(), "DOCKER_TLS_CERTDIR": "", "DOCKER_HOST": "tcp://docker:2375"}
@@ -181,8 +180,8 @@ func (b based) plain(t *testing.T) {
 	askedBy(t, b.world.hub, mirrorAgent)
 }
 
-// driver: DOCKER_DRIVER=overlay2, which would leave other registries than Docker
-// Hub without the mirror, goes, unless it is to stay.
+// driver: DOCKER_DRIVER=overlay2 would limit the mirror to Docker Hub. It is removed unless
+// CACHALOT_KEEP_DRIVER is set.
 func (l *lab) driver(t *testing.T) {
 	for keep, want := range map[string]string{"": mirrorAgent, "true": direct} {
 		p := l.world.publish(t, "quay.io/driver/kept"+keep+":1", 1<<20)
@@ -195,9 +194,8 @@ func (l *lab) driver(t *testing.T) {
 	}
 }
 
-// rootless: dockerd is run by RootlessKit, for a user who is not root. Where that
-// user may not open /dev/net/tun, as everybody may on most machines, the service
-// gets one of its own.
+// rootless: RootlessKit runs dockerd as a normal user. The service gets its own
+// /dev/net/tun, in case that user may not open the machine's.
 func (l *lab) rootless(t *testing.T) {
 	tun := filepath.Join(t.TempDir(), "tun")
 	must(t, nil, "mknod", "--mode=666", tun, "c", "10", "200")
@@ -210,7 +208,7 @@ func (l *lab) rootless(t *testing.T) {
 	}
 }
 
-// says wants a line of the service's log to have this in it.
+// says checks that the service's log has this text.
 func (d *daemon) says(t *testing.T, part string) {
 	t.Helper()
 	if log := d.logs(t); !strings.Contains(log, part) {

@@ -13,9 +13,9 @@ import (
 	"testing"
 )
 
-// lab is a host with cachalot in a container, and the images of both targets of
-// the Dockerfile. docker:dind itself cannot be had here: what "FROM" names are
-// stand-ins that keep its contract (testdata/dind).
+// lab is a host with cachalot in a container, and the images of both targets of the
+// Dockerfile. docker:dind is not available here: test images take the place of the "FROM"
+// images, with the same contract (testdata/dind).
 type lab struct {
 	*host
 	mirror *mirror
@@ -26,10 +26,9 @@ const (
 	debianImage = "cachalot-e2e-debian"
 )
 
-// TestDind: jobs of CI pipelines, each with a Docker daemon of its own that starts
-// empty.
+// TestDind runs jobs of CI pipelines, each with its own empty Docker daemon.
 func TestDind(t *testing.T) {
-	if os.Getenv("CACHALOT_E2E_FIGURES") == "" { // which are of a machine at rest
+	if os.Getenv("CACHALOT_E2E_FIGURES") == "" { // the figures need an idle machine
 		t.Parallel()
 	}
 	l := newLab(t, "docker20", "docker29", "rootless")
@@ -52,15 +51,15 @@ func TestDind(t *testing.T) {
 	t.Run("examples", l.examples)
 }
 
-// based are the tests of one base.
+// based are the tests for one base.
 type based struct {
 	*lab
 	base string
-	jobs int // at once
+	jobs int // concurrent jobs
 }
 
-// stock and tailored are the images of a dind base, by its name in
-// testdata/dind: as it is, and as the Dockerfile's target dind makes it.
+// stock and tailored are the images of a dind base, named as in testdata/dind: unchanged,
+// and with the Dockerfile's target dind.
 func stock(base string) string    { return "docker:" + base }
 func tailored(base string) string { return "cachalot-dind:" + base }
 
@@ -79,7 +78,7 @@ func newLab(t *testing.T, bases ...string) *lab {
 	source := l.importCompiled(t)
 	l.build(t, "--target", "cachalot", "--tag", mirrorImage, "--build-arg", "GO_IMAGE="+tools, source)
 	for _, base := range bases {
-		// Its 500 MB of programs would take a minute to compress.
+		// It would take a minute to compress the 500 MB of programs.
 		l.build(t, "--target", base, "--tag", stock(base), "--output", "type=moby,compression=uncompressed", dir)
 		l.build(t, "--target", "dind", "--tag", tailored(base),
 			"--build-arg", "GO_IMAGE="+tools, "--build-arg", "DIND_BASE="+stock(base), source)
@@ -87,9 +86,8 @@ func newLab(t *testing.T, bases ...string) *lab {
 	return l
 }
 
-// importCompiled makes the image that the Dockerfile builds with: its Go hands out
-// what test/e2e/run has compiled. [TestDockerfile] compiles in the build. It
-// returns the context of such builds.
+// importCompiled makes the builder image of the Dockerfile. Its go command copies the
+// binary of test/e2e/run; [TestDockerfile] compiles. It returns the build context.
 func (l *lab) importCompiled(t *testing.T) (context string) {
 	t.Helper()
 	root, archive := shellRoot(t), filepath.Join(t.TempDir(), "go.tar")
@@ -104,8 +102,8 @@ func (l *lab) importCompiled(t *testing.T) (context string) {
 	return context
 }
 
-// startMirror starts it with an empty cache, in a container of the host: as it is
-// configured by default, but that the registries are at a private address.
+// startMirror starts the mirror with an empty cache, in a container of the host. Its
+// configuration is the default, plus the registries' private address.
 func (l *lab) startMirror(t *testing.T) {
 	t.Helper()
 	l.must(t, "rm", "--force", "--volumes", "mirror")
@@ -124,7 +122,7 @@ func (l *lab) startMirror(t *testing.T) {
 	l.ready(t)
 }
 
-// ready waits until the mirror serves.
+// ready waits until the mirror is ready.
 func (l *lab) ready(t *testing.T) {
 	t.Helper()
 	l.daemon.until(t, "running a mirror", func() error {
@@ -135,13 +133,13 @@ func (l *lab) ready(t *testing.T) {
 	})
 }
 
-// service is what a pipeline says of the daemon that a job gets.
+// service is a pipeline's description of a job's daemon.
 type service struct {
 	image     string
 	arguments []string
 	variables map[string]string // of the job; GitLab gives them to its services too
-	mounts    []string          // as docker run --volume has them
-	mtu       int               // of the job's network; 0: the usual one
+	mounts    []string          // as for docker run --volume
+	mtu       int               // of the job's network; 0: the default
 }
 
 // daemon is a running service, called "docker" in its job's network.
@@ -151,7 +149,7 @@ type daemon struct {
 	name    string // of the container, its network and the volume with the clients' certificates
 }
 
-// start starts a service, as a runner does for each job.
+// start starts a service as a runner does for each job.
 func (l *lab) start(t *testing.T, s service) *daemon {
 	t.Helper()
 	var options []string
@@ -171,7 +169,7 @@ func (l *lab) start(t *testing.T, s service) *daemon {
 	return d
 }
 
-// network makes one for a job, until the test ends.
+// network makes a network for a job. It is removed at the end of the test.
 func (l *lab) network(t *testing.T, options ...string) string {
 	t.Helper()
 	name := "job-" + strings.ToLower(rand.Text()[:8])
@@ -180,7 +178,7 @@ func (l *lab) network(t *testing.T, options ...string) string {
 	return name
 }
 
-// environment is for docker run.
+// environment converts variables to arguments of docker run.
 func environment(variables map[string]string) (args []string) {
 	for _, name := range slices.Sorted(maps.Keys(variables)) {
 		args = append(args, "--env", name+"="+variables[name])
@@ -188,7 +186,7 @@ func environment(variables map[string]string) (args []string) {
 	return args
 }
 
-// remove ends it, with all that it has but the network.
+// remove removes the container and its volumes, but not the network.
 func (d *daemon) remove(t *testing.T) {
 	t.Helper()
 	if t.Failed() {
@@ -206,7 +204,7 @@ func (d *daemon) logs(t *testing.T) string {
 	return d.lab.logs(t, d.name)
 }
 
-// ready waits until the daemon answers.
+// ready waits until the daemon responds.
 func (d *daemon) ready(t *testing.T) {
 	t.Helper()
 	d.lab.daemon.until(t, "running a service", func() error {
@@ -215,7 +213,7 @@ func (d *daemon) ready(t *testing.T) {
 	})
 }
 
-// docker runs a docker command beside the daemon.
+// docker runs a docker command against the daemon.
 func (d *daemon) docker(t *testing.T, args ...string) (string, error) {
 	t.Helper()
 	return d.lab.try(t, append([]string{"exec", d.name, "docker-entrypoint.sh", "docker"}, args...)...)
@@ -228,8 +226,8 @@ func (d *daemon) must(t *testing.T, args ...string) string {
 	return out
 }
 
-// script runs a job's script: in a container of its own, which finds the daemon
-// by its name and the certificates in the shared volume.
+// script runs a job's script in its own container. It reaches the daemon by name, with the
+// certificates in the shared volume.
 func (d *daemon) script(t *testing.T, folder, script string) (string, error) {
 	t.Helper()
 	image := strings.Replace(d.service.image, tailored(""), stock(""), 1) // docker:cli
@@ -240,5 +238,5 @@ func (d *daemon) script(t *testing.T, folder, script string) (string, error) {
 	return try(t, d.lab.env, append([]string{"sh", "-c", `exec "$@" 2>&1`, "job", "/usr/bin/docker", "--host", d.lab.docker[2]}, args...)...)
 }
 
-// wait is how a job waits for its service.
+// wait waits for the service in a job.
 const wait = "until docker info >/dev/null 2>&1; do sleep 1; done\n"

@@ -4,23 +4,20 @@
 //
 //	dockerd ... ──> tap ──> cachalot ──> distribution's registries ──> CDN
 //
-// All but the clients and cachalot is in the test's process: the tap, which notes
-// what a client asks, and registries that count what crosses their wires. So each
-// test says not only that a pull works but what it cost. The images' names are
-// not ones that Docker Hub or quay.io has: a pull that works came through the
-// mirror.
+// The clients and cachalot are processes. The rest runs in the test's process: the tap,
+// which records the clients' requests, and registries that count the traffic on their
+// wires. So each test checks a pull and also its cost. Docker Hub and quay.io do not have
+// images with these names: a pull that succeeds came through the mirror.
 //
-// TestDind has jobs of CI systems, each with a Docker daemon in a container. For
-// them there is a machine of its own, a network namespace, which reaches
-// registries by the names that they have in the world:
+// TestDind runs jobs of CI systems, each with a Docker daemon in a container. They run on a
+// separate host, a network namespace, which reaches registries by their public names:
 //
 //	┌ host: dockerd 29 ──────────────────┐   ┌ the test ────────────────────┐
 //	│ job ─> service ─> mirror, or ──────┼──>│ Docker Hub, quay.io, a CI's  │
 //	│ (docker)  (dockerd in its image)   │   │ own registry, a proxy, DNS   │
 //	└────────────────────────────────────┘   └──────────────────────────────┘
 //
-// The script run, beside this file, installs what the tests need and runs them,
-// as root:
+// The script run in this folder installs what the tests need and runs them as root:
 //
 //	test/e2e/run
 //	test/e2e/run -run 'TestPull/docker29' -v

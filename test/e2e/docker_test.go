@@ -15,19 +15,18 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// engine is a dockerd, and a docker command that speaks to it.
+// engine is a dockerd and its docker command.
 type engine struct {
 	daemon *process
 	docker []string
 	env    []string
 	dir    string
 
-	// name is what the daemon must call an image, to pull it through the mirror.
+	// name is the image's name for a pull through the mirror.
 	name func(image string) string
-	// id is what the daemon calls an image by itself.
+	// id is the daemon's own id of an image.
 	id func(upstreamtest.Image) digest.Digest
-	// keeps compares all that the daemon has of an image, be it only as the base of
-	// another one.
+	// keeps compares all content that the daemon has of an image, even if the image is only a base.
 	keeps func(t *testing.T, image string, want upstreamtest.Image)
 }
 
@@ -35,8 +34,8 @@ func engines() map[string]func(*testing.T, *mirror) *engine {
 	return map[string]func(*testing.T, *mirror) *engine{"docker20": docker20, "docker29": docker29}
 }
 
-// docker20 is Debian's dockerd: the classic pull path, graph driver and builder.
-// It names an image by its config.
+// docker20 is Debian's dockerd: the classic pull path, graph driver and builder. Its image
+// id is the config's digest.
 func docker20(t *testing.T, m *mirror) *engine {
 	t.Helper()
 	return classic(t, m, "{}", flag(m)...)
@@ -46,7 +45,7 @@ func docker20(t *testing.T, m *mirror) *engine {
 func dockerWithJSON(t *testing.T, m *mirror) *engine {
 	t.Helper()
 	config := string(m.configuration(t, "docker", "/etc/docker/daemon.json"))
-	if m.fallback != "" { // a second mirror: Docker Hub itself cannot be reached from here
+	if m.fallback != "" { // a second mirror, because Docker Hub is unreachable here
 		config = strings.Replace(config, `"]`, fmt.Sprintf(`", %q], "max-concurrent-downloads": 99`, "http://"+m.fallback), 1)
 	}
 	e := classic(t, m, config)
@@ -72,8 +71,8 @@ func classic(t *testing.T, m *mirror, config string, args ...string) *engine {
 	return e
 }
 
-// hubOr is the name of an image for a client that mirrors Docker Hub alone: it
-// must name the mirror itself for another registry's.
+// hubOr is an image's name for a client that mirrors only Docker Hub. For another registry
+// it starts with the mirror's name.
 func hubOr(m *mirror, image string) string {
 	if strings.HasPrefix(image, "docker.io/") {
 		return image
@@ -81,8 +80,8 @@ func hubOr(m *mirror, image string) string {
 	return m.below(image)
 }
 
-// docker29 is the newest dockerd, with the newest containerd, which keeps the
-// images, and with BuildKit. It names an image by its index.
+// docker29 is the newest dockerd, with the containerd image store and BuildKit. Its image
+// id is the index's digest.
 func docker29(t *testing.T, m *mirror) *engine {
 	t.Helper()
 	e := modern(t, nil, append(offNetwork(), flag(m)...)...)
@@ -90,8 +89,8 @@ func docker29(t *testing.T, m *mirror) *engine {
 	return e
 }
 
-// dockerWithHosts is docker29 with a hosts.toml in certs.d, for all registries.
-// That folder's place cannot be changed, so dockerd gets an /etc of its own.
+// dockerWithHosts is docker29 with a hosts.toml in certs.d, for all registries. The
+// folder's path is fixed, so dockerd gets its own /etc.
 func dockerWithHosts(t *testing.T, m *mirror) *engine {
 	t.Helper()
 	const path = "/etc/docker/certs.d/_default/hosts.toml"
@@ -106,13 +105,13 @@ func dockerWithHosts(t *testing.T, m *mirror) *engine {
 	return e
 }
 
-// modern is docker29, started by another command.
+// modern is docker29, started through another command.
 func modern(t *testing.T, starter []string, args ...string) *engine {
 	t.Helper()
 	dockerd := installed(t, "dockerd")
 	path := "PATH=" + filepath.Dir(dockerd) + ":" + os.Getenv("PATH") // containerd, its shim and runc
 	e := newEngine(t, "{}", []string{path}, slices.Concat(starter, []string{dockerd}, args)...)
-	e.wants(t, "library-import") // as a binary built from its module calls itself
+	e.wants(t, "library-import") // the version of a binary that is built from its module
 	e.env = append(e.env, "DOCKER_BUILDKIT=1")
 	e.name = func(image string) string { return image }
 	e.id = func(i upstreamtest.Image) digest.Digest { return i.Index.Digest }
@@ -123,7 +122,7 @@ func modern(t *testing.T, starter []string, args ...string) *engine {
 	return e
 }
 
-// flag is dockerd's, to use a mirror; without m it has none.
+// flag returns dockerd's flags for the mirror; none if m is nil.
 func flag(m *mirror) []string {
 	if m == nil {
 		return nil
@@ -131,13 +130,12 @@ func flag(m *mirror) []string {
 	return []string{"--registry-mirror", m.url()}
 }
 
-// offNetwork keeps a dockerd from the machine's interfaces and firewall.
+// offNetwork makes dockerd leave the machine's interfaces and firewall alone.
 func offNetwork() []string {
 	return []string{"--bridge", "none", "--iptables=false", "--ip6tables=false"}
 }
 
-// newEngine starts a dockerd that shares nothing with another. json is its
-// daemon.json.
+// newEngine starts a dockerd that shares nothing with others. json is its daemon.json.
 func newEngine(t *testing.T, json string, env []string, dockerd ...string) *engine {
 	t.Helper()
 	dir := t.TempDir()
@@ -162,7 +160,7 @@ func newEngine(t *testing.T, json string, env []string, dockerd ...string) *engi
 	return e
 }
 
-// wants ends the test if the daemon is another version than it is for.
+// wants ends the test if the daemon has another version.
 func (e *engine) wants(t *testing.T, version string) {
 	t.Helper()
 	if got := e.must(t, "version", "--format", "{{.Server.Version}}"); !strings.HasPrefix(got, version) {
@@ -201,7 +199,7 @@ func (e *engine) build(t *testing.T, args ...string) {
 	e.must(t, append([]string{"build", "--quiet", "--network", "none"}, args...)...)
 }
 
-// logs is what a container has said.
+// logs returns a container's output.
 func (e *engine) logs(t *testing.T, container string) string {
 	t.Helper()
 	return must(t, e.env, "sh", "-c", `exec "$@" 2>&1`, "logs", e.docker[0], e.docker[1], e.docker[2], "logs", container)
@@ -218,7 +216,7 @@ func (e *engine) holds(t *testing.T, image string, want upstreamtest.Image) {
 	e.keeps(t, image, want)
 }
 
-// content is where a dockerd keeps what it has pulled: 20.10 only manifests.
+// content is the content store of dockerd. 20.10 stores only manifests there.
 func (e *engine) content() content {
 	return content(filepath.Join(e.dir, "data/containerd/daemon/io.containerd.content.v1.content"))
 }

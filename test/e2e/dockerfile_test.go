@@ -17,13 +17,13 @@ import (
 
 const (
 	built    = "cachalot-built-here"
-	tools    = "cachalot-e2e-go"   // that builds it
+	tools    = "cachalot-e2e-go"   // the builder image
 	folder   = "/var/lib/cachalot" // the image's volume
 	imageUID = "65532"
 )
 
-// TestDockerfile builds the image where no registry can be reached, with the
-// classic builder and with BuildKit, and runs it.
+// TestDockerfile builds the image without access to a registry, with the classic builder
+// and BuildKit, and runs it.
 func TestDockerfile(t *testing.T) {
 	t.Parallel()
 	context := buildContext(t)
@@ -42,13 +42,12 @@ func TestDockerfile(t *testing.T) {
 	}
 }
 
-// buildContext is the source with the modules it needs: none can be downloaded
-// in the build.
+// buildContext is the source with vendored modules, because the build cannot download any.
 func buildContext(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	root := must(t, nil, "go", "list", "-m", "-f", "{{.Dir}}")
-	// Of test, what the modules' tests need: "go mod vendor" wants that too.
+	// "go mod vendor" also needs the files of the modules' tests.
 	names := []string{"Dockerfile", ".dockerignore", "test"}
 	ignored, err := os.ReadFile(filepath.Join(root, ".dockerignore"))
 	check(t, err)
@@ -64,8 +63,8 @@ func buildContext(t *testing.T) string {
 	return dir
 }
 
-// builderRoot is the archive of an image with a shell, this machine's Go, and
-// what that has compiled already: twice in the tests would take their longest.
+// builderRoot is the archive of an image with a shell, this machine's Go and its build
+// cache. Without the cache, the two builds would dominate the test.
 func builderRoot(t *testing.T, context string) string {
 	t.Helper()
 	cache := filepath.Join(filepath.Dir(installed(t, "cachalot")), "go-build")
@@ -76,11 +75,11 @@ func builderRoot(t *testing.T, context string) string {
 	must(t, nil, "tar", "-C", must(t, nil, "go", "env", "GOROOT"), "-rf", archive,
 		"--transform", `s,^\.,./usr/local/go,`, "--exclude", "./test", ".")
 	must(t, nil, "tar", "-C", cache, "-rf", archive, "--transform", `s,^\.,./tmp/cache,`, ".")
-	must(t, nil, "gzip", "-1", archive) // dockerd 29 would take a minute for it
+	must(t, nil, "gzip", "-1", archive) // dockerd 29 would need a minute to compress it
 	return archive + ".gz"
 }
 
-// shellRoot is a folder with all that the Dockerfile's build needs but Go.
+// shellRoot is a folder with the tools of the Dockerfile's build, without Go.
 func shellRoot(t *testing.T) string {
 	t.Helper()
 	root := t.TempDir()
@@ -95,13 +94,13 @@ func shellRoot(t *testing.T) string {
 	return root
 }
 
-// importTools makes an image of what [builderRoot] has made.
+// importTools makes an image from the archive of [builderRoot].
 func importTools(t *testing.T, e *engine, archive string) {
 	t.Helper()
 	e.must(t, "import", "--change", "ENV PATH=/usr/local/go/bin:/usr/local/bin:/bin GOCACHE=/tmp/cache", archive, tools)
 }
 
-// background runs a container of the built image until the end of the test.
+// background runs a container of the built image. It logs its output if the test fails.
 func background(t *testing.T, e *engine, args ...string) (id string) {
 	t.Helper()
 	id = e.must(t, append([]string{"run", "--detach"}, args...)...)
@@ -113,8 +112,8 @@ func background(t *testing.T, e *engine, args ...string) (id string) {
 	return id
 }
 
-// byDefault: without any configuration the container is healthy; it runs as
-// nobody, and has no shell.
+// byDefault: without configuration the container is healthy, runs as an unprivileged user,
+// and has no shell.
 func byDefault(t *testing.T, e *engine) {
 	t.Helper()
 	id := background(t, e, "--network", "none", "--health-interval", "1s", built)
@@ -138,8 +137,8 @@ func byDefault(t *testing.T, e *engine) {
 	}
 }
 
-// serves: what one container has cached, the next one serves from the volume,
-// with the upstream gone.
+// serves: a second container serves from the volume what the first one stored, with the
+// upstream down.
 func serves(t *testing.T, e *engine) {
 	t.Helper()
 	up := hub(t)
@@ -147,7 +146,7 @@ func serves(t *testing.T, e *engine) {
 	config := filepath.Join(t.TempDir(), "config.yml")
 	check(t, os.WriteFile(config, fmt.Appendf(nil,
 		"listen: 127.0.0.1:0\nadmin: {listen: 127.0.0.1:0}\nupstreams: {docker.io: {url: %s}}\n", up.URL), 0o644))
-	for range 2 { // at first, and from the volume with the upstream gone
+	for range 2 { // with an empty volume; then from the volume with the upstream down
 		id := background(t, e, "--network", "host", "--volume", "cache:"+folder,
 			"--volume", config+":/config.yml:ro", built, "serve", "--config", "/config.yml")
 		m := &mirror{process: e.daemon}
@@ -165,8 +164,8 @@ func serves(t *testing.T, e *engine) {
 	}
 }
 
-// bakedIn: the target dind has the mirror that a build argument names. What its
-// base must have, this one has not; TestDind runs it with those that have.
+// bakedIn: the target dind has the mirror of a build argument. This base lacks what dind
+// needs; TestDind runs the target on complete bases.
 func bakedIn(t *testing.T, e *engine, context string) {
 	t.Helper()
 	const image = built + "-dind"

@@ -22,16 +22,16 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// wanted is what running an example is to show.
+// wanted is the expected result of an example.
 type wanted struct {
-	hub, quay string // who asks these registries
+	hub, quay string // the user agent at these registries
 	private   []string
-	jobs      int      // that run one after the other, with empty daemons; 0: one
-	security  []string // what the runner's security_opt must have
+	jobs      int      // consecutive jobs with empty daemons; 0: one
+	security  []string // required in the runner's security_opt
 }
 
-// examples runs those of docs/examples. The images that they name are stand-ins
-// (testdata), by the same names; plugins of Woodpecker and Drone have none.
+// examples runs the examples in docs/examples. Test images (testdata) take the place of the
+// images in them. The plugins of Woodpecker and Drone are not run.
 func (l *lab) examples(t *testing.T) {
 	dir := t.TempDir()
 	must(t, nil, "cp", "testdata/examples/Dockerfile", installed(t, "executor"), dir)
@@ -62,11 +62,11 @@ func (l *lab) examples(t *testing.T) {
 	}
 }
 
-// bases publishes what the project is made of.
+// bases publishes the project's base images.
 func (l *lab) bases(t *testing.T) []published {
 	t.Helper()
 	types, program := ociTypes(), busybox(t)
-	// Debian's busybox has no install.
+	// Debian's busybox has no install command.
 	install := file{"bin/install", 0o755, []byte("#!/bin/sh\nmkdir -p \"${5%/*}\" && cp \"$4\" \"$5\" && chmod \"$3\" \"$5\"\n")}
 	image := func(name string, from *distributiontest.Registry, repo, tag string) published {
 		p := published{assemble(
@@ -86,7 +86,7 @@ func (l *lab) bases(t *testing.T) []published {
 	}
 }
 
-// buildkit publishes the image that buildx makes a builder of.
+// buildkit publishes the image of buildx's builder.
 func (l *lab) buildkit(t *testing.T) published {
 	t.Helper()
 	types, program := ociTypes(), busybox(t)
@@ -110,7 +110,7 @@ func (l *lab) buildkit(t *testing.T) published {
 	return p
 }
 
-// configured is an image with another configuration, alone in its index.
+// configured returns the image with another configuration, as the only image in its index.
 func configured(t *testing.T, i upstreamtest.Image, with ocispec.ImageConfig) upstreamtest.Image {
 	t.Helper()
 	var config ocispec.Image
@@ -128,8 +128,8 @@ func configured(t *testing.T, i upstreamtest.Image, with ocispec.ImageConfig) up
 	return i
 }
 
-// check wants each blob to have crossed its registry's wire once, to whom it
-// should, and the mirror not to have been asked for the CI's own registry.
+// check checks that each blob was sent once and to the expected user agent, and that no
+// request for the CI's own registry went to the mirror.
 func (w wanted) check(t *testing.T, l *lab, images []published) {
 	t.Helper()
 	for _, p := range images {
@@ -143,7 +143,7 @@ func (w wanted) check(t *testing.T, l *lab, images []published) {
 	}
 }
 
-// pushed wants an image with the project's program at the CI's own registry.
+// pushed checks that the CI's own registry has an image with the project's program.
 func (l *lab) pushed(t *testing.T, repo, tag string) {
 	t.Helper()
 	host := l.world.private.Host()
@@ -159,7 +159,7 @@ func (l *lab) pushed(t *testing.T, repo, tag string) {
 	}
 }
 
-// checkout is the project, with the pipeline's file.
+// checkout is the project's folder with the pipeline's file.
 func checkout(t *testing.T, file string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -168,7 +168,7 @@ func checkout(t *testing.T, file string) string {
 	return dir
 }
 
-// launch runs a container until the test ends.
+// launch starts a container. It is removed at the end of the test.
 func (l *lab) launch(t *testing.T, args ...string) (id string) {
 	t.Helper()
 	id = l.must(t, append([]string{"run", "--detach", "--pull", "never"}, args...)...)
@@ -181,7 +181,7 @@ func (l *lab) launch(t *testing.T, args ...string) (id string) {
 	return id
 }
 
-// answers waits for the daemon in a container, as runners do by its port.
+// answers waits for the port of the daemon in a container, as runners do.
 func (l *lab) answers(t *testing.T, container string) {
 	t.Helper()
 	l.daemon.until(t, "running a service", func() error {
@@ -190,7 +190,7 @@ func (l *lab) answers(t *testing.T, container string) {
 	})
 }
 
-// job runs a container to its end, and returns all that it says.
+// job runs a container to its end, and returns its output.
 func (l *lab) job(t *testing.T, args ...string) string {
 	t.Helper()
 	out := must(t, l.env, slices.Concat([]string{"sh", "-c", `exec "$@" 2>&1`, "job"}, l.docker, []string{"run", "--rm", "--pull", "never"}, args)...)
@@ -198,7 +198,7 @@ func (l *lab) job(t *testing.T, args ...string) string {
 	return out
 }
 
-// volume makes one until the test ends.
+// volume makes a volume. It is removed at the end of the test.
 func (l *lab) volume(t *testing.T) string {
 	t.Helper()
 	name := l.must(t, "volume", "create")
@@ -206,10 +206,10 @@ func (l *lab) volume(t *testing.T) string {
 	return name
 }
 
-// script is what sh runs of a job.
+// script returns the sh arguments for a job's lines.
 func script(lines ...string) []string { return []string{"-ec", strings.Join(lines, "\n")} }
 
-// gitlab runs a file's job on a runner that has nothing but what dind needs.
+// gitlab runs a file's job on a runner with only the settings that dind needs.
 func (l *lab) gitlab(t *testing.T, file string, w wanted) {
 	t.Helper()
 	var r gitlabRunner
@@ -233,17 +233,16 @@ func (l *lab) gitlab(t *testing.T, file string, w wanted) {
 	}
 }
 
-// firstCommit is the CI_COMMIT_SHORT_SHA of a first job.
+// firstCommit is the CI_COMMIT_SHORT_SHA of the first job.
 const firstCommit = 10000000
 
-// repoOf is the repository that a file's job pushes to.
+// repoOf is the repository of a file's push.
 func repoOf(file string) string {
 	name, _, _ := strings.Cut(filepath.Base(file), ".")
 	return "group/" + name
 }
 
-// gitlabVariables are those of a job, with GitLab's own. References to others
-// are replaced.
+// gitlabVariables are a job's variables with GitLab's own. References are expanded.
 func gitlabVariables(r gitlabRunner, job gitlabJob, file, tag string) variables {
 	v := variables{
 		"CI_REGISTRY": privateName, "CI_REGISTRY_IMAGE": privateName + "/" + repoOf(file),
@@ -255,8 +254,8 @@ func gitlabVariables(r gitlabRunner, job gitlabJob, file, tag string) variables 
 	return v.expanded()
 }
 
-// dockerExecutor runs a job as GitLab Runner's Docker executor does: containers
-// on the default bridge, and links to services.
+// dockerExecutor runs a job as GitLab Runner's Docker executor does: containers on the
+// default bridge, with links to services.
 func (l *lab) dockerExecutor(t *testing.T, r gitlabRunner, job gitlabJob, file, tag string) string {
 	t.Helper()
 	v := gitlabVariables(r, job, file, tag)
@@ -272,7 +271,7 @@ func (l *lab) dockerExecutor(t *testing.T, r gitlabRunner, job gitlabJob, file, 
 	for _, s := range append(services, job.Services...) {
 		names := slices.DeleteFunc(s.names(), func(name string) bool { return taken[name] })
 		if len(names) == 0 {
-			continue // the runner warns that it is already there
+			continue // the runner only warns about a duplicate
 		}
 		own := maps.Clone(v)
 		maps.Copy(own, s.Variables)
@@ -302,7 +301,7 @@ func (l *lab) dockerExecutor(t *testing.T, r gitlabRunner, job gitlabJob, file, 
 	return out
 }
 
-// names are those by which a job finds a service.
+// names are the names by which a job reaches a service.
 func (i gitlabImage) names() []string {
 	path, _, _ := strings.Cut(i.Name, ":")
 	names := []string{strings.ReplaceAll(path, "/", "__"), strings.ReplaceAll(path, "/", "-"), i.Alias}
@@ -310,7 +309,7 @@ func (i gitlabImage) names() []string {
 	return slices.DeleteFunc(slices.Compact(names), func(name string) bool { return name == "" })
 }
 
-// runDockerRunners: each of the runners makes the job without a mirror use it.
+// runDockerRunners: with each runner, the job without a mirror uses the mirror.
 func runDockerRunners(t *testing.T, l *lab, file string) {
 	t.Helper()
 	plain := filepath.Join(docs, "examples/gitlab-ci/plain.gitlab-ci.yml")
@@ -325,22 +324,21 @@ func runDockerRunners(t *testing.T, l *lab, file string) {
 	}
 }
 
-// runKubernetesRunner runs a job that names no service as GitLab Runner's Kubernetes
-// executor does: all containers share a network, and entrypoints of jobs' images
-// are not run.
+// runKubernetesRunner runs a job without services as GitLab Runner's Kubernetes executor
+// does: all containers share a network, and entrypoints of the jobs' images are not run.
 func runKubernetesRunner(t *testing.T, l *lab, file string) {
 	t.Helper()
 	r := decode[runnerConfig](t, file).Runners[0]
 	s, dind := r.Kubernetes.Services[0], filepath.Join(docs, "examples/gitlab-ci/dind.gitlab-ci.yml")
 	job := gitlabJobOf(t, dind)
 	job.Services = nil
-	for name := range job.Variables { // the runner's alone are enough
+	for name := range job.Variables { // the runner's variables are enough
 		if strings.HasPrefix(name, "DOCKER_") || strings.HasPrefix(name, "CACHALOT_") {
 			delete(job.Variables, name)
 		}
 	}
 	images := l.bases(t)
-	v := gitlabVariables(r, job, file, fmt.Sprint(firstCommit)) // a repository without a cache
+	v := gitlabVariables(r, job, file, fmt.Sprint(firstCommit)) // this repository has no build cache
 	var shared []string
 	for _, dir := range r.Kubernetes.Volumes.EmptyDir {
 		shared = append(shared, "--volume", l.volume(t)+":"+dir.MountPath)
@@ -359,8 +357,8 @@ func runKubernetesRunner(t *testing.T, l *lab, file string) {
 	l.pushed(t, repoOf(file), fmt.Sprint(firstCommit))
 }
 
-// runWoodpecker runs the pipeline but for its plugin: a network for all, and no
-// entrypoints of steps' images.
+// runWoodpecker runs the pipeline without its plugin: one network for all containers, and
+// no entrypoints of the steps' images.
 func runWoodpecker(t *testing.T, l *lab, file string) {
 	t.Helper()
 	p := decode[woodpeckerPipeline](t, file)
@@ -371,7 +369,7 @@ func runWoodpecker(t *testing.T, l *lab, file string) {
 			args = append(args, "--privileged")
 		}
 		for _, v := range s.Volumes {
-			args = append(args, "--volume", host+v) // of the agent's host
+			args = append(args, "--volume", host+v) // on the agent's host
 			check(t, os.MkdirAll(host+v[:strings.Index(v, ":")], 0o755))
 		}
 		return args
@@ -385,7 +383,7 @@ func runWoodpecker(t *testing.T, l *lab, file string) {
 	wanted{hub: mirrorAgent, quay: mirrorAgent}.check(t, l, images)
 }
 
-// runDrone is the same for Drone.
+// runDrone does the same for Drone.
 func runDrone(t *testing.T, l *lab, file string) {
 	t.Helper()
 	p := decode[dronePipeline](t, file)
@@ -413,7 +411,7 @@ func runDrone(t *testing.T, l *lab, file string) {
 	wanted{hub: mirrorAgent, quay: mirrorAgent}.check(t, l, images)
 }
 
-// runPod runs the pod, and in its runner the steps of workflow.yml.
+// runPod runs the pod, and the steps of workflow.yml in its runner.
 func runPod(t *testing.T, l *lab, file string) {
 	t.Helper()
 	spec, images := podOf(t, file), l.bases(t)
@@ -424,7 +422,7 @@ func runPod(t *testing.T, l *lab, file string) {
 	arguments := func(c podContainer, more ...string) []string {
 		env, expand := c.environment()
 		args := append(environment(env), more...)
-		for _, m := range c.VolumeMounts { // empty, whatever the image has there
+		for _, m := range c.VolumeMounts { // empty, without a copy of the image's files
 			args = append(args, "--mount", "type=volume,volume-nocopy,source="+volumes[m.Name]+",target="+m.MountPath)
 		}
 		if c.SecurityContext.Privileged {

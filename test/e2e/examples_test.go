@@ -25,12 +25,12 @@ const (
 	exampleDind = "registry.example/ci/cachalot-dind:29"
 )
 
-// example is what is done with a file of docs/examples.
+// example has the tests of a file in docs/examples.
 type example struct {
-	// reads holds it against what its system documents, and against what cachalot
-	// client prints.
+	// reads compares the file with its system's documentation and with the output of
+	// cachalot client.
 	reads func(t *testing.T, file string)
-	// runs does what its system would. Nil: another file's run does.
+	// runs does what the file's system does; nil if another file's run covers it.
 	runs func(t *testing.T, l *lab, file string)
 }
 
@@ -55,15 +55,15 @@ func examples() map[string]example {
 		"github-actions/arc-values.yml":   {readPod, runPod},
 		"woodpecker/pipeline.yml":         {readWoodpecker, runWoodpecker},
 		"drone/pipeline.yml":              {readDrone, runDrone},
-		"project/Dockerfile":              {}, // all pipelines build it
+		"project/Dockerfile":              {}, // built by all pipelines
 		"project/.dockerignore":           {},
 		"project/hello.sh":                {},
-		"project/hello_test.sh":           {}, // in the build, and in the image
-		"project/compose.yaml":            {}, // compose.gitlab-ci.yml
+		"project/hello_test.sh":           {}, // part of the build and of the image
+		"project/compose.yaml":            {}, // run by compose.gitlab-ci.yml
 	}
 }
 
-// TestExamples reads the examples as their systems do, and knows each.
+// TestExamples parses the examples as their systems do. Each file has an entry.
 func TestExamples(t *testing.T) {
 	t.Parallel()
 	root := filepath.Join(docs, "examples")
@@ -88,7 +88,7 @@ func TestExamples(t *testing.T) {
 	}
 }
 
-// decode reads a file of which the test must know all keys.
+// decode reads a file, and fails for keys that its type does not have.
 func decode[T any](t *testing.T, file string) (v T) {
 	t.Helper()
 	b, err := os.ReadFile(file)
@@ -105,7 +105,7 @@ func decode[T any](t *testing.T, file string) (v T) {
 	return v
 }
 
-// prints is what cachalot client says for the registries of the examples.
+// prints is the output of cachalot client for the examples' registries.
 func prints(t *testing.T, client string, more ...string) string {
 	t.Helper()
 	return must(t, nil, append([]string{
@@ -120,10 +120,10 @@ func matches(t *testing.T, what, got, want string) {
 	}
 }
 
-// variables are by name what a job or container gets.
+// variables are the variables of a job or container.
 type variables map[string]string
 
-// gitlabFile has the keys of https://docs.gitlab.com/ci/yaml/ that are used.
+// gitlabFile has the used keys of https://docs.gitlab.com/ci/yaml/.
 type gitlabFile struct {
 	Default   gitlabJob
 	Variables variables
@@ -140,7 +140,7 @@ type gitlabJob struct {
 	AfterScript  []string `yaml:"after_script"`
 }
 
-// gitlabImage is an image or a service; a name alone may stand for it.
+// gitlabImage is an image or a service. It may be a name only.
 type gitlabImage struct {
 	Name, Alias         string
 	Entrypoint, Command []string
@@ -151,7 +151,7 @@ func (i *gitlabImage) UnmarshalYAML(b []byte) error {
 	if yaml.Unmarshal(b, &i.Name) == nil {
 		return nil
 	}
-	type plain gitlabImage // without this method
+	type plain gitlabImage // a type without this method
 	return yaml.UnmarshalWithOptions(b, (*plain)(i), yaml.Strict())
 }
 
@@ -160,7 +160,7 @@ func readGitLab(t *testing.T, file string) {
 	gitlabJobOf(t, file)
 }
 
-// gitlabJobOf is a file's only job, with what it has by default.
+// gitlabJobOf returns a file's only job, with the defaults.
 func gitlabJobOf(t *testing.T, file string) gitlabJob {
 	t.Helper()
 	f := decode[gitlabFile](t, file)
@@ -210,8 +210,7 @@ func readKaniko(t *testing.T, file string) {
 	}
 }
 
-// workflow has the keys of GitHub's workflow syntax that are used. actionlint
-// knows all, and what they may be.
+// workflow has the used keys of GitHub's workflow syntax. actionlint checks all keys and values.
 type workflow struct {
 	Name        string
 	On          struct{ Push struct{ Branches []string } }
@@ -225,7 +224,7 @@ type workflow struct {
 	}
 }
 
-// step is what a job gives an action.
+// step returns the inputs of a job's action.
 func (w workflow) step(job, action string) variables {
 	for _, s := range w.Jobs[job].Steps {
 		if strings.HasPrefix(s.Uses, action+"@") {
@@ -242,7 +241,7 @@ func readWorkflow(t *testing.T, file string) {
 	matches(t, "buildkitd-config-inline", w.step("builder", "docker/setup-buildx-action")["buildkitd-config-inline"], prints(t, "buildkit"))
 }
 
-// woodpeckerPipeline has the keys of Woodpecker's workflow syntax that are used.
+// woodpeckerPipeline has the used keys of Woodpecker's workflow syntax.
 type woodpeckerPipeline struct {
 	When            []struct{ Event string }
 	Steps, Services []woodpeckerStep
@@ -255,7 +254,7 @@ type woodpeckerStep struct {
 	Volumes     []string
 	Commands    []string
 	Ports       []int
-	// Of the plugin: https://woodpecker-ci.org/plugins/docker-buildx.
+	// The plugin's settings: https://woodpecker-ci.org/plugins/docker-buildx.
 	Settings struct {
 		Registry, Repo, Tags, Username string
 		Password                       struct {
@@ -271,7 +270,7 @@ func readWoodpecker(t *testing.T, file string) {
 	matches(t, "buildkit_config", p.Steps[1].Settings.BuildkitConfig, prints(t, "buildkit"))
 }
 
-// dronePipeline has the keys of Drone's Docker pipelines that are used.
+// dronePipeline has the used keys of Drone's Docker pipelines.
 type dronePipeline struct {
 	Kind, Type, Name string
 	Steps, Services  []droneStep
@@ -292,7 +291,7 @@ type droneStep struct {
 	Environment variables
 	Volumes     []struct{ Name, Path string }
 	Commands    []string
-	// Of the plugin: https://plugins.drone.io/plugins/docker.
+	// The plugin's settings: https://plugins.drone.io/plugins/docker.
 	Settings struct {
 		Registry, Repo, Tags, Username, Mirror string
 		Password                               struct {
@@ -301,7 +300,7 @@ type droneStep struct {
 	}
 }
 
-// runnerConfig has the keys of GitLab Runner's config.toml that are used.
+// runnerConfig has the used keys of GitLab Runner's config.toml.
 type runnerConfig struct {
 	Concurrent int
 	Runners    []gitlabRunner
@@ -347,7 +346,7 @@ type runnerService struct {
 	Environment []string
 }
 
-// allowed is as GitLab Runner compares: the pattern with all of the name.
+// allowed matches as GitLab Runner does: the pattern against the whole name.
 func allowed(t *testing.T, patterns []string, name string) bool {
 	t.Helper()
 	return slices.ContainsFunc(patterns, func(pattern string) bool {
@@ -357,7 +356,7 @@ func allowed(t *testing.T, patterns []string, name string) bool {
 	})
 }
 
-// readRunners also holds the runners against the page, which says each in parts.
+// readRunners also compares the runners with the page, which shows each in parts.
 func readRunners(t *testing.T, file string) {
 	t.Helper()
 	c := decode[runnerConfig](t, file)
@@ -406,8 +405,8 @@ func readKubernetesRunner(t *testing.T, file string) {
 	}
 }
 
-// scaleSet has the values of the chart gha-runner-scale-set that are used, and
-// the keys of Kubernetes' PodSpec.
+// scaleSet has the used values of the chart gha-runner-scale-set, and the keys of
+// Kubernetes' PodSpec.
 type scaleSet struct {
 	GithubConfigURL    string `yaml:"githubConfigUrl"`
 	GithubConfigSecret string `yaml:"githubConfigSecret"`
@@ -465,7 +464,7 @@ func podOf(t *testing.T, file string) podSpec {
 	return s
 }
 
-// environment is how Kubernetes replaces $(NAME) by a variable before it.
+// environment replaces $(NAME) by an earlier variable, as Kubernetes does.
 func (c podContainer) environment() (variables, func(string) string) {
 	all := variables{}
 	for _, v := range c.Env {
@@ -486,7 +485,7 @@ func (v runnerService) image() gitlabImage {
 	return gitlabImage{Name: v.Name, Alias: v.Alias, Command: v.Command, Variables: pairs(v.Environment)}
 }
 
-// pairs are variables written NAME=VALUE.
+// pairs parses variables of the form NAME=VALUE.
 func pairs(list []string) variables {
 	v := variables{}
 	for _, pair := range list {
@@ -496,7 +495,7 @@ func pairs(list []string) variables {
 	return v
 }
 
-// expanded has references to other variables replaced, as GitLab does.
+// expanded replaces references to other variables, as GitLab does.
 func (v variables) expanded() variables {
 	all := variables{}
 	for name, value := range v {

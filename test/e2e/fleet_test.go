@@ -9,8 +9,7 @@ import (
 	"testing"
 )
 
-// TestFleet: every client at once pulls a Debian that no mirror has seen. The
-// upstream sends it once.
+// TestFleet: all clients pull a new Debian image at the same time. The upstream sends it once.
 func TestFleet(t *testing.T) {
 	t.Parallel()
 	up := hub(t)
@@ -36,7 +35,7 @@ func TestFleet(t *testing.T) {
 	want := wire{Tokens: 1, Refused: 1, Heads: 1, Manifests: 2, Blobs: len(r.Blobs()), Bytes: r.Size()}
 	want = want.plus(attested(r))                                                                      // by dockerd 29
 	want = want.plus(wire{Manifests: 1, Blobs: 1, Bytes: r.other.Manifest.Size + r.other.Config.Size}) // by containerd
-	want.Blobs = max(want.Blobs, got.Blobs)                                                            // a long layer comes in parts; the bytes say that none comes twice
+	want.Blobs = max(want.Blobs, got.Blobs)                                                            // a long layer comes in several requests; the bytes show that none is sent twice
 	if got != want {
 		t.Errorf("the upstream's wire: %+v, want %+v", got, want)
 		report(t, requests)

@@ -10,20 +10,20 @@ import (
 	"testing"
 )
 
-// host is a machine of its own: a network namespace that reaches nothing but an
-// [internet], and in it a dockerd 29 with bridges and a firewall.
+// host is a separate machine: a network namespace that reaches only an [internet], with a
+// dockerd 29 that has bridges and a firewall.
 type host struct {
 	*engine
 	world   *internet
 	address netip.Addr
 }
 
-// newHost starts one. There is one at a time: its addresses are always the same.
+// newHost starts the host. There is only one at a time, because its addresses are fixed.
 func newHost(t *testing.T) *host {
 	t.Helper()
 	const (
 		namespace   = "cachalot-e2e"
-		here, there = "cachalot-e2e0", "cachalot-e2e1" // the ends of its line
+		here, there = "cachalot-e2e0", "cachalot-e2e1" // the ends of its link
 	)
 	world, address := netip.MustParseAddr("10.87.0.1"), netip.MustParseAddr("10.87.0.2")
 	must(t, nil, "ip", "netns", "add", namespace)

@@ -20,12 +20,12 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// payloadSize is that of the big layer: it does not compress.
+// payloadSize is the size of the big layer, which does not compress.
 const payloadSize = 20 << 20
 
 const passwd = "root:x:0:0:root:/:/bin/busybox"
 
-// mediaTypes are those of OCI or of Docker.
+// mediaTypes are the media types of OCI or Docker.
 type mediaTypes struct{ index, manifest, config, layer string }
 
 func ociTypes() mediaTypes {
@@ -43,13 +43,13 @@ func dockerTypes() mediaTypes {
 	}
 }
 
-// layer is a compressed layer, and the digest it has uncompressed.
+// layer is a compressed layer and its uncompressed digest.
 type layer struct {
 	upstreamtest.Content
 	diffID digest.Digest
 }
 
-// file is one of a layer.
+// file is a file of a layer.
 type file struct {
 	name string
 	mode int64
@@ -85,18 +85,18 @@ func compress(t *testing.T, mediaType string, archive []byte) layer {
 	return layer{upstreamtest.NewContent(mediaType, b.Bytes()), digest.FromBytes(archive)}
 }
 
-// release is an image as buildx pushes it, and Docker Hub has it: an index of
-// two platforms, of which this machine is one, and of an attestation.
+// release is an image as buildx pushes it to Docker Hub: an index of two platforms, one of
+// them this machine's, and an attestation.
 type release struct {
 	upstreamtest.Image                    // for this machine
-	other              upstreamtest.Image // for another platform, which nobody here pulls
+	other              upstreamtest.Image // for another platform; clients here do not pull it
 	attestation        upstreamtest.Image // of Image; dockerd 29 pulls it too
-	version            string             // what the file /version says
+	version            string             // the content of /version
 	payload            digest.Digest      // of the file /payload
 }
 
-// newRelease is an image of four layers, the last of which has the file
-// /version. All versions share the others.
+// newRelease is an image of four layers. The last one has the file /version; all versions
+// share the others.
 func newRelease(t *testing.T, types mediaTypes, version string) release {
 	t.Helper()
 	payload := upstreamtest.Random(1, payloadSize)
@@ -110,9 +110,8 @@ func newRelease(t *testing.T, types mediaTypes, version string) release {
 	return r
 }
 
-// otherRelease is an image of two layers, and shares none with those of
-// newRelease: what is in the cache for one registry would not be sent again for
-// another.
+// otherRelease is an image of two layers. It shares none with newRelease, because content
+// that one registry sent would not be fetched from another.
 func otherRelease(t *testing.T, types mediaTypes, version string) release {
 	t.Helper()
 	payload := upstreamtest.Random(2, payloadSize/4)
@@ -131,7 +130,7 @@ func busybox(t *testing.T) file {
 	return file{"bin/busybox", 0o755, b}
 }
 
-// assemble makes a release of layers.
+// assemble makes a release from layers.
 func assemble(t *testing.T, types mediaTypes, layers ...layer) release {
 	t.Helper()
 	here, there := ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}, ocispec.Platform{OS: "linux", Architecture: "s390x"}
@@ -158,7 +157,7 @@ func assemble(t *testing.T, types mediaTypes, layers ...layer) release {
 	return r
 }
 
-// listed is an image as an index lists it.
+// listed is an image's descriptor in an index.
 func listed(img upstreamtest.Image, p ocispec.Platform, annotations map[string]string) ocispec.Descriptor {
 	d := img.Manifest.Descriptor
 	d.Platform, d.Annotations = &p, annotations
@@ -191,7 +190,7 @@ func document(t *testing.T, mediaType string, v any) upstreamtest.Content {
 	return upstreamtest.NewContent(mediaType, b)
 }
 
-// publish pushes all of it and points the tag at its index.
+// publish pushes the release and sets the tag to its index.
 func (r release) publish(up *distributiontest.Registry, repo, tag string) {
 	for _, img := range []upstreamtest.Image{r.other, r.attestation} {
 		up.PushBlob(repo, img.Blobs()...)
@@ -200,7 +199,7 @@ func (r release) publish(up *distributiontest.Registry, repo, tag string) {
 	up.PushImage(repo, tag, r.Image)
 }
 
-// add is publish for the scriptable registry.
+// add adds the release to the scriptable registry.
 func (r release) add(up *upstreamtest.Registry, repo, tag string) {
 	for _, img := range []upstreamtest.Image{r.other, r.attestation} {
 		up.AddBlob(repo, img.Blobs()...)

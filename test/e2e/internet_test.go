@@ -32,32 +32,32 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// Names of the world, all of them at one address.
+// Public names, all at one address.
 const (
 	hubName     = "registry-1.docker.io"
 	hubTokens   = "auth.docker.io"
 	hubCDN      = "production.cloudflare.docker.com"
 	quayName    = "quay.io"
-	privateName = "registry.example" // the CI's own: it is pushed to, with a login
-	mirrorName  = "cachalot.example" // TLS before the mirror, which is below mirrorPath too
+	privateName = "registry.example" // the CI's own registry; a push needs a login
+	mirrorName  = "cachalot.example" // TLS in front of the mirror, also at mirrorPath
 	mirrorPath  = "/mirrors/cachalot"
 )
 
-// internet is all that a [host] reaches: registries under the names they have in
-// the world, by TLS, and who tells where these are.
+// internet is all that a [host] reaches: registries with their public names and TLS, and a
+// name server.
 type internet struct {
 	address   netip.Addr
-	hub, quay *distributiontest.Registry // both give tokens to everybody
+	hub, quay *distributiontest.Registry // both give tokens without a login
 	private   *distributiontest.Registry // asks for a password
-	public    *authority                 // of the registries' certificates
-	own       *authority                 // of the mirror's
+	public    *authority                 // for the registries' certificates
+	own       *authority                 // for the mirror's certificate
 	proxy     *connects                  // at port 3128
-	line      *rate.Limiter              // bytes per second that all of it sends
+	line      *rate.Limiter              // bytes per second for all connections
 	transport *http.Transport
 }
 
-// connectInternet serves at an address of this machine until the test ends.
-// mirror is where what is for mirrorName goes.
+// connectInternet serves at an address of this machine until the test ends. mirror is the
+// backend of mirrorName.
 func connectInternet(t *testing.T, address netip.Addr, mirror string) *internet {
 	t.Helper()
 	n := &internet{
@@ -108,13 +108,13 @@ func connectInternet(t *testing.T, address netip.Addr, mirror string) *internet 
 	return n
 }
 
-// to passes requests on.
+// to is a proxy to target.
 func (n *internet) to(t *testing.T, target string) http.Handler {
 	t.Helper()
 	u, err := url.Parse(target)
 	check(t, err)
 	return &httputil.ReverseProxy{
-		Transport: n.transport, FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0), // clients leave
+		Transport: n.transport, FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0), // clients may leave
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(u)
 			r.SetXForwarded()
@@ -138,12 +138,12 @@ func (n *internet) serve(t *testing.T, port string, secure *tls.Config, handler 
 		_ = server.Serve(l) // ends with ErrServerClosed
 	}()
 	t.Cleanup(func() {
-		_ = server.Close() // breaks connections, which is what is wanted
+		_ = server.Close() // breaks open connections
 		<-served
 	})
 }
 
-// slowListener's connections share a line.
+// slowListener limits the rate of all its connections together.
 type slowListener struct {
 	net.Listener
 	line *rate.Limiter
@@ -177,7 +177,7 @@ func (c slowConn) Write(p []byte) (int, error) {
 	return written, nil
 }
 
-// serveNames answers for names, and that there are no others.
+// serveNames resolves these names, and no others.
 func (n *internet) serveNames(t *testing.T, names []string) {
 	t.Helper()
 	conn, err := new(net.ListenConfig).ListenPacket(t.Context(), "udp", net.JoinHostPort(n.address.String(), "53"))
@@ -192,7 +192,7 @@ func (n *internet) serveNames(t *testing.T, names []string) {
 				return // closed
 			}
 			if answer := n.resolve(b[:size], names); answer != nil {
-				_, _ = conn.WriteTo(answer, from) // they ask again
+				_, _ = conn.WriteTo(answer, from) // clients retry
 			}
 		}
 	}()
@@ -202,7 +202,7 @@ func (n *internet) serveNames(t *testing.T, names []string) {
 	})
 }
 
-// resolve answers one question; nil: it is none.
+// resolve builds the response to a DNS query; nil for an invalid query.
 func (n *internet) resolve(message []byte, names []string) []byte {
 	var question dnsmessage.Message
 	if err := question.Unpack(message); err != nil || len(question.Questions) != 1 {

@@ -15,8 +15,8 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/distributiontest"
 )
 
-// TestMain sees to it that no daemon has left an interface, and no test a
-// goroutine. What is left mounted fails the test that finds it in its folder.
+// TestMain checks that the daemons left no network interface and the tests no goroutine. A
+// leftover mount fails the test that finds it in its folder.
 func TestMain(m *testing.M) {
 	before := interfaces()
 	code := m.Run()

@@ -21,28 +21,27 @@ import (
 	"time"
 )
 
-// mirror is a cachalot process and its cache, which outlives the process.
+// mirror is a cachalot process and its cache. The cache survives a restart.
 type mirror struct {
 	*process
 	dir       string
-	upstreams map[string]string // YAML by the registry's name
+	upstreams map[string]string // YAML by registry name
 	listen    string            // host:port; the first start finds a free one
 	admin     string
-	timeouts  string // YAML: towards upstreams; "": the defaults
-	// negativeFor is how long it remembers what there is not; 0: the default.
+	timeouts  string // YAML: upstream timeouts; "": the defaults
+	// negativeFor is negative_for; 0: the default.
 	negativeFor time.Duration
-	front       string // URL of what stands before it, or ""
-	tls         string // YAML: its certificate; "": it speaks plain HTTP
-	ca          string // file with the CA of that
+	front       string // URL of a server in front of it, or ""
+	tls         string // YAML: its certificate; "": plain HTTP
+	ca          string // file with the certificate's CA
 
-	// What clients are given besides.
+	// Further settings of the clients.
 	login      string            // folder of a config.json with credentials, or ""
-	fallback   string            // host:port to ask where the mirror fails; "": the registry itself
-	registries map[string]string // those to mirror one by one, and what the mirror calls them; nil: what it has
+	fallback   string            // host:port of the clients' fallback; "": the registry itself
+	registries map[string]string // the mirrored registries, and their names in the mirror; nil: those of the configuration
 }
 
-// newMirror starts a cachalot with an empty cache that serves tags unchecked for
-// freshFor.
+// newMirror starts a cachalot with an empty cache and this fresh_for.
 func newMirror(t *testing.T, freshFor time.Duration, upstreams map[string]string) *mirror {
 	t.Helper()
 	m := &mirror{upstreams: upstreams}
@@ -56,12 +55,12 @@ func (m *mirror) open(t *testing.T, freshFor time.Duration) {
 	m.dir, m.listen, m.admin = t.TempDir(), "127.0.0.1:0", "127.0.0.1:0"
 	m.configure(t, freshFor)
 	m.start(t)
-	m.configure(t, freshFor) // with the addresses it has got
+	m.configure(t, freshFor) // with the ports of the first start
 }
 
 func (m *mirror) file() string { return filepath.Join(m.dir, "config.yml") }
 
-// url is where clients find it, and host the same without a scheme.
+// url is the mirror's URL for clients. host is the same without the scheme.
 func (m *mirror) url() string { return cmp.Or(m.front, m.scheme()+m.listen) }
 
 func (m *mirror) scheme() string {
@@ -76,10 +75,10 @@ func (m *mirror) host() string {
 	return host
 }
 
-// below is an image's name for who knows no mirrors: below the mirror's own.
+// below is an image's name for clients without mirror support: it starts with the mirror's host.
 func (m *mirror) below(image string) string { return m.host() + "/" + image }
 
-// configuration is what "cachalot client" prints of one file.
+// configuration is the output of "cachalot client" for one file.
 func (m *mirror) configuration(t *testing.T, client, path string, more ...string) []byte {
 	t.Helper()
 	args := []string{installed(t, "cachalot"), "client", client, "--config", m.file(), "--file", path, "--mirror", m.url()}
@@ -89,8 +88,7 @@ func (m *mirror) configuration(t *testing.T, client, path string, more ...string
 	return []byte(must(t, nil, append(args, more...)...) + "\n")
 }
 
-// eachConfiguration is configuration for a client that has an entry for each
-// registry.
+// eachConfiguration is configuration for a client with an entry per registry.
 func (m *mirror) eachConfiguration(t *testing.T, client, path string) string {
 	t.Helper()
 	var list []string
@@ -102,7 +100,7 @@ func (m *mirror) eachConfiguration(t *testing.T, client, path string) string {
 	return strings.NewReplacer(rename...).Replace(string(m.configuration(t, client, path, list...)))
 }
 
-// environment is what makes clients log in.
+// environment has the variables that give clients their credentials.
 func (m *mirror) environment() []string {
 	if m.login == "" {
 		return nil
@@ -126,14 +124,14 @@ func (m *mirror) configure(t *testing.T, freshFor time.Duration) {
 	}
 }
 
-// start starts the process, at the addresses it had before if it ran before.
+// start starts the process, after the first time at the same addresses.
 func (m *mirror) start(t *testing.T) {
 	t.Helper()
 	m.process = start(t, "cachalot", nil, installed(t, "cachalot"), "serve", "--config", m.file())
 	m.await(t, m.said)
 }
 
-// await reads from its log where the process listens, and waits until it is ready.
+// await reads the addresses from the log, and waits until the process is ready.
 func (m *mirror) await(t *testing.T, log func() string) {
 	t.Helper()
 	line := regexp.MustCompile(`registry_mirror=` + m.scheme() + `(\S+) admin=http://(\S+)`)
@@ -150,7 +148,7 @@ func (m *mirror) await(t *testing.T, log func() string) {
 	})
 }
 
-// reload gives the running process another fresh_for.
+// reload reloads the running process with another fresh_for.
 func (m *mirror) reload(t *testing.T, freshFor time.Duration) {
 	t.Helper()
 	const line = `msg="configuration reloaded"`
@@ -165,10 +163,10 @@ func (m *mirror) reload(t *testing.T, freshFor time.Duration) {
 	})
 }
 
-// figures are samples of /metrics by their names and labels, as they are written.
+// figures are the samples of /metrics, by name and labels as written there.
 type figures map[string]float64
 
-// since is how much they went up.
+// since returns the differences.
 func (f figures) since(before figures) figures {
 	d := figures{}
 	for name, v := range f {
@@ -177,7 +175,7 @@ func (f figures) since(before figures) figures {
 	return d
 }
 
-// metrics reads what the process has counted.
+// metrics reads the process' metrics.
 func (m *mirror) metrics(t *testing.T) figures {
 	t.Helper()
 	status, body := get(t, "http://"+m.admin+"/metrics")
@@ -199,7 +197,7 @@ func (m *mirror) metrics(t *testing.T) figures {
 	return f
 }
 
-// sum adds up the samples of a metric, by the value of one of its labels.
+// sum adds up a metric's samples, by the value of one label.
 func (f figures) sum(metric, label string) map[string]int64 {
 	sums := map[string]int64{}
 	for name, v := range f {

@@ -18,12 +18,12 @@ import (
 )
 
 const (
-	patience = time.Minute      // for what takes a moment on a free machine
-	grace    = 20 * time.Second // for a process to end by itself
-	tailSize = 12 << 10         // bytes of a log shown when a test fails
+	patience = time.Minute      // for an action that is quick on an idle machine
+	grace    = 20 * time.Second // for a process to end after a signal
+	tailSize = 12 << 10         // bytes of a log that a failed test shows
 )
 
-// installed is the path of what the script run has put in place.
+// installed is the path of a program that the script run installs.
 func installed(t *testing.T, name string) string {
 	t.Helper()
 	path := filepath.Join(os.Getenv("CACHALOT_E2E_DIR"), name)
@@ -33,7 +33,7 @@ func installed(t *testing.T, name string) string {
 	return path
 }
 
-// process runs beside the test and ends with it.
+// process is a process that ends with the test.
 type process struct {
 	name string
 	log  string // file of its output
@@ -41,7 +41,7 @@ type process struct {
 	done chan struct{} // closed when it has ended
 }
 
-// start starts a process. Its output is shown if the test fails.
+// start starts a process. A failed test shows its output.
 func start(t *testing.T, name string, env []string, argv ...string) *process {
 	t.Helper()
 	p := &process{name: name, log: filepath.Join(t.TempDir(), "log"), done: make(chan struct{})}
@@ -50,18 +50,18 @@ func start(t *testing.T, name string, env []string, argv ...string) *process {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	// Not the test's context, which ends before its cleanups: these end it in order.
+	// Not the test's context: it ends before the cleanups, which stop the processes in order.
 	p.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), argv[0], argv[1:]...)
 	p.cmd.Env = append(os.Environ(), env...)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
-	// If this process is killed, its children must not stay.
+	// If this process is killed, its children end too.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	if err := p.cmd.Start(); err != nil {
 		t.Fatalf("start %s: %v", name, err)
 	}
 	go func() {
 		defer close(p.done)
-		_ = p.cmd.Wait() // how it ended is in its log
+		_ = p.cmd.Wait() // the log has the reason
 	}()
 	t.Cleanup(func() {
 		p.stop(t)
@@ -72,7 +72,7 @@ func start(t *testing.T, name string, env []string, argv ...string) *process {
 	return p
 }
 
-// stop asks the process to end, and kills its group if it does not.
+// stop sends SIGTERM, and kills the process group if that does not end it.
 func (p *process) stop(t *testing.T) {
 	t.Helper()
 	p.signal(syscall.SIGTERM)
@@ -80,23 +80,23 @@ func (p *process) stop(t *testing.T) {
 	case <-p.done:
 	case <-time.After(grace):
 		t.Errorf("%s did not end within %v of SIGTERM", p.name, grace)
-		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) // it may have ended just now
+		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) // it may have ended
 		<-p.done
 	}
 }
 
-// kill ends it as a crash would.
+// kill kills the process, as a crash does.
 func (p *process) kill() {
 	p.signal(syscall.SIGKILL)
 	<-p.done
 }
 
 func (p *process) signal(s syscall.Signal) {
-	_ = p.cmd.Process.Signal(s) // it may have ended already
+	_ = p.cmd.Process.Signal(s) // it may have ended
 }
 
-// until waits for ready to return nil, while the process lives. What takes long is
-// asked less often: commands such as docker's would keep a processor busy.
+// until waits for ready to return nil, while the process lives. A slow ready is called less
+// often, to save CPU time.
 func (p *process) until(t *testing.T, what string, ready func() error) {
 	t.Helper()
 	limit := time.After(patience)
@@ -116,7 +116,7 @@ func (p *process) until(t *testing.T, what string, ready func() error) {
 	}
 }
 
-// said is what the process has written so far.
+// said is the process' output so far.
 func (p *process) said() string {
 	b, err := os.ReadFile(p.log)
 	if err != nil {
@@ -125,7 +125,7 @@ func (p *process) said() string {
 	return string(b)
 }
 
-// tail is the end of a long text.
+// tail returns the end of a long text.
 func tail(s string) string {
 	if len(s) <= tailSize {
 		return s
@@ -134,7 +134,7 @@ func tail(s string) string {
 	return s
 }
 
-// try runs a command to its end and returns what it said on stdout.
+// try runs a command to its end and returns its stdout.
 func try(t *testing.T, env []string, argv ...string) (string, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 5*patience) // cleanups run commands too
@@ -152,7 +152,7 @@ func try(t *testing.T, env []string, argv ...string) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// must is try where failure ends the test.
+// must is try, and ends the test on failure.
 func must(t *testing.T, env []string, argv ...string) string {
 	t.Helper()
 	out, err := try(t, env, argv...)
@@ -162,8 +162,8 @@ func must(t *testing.T, env []string, argv ...string) string {
 	return out
 }
 
-// leave waits for the processes that still work below dir, such as podman's
-// clean-up of a container that has ended, and unmounts what they leave there.
+// leave waits for processes that still use dir, such as podman's cleanup of a container,
+// and unmounts what they leave.
 func leave(t *testing.T, dir string) {
 	t.Helper()
 	limit := time.After(grace)
@@ -182,21 +182,21 @@ func leave(t *testing.T, dir string) {
 		}
 		for pid := range left {
 			if late {
-				_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended just now
+				_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended
 			}
 		}
 	}
 	b, err := os.ReadFile("/proc/self/mounts")
 	check(t, err)
 	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
-	for _, line := range slices.Backward(lines) { // the newest first
+	for _, line := range slices.Backward(lines) { // newest first
 		if f := strings.Fields(line); strings.HasPrefix(f[1], dir+"/") {
 			check(t, syscall.Unmount(f[1], syscall.MNT_DETACH))
 		}
 	}
 }
 
-// workingIn returns the processes whose command lines name dir.
+// workingIn returns the processes with dir in their command lines.
 func workingIn(t *testing.T, dir string) map[int]string {
 	t.Helper()
 	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -205,7 +205,7 @@ func workingIn(t *testing.T, dir string) map[int]string {
 	for _, f := range files {
 		b, err := os.ReadFile(f)
 		if err != nil || !strings.Contains(string(b), dir+"/") {
-			continue // another's, or it has just ended
+			continue // another user's process, or it has ended
 		}
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(f)))
 		check(t, err)

@@ -10,16 +10,16 @@ import (
 )
 
 const (
-	// Neither Docker Hub nor quay.io has these repositories: what comes of a pull
-	// came through the mirror.
+	// Docker Hub and quay.io do not have these repositories: a pull that succeeds came
+	// through the mirror.
 	repository     = "library/cachalot-e2e"
 	quayRepository = "cachalot-e2e/app"
 	image          = "docker.io/" + repository + ":latest"
 
-	user, password = "robot", "canary" // where one is asked for
+	user, password = "robot", "canary" // if a registry needs them
 )
 
-// source is a registry that has one image, which is released twice.
+// source is a registry with one image that has two releases.
 type source struct {
 	*distributiontest.Registry
 	distributiontest.Options
@@ -27,10 +27,10 @@ type source struct {
 	one, two   release
 }
 
-// image is its name, for clients.
+// image is the image's name for clients.
 func (s source) image() string { return s.name + "/" + s.repo + ":latest" }
 
-// settings are those of the mirror for it.
+// settings are the mirror's settings for the registry.
 func (s source) settings() string {
 	if s.Username == "" {
 		return "{url: " + s.URL + "}"
@@ -38,8 +38,8 @@ func (s source) settings() string {
 	return "{url: " + s.URL + ", username: " + s.Username + ", password: " + s.Password + "}"
 }
 
-// sources are two registries that share nothing: one gives tokens to everybody
-// and keeps its blobs at a CDN, the other asks for a password.
+// sources are two registries that share nothing. One gives tokens without a login and has a
+// CDN, the other needs a password.
 func sources(t *testing.T, types mediaTypes) []source {
 	t.Helper()
 	list := []source{{
@@ -57,7 +57,7 @@ func sources(t *testing.T, types mediaTypes) []source {
 	return list
 }
 
-// upstreams are the sources as a mirror is configured with them.
+// upstreams are the sources as a mirror's configuration.
 func upstreams(list []source) map[string]string {
 	settings := map[string]string{}
 	for _, s := range list {
@@ -66,14 +66,13 @@ func upstreams(list []source) map[string]string {
 	return settings
 }
 
-// publish pushes a release where clients look for it.
+// publish pushes a release to the tag that clients pull.
 func (s source) publish(r release) {
 	r.publish(s.Registry, s.repo, "latest")
 	s.Forget()
 }
 
-// met is what it costs to meet the registry, or to meet it again after the
-// mirror has forgotten its tokens.
+// met is the cost of the first contact with the registry, or of the first after a reload.
 func (s source) met() wire {
 	if s.Auth == upstreamtest.Bearer {
 		return wire{Tokens: 1, Refused: 1}
@@ -81,7 +80,7 @@ func (s source) met() wire {
 	return wire{Refused: 1}
 }
 
-// behind moves a cost to the CDN, if there is one.
+// behind adds the redirects to the CDN, if there is one.
 func (s source) behind(w wire) wire {
 	if s.CDN {
 		w.Redirected = w.Blobs

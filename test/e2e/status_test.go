@@ -18,49 +18,48 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// manners are how a client takes what goes wrong.
+// manners describe how a client handles failures.
 type manners struct {
 	types mediaTypes
 	open  func(*testing.T, *mirror) client
-	// registry is what the client must call one, as a part of an image's name.
+	// registry is the registry's part of the image's name for the client.
 	registry func(trouble) string
-	falls    map[kind]bool // in which it asks elsewhere
-	// hubOnly: it asks elsewhere only for what is not in the mirror's own name.
+	falls    map[kind]bool // kinds of trouble in which it uses the fallback
+	// hubOnly: it uses the fallback only for Docker Hub, not for names that start with the mirror.
 	hubOnly bool
-	// resumes: it takes what it has got of a blob for good, and asks elsewhere for
-	// the rest alone. With wrong bytes that makes no right ones.
+	// resumes: it keeps the received part of a blob, and fetches only the rest from the
+	// fallback. If that part is wrong, the blob is wrong.
 	resumes bool
 	limit
-	slow map[string]limit // where another one holds
-	// volunteers: it sends a credential that it has for the mirror's host unasked.
+	slow map[string]limit // other limits for some troubles
+	// volunteers: it sends its credential for the mirror's host without a challenge.
 	volunteers bool
 }
 
-// limit is what one pull may cost.
+// limit is the maximum cost of one pull.
 type limit struct {
 	asks  int // requests to the mirror
-	again int // for one manifest or blob, its ranges included
-	// Duration is how much longer than those that are served, pulled at the same
-	// time: what clients and daemons do beside each other is a matter of the machine.
+	again int // for one manifest or blob, with its ranges
+	// Duration is the maximum time beyond the pulls that are served at the same time, so
+	// that the machine's speed does not matter.
 	time.Duration
 }
 
-// servedWithin is what a pull that is served may take.
+// servedWithin is the maximum time of a pull that is served.
 const servedWithin = 5 * time.Minute
 
-// TestStatus: whatever goes wrong upstream, what the mirror answers makes no
-// client hang, ask again and again, fail where it could ask elsewhere, or show
-// its credentials. Elsewhere is a real registry: what containerd and dockerd 29
-// have as server in hosts.toml, podman and its kin as location, and dockerd 20.10
-// and buildkitd, whose registries cannot be reached from here, as a second mirror.
+// TestStatus: upstream failures must not make a client hang, retry without end, fail if it
+// has a fallback, or show its credentials. The fallback is a real registry: the server in
+// hosts.toml for containerd and dockerd 29, the location for podman and the like, and a
+// second mirror for dockerd 20.10 and buildkitd, whose registries are unreachable here.
 func TestStatus(t *testing.T) {
 	t.Parallel()
 	everything := map[kind]bool{noManifest: true, noBlob: true}
 	manifests := map[kind]bool{noManifest: true}
 	const minute = time.Minute
 	for name, with := range map[string]manners{
-		// The classic pull path retries a blob for 75 s, 5 s longer each time and with
-		// two requests, before it asks elsewhere; and the mirror tries itself before.
+		// The classic pull path retries a blob for 75 s, 5 s longer each time and with two
+		// requests, before it uses the fallback. The mirror also retries first.
 		"docker20": {
 			types: dockerTypes(), open: opened(dockerWithJSON), registry: below, falls: everything, hubOnly: true, limit: limit{10, 5, minute},
 			slow: map[string]limit{"blob-fails": {17, 12, 150 * time.Second}, "blob-wrong": {16, 10, 150 * time.Second}, "blob-cut": {16, 10, 150 * time.Second}},
@@ -82,8 +81,8 @@ func TestStatus(t *testing.T) {
 	}
 }
 
-// A name that is no registry's: clients check what they are given, each in its
-// own way. Where only the configuration can hold a bad one, newOrdeal sees to it.
+// An invalid registry name. Clients check names in different ways. If only the
+// configuration can have an invalid one, newOrdeal writes it there.
 const noRegistry = "bad_name.example"
 
 func withUnderscore(c trouble) string {
@@ -100,8 +99,8 @@ func withPort(c trouble) string {
 	return c.registry()
 }
 
-// below is for dockerd 20.10, which mirrors Docker Hub alone: there the mirror
-// takes an alias at the beginning of a name for the registry.
+// below is for dockerd 20.10, which mirrors only Docker Hub. An alias at the start of the
+// name selects the registry in the mirror.
 func below(c trouble) string {
 	if c.cause == nil {
 		return withUnderscore(c)
@@ -109,7 +108,7 @@ func below(c trouble) string {
 	return "docker.io/" + c.name
 }
 
-// ordeal is all troubles, for one client.
+// ordeal runs all troubles for one client.
 type ordeal struct {
 	manners
 	troubles  []trouble
@@ -135,7 +134,7 @@ func newOrdeal(t *testing.T, with manners) *ordeal {
 	for _, c := range o.troubles {
 		o.mirror.registries[c.registry()] = withUnderscore(c)
 		c.publish(o.elsewhere, c.repo(), "latest")
-		c.publish(o.elsewhere, c.name+"/"+c.repo(), "latest") // as dockerd 20.10 asks
+		c.publish(o.elsewhere, c.name+"/"+c.repo(), "latest") // the name that dockerd 20.10 requests
 		if c.cause == nil {
 			continue
 		}
@@ -156,7 +155,7 @@ func newOrdeal(t *testing.T, with manners) *ordeal {
 
 func (o *ordeal) image(c trouble) string { return o.registry(c) + "/" + c.repo() + ":latest" }
 
-// run pulls all images at once, for some take their time.
+// run pulls all images at the same time, because some are slow.
 func (o *ordeal) run(t *testing.T) {
 	t.Helper()
 	errs, took := make([]error, len(o.troubles)), make([]time.Duration, len(o.troubles))
@@ -209,8 +208,7 @@ func (o *ordeal) run(t *testing.T) {
 	}
 }
 
-// judge compares how a pull went with how it may go. It took so much longer than those
-// that are served.
+// judge compares a pull with its limits. longer is its time beyond that of the served pulls.
 func (o *ordeal) judge(t *testing.T, c trouble, err error, longer time.Duration) {
 	t.Helper()
 	list := o.tap.heard("/" + c.repo() + "/")
@@ -238,7 +236,7 @@ func (o *ordeal) judge(t *testing.T, c trouble, err error, longer time.Duration)
 			t.Errorf("%s: %d answers with status %d", c.name, statuses[status], status)
 		}
 	}
-	// Whether it has got any of the wrong bytes before it asks elsewhere is chance.
+	// It is random whether the client receives wrong bytes before it uses the fallback.
 	if want := o.succeeds(c); want != (err == nil) && (!o.resumes || c.name != "blob-wrong") {
 		t.Errorf("%s: whether the pull should end well: %t; it ended so: %v", c.name, want, err)
 	}
@@ -252,7 +250,7 @@ func (o *ordeal) judge(t *testing.T, c trouble, err error, longer time.Duration)
 	}
 }
 
-// succeeds reports whether the client must get the image in this trouble.
+// succeeds reports whether the client must get the image.
 func (o *ordeal) succeeds(c trouble) bool {
 	switch {
 	case c.kind == served:
@@ -263,8 +261,7 @@ func (o *ordeal) succeeds(c trouble) bool {
 	return o.falls[c.kind]
 }
 
-// login makes a folder with the config.json of a user who has logged in to
-// registries and to Docker Hub.
+// login makes a folder with a config.json that has credentials for registries and Docker Hub.
 func login(t *testing.T, registries []string) (folder string) {
 	t.Helper()
 	type auth struct {

@@ -15,9 +15,9 @@ import (
 	"testing"
 )
 
-// tap stands between clients and a mirror, and notes what crosses.
+// tap is a proxy between clients and a mirror that records requests.
 type tap struct {
-	mu  sync.Mutex // guards log, and what it points to
+	mu  sync.Mutex // guards log and its elements
 	log []*asked
 }
 
@@ -26,15 +26,15 @@ type asked struct {
 	method, path, query string
 	span                string // its Range
 	credential          bool
-	status              int // of the answer; 0: none has begun
+	status              int // of the response; 0: no response yet
 }
 
-// wiretap puts a tap before the mirror, from now on at the URL that clients get.
+// wiretap puts a tap in front of the mirror. Clients use its URL from now on.
 func wiretap(t *testing.T, m *mirror) *tap {
 	t.Helper()
 	w := &tap{}
 	front := httptest.NewUnstartedServer(w.handler(t, m))
-	front.Config.ErrorLog = log.New(io.Discard, "", 0) // clients leave, and try TLS first
+	front.Config.ErrorLog = log.New(io.Discard, "", 0) // clients leave, and some try TLS first
 	front.Start()
 	t.Cleanup(front.Close)
 	m.front = front.URL
@@ -63,7 +63,7 @@ func (w *tap) handler(t *testing.T, m *mirror) http.Handler {
 	})
 }
 
-// tapped notes the status of an answer.
+// tapped records the status of a response.
 type tapped struct {
 	http.ResponseWriter
 	tap   *tap
@@ -79,8 +79,7 @@ func (w *tapped) WriteHeader(status int) {
 
 func (w *tapped) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// heard are the requests so far that name something in their path or query;
-// "": all of them.
+// heard returns the requests so far with this text in the path or query; "": all.
 func (w *tap) heard(name string) []asked {
 	w.mu.Lock()
 	defer w.mu.Unlock()

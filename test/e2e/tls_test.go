@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// TestTLS: a mirror that speaks TLS, with a CA of its own, which only what the
-// command printed names.
+// TestTLS: a mirror with TLS and its own CA. Clients know the CA only from the printed
+// configuration.
 func TestTLS(t *testing.T) {
 	t.Parallel()
 	for name, with := range map[string]func(*testing.T, *mirror) client{
@@ -36,11 +36,10 @@ func TestTLS(t *testing.T) {
 	}
 }
 
-// certify gives the mirror, before it starts, a certificate for 127.0.0.1 that
-// signs itself.
+// certify gives the mirror a self-signed certificate for 127.0.0.1 before it starts.
 func (m *mirror) certify(t *testing.T) {
 	t.Helper()
-	server := httptest.NewTLSServer(http.NotFoundHandler()) // whose pair it is
+	server := httptest.NewTLSServer(http.NotFoundHandler()) // the source of the key pair
 	defer server.Close()
 	key, err := x509.MarshalPKCS8PrivateKey(server.TLS.Certificates[0].PrivateKey)
 	check(t, err)

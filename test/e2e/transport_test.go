@@ -19,7 +19,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// transport is go-containerregistry in this process. It knows no mirrors.
+// transport is go-containerregistry in this process. It has no mirror support.
 type transport struct {
 	mirror *mirror
 	http   *http.Transport
@@ -58,7 +58,7 @@ func (c *transport) pull(t *testing.T, image string) error {
 	return c.read(img)
 }
 
-// read reads all of an image.
+// read reads all content of an image.
 func (c *transport) read(img v1.Image) error {
 	manifest, err := img.RawManifest()
 	if err != nil {

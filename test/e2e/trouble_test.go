@@ -9,31 +9,29 @@ import (
 	up "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// trouble is a registry where something goes wrong, and the image that clients
-// want of it.
+// trouble is a registry with a fault, and the image that clients pull from it.
 type trouble struct {
 	name  string
-	cause func(r *up.Registry, big up.Match) // big: the big layer. nil: the mirror does not know the registry
+	cause func(r *up.Registry, big up.Match) // big matches the big layer; nil: the mirror does not have the registry
 	kind  kind
 	release
 }
 
-// kind is what of an image the mirror cannot serve.
+// kind is the part of an image that the mirror cannot serve.
 type kind int
 
 const (
 	noManifest kind = iota
 	noBlob
-	served // nothing: it must find a way
+	served // nothing is missing: the mirror must serve the image
 )
 
 func (c trouble) registry() string { return c.name + ".example" }
 func (c trouble) repo() string     { return "cachalot-e2e/" + c.name }
 
-const badName = "bad-name" // the trouble with a registry's name that is none
+const badName = "bad-name" // the trouble with an invalid registry name
 
-// bigLayer is the size of the layer that goes wrong: containerd fetches it in
-// two ranges.
+// bigLayer is the size of the layer with the fault. containerd fetches it in two ranges.
 const bigLayer = rangeSize + rangeSize/4
 
 func troubles(t *testing.T, types mediaTypes) []trouble {
@@ -54,7 +52,7 @@ func troubles(t *testing.T, types mediaTypes) []trouble {
 			first, later := big, big
 			first.Times, later.After = 1, 1
 			r.Fault(first, up.CutAfter(bigLayer/2))
-			r.Fault(later, up.CutAfter(0)) // whatever is asked for
+			r.Fault(later, up.CutAfter(0)) // every retry fails
 		}},
 		{name: "blob-vanishes", kind: noBlob, cause: func(r *up.Registry, big up.Match) {
 			first, later := big, big
@@ -62,7 +60,7 @@ func troubles(t *testing.T, types mediaTypes) []trouble {
 			r.Fault(first, up.CutAfter(bigLayer/2))
 			r.Fault(later, up.Status(http.StatusNotFound))
 		}},
-		// What may make clients fail hard, if it is passed on.
+		// Clients may fail if the mirror passes these through.
 		{name: "no-digest", kind: served, cause: every(up.NoDigest())},
 		{name: "no-length", kind: served, cause: every(up.NoLength())},
 	}
@@ -75,7 +73,7 @@ func troubles(t *testing.T, types mediaTypes) []trouble {
 	return list
 }
 
-// every makes a fault of all that a registry answers to who is authorised.
+// every applies a fault to all authorized requests.
 func every(f up.Fault) func(*up.Registry, up.Match) {
 	return func(r *up.Registry, _ up.Match) {
 		for _, op := range []up.Op{up.HeadManifest, up.GetManifest, up.HeadBlob, up.GetBlob, up.Referrers} {
@@ -84,7 +82,7 @@ func every(f up.Fault) func(*up.Registry, up.Match) {
 	}
 }
 
-// only makes a fault of the big layer alone.
+// only applies a fault to the big layer.
 func only(f up.Fault) func(*up.Registry, up.Match) {
 	return func(r *up.Registry, big up.Match) { r.Fault(big, f) }
 }

@@ -10,20 +10,20 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// wire is what crossed the sockets of the upstream.
+// wire is the traffic on the upstream's sockets.
 type wire struct {
 	Tokens     int // requests to the token server
-	Refused    int // answered 401
+	Refused    int // responses with 401
 	Heads      int // of manifests
-	Manifests  int // sent whole
-	Redirected int // blobs that the CDN is to send
-	Blobs      int // sent whole or in part, by the CDN or without one
-	Referrers  int // by the API, and by the tag that stands in for it
+	Manifests  int // sent completely
+	Redirected int // blobs that are redirected to the CDN
+	Blobs      int // sent completely or in part, by the CDN or the registry
+	Referrers  int // through the API or the fallback tag
 	Others     int
-	Bytes      int64 // of manifests and blobs
+	Bytes      int64 // in manifests and blobs
 }
 
-// crossed counts what crossed since it was last asked.
+// crossed returns the traffic since the last call.
 func crossed(up *upstreamtest.Recorder) (wire, []upstreamtest.Request) {
 	requests := up.Requests()
 	w := wire{Bytes: up.SentAll()}
@@ -59,7 +59,7 @@ func (w wire) plus(v wire) wire {
 	}
 }
 
-// report lists requests for a test that fails.
+// report logs the requests of a failed test.
 func report(t *testing.T, requests []upstreamtest.Request) {
 	t.Helper()
 	var b strings.Builder

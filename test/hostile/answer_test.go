@@ -11,22 +11,22 @@ import (
 	"time"
 )
 
-// answer is what a registry sends for a request.
+// answer is a registry's response to a request.
 type answer struct {
-	first  string // what comes before it
+	first  string // bytes before the response
 	proto  string
 	status int
 	header [][2]string
 	body   []byte
 
 	framing framing
-	length  string        // what a lie says
-	delay   time.Duration // before it
+	length  string        // the value of a wrong Content-Length
+	delay   time.Duration // before the response
 	cut     int           // bytes of the body after which the connection ends; -1: none
-	stall   int           // bytes of it after which nothing comes; -1: none
+	stall   int           // bytes of the body after which nothing more comes; -1: none
 }
 
-// framing is how the end of a body is known.
+// framing says how the end of the body is marked.
 type framing int
 
 const (
@@ -45,7 +45,7 @@ func (a *answer) remove(name string) {
 	a.header = slices.DeleteFunc(a.header, func(h [2]string) bool { return strings.EqualFold(h[0], name) })
 }
 
-// change makes something of an answer wrong, or odd.
+// change makes a part of a response wrong or unusual.
 func (a *answer) change(d *dice, r *registry) {
 	switch d.n(16) {
 	case 0, 1:
@@ -61,7 +61,7 @@ func (a *answer) change(d *dice, r *registry) {
 		a.remove(pick(d, headerNames()...))
 	case 7, 8:
 		a.body = r.body(d)
-		if d.once(3) { // a list goes on after it
+		if d.once(3) { // the list has a next page
 			a.set("Link", r.value(d, "Link"))
 		}
 	case 9:
@@ -116,7 +116,7 @@ func (a *answer) damage(d *dice) {
 	}
 }
 
-// send writes an answer. It returns false where the connection is to end.
+// send writes a response. It returns false if the connection must end.
 func (a *answer) send(c net.Conn, method string) bool {
 	time.Sleep(a.delay)
 	head := []byte(a.first)
@@ -153,7 +153,7 @@ func (a *answer) send(c net.Conn, method string) bool {
 		return false
 	}
 	if silent {
-		_, _ = c.Read(make([]byte, 1)) // until the mirror has had enough
+		_, _ = c.Read(make([]byte, 1)) // until the mirror closes the connection
 		return false
 	}
 	return goesOn

@@ -6,7 +6,7 @@ import (
 	"sync"
 )
 
-// dice decide by bytes, and where these have ended by numbers that follow from them.
+// dice takes its decisions from bytes, then from a generator with the bytes as seed.
 type dice struct {
 	mu    sync.Mutex // guards the fields below
 	bytes []byte
@@ -17,7 +17,7 @@ func newDice(data []byte) *dice {
 	return &dice{bytes: data, rest: rand.New(rand.NewChaCha8(sha256.Sum256(data)))} //nolint:gosec // repeatable
 }
 
-// n is a number below a limit of at most 256.
+// n returns a number below a limit of at most 256.
 func (d *dice) n(below int) int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -29,10 +29,10 @@ func (d *dice) n(below int) int {
 	return n
 }
 
-// once reports, once in so many times, true.
+// once is true once in this many calls.
 func (d *dice) once(in int) bool { return d.n(in) == in-1 }
 
-// text is up to so many bytes.
+// text returns up to this many bytes.
 func (d *dice) text(most int) string {
 	b := make([]byte, d.n(most+1))
 	for i := range b {

@@ -30,7 +30,7 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestMain ends all at a panic that a boundary has caught: the fuzzer keeps what led to it.
+// TestMain ends the process if a boundary catches a panic, so that the fuzzer stores the input.
 func TestMain(m *testing.M) {
 	task.OnPanic(func(p *task.PanicError) {
 		_, _ = fmt.Fprintf(os.Stderr, "panic in %s: %v\n%s", p.Work, p.Value, p.Stack)
@@ -39,14 +39,14 @@ func TestMain(m *testing.M) {
 	m.Run()
 }
 
-// FuzzRegistry has the fuzzer say what a registry answers.
+// FuzzRegistry takes the registry's responses from the fuzzer.
 func FuzzRegistry(f *testing.F) {
 	f.Add([]byte{})
 	f.Add([]byte("a registry that answers anything"))
 	f.Fuzz(func(t *testing.T, data []byte) { meet(t, data) })
 }
 
-// TestRegistry draws CACHALOT_TEST_ANSWERS answers, by default 2000, by seeds from
+// TestRegistry tests CACHALOT_TEST_ANSWERS responses, 2000 by default, with seeds from
 // CACHALOT_TEST_SEED on.
 func TestRegistry(t *testing.T) {
 	t.Parallel()
@@ -73,30 +73,30 @@ func TestRegistry(t *testing.T) {
 	}
 }
 
-// secret is the hostile registry's own account: no one but it is to see it.
+// secret is the password of the hostile registry's account. No client may see it.
 const secret = "canary-8f2d"
 
-// meeting is a mirror, a hostile registry and an honest one.
+// meeting has a mirror, a hostile registry and an honest one.
 type meeting struct {
 	t       *testing.T
 	dice    *dice
 	hostile *registry
 	honest  *ut.Registry
-	kept    ut.Image // of the honest one
+	kept    ut.Image // of the honest registry
 	client  *http.Client
 	url     string
 	served  atomic.Int64
 }
 
-// asks is how many requests clients make in one meeting.
+// asks is the number of request rounds in one meeting.
 const asks = 96
 
-// meet has clients ask a mirror for what a hostile registry has, and for what an honest one has.
+// meet makes clients request content of a hostile and of an honest registry through a mirror.
 func meet(t *testing.T, data []byte) *meeting {
 	t.Helper()
 	m := &meeting{dice: newDice(data)}
 	dir := ut.Folder(t)
-	defer func() { _ = os.RemoveAll(dir) }() // there may be thousands
+	defer func() { _ = os.RemoveAll(dir) }() // not t.TempDir: there may be thousands
 	synctest.Test(t, func(t *testing.T) {
 		m.t = t
 		defer func() {
@@ -179,7 +179,7 @@ func (m *meeting) start(t *testing.T, dir string) {
 	})
 }
 
-// panics is where net/http writes of those that it catches.
+// panics receives net/http's log, which has the panics that it catches.
 type panics struct{ t *testing.T }
 
 func (p panics) Write(b []byte) (int, error) {
@@ -189,7 +189,7 @@ func (p panics) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// ask is one request of a client for something of the hostile registry's.
+// ask sends one client request to the hostile registry.
 func (m *meeting) ask() {
 	d := m.dice
 	c := pick(d, m.hostile.image.Index, m.hostile.image.Manifest, m.hostile.image.Config, m.hostile.image.Layers[0], m.hostile.image.Layers[1], m.hostile.signature)
@@ -230,12 +230,12 @@ func (m *meeting) ask() {
 	}
 }
 
-// broken is whether an answer broke off, as it must where content proves to be wrong.
+// broken reports whether a response broke off, as it must if the content is wrong.
 func broken(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
-// wrong is what must not be so of an answer. c is what was asked for, if byDigest.
+// wrong checks a response, and returns what is wrong. c is the requested content, if byDigest.
 func (m *meeting) wrong(req *http.Request, resp *http.Response, body []byte, cut error, c ut.Content, byDigest bool) error {
 	all := fmt.Sprint(resp.Header) + string(body)
 	switch {
@@ -277,7 +277,7 @@ func (m *meeting) wrong(req *http.Request, resp *http.Response, body []byte, cut
 	return nil
 }
 
-// wrongError is what must not be so of an error.
+// wrongError checks an error response, and returns what is wrong.
 func wrongError(req *http.Request, resp *http.Response, body []byte, url string) error {
 	var e struct {
 		Errors []struct{ Code, Message string }
@@ -296,7 +296,7 @@ func wrongError(req *http.Request, resp *http.Response, body []byte, url string)
 	return nil
 }
 
-// pullsHonest is another registry's client, who is served as if nothing was.
+// pullsHonest pulls from the honest registry, which must work as usual.
 func (m *meeting) pullsHonest() {
 	begun := time.Now()
 	for path, c := range map[string]ut.Content{"manifests/" + tag: m.kept.Index, "manifests/" + m.kept.Manifest.Digest.String(): m.kept.Manifest, "blobs/" + m.kept.Layers[0].Digest.String(): m.kept.Layers[0]} {
@@ -314,12 +314,11 @@ func (m *meeting) pullsHonest() {
 	}
 }
 
-// heals holds that the registry, honest at last, is served as any other: nothing that it
-// has answered before has a hold on what it is asked now. What it has said of when to come
-// back counts for an hour at most.
+// heals checks that the registry, once honest, is served like any other. Its earlier
+// responses have no effect, except a Retry-After, for an hour at most.
 //
-// One failure is allowed for: what a registry has left of a download that broke is gone on
-// with, and ends the next one if it proves to be wrong.
+// One failure is allowed: the next download resumes the stored part of a broken one, and
+// fails if that part is wrong.
 func (m *meeting) heals() {
 	r := m.hostile
 	r.honest.Store(true)

@@ -4,6 +4,6 @@ package hostile
 
 import "runtime"
 
-// One processor runs it all: where two run timers of a bubble that are due at once, as
-// connections in memory have them, the race detector of Go 1.26 crashes.
+// GOMAXPROCS is 1, because the race detector of Go 1.26 crashes if two processors run
+// timers of a bubble that are due at once. Connections in memory have such timers.
 func init() { runtime.GOMAXPROCS(1) } //nolint:gochecknoinits // before all tests

@@ -19,13 +19,13 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// What a registry has, at one place.
+// The repository and tag of a registry.
 const (
 	repo = "library/app"
 	tag  = "1"
 )
 
-// registry answers what the dice say, until it is honest.
+// registry sends responses that the dice decide, until honest is set.
 type registry struct {
 	URL string
 
@@ -64,7 +64,7 @@ func (r *registry) accept() {
 	for {
 		c, err := r.listener.Accept()
 		if err != nil {
-			return // it is closed
+			return // the listener is closed
 		}
 		r.mu.Lock()
 		if r.closed {
@@ -77,7 +77,7 @@ func (r *registry) accept() {
 	}
 }
 
-// close ends it, with all connections.
+// close closes the listener and all connections.
 func (r *registry) close() {
 	_ = r.listener.Close()
 	r.mu.Lock()
@@ -118,7 +118,7 @@ func (r *registry) serve(c net.Conn) {
 	}
 }
 
-// right is the answer of an honest registry.
+// right is an honest registry's response.
 func (r *registry) right(req *http.Request) *answer {
 	a := &answer{proto: "HTTP/1.1", status: http.StatusOK, cut: -1, stall: -1}
 	path := req.URL.Path
@@ -179,13 +179,13 @@ func headerNames() []string {
 	}
 }
 
-// value is what a header says, right or wrong.
+// value is a header's value, right or wrong.
 func (r *registry) value(d *dice, name string) string {
 	if d.once(6) {
 		return d.text(40)
 	}
 	if d.once(20) {
-		return strings.Repeat("x", 1<<(4*d.n(5))) // to the bounds of a header, and past them
+		return strings.Repeat("x", 1<<(4*d.n(5))) // up to and beyond the bounds of a header
 	}
 	named, path := pick(d, r.digests()...), "/v2/"+repo
 	switch name {
@@ -218,7 +218,7 @@ func (r *registry) value(d *dice, name string) string {
 	return pick(d, "a=b; Path=/", "max-age=31536000", "no-store", "registry/2.0", "artifactType", "bytes", "none", "")
 }
 
-// req is a path and a query of a redirect, which may be any length.
+// req is the path and query of a redirect, of any length.
 func req(d *dice) string {
 	return "/" + strings.Repeat("a/", d.n(256)) + "?" + strings.Repeat("b", 16*d.n(256))
 }
@@ -231,7 +231,7 @@ func (r *registry) digests() []string {
 	return list
 }
 
-// body is one that something else may have.
+// body is the body of another kind of response.
 func (r *registry) body(d *dice) []byte {
 	named := pick(d, r.digests()...)
 	descriptor := `{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"` + named + `","size":` + pick(d, "0", "-1", "5", "1e30", "9223372036854775807", "null", `"5"`) + `}`

@@ -35,8 +35,8 @@ func readRules(t *testing.T) []rule {
 	return all.Groups[0].Rules
 }
 
-// TestAlertsSay: each alert says what is wrong, how bad it is and where to read
-// on, and is in a unit test and in the story.
+// TestAlertsSay: each alert has a summary, a severity and a link to the runbook, and fires
+// in a unit test and in the story.
 func TestAlertsSay(t *testing.T) {
 	t.Parallel()
 	var unit, story bytes.Buffer
@@ -55,15 +55,14 @@ func TestAlertsSay(t *testing.T) {
 		if r.Annotations["summary"] == "" || r.Annotations["description"] == "" || r.Annotations["runbook_url"] != runbook+strings.ToLower(r.Alert) {
 			t.Errorf("%s says %v", r.Alert, r.Annotations)
 		}
-		told := strings.Contains(story.String(), `"`+r.Alert+`"`) || r.Alert == "CachalotPanicked" // which takes a bug
+		told := strings.Contains(story.String(), `"`+r.Alert+`"`) || r.Alert == "CachalotPanicked" // it needs a bug
 		if !strings.Contains(unit.String(), `alertname="`+r.Alert+`"`) || !told {
 			t.Errorf("%s has no test in which it fires", r.Alert)
 		}
 	}
 }
 
-// TestRules: promtool finds nothing wrong, and each alert does what
-// alerts_test.yaml says.
+// TestRules: promtool finds no error, and each alert behaves as in alerts_test.yaml.
 func TestRules(t *testing.T) {
 	t.Parallel()
 	promtool := program(t, "promtool")
@@ -77,9 +76,9 @@ func TestRules(t *testing.T) {
 	}
 }
 
-// checkMetrics: promtool finds nothing wrong with all that a mirror exports.
+// checkMetrics: promtool finds no error in a mirror's metrics.
 func (s *story) checkMetrics(text []byte) {
-	// Only cachalot's own: the others are those of the Go library.
+	// Only cachalot's own; the others come from the Go library.
 	own := regexp.MustCompile(`(?m)^(# \w+ )?cachalot_.*\n`).FindAll(text, -1)
 	cmd := exec.CommandContext(s.t.Context(), program(s.t, "promtool"), "check", "metrics", "--extended")
 	cmd.Stdin = bytes.NewReader(bytes.Join(own, nil))

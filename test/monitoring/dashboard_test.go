@@ -12,7 +12,7 @@ import (
 
 const files = "../../charts/cachalot/files/"
 
-// dashboard is what is read of Grafana's JSON model.
+// dashboard is the part of Grafana's JSON model that the tests use.
 type dashboard struct {
 	UID           string  `json:"uid"`
 	Title         string  `json:"title"`
@@ -52,7 +52,7 @@ func readDashboard(t *testing.T) dashboard {
 	return d
 }
 
-// substituted is a query as Grafana would send it, in this test's time.
+// substituted is a query as Grafana sends it, in the test's time scale.
 func substituted(expr string) string {
 	return quickly(strings.NewReplacer(
 		"$job", ".*", "$instance", ".*",
@@ -60,7 +60,7 @@ func substituted(expr string) string {
 	).Replace(expr))
 }
 
-// TestDashboardModel: what Grafana needs of a dashboard, and people of a panel.
+// TestDashboardModel: the dashboard has what Grafana needs, and each panel what users need.
 func TestDashboardModel(t *testing.T) {
 	t.Parallel()
 	d := readDashboard(t)
@@ -106,7 +106,7 @@ func TestDashboardModel(t *testing.T) {
 				t.Errorf("%s: query %s is there twice, or has no data source or legend", p.Title, q.RefID)
 			}
 			refs[q.RefID] = true
-			// Each metric is of the instances that were chosen.
+			// Each metric is limited to the selected instances.
 			for _, m := range regexp.MustCompile(`(?:cachalot|process)_\w+(\{[^}]*\})?`).FindAllStringSubmatch(q.Expr, -1) {
 				if !strings.Contains(m[1], `job=~"$job",instance=~"$instance"`) {
 					t.Errorf("%s: %s is of all instances", p.Title, m[0])
@@ -124,8 +124,8 @@ func TestDashboardModel(t *testing.T) {
 	}
 }
 
-// TestQuickly: a minute is half a second, wherever it stands.
-func TestQuickly(t *testing.T) {
+// TestQuickly_ScalesMinutes: a minute becomes half a second, in ranges, "for" and thresholds.
+func TestQuickly_ScalesMinutes(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
 		"rate(x[10m]) < 60 * 60":       "rate(x[5000ms]) < 60 * 0.5",

@@ -21,25 +21,25 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// mirror is a running cachalot, with a disk of its own.
+// mirror is a running cachalot with its own disk.
 type mirror struct {
 	t      *testing.T
 	cmd    *exec.Cmd
 	url    string
 	admin  string
 	disk   string
-	config string // its file
+	config string // the path
 	log    string
 	client *http.Client
 }
 
 const (
 	mib       = 1 << 20
-	diskSize  = 320 * mib // 96 of it are the index's reserve
+	diskSize  = 320 * mib // the index reserves 96 MiB of it
 	maxSize   = 48 * mib
 	minFree   = 80 * mib
 	clients   = 50 // max_connections
-	quotaSize = 60 // pulls that the hub allows
+	quotaSize = 60 // pulls that the upstream allows
 )
 
 func startMirror(t *testing.T, config string) *mirror {
@@ -93,11 +93,11 @@ func startMirror(t *testing.T, config string) *mirror {
 }
 
 func (m *mirror) kill() {
-	_ = m.cmd.Process.Kill() // it may have ended by itself
+	_ = m.cmd.Process.Kill() // it may have ended
 	_ = m.cmd.Wait()
 }
 
-// said is the end of the log.
+// said is the last part of the log.
 func (m *mirror) said() string {
 	b, err := os.ReadFile(m.log)
 	if err != nil {
@@ -106,7 +106,7 @@ func (m *mirror) said() string {
 	return string(b[max(0, len(b)-3000):])
 }
 
-// get reads an answer whole. What it is, the metrics say.
+// get reads a whole response. The metrics count its result.
 func (m *mirror) get(ctx context.Context, path string) int {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, m.url+path, http.NoBody)
 	if err != nil {
@@ -115,14 +115,14 @@ func (m *mirror) get(ctx context.Context, path string) int {
 	}
 	resp, err := m.client.Do(req)
 	if err != nil {
-		return 0 // the mirror was killed, or the story has gone on
+		return 0 // the mirror was killed, or the chapter has ended
 	}
 	defer func() { _ = resp.Body.Close() }()
 	_, _ = io.Copy(io.Discard, resp.Body) // it may break off
 	return resp.StatusCode
 }
 
-// metrics is what /metrics says.
+// metrics returns the text of /metrics.
 func (m *mirror) metrics() []byte {
 	m.t.Helper()
 	req, err := http.NewRequestWithContext(m.t.Context(), http.MethodGet, "http://"+m.admin+"/metrics", http.NoBody)
@@ -145,7 +145,7 @@ func blobPath(registry, repository string, c ut.Content) string {
 	return "/" + registry + "/v2/" + repository + "/blobs/" + c.Digest.String()
 }
 
-// pull is what a client does for an image, and whether it got it all.
+// pull pulls an image as a client does, and reports whether that succeeded.
 func (m *mirror) pull(ctx context.Context, registry, repository, tag string, img ut.Image) bool {
 	at := "/" + registry + "/v2/" + repository + "/manifests/"
 	for _, path := range []string{at + tag, at + img.Manifest.Digest.String()} {
@@ -161,7 +161,7 @@ func (m *mirror) pull(ctx context.Context, registry, repository, tag string, img
 	return true
 }
 
-// occupy keeps so many connections open, until the test ends.
+// occupy keeps this many connections open until the test ends.
 func (m *mirror) occupy(n int) {
 	m.t.Helper()
 	for range n {
@@ -177,7 +177,7 @@ func (m *mirror) occupy(n int) {
 	}
 }
 
-// every does something again and again until stop is called, which waits for it.
+// every repeats do until stop is called. stop waits for the last call.
 func every(pause time.Duration, do func(context.Context)) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup

@@ -20,10 +20,10 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// minute is how long a minute of the rules and the dashboard takes here.
+// minute is the time that stands for a minute of the rules and the dashboard.
 const minute = 500 * time.Millisecond
 
-// program finds one of Debian's package prometheus, or skips the test.
+// program finds a program of Debian's package prometheus, or skips the test.
 func program(t *testing.T, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
@@ -33,8 +33,8 @@ func program(t *testing.T, name string) string {
 	return path
 }
 
-// quickly makes the time in rules and queries pass as it does here: that of
-// ranges and for, and of thresholds, which are minutes times 60.
+// quickly scales the time in rules and queries: in ranges, in "for", and in thresholds,
+// which are minutes times 60.
 func quickly(text string) string {
 	units := map[string]int{"m": 1, "h": 60, "d": 24 * 60}
 	span := func(n, unit string) string {
@@ -57,7 +57,7 @@ func quickly(text string) string {
 	return regexp.MustCompile(`(\d+) \* 60\b`).ReplaceAllString(text, fmt.Sprintf("$1 * %v", minute.Seconds()))
 }
 
-// prometheus is one that scrapes a target.
+// prometheus is a Prometheus that scrapes one target.
 type prometheus struct {
 	url string
 	log string
@@ -90,7 +90,7 @@ func startPrometheus(t *testing.T, target, rules string) *prometheus {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_ = cmd.Process.Kill() // it may have ended by itself
+		_ = cmd.Process.Kill() // it may have ended
 		_ = cmd.Wait()
 	})
 	await(t, 30*time.Second, "Prometheus is ready", func() bool {
@@ -103,7 +103,7 @@ func startPrometheus(t *testing.T, target, rules string) *prometheus {
 	return p
 }
 
-// await waits until ok; else the test ends, with what explain says.
+// await waits until ok returns true. Else it fails the test with explain's text.
 func await(t *testing.T, patience time.Duration, what string, ok func() bool, explain func() string) {
 	t.Helper()
 	limit := time.After(patience)
@@ -116,13 +116,13 @@ func await(t *testing.T, patience time.Duration, what string, ok func() bool, ex
 	}
 }
 
-// sample is one value of an answer.
+// sample is one value of a response.
 type sample struct {
 	labels map[string]string
 	value  float64
 }
 
-// query asks for values at this moment.
+// query returns the current values of an expression.
 func (p *prometheus) query(t *testing.T, expr string) []sample {
 	t.Helper()
 	var data struct {
@@ -151,7 +151,7 @@ func (p *prometheus) query(t *testing.T, expr string) []sample {
 	return all
 }
 
-// get is the data of an answer of Prometheus' API.
+// get decodes the data of a response of Prometheus' API.
 func (p *prometheus) get(t *testing.T, path string, data any) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -178,7 +178,7 @@ func (p *prometheus) get(t *testing.T, path string, data any) {
 	}
 }
 
-// firing are the names of the alerts that fire now. What they say is whole.
+// firing returns the names of the alerts that fire now, and checks their texts.
 func (p *prometheus) firing(t *testing.T) map[string]bool {
 	t.Helper()
 	var now struct {

@@ -21,7 +21,7 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// story is an hour of a mirror's life, and what Prometheus made of it.
+// story is an hour of a mirror's life, and Prometheus' view of it.
 type story struct {
 	t         *testing.T
 	mirror    *mirror
@@ -29,29 +29,28 @@ type story struct {
 	dashboard dashboard
 	hub       *ut.Registry // docker.io: counts pulls
 	ghcr      *ut.Registry // goes down
-	quay      *ut.Registry // fails now and then
-	corp      *ut.Registry // wants a password
+	quay      *ut.Registry // fails sometimes
+	corp      *ut.Registry // needs a password
 	images    []ut.Image   // of the hub, pulled all the time
 	tools     []ut.Image   // of ghcr.io
 	next      atomic.Uint64
-	before    map[string]bool // alerts that the chapter before made fire
+	before    map[string]bool // alerts that fired in the previous chapter
 	chapters  []chapter
-	erring    bool            // some clients get errors; whether that is a twentieth depends on the others' speed
-	seen      map[[2]int]bool // panels' queries, by panel and place in it, that had data
+	erring    bool            // some clients get errors; the share depends on the other clients' speed
+	seen      map[[2]int]bool // queries that had data, by panel and position
 }
 
-// chapter is what the dashboard and the alerts say at its end.
+// chapter is the state of the dashboard and the alerts at its end.
 type chapter struct {
 	title  string
 	alerts []string
 	panels map[string][]string // by title
 }
 
-// TestStory: an hour, in a minute, of a mirror that helps, is stormed, loses
-// a registry, uses up another one's limit, fills its disk, and has more troubles
-// than any mirror should. The alerts that fire are those that should, and no
-// panel of the dashboard is empty. CACHALOT_TEST_STORY=1 has it told; with
-// CACHALOT_WRITE_STORY=FILE too it writes what they said as a table.
+// TestStory runs an hour of a mirror in a minute: normal work, a storm, a registry down, a
+// used-up rate limit, a full disk, and more faults. Only the expected alerts fire, and no
+// panel is empty. CACHALOT_TEST_STORY=1 enables it. CACHALOT_WRITE_STORY=FILE also writes
+// the results as a table.
 func TestStory(t *testing.T) {
 	if os.Getenv("CACHALOT_TEST_STORY") == "" {
 		t.Skip("what passes a minute in half a second wants the machine for itself: with CACHALOT_TEST_STORY=1, as .ci/run has it")
@@ -82,7 +81,7 @@ func TestStory(t *testing.T) {
 		"registry.corp: {url: "+s.corp.URL+", username: ci, password_file: "+password+"}}\n")
 	s.prom = startPrometheus(t, s.mirror.admin, quickly(string(rules)))
 
-	// The jobs of a CI that is always there.
+	// The jobs of a CI that runs all the time.
 	defer every(200*time.Millisecond, func(ctx context.Context) {
 		i := int(s.next.Add(1) % 3)
 		s.mirror.pull(ctx, "docker.io", "library/base", fmt.Sprint(i), s.images[i])
@@ -111,8 +110,8 @@ func TestStory(t *testing.T) {
 	}
 }
 
-// tell lets at least so many minutes pass, and more until each of these alerts has
-// fired. Those of the chapter before may go on until then, and no other may fire.
+// tell waits at least this many minutes, until each of these alerts has fired. Alerts of
+// the previous chapter may still fire until then; others may not.
 func (s *story) tell(title string, minutes int, alerts ...string) {
 	s.t.Helper()
 	begun := time.Now()
@@ -122,15 +121,15 @@ func (s *story) tell(title string, minutes int, alerts ...string) {
 		want[a] = true
 	}
 	var firing map[string]bool
-	fired := map[string]bool{} // of those wanted; some are over when the last one fires
+	fired := map[string]bool{} // expected alerts that have fired; some may have ended when the last one fires
 	passed := false
-	killed := slices.Contains(alerts, "CachalotDown") // what counts events of an hour goes on
+	killed := slices.Contains(alerts, "CachalotDown") // after a kill, rules over an hour still fire
 	await(s.t, time.Minute, title, func() bool {
 		firing = s.prom.firing(s.t)
 		if s.erring {
 			delete(firing, "CachalotErrors")
 		}
-		over := true // the chapter before
+		over := true // alerts of the previous chapter
 		for a := range firing {
 			if want[a] {
 				fired[a] = true
@@ -139,7 +138,7 @@ func (s *story) tell(title string, minutes int, alerts ...string) {
 			over = false
 			if !s.before[a] {
 				s.t.Errorf("%s: %s fires", title, a)
-				s.before[a] = true // say so once
+				s.before[a] = true // report it once
 			}
 		}
 		select {
@@ -159,17 +158,17 @@ func (s *story) tell(title string, minutes int, alerts ...string) {
 	s.t.Logf("%s: %.1f s, %v", title, time.Since(begun).Seconds(), c.alerts)
 }
 
-// fresh adds an image to a registry that nobody has pulled.
+// fresh adds a new image to a registry.
 func (s *story) fresh(up *ut.Registry, repository string, layers ...int) (tag string, img ut.Image) {
 	n := s.next.Add(1)
 	tag = fmt.Sprint("v", n)
 	return tag, up.AddImage(repository, tag, ut.NewImage(n, layers...))
 }
 
-// storm: many clients want the same new image at once.
+// storm: many clients pull the same new image at once.
 func (s *story) storm() {
 	tag, img := s.fresh(s.hub, "library/base", 4*mib, 2*mib)
-	s.hub.Fault(ut.Match{Op: ut.CDN, Reference: img.Layers[0].Digest.String(), Times: 1}, ut.CutAfter(mib)) // one break, too
+	s.hub.Fault(ut.Match{Op: ut.CDN, Reference: img.Layers[0].Digest.String(), Times: 1}, ut.CutAfter(mib)) // with one broken body
 	slow := s.hub.Fault(ut.Match{Op: ut.CDN}, ut.Throttle(4*mib))
 	defer slow.Remove()
 	var all sync.WaitGroup
@@ -183,12 +182,12 @@ func (s *story) storm() {
 	all.Wait()
 }
 
-// outage: a registry is gone, and comes back.
+// outage: a registry goes down and comes back.
 func (s *story) outage() {
 	s.ghcr.Down()
 	missing, img := s.fresh(s.ghcr, "acme/tool", 1000)
 	stop := every(100*time.Millisecond, func(ctx context.Context) {
-		s.mirror.pull(ctx, "ghcr.io", "acme/tool", missing, img) // new: fails
+		s.mirror.pull(ctx, "ghcr.io", "acme/tool", missing, img) // it is not stored, so it fails
 	})
 	s.tell("ghcr.io is gone", 0, "CachalotUpstreamDown", "CachalotStale", "CachalotErrors")
 	stop()
@@ -196,7 +195,7 @@ func (s *story) outage() {
 	s.tell("ghcr.io is back", 0)
 }
 
-// quota: pull after pull of new images, until Docker Hub allows no more.
+// quota: pulls of new images until Docker Hub's rate limit.
 func (s *story) quota() {
 	pull := func(ctx context.Context) {
 		tag, img := s.fresh(s.hub, "library/app", 1000)
@@ -205,7 +204,7 @@ func (s *story) quota() {
 	for s.hub.Count(ut.GetManifest) < quotaSize*55/100 {
 		pull(s.t.Context())
 	}
-	stop := every(time.Second, pull) // as long as it takes to be noticed
+	stop := every(time.Second, pull) // until the alert fires
 	s.tell("Docker Hub's limit comes near", 0, "CachalotQuotaLow")
 	stop()
 	stop = every(50*time.Millisecond, pull)
@@ -215,7 +214,7 @@ func (s *story) quota() {
 	s.tell("A new window begins", 0)
 }
 
-// pressure: more new blobs than there is room for, and then somebody else's file.
+// pressure: more new blobs than the limit allows, and then a large file of another program.
 func (s *story) pressure() {
 	blob := func(ctx context.Context) {
 		n := s.next.Add(1)
@@ -228,7 +227,7 @@ func (s *story) pressure() {
 	stop := every(100*time.Millisecond, blob)
 	defer func() { stop() }()
 	s.tell("More is pulled than the disk holds", 0, "CachalotCacheTooSmall")
-	stop() // while the disk fills, blobs would go for it, as long as that helps
+	stop() // while the disk fills, blobs would be evicted for the other file
 	var fs unix.Statfs_t
 	if err := unix.Statfs(s.mirror.disk, &fs); err != nil {
 		s.t.Fatal(err)
@@ -252,7 +251,7 @@ func (s *story) pressure() {
 	}
 }
 
-// troubles: everything else.
+// troubles: all other faults.
 func (s *story) troubles(password string) {
 	t := s.t
 	_, lie := s.fresh(s.quay, "acme/data", 1000)
@@ -283,8 +282,8 @@ func (s *story) troubles(password string) {
 	s.mirror.occupy(clients - 4)
 
 	s.erring = true
-	// Of quay.io every other question fails, each of another object: one that fails is
-	// not asked for again for a while.
+	// Every second request to quay.io fails, each for another object, because the mirror
+	// does not retry a failed object for a while.
 	s.quay.Fault(ut.Match{Reference: "bad"}, ut.Status(http.StatusServiceUnavailable))
 	s.quay.AddImage("acme/good", "1", ut.NewImage(3, 1000))
 	n := 0
@@ -297,7 +296,7 @@ func (s *story) troubles(password string) {
 		"CachalotConfigNotReloaded", "CachalotSaturated", "CachalotUpstreamErrors")
 }
 
-// checkPanels: there was a chapter for each query of the dashboard.
+// checkPanels: each query of the dashboard had data in a chapter.
 func (s *story) checkPanels() {
 	for _, p := range s.dashboard.Panels {
 		for i, q := range p.Targets {
@@ -308,7 +307,7 @@ func (s *story) checkPanels() {
 	}
 }
 
-// checkNames: dashboard and alerts have all of cachalot's metrics, and no others.
+// checkNames: the dashboard and the alerts use all of cachalot's metrics, and no others.
 func (s *story) checkNames() {
 	var names []string
 	s.prom.get(s.t, "/api/v1/label/__name__/values", &names)

@@ -11,7 +11,7 @@ import (
 	"github.com/dustin/go-humanize"
 )
 
-// look asks each panel's queries, and returns what the panels show that is not 0 of something.
+// look runs each panel's queries, and returns the panels' values that are not 0.
 func (s *story) look() map[string][]string {
 	shown := map[string][]string{}
 	for _, p := range s.dashboard.Panels {
@@ -33,17 +33,17 @@ func (s *story) look() map[string][]string {
 	return shown
 }
 
-// legend is Grafana's, of a series.
+// legend is a series' legend as in Grafana.
 func legend(text string, labels map[string]string) string {
 	return regexp.MustCompile(`\{\{\w+\}\}`).ReplaceAllStringFunc(strings.TrimPrefix(text, "{{instance}}: "), func(name string) string {
 		if name == "{{instance}}" {
-			return "" // there is one
+			return "" // there is only one
 		}
 		return labels[strings.Trim(name, "{}")]
 	})
 }
 
-// format writes a value as Grafana does for a unit, more or less.
+// format formats a value about as Grafana does for its unit.
 func format(unit string, v float64) string {
 	switch unit {
 	case "percentunit":
@@ -70,7 +70,7 @@ func format(unit string, v float64) string {
 	}
 }
 
-// tabled are the panels that the table has.
+// tabled are the panels in the table.
 func tabled() []string {
 	return []string{
 		"Bytes saved, share", "Errors to clients, share", "Failed requests, share", "Stale answers", "Pulls left", "Time to the limit",
@@ -78,8 +78,8 @@ func tabled() []string {
 	}
 }
 
-// table is the story as Markdown: a line for each chapter, with the alerts that
-// fire at its end, and what some of the panels showed then that is not 0.
+// table is the story as Markdown: a row per chapter, with the alerts that fired by its end,
+// and values of some panels that are not 0.
 func (s *story) table() string {
 	var b strings.Builder
 	b.WriteString("| | alerts |")

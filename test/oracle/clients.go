@@ -24,25 +24,24 @@ import (
 	"oras.land/oras-go/v2/registry/remote/retry"
 )
 
-// Pulled is what a client got.
+// Pulled is the content that a client got.
 type Pulled struct {
 	Root     digest.Digest
 	Contents map[digest.Digest][]byte
 }
 
-// Client pulls the image of a repository's [Tag] by a library, as its tools do, over
-// plain HTTP from host.
+// Client pulls the image of a repository's [Tag] with a library, over plain HTTP from host.
 type Client struct {
 	Name string
 	Pull func(ctx context.Context, hc *http.Client, host, repo string) (Pulled, error)
 }
 
-// Clients are those whose libraries are small.
+// Clients are the clients with small libraries.
 func Clients() []Client {
 	return []Client{{"go-containerregistry", pullCrane}, {"oras-go", pullOras}, {"plain HTTP", pullPlain}}
 }
 
-// children are what a manifest names.
+// children are the descriptors in a manifest.
 func children(manifest []byte) ([]ocispec.Descriptor, error) {
 	var m struct {
 		Config            *ocispec.Descriptor
@@ -58,12 +57,12 @@ func children(manifest []byte) ([]ocispec.Descriptor, error) {
 	return list, nil
 }
 
-// IsManifest reports whether a media type is a manifest's or an index's.
+// IsManifest reports whether a media type is that of a manifest or an index.
 func IsManifest(mediaType string) bool {
 	return strings.Contains(mediaType, "manifest") || strings.Contains(mediaType, "index")
 }
 
-// Walk fetches all that a root leads to.
+// Walk fetches all content below a root.
 func Walk(root ocispec.Descriptor, fetch func(ocispec.Descriptor) ([]byte, error)) (Pulled, error) {
 	p := Pulled{Root: root.Digest, Contents: map[digest.Digest][]byte{}}
 	for todo := []ocispec.Descriptor{root}; len(todo) > 0; {
@@ -122,7 +121,7 @@ func pullCrane(ctx context.Context, hc *http.Client, host, repo string) (Pulled,
 	})
 }
 
-// ReadAll reads a body to its end.
+// ReadAll reads and closes a body.
 func ReadAll(r io.ReadCloser, err error) ([]byte, error) {
 	if err != nil {
 		return nil, err
@@ -149,8 +148,8 @@ func pullOras(ctx context.Context, hc *http.Client, host, repo string) (Pulled, 
 	return Walk(root, func(d ocispec.Descriptor) ([]byte, error) { return content.FetchAll(ctx, to, d) })
 }
 
-// pullPlain believes all that comes whole: it is not for what is straight, but for what
-// the mirror lets through.
+// pullPlain accepts every complete body without a check. It tests what the mirror lets
+// through, not direct pulls.
 func pullPlain(ctx context.Context, hc *http.Client, host, repo string) (Pulled, error) {
 	to, err := name.NewRepository(host+"/"+repo, name.Insecure)
 	if err != nil {
@@ -182,7 +181,7 @@ func pullPlain(ctx context.Context, hc *http.Client, host, repo string) (Pulled,
 	}
 	root := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(first)}
 	if !IsManifest(mediaType) {
-		root.MediaType = ocispec.MediaTypeImageIndex // Walk reads it
+		root.MediaType = ocispec.MediaTypeImageIndex // so that Walk parses it
 	}
 	return Walk(root, func(d ocispec.Descriptor) ([]byte, error) {
 		switch {

@@ -17,14 +17,14 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// tagsOf are all of a repository's tags.
+// tagsOf returns all tags of a repository.
 func tagsOf() []string { return []string{Tag, "v1", "v2", "v3", "v4"} }
 
-// listings is what the lists of a repository say: its tags, and what refers to the
-// image of the tag that does not move.
+// listings are the lists of a repository: its tags, and the referrers of the image whose
+// tag does not move.
 type listings struct{ tags, referrers string }
 
-// lists compares the lists of a repository, straight and through the mirror.
+// lists compares the lists of a repository, direct and through the mirror.
 func (r *pulls) lists(p phase, repo string) error {
 	straight, broken := listings{}, errors.New("the registry is out")
 	if p != during {
@@ -42,7 +42,7 @@ func (r *pulls) lists(p phase, repo string) error {
 		case err == nil && late && got != truth && (broken != nil || got != straight) && (before == nil || got != *before):
 			return fmt.Errorf("the lists through the mirror are %+v; straight %+v, %w", got, straight, broken)
 		case err == nil && (got == truth || broken == nil && got == straight || before != nil && got == *before || broken != nil && before == nil):
-			if got.referrers != "" { // an empty list is a no, which is not kept for long
+			if got.referrers != "" { // an empty list counts as a 404, which is stored only briefly
 				r.keepLists(repo, got)
 			}
 			return nil
@@ -62,7 +62,7 @@ func (r *pulls) keepLists(repo string, l listings) {
 	r.listed[repo] = l
 }
 
-// keptLists are what the mirror has to have of a repository's lists; nil: nothing.
+// keptLists are the lists that the mirror must have stored; nil: none.
 func (r *pulls) keptLists(p phase, repo string) *listings {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -73,7 +73,7 @@ func (r *pulls) keptLists(p phase, repo string) *listings {
 	return &l
 }
 
-// list asks for all pages of the lists, two tags at a time.
+// list fetches all pages of the lists, two tags per page.
 func (r *pulls) list(host, repo string) (listings, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), r.pace.patience)
 	defer cancel()
@@ -105,7 +105,7 @@ func (r *pulls) list(host, repo string) (listings, error) {
 	var index ocispec.Index
 	subject := r.straight.other.root.Digest
 	_, err = getJSON(ctx, authorized, "http://"+host+"/v2/"+repo+"/referrers/"+string(subject), &index)
-	if errors.Is(err, errGone) { // a registry without the API has a tag
+	if errors.Is(err, errGone) { // without the API, the registry has a fallback tag
 		index = ocispec.Index{}
 		_, err = getJSON(ctx, authorized, "http://"+host+"/v2/"+repo+"/manifests/"+strings.Replace(string(subject), ":", "-", 1), &index)
 		if errors.Is(err, errGone) {
@@ -148,7 +148,7 @@ func getJSON(ctx context.Context, by http.RoundTripper, url string, v any) (http
 	return resp.Header, json.Unmarshal(b, v)
 }
 
-// nextLink is the URL of the next page; "": there is none.
+// nextLink is the URL of the next page, or "" if there is none.
 func nextLink(from, link string) (string, error) {
 	target, _, ok := strings.Cut(strings.TrimPrefix(link, "<"), ">")
 	if !ok {

@@ -23,26 +23,26 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// pace is how time goes for a run.
+// pace are the times of a run.
 type pace struct {
 	fresh, revalidate time.Duration // the mirror's tags.fresh_for and revalidate_timeout
-	silence           time.Duration // its timeouts of an upstream that says nothing
+	silence           time.Duration // its timeouts for a silent upstream
 	patience          time.Duration // how long a client waits for a pull
-	// healing is how much longer than a client that asks straight one may have to wait
-	// at the mirror, tries that fail included (law L5).
+	// healing is the maximum extra time of a pull through the mirror compared with a direct
+	// one, failed tries included (law L5).
 	healing time.Duration
-	// unchecked is how long what is kept may keep a client waiting in an outage.
+	// unchecked is the maximum time for stored content in an outage.
 	unchecked time.Duration
-	// apart is how much longer who wants something healthy may have to wait at the mirror
-	// than straight, whatever is sick (law L4).
+	// apart is the maximum extra time for healthy content through the mirror, whatever else
+	// is sick (law L4).
 	apart    time.Duration
-	batch    int // how many seeds are tried one after the other, with one store
-	together int // how many batches are tried at once
+	batch    int // consecutive seeds with one store
+	together int // concurrent batches
 }
 
-// Run tries so many seeds, from the first one on. Where one fails, it says which quirks
-// it takes. All is in memory and in synctest's bubbles: no wait takes time, and what
-// is said of time holds on any machine.
+// Run tests count seeds from first on. For a failure it reports the necessary quirks. All
+// is in memory and in synctest's bubbles, so waits take no time and times do not depend on
+// the machine.
 func Run(t *testing.T, clients []Client, first, count int) {
 	t.Helper()
 	exact := pace{
@@ -55,8 +55,8 @@ func Run(t *testing.T, clients []Client, first, count int) {
 	})
 }
 
-// RunOnLoopback is Run for clients that make their connections themselves. Its times
-// are those of the machine, and how long who waits is not looked at.
+// RunOnLoopback is Run for clients that open their own connections. Its times depend on the
+// machine, so waits are barely checked.
 func RunOnLoopback(t *testing.T, clients []Client, first, count int) {
 	t.Helper()
 	real := pace{
@@ -71,7 +71,7 @@ func RunOnLoopback(t *testing.T, clients []Client, first, count int) {
 
 func run(t *testing.T, p pace, clients []Client, first, count int, within func(*testing.T, func(*testing.T, *ut.Memory))) {
 	t.Helper()
-	defer debug.SetGCPercent(debug.SetGCPercent(400)) // a quarter of the processors' time is the collector's
+	defer debug.SetGCPercent(debug.SetGCPercent(400)) // the garbage collector takes a quarter of the CPU time
 	var tally tally
 	slots := make(chan struct{}, p.together)
 	t.Run("seeds", func(t *testing.T) {
@@ -103,7 +103,7 @@ func run(t *testing.T, p pace, clients []Client, first, count int, within func(*
 	}
 }
 
-// open opens a store for some seeds: their contents differ, and their upstreams' names.
+// open opens a store for some seeds. Their contents and upstream names differ.
 func open(t *testing.T, dir string) *storage.Store {
 	t.Helper()
 	store, err := storage.Open(storage.Config{Path: dir, MaxFills: 256}, storage.NewMetrics(), slog.New(slog.DiscardHandler))
@@ -118,11 +118,11 @@ func open(t *testing.T, dir string) *storage.Store {
 	return store
 }
 
-// tally is what it cost, in requests to the registries.
+// tally is the cost, in requests to the registries.
 type tally struct {
 	mu               sync.Mutex
-	pulls            int // that came to their end straight and through the mirror
-	straight, mirror int // requests of theirs
+	pulls            int // pulls that succeed both directly and through the mirror
+	straight, mirror int // their requests
 }
 
 func (t *tally) add(straight, mirror int) {
@@ -138,16 +138,16 @@ func (t *tally) String() string {
 		t.pulls, float64(t.straight)/float64(t.pulls), float64(t.mirror)/float64(t.pulls))
 }
 
-// bench is where seeds are tried.
+// bench runs seeds.
 type bench struct {
 	pace    pace
 	network *ut.Memory // nil: loopback
 	store   *storage.Store
 	tally   *tally
-	tries   uint64 // of the seed; each begins cold
+	tries   uint64 // tries of the seed; each starts cold
 }
 
-// shrink takes quirks away as long as the seed fails.
+// shrink removes quirks while the seed still fails.
 func (b *bench) shrink(t *testing.T, d *draw, clients []Client) *draw {
 	t.Helper()
 	smaller := *d
@@ -174,7 +174,7 @@ func (b *bench) shrink(t *testing.T, d *draw, clients []Client) *draw {
 	return &smaller
 }
 
-// ending is a test's end, before the test's.
+// ending runs cleanups at the end of a try, before the test's end.
 type ending struct {
 	*testing.T
 
@@ -194,15 +194,15 @@ func (e *ending) end() {
 	}
 }
 
-// try pulls from a registry straight and through a mirror, phase by phase, and returns
-// what is wrong with the mirror.
+// try pulls from a registry directly and through a mirror, phase by phase, and returns what
+// is wrong with the mirror.
 func (b *bench) try(t *testing.T, d *draw) (wrong error) {
 	t.Helper()
 	e := &ending{T: t}
 	defer e.end()
 	drawn := *d
 	b.tries++
-	drawn.seed += b.tries << 32 // an upstream and contents of its own, by the same quirks
+	drawn.seed += b.tries << 32 // own upstreams and contents, with the same quirks
 	plain := drawn
 	plain.quirks, plain.vanity = nil, false
 	p := pulls{bench: b, draw: &drawn, behind: []*world{drawn.build(e, b.network)}, kept: map[string]digest.Digest{}, listed: map[string]listings{}}
@@ -225,7 +225,7 @@ func (b *bench) try(t *testing.T, d *draw) (wrong error) {
 	return nil
 }
 
-// dial makes connections of the bench's network; nil: the machine's.
+// dial opens connections of the bench's network; nil: the machine's.
 func (b *bench) dial() func(ctx context.Context, network, address string) (net.Conn, error) {
 	if b.network == nil {
 		return nil
@@ -266,7 +266,7 @@ func (b *bench) mirror(e *ending, name string, urls []string) string {
 		_ = s.Serve(l) // ends with ErrServerClosed
 	}()
 	e.Cleanup(func() {
-		_ = s.Close() // what is left is of clients that have gone
+		_ = s.Close() // only abandoned connections remain
 		<-served
 		p.Close()
 		r.Close()

@@ -16,21 +16,21 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// pulls are those of a draw, on its way through the phases.
+// pulls are the pulls of a draw in all phases.
 type pulls struct {
 	*bench
 	draw     *draw
-	straight *world       // what who pulls straight asks
-	behind   []*world     // what the mirror asks
+	straight *world       // the registry for direct pulls
+	behind   []*world     // the mirror's upstreams
 	mirror   string       // its host:port
-	again    atomic.Int64 // how often a client of the mirror has tried again
+	again    atomic.Int64 // number of retries by the mirror's clients
 
 	mu     sync.Mutex               // guards all below
-	kept   map[string]digest.Digest // by repository: the root that a pull through the mirror brought last
-	listed map[string]listings      // by repository: what came through the mirror last
+	kept   map[string]digest.Digest // by repository: the root of the last pull through the mirror
+	listed map[string]listings      // by repository: the last lists through the mirror
 }
 
-// phase makes the pulls of a phase.
+// phase runs the pulls of a phase.
 func (r *pulls) phase(p phase) error {
 	if p > warm {
 		time.Sleep(r.pace.fresh + r.pace.fresh/10)
@@ -56,7 +56,7 @@ func (r *pulls) phase(p phase) error {
 	}
 	straight, behind := -r.straight.count(), -r.asked()
 	r.again.Store(0)
-	// The sick one first: who wants the healthy one is not to wait for it.
+	// The sick one is first: the healthy one must not wait for it.
 	var running errgroup.Group
 	for _, repo := range []string{sick, healthy} {
 		running.Go(func() error {
@@ -84,16 +84,16 @@ func (r *pulls) phase(p phase) error {
 	return nil
 }
 
-// bound is how many requests to the registry a phase is worth, where so many are made
-// straight, and clients of the mirror have tried so many times again.
+// bound is the maximum of requests to the registry in a phase, for this number of direct
+// requests and of retries by the mirror's clients.
 func bound(p phase, straight, again int) int {
 	if p == during {
-		straight = 24 // as many as it would be
+		straight = 24 // an estimate: no direct pulls in an outage
 	}
 	return 3*straight + 40 + 3*again
 }
 
-// asked is how many requests the mirror has made.
+// asked is the number of the mirror's requests.
 func (r *pulls) asked() (n int) {
 	for _, w := range r.behind {
 		n += w.count()
@@ -101,7 +101,7 @@ func (r *pulls) asked() (n int) {
 	return n
 }
 
-// compare pulls straight and through the mirror.
+// compare pulls directly and through the mirror.
 func (r *pulls) compare(p phase, repo string, want image) error {
 	begun := time.Now()
 	straight := errors.New("the registry is out")
@@ -111,7 +111,7 @@ func (r *pulls) compare(p phase, repo string, want image) error {
 	alone := time.Since(begun)
 	kept := r.keeps(p, repo)
 	healing := r.pace.healing
-	if p > cold && !kept { // an image of which only the tag is kept is tried for once
+	if p > cold && !kept { // if only the tag is stored, the mirror first tries to fetch the image
 		healing *= 2
 	}
 	for begun = time.Now(); ; {
@@ -142,14 +142,13 @@ func (r *pulls) compare(p phase, repo string, want image) error {
 	}
 }
 
-// rest is what a client of the mirror does before it tries again.
+// rest is a client's pause before a retry.
 func (r *pulls) rest() {
 	r.again.Add(1)
 	time.Sleep(100 * time.Millisecond)
 }
 
-// allows is how long a pull through the mirror may take, that takes so long straight or
-// is kept.
+// allows is the maximum time of a pull through the mirror, given the time alone of a direct pull.
 func (r *pulls) allows(p phase, repo string, straight bool, alone time.Duration) time.Duration {
 	shared := slices.ContainsFunc(r.draw.quirks, func(q quirk) bool { return q.shared })
 	switch {
@@ -162,14 +161,14 @@ func (r *pulls) allows(p phase, repo string, straight bool, alone time.Duration)
 	}
 }
 
-// keeps reports whether the mirror has to have what a repository's tag leads to: a pull
-// has brought it, and the registry has not said itself that it does not have the tag.
+// keeps reports whether the mirror must have stored the image of a tag: a pull has fetched
+// it, and the registry itself has not said that the tag does not exist.
 func (r *pulls) keeps(p phase, repo string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	root := r.kept[repo]
 	if repo == sick && p >= moved && !r.straight.second.root.is(root) {
-		return false // the registry gives the new manifest, and not its layers
+		return false // the registry sends the new manifest without its layers
 	}
 	return root != "" && !slices.ContainsFunc(r.draw.quirks, func(q quirk) bool { return q.from <= p && (q.unkept || q.no == repo || q.no == "all") })
 }
@@ -180,11 +179,11 @@ func (r *pulls) keep(repo string, root digest.Digest) {
 	r.kept[repo] = root
 }
 
-// endless is how many requests are no pull any more: containerd goes on as long as each
-// brings a byte, one after the other.
+// endless is a bound on the requests of a pull: containerd continues as long as each
+// request gets a byte.
 const endless = 100
 
-// pullStraight pulls as clients do where there is no mirror: again, if it fails.
+// pullStraight pulls as a client without a mirror, with retries.
 func (r *pulls) pullStraight(repo string, want image) error {
 	var err error
 	before := r.straight.count()
@@ -204,7 +203,7 @@ func (r *pulls) pullStraight(repo string, want image) error {
 	return err
 }
 
-// pullMirror pulls through the mirror, by two clients at once where the draw says so.
+// pullMirror pulls through the mirror, with two clients at once if the draw says so.
 func (r *pulls) pullMirror(p phase, repo string) (Pulled, error) {
 	if !r.draw.both || p != cold {
 		return r.pull(r.mirror, repo)
@@ -232,15 +231,14 @@ func (r *pulls) pull(host, repo string) (Pulled, error) {
 	return r.draw.client.Pull(ctx, &http.Client{Transport: own}, host, repo)
 }
 
-// transport is a client's. It does not shake hands in vain where a library would try TLS
-// first.
+// transport is a client's transport. It refuses TLS at once, because some libraries try TLS first.
 func (r *pulls) transport() *http.Transport {
 	return &http.Transport{DialContext: r.dial(), DialTLSContext: func(context.Context, string, string) (net.Conn, error) {
 		return nil, errors.New("no TLS is spoken here")
 	}}
 }
 
-// lies returns what is wrong with what came whole.
+// lies returns what is wrong with complete content.
 func (r *pulls) lies(got Pulled, err error) error {
 	unnamed := slices.ContainsFunc(r.draw.quirks, func(q quirk) bool { return q.unnamed })
 	for d, b := range got.Contents {
@@ -257,7 +255,7 @@ func (r *pulls) lies(got Pulled, err error) error {
 	return nil
 }
 
-// check compares what was pulled with what there is.
+// check compares pulled content with the image.
 func (i image) check(got Pulled) error {
 	if !i.root.is(got.Root) {
 		return fmt.Errorf("the root is %s, not %s", got.Root, i.root.Digest)

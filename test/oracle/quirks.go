@@ -12,50 +12,50 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// phase is when a quirk begins.
+// phase is when a quirk starts.
 type phase int
 
 const (
 	cold   phase = iota // the first pull
-	warm                // what is kept is pulled again, unchecked
-	due                 // and checked
+	warm                // stored content is pulled again, unchecked
+	due                 // and with a check
 	moved               // the tag has moved
-	during              // the upstream is out
-	after               // and back
+	during              // the upstream is down
+	after               // the upstream is up again
 )
 
 func (p phase) String() string {
 	return [...]string{"cold", "warm", "due", "after the tag moved", "during the outage", "after the outage"}[p]
 }
 
-// quirk is one way in which a registry is odd.
+// quirk is an unusual behaviour of a registry.
 type quirk struct {
 	name    string
 	from    phase
-	no      string // where it is the registry's own no about tags: of which repository, or "all"
-	noLists string // where it is that about lists
+	no      string // the registry's own 404 for tags: the repository, or "all"
+	noLists string // the same for lists
 	brief   bool   // it ends with its phase
-	// misnamed: it names other digests than it has. Where its content has no digest by
-	// SHA-256, no one can tell what is meant.
+	// misnamed: it sends other digests than the content's. Without a SHA-256 digest,
+	// nothing shows the right one.
 	misnamed bool
-	unkept   bool // what comes is right for who knows its length, and wrong for who keeps it
-	shared   bool // it is not of the sick repository's objects alone
-	unnamed  bool // it says no digests: what it sends for a tag is what it means
+	unkept   bool // a client that knows the length gets right content; the mirror must not store it
+	shared   bool // it affects more than the sick repository's objects
+	unnamed  bool // it sends no digests: the content that it sends for a tag is right by definition
 	option   func(*ut.Options)
 	faults   func(*world) []*ut.Scripted
 }
 
-// outage is how a registry is gone.
+// outage is a way in which a registry is down.
 type outage struct {
 	name  string
-	lies  bool // also of lists, which have no digest that would tell
+	lies  bool // also for lists, whose wrong bytes no digest shows
 	begin func(*world) (end func())
 }
 
-// kinds draw a quirk each.
+// kinds return one quirk each, drawn at random.
 func kinds() []func(*rand.Rand) quirk {
 	return []func(*rand.Rand) quirk{
-		// How it authenticates.
+		// Authentication.
 		func(r *rand.Rand) quirk {
 			elsewhere, expires, access := r.IntN(2) == 0, []int{0, 1, 300}[r.IntN(3)], r.IntN(2) == 0
 			scope := []string{"", "", "aws", "repository:another/name:pull"}[r.IntN(4)]
@@ -77,7 +77,7 @@ func kinds() []func(*rand.Rand) quirk {
 		func(r *rand.Rand) quirk { return some(r, "referrers", anyOf(ut.Referrers), answers(r)) },
 		func(r *rand.Rand) quirk { return some(r, "ping", anyOf(ut.Ping), answers(r)) },
 		func(r *rand.Rand) quirk { return some(r, "token", anyOf(ut.Token), answers(r)) },
-		// What is asked for by the mirror alone, or by some clients.
+		// Requests that only the mirror or some clients send.
 		func(r *rand.Rand) quirk { return some(r, "HEAD of manifests", anyOf(ut.HeadManifest), headAnswers(r)) },
 		func(r *rand.Rand) quirk { return some(r, "HEAD of blobs", anyOf(ut.HeadBlob), headAnswers(r)) },
 		func(r *rand.Rand) quirk { return some(r, "HEAD", anyOf(ut.HeadBlob, ut.HeadManifest), headAnswers(r)) },
@@ -86,12 +86,12 @@ func kinds() []func(*rand.Rand) quirk {
 			broken := broken(r)
 			return and(q, some(r, "first", anyOf(ut.GetBlob, ut.CDN), broken))
 		},
-		// Answers that are right, and odd.
+		// Correct but unusual responses.
 		func(r *rand.Rand) quirk {
 			return some(r, "manifests", anyOf(ut.HeadManifest, ut.GetManifest), labels(r))
 		},
 		func(r *rand.Rand) quirk { return some(r, "blobs", anyOf(ut.HeadBlob, ut.GetBlob, ut.CDN), labels(r)) },
-		// Answers that are wrong.
+		// Wrong responses.
 		func(r *rand.Rand) quirk { return some(r, "manifests", anyOf(ut.GetManifest), wrong(r)) },
 		func(r *rand.Rand) quirk { return some(r, "blobs", anyOf(ut.GetBlob, ut.CDN), wrong(r)) },
 		func(r *rand.Rand) quirk { return some(r, "manifests", anyOf(ut.GetManifest), answers(r)) },
@@ -99,13 +99,13 @@ func kinds() []func(*rand.Rand) quirk {
 		func(r *rand.Rand) quirk { return some(r, "the CDN", anyOf(ut.CDN), answers(r)) },
 		func(r *rand.Rand) quirk { return some(r, "blobs", anyOf(ut.GetBlob, ut.CDN), broken(r)) },
 		func(r *rand.Rand) quirk { return some(r, "all", anyOf(""), answers(r)) },
-		// Answers that take their time.
+		// Slow responses.
 		func(r *rand.Rand) quirk {
 			op := []ut.Op{ut.HeadManifest, ut.GetManifest, ut.HeadBlob, ut.GetBlob, ut.Tags, ut.Token, ut.Ping}[r.IntN(7)]
 			took := time.Duration(1+r.IntN(4)) * time.Second
 			return some(r, string(op), anyOf(op), fault{fmt.Sprintf("after %s", took), false, []ut.Fault{ut.Delay(took)}})
 		},
-		// What is good for a time only.
+		// URLs and tokens that expire.
 		func(r *rand.Rand) quirk {
 			at := phase(1 + r.IntN(int(after)))
 			return quirk{name: fmt.Sprintf("tokens and signatures end, from %d", at), from: at, faults: func(w *world) []*ut.Scripted {
@@ -119,7 +119,7 @@ func kinds() []func(*rand.Rand) quirk {
 
 func option(name string, set func(*ut.Options)) quirk { return quirk{name: name, option: set} }
 
-// and is two quirks that make sense together.
+// and combines two quirks.
 func and(a, b quirk) quirk {
 	return quirk{name: a.name + "; " + b.name, from: a.from, shared: a.shared || b.shared, brief: a.brief || b.brief, faults: func(w *world) []*ut.Scripted {
 		return append(a.faults(w), b.faults(w)...)
@@ -128,19 +128,19 @@ func and(a, b quirk) quirk {
 
 func anyOf(ops ...ut.Op) []ut.Op { return ops }
 
-// fault is a way to answer, and its name.
+// fault is a kind of response, and its name.
 type fault struct {
 	name   string
-	no     bool // the registry's own no, in its own format
+	no     bool // the registry's own 404, in its own format
 	faults []ut.Fault
 }
 
-// some makes requests for some of the ops go wrong: for all objects or one, now or from
-// a later phase on, always or a few times.
+// some applies a fault to requests of these ops: for all objects or one, now or from a
+// later phase on, always or a few times.
 func some(r *rand.Rand, what string, ops []ut.Op, f fault) quirk {
 	times := []int{0, 0, 0, 1, 2}[r.IntN(5)]
 	from := []phase{cold, cold, cold, due, moved}[r.IntN(5)]
-	one := r.IntN(3) // of the blobs or manifests; the last one: all
+	one := r.IntN(3) // index of the blob or manifest; the last one: all
 	often := "always"
 	if times > 0 {
 		often = fmt.Sprintf("%d times", times)
@@ -183,7 +183,7 @@ func pick(list []ut.Content, n int) string {
 	return list[n].Digest.String()
 }
 
-// answers are statuses, and pages of strangers.
+// answers are statuses, and pages that are not the registry's.
 func answers(r *rand.Rand) fault {
 	code := []int{400, 401, 403, 404, 405, 406, 410, 429, 500, 502, 503}[r.IntN(11)]
 	switch r.IntN(6) {
@@ -202,7 +202,7 @@ func answers(r *rand.Rand) fault {
 	}
 }
 
-// headAnswers are what HEAD is answered with where the case was not thought of.
+// headAnswers are responses to HEAD by a registry with poor support for it.
 func headAnswers(r *rand.Rand) fault {
 	switch r.IntN(5) {
 	case 0:
@@ -232,7 +232,7 @@ func rangeAnswers(r *rand.Rand) fault {
 	}
 }
 
-// labels are headers that say what is not so of bytes that are right, or nothing.
+// labels are missing headers, or headers that do not fit the bytes.
 func labels(r *rand.Rand) fault {
 	list := []fault{
 		{"no digest", false, []ut.Fault{ut.NoDigest()}},
@@ -251,7 +251,7 @@ func labels(r *rand.Rand) fault {
 	return list[r.IntN(len(list))]
 }
 
-// wrong are bytes that are not what was asked for.
+// wrong are responses with other content than requested.
 func wrong(r *rand.Rand) fault {
 	list := []fault{
 		{"a wrong byte", false, []ut.Fault{ut.WrongBytes()}},
@@ -264,7 +264,7 @@ func wrong(r *rand.Rand) fault {
 	return list[r.IntN(len(list))]
 }
 
-// broken are bodies that do not come to their end.
+// broken are bodies that do not end properly.
 func broken(r *rand.Rand) fault {
 	at := []int{0, 1, 50, 10_000, 100_000}[r.IntN(5)]
 	switch r.IntN(4) {
@@ -279,7 +279,7 @@ func broken(r *rand.Rand) fault {
 	}
 }
 
-// outages are the ways in which a registry is gone. None of them is its own no.
+// outages are the ways in which a registry is down. None is the registry's own 404.
 func outages() []outage {
 	return []outage{
 		{"refuses connections", false, func(w *world) func() { w.up.Down(); return w.up.Up }},

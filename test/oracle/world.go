@@ -15,28 +15,28 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// The repositories of each registry. Quirks of objects are those of the sick one's.
+// The repositories of each registry. Quirks of objects affect the sick one.
 const (
 	sick    = "library/sick"
 	healthy = "library/healthy"
 )
 
-// Tag is what clients pull.
+// Tag is the tag that clients pull.
 const Tag = "latest"
 
-// root is the manifest that a tag names.
+// root is the manifest of a tag.
 type root struct{ ut.Content }
 
-// is reports whether d is the root's digest, by whatever algorithm: that of a tag may
-// be the registry's or the client's.
+// is reports whether d is the root's digest, with any algorithm. The algorithm may be the
+// registry's or the client's choice.
 func (r root) is(d digest.Digest) bool {
 	return d.Validate() == nil && d.Algorithm().FromBytes(r.Bytes) == d
 }
 
-// image is all that a pull by tag brings.
+// image is all content of a pull by tag.
 type image struct {
 	root      root
-	manifests []ut.Content // the root and what it names
+	manifests []ut.Content // the root and its children
 	blobs     []ut.Content
 }
 
@@ -44,17 +44,17 @@ func (i image) contents() []ut.Content {
 	return append(slices.Clip(i.manifests), i.blobs...)
 }
 
-// world is a registry that was drawn from a seed, with its quirks. It is built twice
-// from the same draw: for who pulls straight, and for the mirror.
+// world is a registry drawn from a seed, with its quirks. One draw builds two of them: for
+// direct pulls, and for the mirror.
 type world struct {
 	up            *ut.Registry
-	vanity        *ut.Registry // leads to up whatever is asked for; nil: there is none
+	vanity        *ut.Registry // redirects every request to up; nil: none
 	first, second image        // of the sick repository, before and after its tag moves
 	other         image        // of the healthy one
-	signature     ut.Content   // of the latter, in both
+	signature     ut.Content   // referrer of the healthy image, in both repositories
 }
 
-// draw is what a seed says of a registry.
+// draw is the description of a registry, from a seed.
 type draw struct {
 	seed   uint64
 	client Client
@@ -62,8 +62,8 @@ type draw struct {
 	single bool // the tag names a manifest, not an index
 	docker bool // Docker's media types
 	sha512 bool
-	vanity bool // it is at a domain that redirects to another registry
-	spare  bool // the mirror has a second URL, with a registry that is not odd
+	vanity bool // its domain redirects to another registry
+	spare  bool // the mirror has a second URL, of a registry without quirks
 	sizes  []int
 	quirks []quirk
 	outage outage
@@ -108,7 +108,7 @@ func (d *draw) String() string {
 	return b.String()
 }
 
-// build makes the registry of a draw.
+// build builds the registry of a draw.
 func (d *draw) build(tb ut.TB, network *ut.Memory) *world {
 	tb.Helper()
 	options := ut.Options{Memory: network}
@@ -143,7 +143,7 @@ func (d *draw) build(tb ut.TB, network *ut.Memory) *world {
 	return w
 }
 
-// has reports whether b is a content of the images.
+// has reports whether b is content of the images.
 func (w *world) has(b []byte) bool {
 	for _, i := range []image{w.first, w.second, w.other} {
 		if slices.ContainsFunc(i.contents(), func(c ut.Content) bool { return bytes.Equal(c.Bytes, b) }) {
@@ -153,7 +153,7 @@ func (w *world) has(b []byte) bool {
 	return false
 }
 
-// url is where clients ask.
+// url is the URL for clients.
 func (w *world) url() string {
 	if w.vanity != nil {
 		return w.vanity.URL
@@ -161,10 +161,10 @@ func (w *world) url() string {
 	return w.up.URL
 }
 
-// host is its host:port.
+// host is the host:port of url.
 func (w *world) host() string { return strings.TrimPrefix(w.url(), "http://") }
 
-// count is how many requests it has had.
+// count is the number of requests so far.
 func (w *world) count() int {
 	n := w.up.Count()
 	if w.vanity != nil {
@@ -173,10 +173,10 @@ func (w *world) count() int {
 	return n
 }
 
-// moves lets the sick repository's tag name its second image.
+// moves moves the sick repository's tag to its second image.
 func (w *world) moves() { w.up.Tag(sick, Tag, w.second.root.Digest) }
 
-// begin lets the quirks of a phase begin. Those that are for a few times end with it.
+// begin starts the quirks of a phase. Brief ones end with it.
 func (w *world) begin(d *draw, at phase) (end func()) {
 	var brief []*ut.Scripted
 	for _, q := range d.quirks {
@@ -195,7 +195,7 @@ func (w *world) begin(d *draw, at phase) (end func()) {
 	}
 }
 
-// image makes an image. The same number makes the same one.
+// image makes an image. The same number gives the same image.
 func (d *draw) image(number uint64) image {
 	algorithm := digest.SHA256
 	if d.sha512 {

@@ -17,14 +17,14 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestKillBooks kills mirrors 10 times (CACHALOT_TEST_KILLS), at a random moment of
-// concurrent pulls, evictions and broken downloads that go on. After each restart,
-// and at the end of every tenth storm, what one says of its disk is what the disk
-// says, to the byte, and every file is what its name says.
+// TestKillBooks kills mirrors 10 times (CACHALOT_TEST_KILLS) at a random moment of
+// concurrent pulls, evictions and resumed downloads. After each restart, and at the end of
+// every tenth storm, the metrics match the disk to the byte, and every file matches its
+// digest.
 func TestKillBooks(t *testing.T) {
 	t.Parallel()
 	rounds := count(t, "CACHALOT_TEST_KILLS", 10)
-	mirrors := min(4, max(1, rounds/10)) // a start waits for its disk more than it computes
+	mirrors := min(4, max(1, rounds/10)) // a start waits mostly for its disk
 	for i := range mirrors {
 		t.Run(fmt.Sprint(i), func(t *testing.T) {
 			t.Parallel()
@@ -39,7 +39,7 @@ func killBooks(t *testing.T, seed uint64, rounds int) {
 	up := upstreamtest.New(t, upstreamtest.Options{})
 	random := rand.New(rand.NewPCG(3, seed))
 	var blobs []upstreamtest.Content
-	for i := range 60 { // some three times the room
+	for i := range 60 { // about three times the limit
 		b := upstreamtest.NewContent("", upstreamtest.Random(uint64(i), 1+random.IntN(200<<10)))
 		up.AddBlob("library/app", b)
 		blobs = append(blobs, b)
@@ -59,7 +59,7 @@ func killBooks(t *testing.T, seed uint64, rounds int) {
 		most = max(most, books.blobs)
 		checkBlobs(t, folder, checked)
 
-		// Two downloads stop at half: what is left of them is resumed later.
+		// Two downloads stop at half. A later round resumes them.
 		release := make(chan struct{})
 		order := random.Perm(len(blobs))
 		stuck, others := order[:2], order[2:]
@@ -88,7 +88,7 @@ func killBooks(t *testing.T, seed uint64, rounds int) {
 		for range random.IntN(len(others) / 2) { // the random moment; all would take twice as long
 			<-fetched
 		}
-		if round%10 == 9 { // a start counts anew: this is for what was counted since
+		if round%10 == 9 { // a start recounts: this checks the counts since the start
 			close(release)
 			wg.Wait()
 			s.books(t, folder)
@@ -131,13 +131,13 @@ func killBooks(t *testing.T, seed uint64, rounds int) {
 	s.Interrupt(t)
 }
 
-// books are what blobs/ and fills/ hold, in bytes of whole blocks.
+// books are the contents of blobs/ and fills/, in bytes of whole blocks.
 type books struct {
 	blobs          int
 	bytes, partial int64
 }
 
-// books waits until the metrics say what the disk says, and returns that.
+// books waits until the metrics match the disk, and returns the values.
 func (s *server) books(t *testing.T, folder string) books {
 	t.Helper()
 	limit := time.After(20 * time.Second)
@@ -170,7 +170,7 @@ func diskBooks(t *testing.T, folder string) (b books) {
 			}
 			return err
 		})
-		if err != nil && !errors.Is(err, fs.ErrNotExist) { // it goes while it is looked at
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // it may be removed in between
 			t.Fatal(err)
 		}
 	}

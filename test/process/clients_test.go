@@ -17,11 +17,10 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestSlowReaders: 399 clients (CACHALOT_TEST_READERS) read nothing, or 8 KiB a second, of a kept blob
-// and of one that is being fetched. One more is served as if they were not there,
-// each costs a bounded amount of memory, and nothing is left when they go (I6).
-// Those who read nothing go after send_timeout at the latest. Each is 0.2 MB of the
-// kernel's: 10,000 are all that 24 GB of memory let it have for TCP.
+// TestSlowReaders: 399 clients (CACHALOT_TEST_READERS) read nothing, or 8 KiB a second, of
+// a stored blob and of one in download. Another client is served as usual, each slow one
+// takes bounded memory, and nothing is left when they leave (I6). Clients that read nothing
+// are cut off after send_timeout. Each takes 0.2 MB of kernel memory: 24 GB allow 10,000.
 func TestSlowReaders(t *testing.T) {
 	t.Parallel()
 	slowReaders := count(t, "CACHALOT_TEST_READERS", 399)
@@ -32,7 +31,7 @@ func TestSlowReaders(t *testing.T) {
 	up.AddBlob("library/app", warm, cold)
 	release := make(chan struct{})
 	up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob, Reference: cold.Digest.String()}, upstreamtest.StallAfter(len(cold.Bytes)/2, release))
-	// They come through a load balancer: one client would get three quarters.
+	// Behind a load balancer they are many clients: one gets at most three quarters.
 	config := fmt.Sprintf("max_connections: %d\ntrusted_proxies: [127.0.0.1]\ntimeouts: {progress: 1h}\nstorage: {path: %s, min_free: 0}\nupstreams: {docker.io: {url: %s}}\n", slowReaders+1, t.TempDir(), up.URL)
 	s := startConfig(t, "send_timeout: 1h\n"+config, "sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$@"`, 2*slowReaders+5_000), "sh")
 	quick := &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}}
@@ -96,7 +95,7 @@ func TestSlowReaders(t *testing.T) {
 		t.Errorf("%d and %d bytes fetched", up.Sent(warm.Digest), up.Sent(cold.Digest))
 	}
 
-	// Who takes nothing goes; who takes a little stays.
+	// A client that reads nothing is cut off; one that reads a little stays.
 	if err := os.WriteFile(s.Config, []byte(cachalotd.Addresses+"send_timeout: 8s\n"+config), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -120,8 +119,8 @@ func TestSlowReaders(t *testing.T) {
 	s.Interrupt(t)
 }
 
-// slowClient asks for something, as from another host: its packets are as long as
-// Ethernet has them, and its window is small. Both make the kernel keep less.
+// slowClient sends a request as from another host: packets of Ethernet's size and a small
+// window. Both reduce the kernel's buffers.
 func (s *server) slowClient(t *testing.T, path string) net.Conn {
 	t.Helper()
 	d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
@@ -148,14 +147,14 @@ func (s *server) slowClient(t *testing.T, path string) net.Conn {
 	return c
 }
 
-// awaitMetric waits for a metric to have a value.
+// awaitMetric waits until a metric has this value.
 func (s *server) awaitMetric(t *testing.T, metric string, want float64) {
 	t.Helper()
 	s.await(t, fmt.Sprintf("%s %v", metric, want), func() bool { return s.Metrics(t)[metric] == want })
 }
 
-// raiseDescriptors lets this process have so many descriptors, and one that it
-// starts twice as many.
+// raiseDescriptors raises this process' limit of descriptors to n, and that of its children
+// to twice as many.
 func raiseDescriptors(t *testing.T, n uint64) {
 	t.Helper()
 	var limit unix.Rlimit

@@ -20,8 +20,8 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestDamage damages files of an index at random, in 12 ways (CACHALOT_TEST_DAMAGES). The mirror
-// opens it or rebuilds it, and serves: badger may kill a start, but no third in a row.
+// TestDamage damages an index's files at random, 12 times (CACHALOT_TEST_DAMAGES). The
+// mirror opens or rebuilds it, and serves. badger may crash two starts in a row, not three.
 func TestDamage(t *testing.T) {
 	t.Parallel()
 	up := upstreamtest.New(t, upstreamtest.Options{})
@@ -33,7 +33,7 @@ func TestDamage(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Interrupt(t)
-	// Enough for badger to have several tables and a log.
+	// Enough records for several tables and a log of badger.
 	store, err := storage.Open(storage.Config{Path: closed, MaxFills: 1}, storage.NewMetrics(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
@@ -58,7 +58,7 @@ func TestDamage(t *testing.T) {
 			for seed := range seeds {
 				dir := filepath.Join(t.TempDir(), "folder")
 				copySparse(t, dir, []string{closed, killed}[seed%2])
-				flip := seed%20 == 0 // content alone, which badger finds only by reading it all
+				flip := seed%20 == 0 // damaged content only, which badger finds only when it reads all of it
 				var what string
 				if flip {
 					what = flipContent(t, filepath.Join(dir, "index"), seed/20)
@@ -95,8 +95,8 @@ func TestDamage(t *testing.T) {
 	}
 }
 
-// survive starts the mirror over a damaged folder, until it serves. It says how
-// many starts that took, and what the last one said.
+// survive starts the mirror with a damaged folder until it serves. It returns the number of
+// starts and the last one's log.
 func survive(t *testing.T, dir, upstream string, d digest.Digest, what string) (starts int, log string) {
 	t.Helper()
 	for starts = 1; ; starts++ {
@@ -121,8 +121,8 @@ func survive(t *testing.T, dir, upstream string, d digest.Digest, what string) (
 	}
 }
 
-// copySparse copies a storage folder but for its reserve, and no zeroes at the
-// end of files, of which badger has many.
+// copySparse copies a storage folder without its reserve, and without the many zeroes at
+// the end of badger's files.
 func copySparse(t *testing.T, to, from string) {
 	t.Helper()
 	err := filepath.WalkDir(from, func(path string, e fs.DirEntry, err error) error {
@@ -146,7 +146,7 @@ func copySparse(t *testing.T, to, from string) {
 	}
 }
 
-// flipContent flips a bit of the largest table of an index, the nth twelfth down.
+// flipContent flips a bit of an index's largest table. n selects a twelfth of the table.
 func flipContent(t *testing.T, dir string, n uint64) string {
 	t.Helper()
 	var largest string
@@ -171,7 +171,7 @@ func flipContent(t *testing.T, dir string, n uint64) string {
 	return fmt.Sprintf("%s: bit flipped at %d of %d", filepath.Base(largest), at, len(content))
 }
 
-// damage spoils one of the files of an index, and says how.
+// damage damages one of an index's files, and returns how.
 func damage(t *testing.T, random *rand.Rand, dir string) string {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(dir, "*"))
@@ -179,7 +179,7 @@ func damage(t *testing.T, random *rand.Rand, dir string) string {
 		t.Error("no index: ", err)
 		return ""
 	}
-	kinds := map[string][]string{} // one kind has many files; all kinds alike
+	kinds := map[string][]string{} // each kind has the same chance, although one has many files
 	var names []string
 	for _, f := range files {
 		kind := filepath.Ext(f) + filepath.Base(f)[:1]
@@ -202,7 +202,7 @@ func damage(t *testing.T, random *rand.Rand, dir string) string {
 	case 2, 3, 4:
 		reach := len(b)
 		if random.IntN(2) == 0 {
-			reach = min(reach, 100) // headers are dearer
+			reach = min(reach, 100) // headers are more critical
 		}
 		n := 1 + random.IntN(20)
 		for range n {

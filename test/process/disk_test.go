@@ -18,7 +18,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// spoilt is a running mirror whose disk is about to go wrong.
+// spoilt is a running mirror whose disk the test breaks.
 type spoilt struct {
 	up     *upstreamtest.Registry
 	folder string
@@ -37,7 +37,7 @@ func newSpoilt(t *testing.T, folder string) *spoilt {
 	return p
 }
 
-// blob adds another one to the registry.
+// blob adds another blob to the registry.
 func (p *spoilt) blob(size int) upstreamtest.Content {
 	p.seed++
 	b := upstreamtest.NewContent("", upstreamtest.Random(p.seed, size))
@@ -52,8 +52,8 @@ func (p *spoilt) get(t *testing.T, b upstreamtest.Content) {
 	}
 }
 
-// serves wants the mirror to serve what is kept, to new places too, and to pass
-// on what is new.
+// serves checks that the mirror serves stored content, also in other repositories, and
+// passes new content through.
 func (p *spoilt) serves(t *testing.T) {
 	t.Helper()
 	p.up.Forget()
@@ -79,7 +79,7 @@ func (p *spoilt) serves(t *testing.T) {
 	p.get(t, p.blob(8<<20))
 }
 
-// keeps wants the mirror to keep what is new, and to have lost nothing.
+// keeps checks that the mirror stores new content, and has lost nothing.
 func (p *spoilt) keeps(t *testing.T) {
 	t.Helper()
 	p.up.Forget()
@@ -96,14 +96,14 @@ func (p *spoilt) keeps(t *testing.T) {
 	checkBlobs(t, p.folder, map[string]time.Time{})
 }
 
-// fetchPath gets and compares content on a connection of its own.
+// fetchPath fetches and compares content on its own connection.
 func (s *server) fetchPath(path string, want upstreamtest.Content) error {
 	return compare(context.Background(), cachalotd.Client(), s.URL+path, want.Bytes, 0, -1)
 }
 
-// TestDiskTurnsReadOnly: ext4 meets an error and turns read-only under a running
-// mirror. It serves on, ends in good order or by kill -9, says why it cannot
-// start, and has everything again once the disk is repaired.
+// TestDiskTurnsReadOnly: ext4 finds an error and turns read-only under a running mirror.
+// The mirror still serves, ends normally or by kill -9, logs why it cannot start, and has
+// all content again after a repair.
 func TestDiskTurnsReadOnly(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(*testing.T, *server){
@@ -127,7 +127,7 @@ func TestDiskTurnsReadOnly(t *testing.T) {
 			}
 
 			unmount(t, dir)
-			// It exits with 1 where it has mended something.
+			// It exits with 1 after a repair.
 			if out, err := exec.Command("e2fsck", "-fy", image).CombinedOutput(); err != nil && !strings.Contains(string(out), "MODIFIED") { //nolint:noctx // short
 				t.Fatalf("e2fsck: %v: %s", err, out)
 			}
@@ -138,7 +138,7 @@ func TestDiskTurnsReadOnly(t *testing.T) {
 	}
 }
 
-// breakExt4 has ext4 meet an error, for which it turns read-only whoever writes.
+// breakExt4 makes ext4 find an error, so that it turns read-only at the next write.
 func breakExt4(t *testing.T, dir string) {
 	t.Helper()
 	mounts, err := os.ReadFile("/proc/mounts")
@@ -159,7 +159,7 @@ func breakExt4(t *testing.T, dir string) {
 	}
 }
 
-// TestOutOfInodes: the file system has space, and takes no more files.
+// TestOutOfInodes: the file system has space but no free inodes.
 func TestOutOfInodes(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -1,7 +1,7 @@
 // Package process tests cachalot as a process: the cache after kill -9 and a power cut,
 // resources under load and at the limits, and the system calls for a warm blob.
 //
-// By default each test is short, for `go test ./...`. Variables, which .ci/run sets,
+// By default each test is short, for `go test ./...`. These variables, which .ci/run sets,
 // make it longer:
 //
 //	CACHALOT_TEST_KILLS      kills of TestKillBooks, and 20 times those of TestKill

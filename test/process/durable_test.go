@@ -24,8 +24,8 @@ func straceOrSkip(t *testing.T) string {
 	return strace
 }
 
-// TestDurable watches the system calls that make a blob: the file is synced
-// before it gets its name, and its folder after (I2).
+// TestDurable traces the system calls for a blob: the file is synced before it gets its
+// name, and its folder afterwards (I2).
 func TestDurable(t *testing.T) {
 	t.Parallel()
 	strace := straceOrSkip(t)
@@ -37,7 +37,7 @@ func TestDurable(t *testing.T) {
 	if err := s.fetch(http.DefaultClient, blob.Digest); err != nil {
 		t.Fatal(err)
 	}
-	// It is in blobs/ before the process ends: an orderly end waits for commits.
+	// It is in blobs/ before the process ends: a normal end waits for commits.
 	s.Interrupt(t)
 	b, err := os.ReadFile(trace)
 	if err != nil {
@@ -62,8 +62,7 @@ func TestDurable(t *testing.T) {
 	}
 }
 
-// TestSyncFails: where the disk cannot promise to keep a blob, clients get it
-// and the disk does not.
+// TestSyncFails: if the disk cannot sync a blob, clients get the blob and it is not stored.
 func TestSyncFails(t *testing.T) {
 	t.Parallel()
 	strace := straceOrSkip(t)
@@ -84,8 +83,8 @@ func TestSyncFails(t *testing.T) {
 	}
 }
 
-// TestSyncFailsOnce: a file whose sync has failed is thrown away. To sync again
-// proves nothing: the kernel may have dropped the pages that it could not write.
+// TestSyncFailsOnce: a file whose sync failed is removed. A second sync proves nothing: the
+// kernel may have dropped the dirty pages.
 func TestSyncFailsOnce(t *testing.T) {
 	t.Parallel()
 	strace := straceOrSkip(t)
@@ -105,7 +104,7 @@ func TestSyncFailsOnce(t *testing.T) {
 	}
 }
 
-// nothingKept wants a storage folder without blobs and downloads.
+// nothingKept checks that a storage folder has no blobs and no downloads.
 func nothingKept(t *testing.T, folder string) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(folder, "*", "sha256*", "*", "*"))

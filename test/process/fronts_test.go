@@ -20,9 +20,8 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestFronts: behind nginx, which speaks HTTP/1.0 to what is behind it, and HAProxy, no
-// cut or wrong body looks whole to a client of HTTP/1.1 or 1.0, and a right one does
-// (I1).
+// TestFronts: behind nginx, which uses HTTP/1.0 to its backend, and HAProxy, a cut or wrong
+// body never looks complete to an HTTP/1.1 or 1.0 client. A right body does (I1).
 func TestFronts(t *testing.T) {
 	t.Parallel()
 	up := upstreamtest.New(t, upstreamtest.Options{})
@@ -45,7 +44,7 @@ func TestFronts(t *testing.T) {
 			if front != nil {
 				address = startFront(t, front, mirror)
 			}
-			var asking sync.WaitGroup // each waits, and for some seconds where a body is cut
+			var asking sync.WaitGroup // each waits, for some seconds if a body is cut
 			for what, faults := range cases {
 				for _, protocol := range []string{"HTTP/1.1", "HTTP/1.0"} {
 					blob := upstreamtest.NewContent("", upstreamtest.Random(blobs.Add(1), 300_000))
@@ -71,7 +70,7 @@ func TestFronts(t *testing.T) {
 	}
 }
 
-// ask returns a body, and whether it looks whole to a client of the protocol.
+// ask returns a body, and whether it looks complete to a client of the protocol.
 func ask(t *testing.T, address, protocol, path string) (body []byte, whole bool) {
 	t.Helper()
 	c, err := new(net.Dialer).DialContext(t.Context(), "tcp", address)
@@ -86,14 +85,14 @@ func ask(t *testing.T, address, protocol, path string) (body []byte, whole bool)
 	}
 	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
 	if err != nil {
-		return nil, false // nothing that looks whole
+		return nil, false // it does not look complete
 	}
 	defer resp.Body.Close()
 	body, err = io.ReadAll(resp.Body)
 	return body, err == nil && resp.StatusCode == http.StatusOK
 }
 
-// startFront starts a front of the mirror, and returns its address.
+// startFront starts a proxy in front of the mirror, and returns its address.
 func startFront(t *testing.T, front func(t *testing.T, dir, address, mirror string) *exec.Cmd, mirror string) string {
 	t.Helper()
 	address, dir := upstreamtest.PortFor(t), t.TempDir()
@@ -111,7 +110,7 @@ func startFront(t *testing.T, front func(t *testing.T, dir, address, mirror stri
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		_ = cmd.Wait() // its log says why
+		_ = cmd.Wait() // the log has the reason
 	}()
 	t.Cleanup(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended
@@ -131,7 +130,7 @@ func startFront(t *testing.T, front func(t *testing.T, dir, address, mirror stri
 	}
 }
 
-// program finds one of Debian's package of that name, or skips the test.
+// program finds a program of Debian's package of that name, or skips the test.
 func program(t *testing.T, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
@@ -141,13 +140,13 @@ func program(t *testing.T, name string) string {
 	return path
 }
 
-// nginx is one with Debian's settings, which passes everything on.
+// nginx is nginx with Debian's settings as a plain proxy.
 func nginx(t *testing.T, dir, address, mirror string) *exec.Cmd {
 	t.Helper()
 	path := program(t, "nginx")
 	user := ""
 	if os.Geteuid() == 0 {
-		user = "user root;" // or its worker may not read the folder
+		user = "user root;" // else its worker may not read the folder
 	}
 	file := filepath.Join(dir, "nginx.conf")
 	text := fmt.Sprintf(`%[1]s

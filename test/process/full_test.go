@@ -17,10 +17,10 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestFullDisk fills the disk to the last byte under a running mirror. It goes
-// on serving what it has, to new places too, and passing on what is new; it
-// survives kill -9 and an orderly end, with its reserve and without, and keeps
-// blobs again when there is space.
+// TestFullDisk fills the disk to the last byte under a running mirror. The mirror still
+// serves stored content, also in other repositories, and passes new content through. It
+// survives kill -9 and a normal end, with and without its reserve, and stores blobs again
+// when there is space.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
 	dir := smalldisk.New(t, 256)
@@ -39,10 +39,10 @@ func TestFullDisk(t *testing.T) {
 	}
 	kept := blob(1, 300_000)
 	s := start(t, folder, up.URL)
-	s.awaitWalk(t) // after which blobs would go for the sake of the index, where they are enough
+	s.awaitWalk(t) // afterwards, blobs would be evicted for the index if that frees enough
 	get(s, kept)
-	s.awaitMetric(t, "cachalot_storage_blobs", 1) // it is durable a moment after its last byte,
-	get(s, kept)                                  // and linked a moment after that
+	s.awaitMetric(t, "cachalot_storage_blobs", 1) // the blob is durable shortly after its last byte,
+	get(s, kept)                                  // and linked shortly after that
 	other := smalldisk.Fill(t, dir)
 	for i := range 300 {
 		repository := fmt.Sprintf("library/other-%d", i)
@@ -56,10 +56,9 @@ func TestFullDisk(t *testing.T) {
 			t.Fatalf("%s: %s", resp.Status, s.Log)
 		}
 	}
-	get(s, blob(2, 100<<20)) // all of what is kept would go in vain
+	get(s, blob(2, 100<<20)) // larger than all stored content, so eviction does not help
 
-	// What is known of where blobs were seen is still known after a kill, and
-	// after an orderly end, with the disk as full.
+	// Links are still known after a kill and after a normal end, with the disk still full.
 	up.Forget()
 	for _, end := range []func(*server){(*server).Kill, func(s *server) { s.Interrupt(t) }, (*server).Kill} {
 		end(s)
@@ -71,8 +70,8 @@ func TestFullDisk(t *testing.T) {
 	}
 	get(s, blob(3, 100<<20))
 
-	// Without the reserve it ends and starts all the same; upstream is asked once
-	// more, for the place alone.
+	// Without the reserve the mirror also ends and starts. It sends one more upstream
+	// request, for the link.
 	if err := os.Remove(filepath.Join(folder, "reserve")); err != nil && !os.IsNotExist(err) {
 		t.Fatal(err)
 	}
@@ -106,8 +105,8 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// TestWriteFails: whatever the disk says to a write, clients get the blob.
-// Nothing is kept where all fail, and nothing wrong where some do.
+// TestWriteFails: if writes fail, clients still get the blob. If all fail, nothing is
+// stored. If some fail, nothing wrong is stored.
 func TestWriteFails(t *testing.T) {
 	t.Parallel()
 	strace := straceOrSkip(t)
@@ -129,7 +128,7 @@ func TestWriteFails(t *testing.T) {
 			}
 			s.Interrupt(t)
 			checkBlobs(t, folder, map[string]time.Time{})
-			if strings.Contains(inject, "when") { // counted by thread, so a later blob may be kept
+			if strings.Contains(inject, "when") { // strace counts per thread, so a later blob may be stored
 				if !strings.Contains(s.Log.String(), "passed through and not stored") {
 					t.Error("no write failed")
 				}
@@ -140,8 +139,8 @@ func TestWriteFails(t *testing.T) {
 	}
 }
 
-// TestSecondProcess: another process on the same folder says so and ends; the
-// first goes on, and its end lets the next one in.
+// TestSecondProcess: a second process on the same folder logs that and ends. The first
+// continues, and after its end another can start.
 func TestSecondProcess(t *testing.T) {
 	t.Parallel()
 	up := upstreamtest.New(t, upstreamtest.Options{})
@@ -164,7 +163,7 @@ func TestSecondProcess(t *testing.T) {
 	}
 }
 
-// awaitDescriptors waits until as many are open as ok says.
+// awaitDescriptors waits until ok accepts the number of open descriptors.
 func (s *server) awaitDescriptors(t *testing.T, what string, ok func(open int) bool) {
 	t.Helper()
 	s.await(t, what, func() bool {
@@ -173,8 +172,8 @@ func (s *server) awaitDescriptors(t *testing.T, what string, ok func(open int) b
 	})
 }
 
-// TestDescriptors: clients take all descriptors that the process may have. It
-// lives, and serves again when they let go.
+// TestDescriptors: clients take all descriptors of the process. It survives, and serves
+// again when they leave.
 func TestDescriptors(t *testing.T) {
 	t.Parallel()
 	up := upstreamtest.New(t, upstreamtest.Options{})
@@ -186,7 +185,7 @@ func TestDescriptors(t *testing.T) {
 	kept := blob(1)
 	const limit = 64
 	s := start(t, t.TempDir(), up.URL, "sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$@"`, limit), "sh")
-	client := &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}} // has its connection already
+	client := &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}} // it is already connected
 	if err := s.fetch(client, kept.Digest); err != nil {
 		t.Fatal(err)
 	}
@@ -207,7 +206,7 @@ func TestDescriptors(t *testing.T) {
 	for _, c := range idle {
 		_ = c.Close()
 	}
-	// Its connection is behind theirs, which so were all accepted.
+	// This connection is accepted after all others.
 	resp, err := cachalotd.Client().Get(s.URL + "/v2/") //nolint:noctx // loopback
 	if err != nil {
 		t.Fatalf("%v: %s", err, s.Log)
@@ -222,9 +221,9 @@ func TestDescriptors(t *testing.T) {
 	s.Interrupt(t)
 }
 
-// TestDescriptorsOfDownloads: downloads take all descriptors that the process may
-// have, a connection to the registry and a file each. It lives, nobody gets wrong
-// bytes, and all is served when they end.
+// TestDescriptorsOfDownloads: downloads take all descriptors of the process, each a
+// connection to the registry and a file. It survives, clients get no wrong bytes, and it
+// serves all when they end.
 func TestDescriptorsOfDownloads(t *testing.T) {
 	t.Parallel()
 	up := upstreamtest.New(t, upstreamtest.Options{})
@@ -232,11 +231,11 @@ func TestDescriptorsOfDownloads(t *testing.T) {
 	up.AddBlob("library/app", kept)
 	const limit = 100
 	s := start(t, t.TempDir(), up.URL, "sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$@"`, limit), "sh")
-	client := &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}} // has its connection already
+	client := &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}} // it is already connected
 	if err := s.fetch(client, kept.Digest); err != nil {
 		t.Fatal(err)
 	}
-	s.awaitMetric(t, "cachalot_storage_blobs", 1) // or its file could not be named any more
+	s.awaitMetric(t, "cachalot_storage_blobs", 1) // else its file could not get its name any more
 	release := make(chan struct{})
 	var blobs []upstreamtest.Content
 	var wg sync.WaitGroup
@@ -259,7 +258,7 @@ func TestDescriptorsOfDownloads(t *testing.T) {
 	wg.Wait()
 	up.Forget()
 	for _, b := range append(blobs, kept) {
-		s.awaitMetric(t, "cachalot_fills_in_progress", 0) // a client has its bytes before the disk has
+		s.awaitMetric(t, "cachalot_fills_in_progress", 0) // a client has all bytes before they are on disk
 		if err := s.fetch(http.DefaultClient, b.Digest); err != nil {
 			t.Errorf("%v: %s", err, s.Log)
 		}

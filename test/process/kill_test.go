@@ -16,9 +16,9 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestKill kills the mirror at a random moment of a storm, 6 times, or a twentieth
-// of CACHALOT_TEST_KILLS. After each restart every file in blobs/ is what its name says, and what was broken off
-// is resumed, not fetched again (I2).
+// TestKill kills the mirror at a random moment of a storm, 6 times, or a twentieth of
+// CACHALOT_TEST_KILLS. After each restart every file in blobs/ matches its digest, and a
+// broken download is resumed, not fetched again (I2).
 func TestKill(t *testing.T) {
 	t.Parallel()
 	up := upstreamtest.New(t, upstreamtest.Options{})
@@ -37,7 +37,7 @@ func TestKill(t *testing.T) {
 			up.AddBlob("library/app", b)
 			blobs = append(blobs, b)
 		}
-		// One of them cannot end before the kill.
+		// One of them cannot finish before the kill.
 		stuck := up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob, Reference: blobs[0].Digest.String()},
 			upstreamtest.StallAfter(len(blobs[0].Bytes)/2, release))
 		all = append(all, blobs...)
@@ -88,8 +88,8 @@ func TestKill(t *testing.T) {
 	s.Kill()
 }
 
-// checkBlobs hashes the files it has not seen yet, and says whether they are
-// what their names say.
+// checkBlobs hashes the files that are not yet in checked, and reports whether they match
+// their digests.
 func checkBlobs(t *testing.T, folder string, checked map[string]time.Time) (whole bool) {
 	t.Helper()
 	whole = true
@@ -101,7 +101,7 @@ func checkBlobs(t *testing.T, folder string, checked map[string]time.Time) (whol
 		if err != nil {
 			return err
 		}
-		if checked[path].Equal(info.ModTime()) { // or else it has gone and come again
+		if checked[path].Equal(info.ModTime()) { // else it was evicted and stored again
 			return nil
 		}
 		f, err := os.Open(path)

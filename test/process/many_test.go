@@ -19,18 +19,18 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestManyBlobs: a cache of many blobs, 2,000 or CACHALOT_TEST_BLOBS, serves
-// while its index is built anew, after kill -9 and after an orderly end, without
-// asking upstream for what it may serve already. It says how long that took, and
-// how much memory. With 1,000,000 (4 GB on disk) that is back at 100 bytes a blob at
-// most within a minute, pages of the index's files among them, and 35 without those.
+// TestManyBlobs: a cache of 2,000 blobs (CACHALOT_TEST_BLOBS) serves while its index is
+// rebuilt, after kill -9 and after a normal end, without upstream requests for linked
+// content. The test logs the time and memory. With 1,000,000 blobs (4 GB on disk), memory
+// is back to 100 bytes a blob within a minute, pages of the index's files included, and 35
+// without them.
 func TestManyBlobs(t *testing.T) {
 	n := count(t, "CACHALOT_TEST_BLOBS", 2_000)
 	if n < 1_000_000 {
 		t.Parallel()
 	}
 	up := upstreamtest.New(t, upstreamtest.Options{})
-	const asked = 100 // upstream has these, and one that is not kept
+	const asked = 100 // the upstream has these, and one that is not stored
 	for i := range asked {
 		up.AddBlob("library/app", upstreamtest.NewContent("", tiny(i)))
 	}
@@ -45,7 +45,7 @@ func TestManyBlobs(t *testing.T) {
 		t.Logf("%-26s %6d ms, CPU %6d ms, RSS %4d MiB (anonymous %3d, files %3d): %3d B a blob", what,
 			took.Milliseconds(), cpu(t, s).Milliseconds(), m.all>>20, m.anonymous>>20, m.files>>20, (m.all-none.all)/n)
 	}
-	// rests waits until the process has given back what it took to read so much.
+	// rests waits until the process has freed the memory of the start.
 	rests := func(what string, s *server) {
 		t.Helper()
 		limit := time.After(time.Minute)
@@ -68,7 +68,7 @@ func TestManyBlobs(t *testing.T) {
 	folder := t.TempDir()
 	writeTiny(t, folder, n)
 	var s *server
-	// first starts the mirror, and fetches one of the blobs.
+	// first starts the mirror and fetches one of the blobs.
 	first := func(what string, requests int, storage ...string) {
 		t.Helper()
 		up.Forget()
@@ -116,7 +116,7 @@ func TestManyBlobs(t *testing.T) {
 	rests("all counted", s)
 	s.Kill()
 
-	// A tenth has to go, and not at leisure.
+	// A tenth must be evicted, with urgency.
 	limit := int64(n) * 4096 * 9 / 10
 	first("too full", 0, fmt.Sprintf("max_size: %d", limit), "high_mark: 100%", "low_mark: 100%")
 	began = time.Now()
@@ -127,7 +127,7 @@ func TestManyBlobs(t *testing.T) {
 	s.Interrupt(t)
 }
 
-// untilMetrics waits until the metrics say so.
+// untilMetrics waits until enough accepts the metrics.
 func (s *server) untilMetrics(t *testing.T, enough func(books) bool) {
 	t.Helper()
 	for tick := time.NewTicker(10 * time.Millisecond); !enough(s.metricBooks(t)); <-tick.C {
@@ -142,7 +142,7 @@ func (s *server) untilMetrics(t *testing.T, enough func(books) bool) {
 // tiny is the content of the nth small blob.
 func tiny(n int) []byte { return fmt.Appendf(nil, "blob %d", n) }
 
-// writeTiny writes n small blobs where a mirror over folder keeps them.
+// writeTiny writes n small blobs into a mirror's folder.
 func writeTiny(t *testing.T, folder string, n int) {
 	t.Helper()
 	for shard := range 256 {
@@ -167,7 +167,7 @@ func writeTiny(t *testing.T, folder string, n int) {
 	wg.Wait()
 }
 
-// resident is what a process has in memory, in bytes.
+// resident is a process' resident memory, in bytes.
 type resident struct{ all, anonymous, files int }
 
 func (s *server) resident(t *testing.T) resident {
@@ -175,7 +175,7 @@ func (s *server) resident(t *testing.T) resident {
 	return resident{s.status(t, "VmRSS"), s.status(t, "RssAnon"), s.status(t, "RssFile")}
 }
 
-// cpu is the processor time that a process has taken.
+// cpu is the CPU time of a process.
 func cpu(t *testing.T, s *server) time.Duration {
 	t.Helper()
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.Cmd.Process.Pid))

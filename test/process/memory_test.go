@@ -15,10 +15,9 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestStorm: 20 clients (CACHALOT_TEST_CLIENTS) pull one cold image of 64 MiB, a
-// third of them leaves half-way, another asks for ranges, and the registry breaks
-// off three times.
-// Each byte is fetched once, and the process never has more than 100 MiB (I6, I7).
+// TestStorm: 20 clients (CACHALOT_TEST_CLIENTS) pull one cold image of 64 MiB. A third of
+// them leaves half-way, another third requests ranges, and the registry breaks off three
+// times. Each byte is fetched once, and the process stays below 100 MiB (I6, I7).
 func TestStorm(t *testing.T) {
 	t.Parallel()
 	up := upstreamtest.New(t, upstreamtest.Options{Auth: upstreamtest.Bearer})
@@ -31,8 +30,8 @@ func TestStorm(t *testing.T) {
 	t.Logf("peak memory %d MiB", peak>>20)
 }
 
-// TestMemoryLimit is the same storm in a cgroup of 100 MiB, which page cache and
-// all must fit: it is reclaimed, nobody is killed.
+// TestMemoryLimit is the same storm in a cgroup of 100 MiB, page cache included. Memory is
+// reclaimed, and no process is killed.
 func TestMemoryLimit(t *testing.T) {
 	t.Parallel()
 	const limit = 100 << 20
@@ -46,7 +45,7 @@ func TestMemoryLimit(t *testing.T) {
 	s := start(t, folder, up.URL, g.Wrap()...)
 	storm(t, s, up)
 	peak, killed := g.Read(t)
-	// Less than the image: it was not there. The kernel lets some charges over a limit.
+	// A peak below 64 MiB: it ran elsewhere. The kernel may exceed the limit slightly.
 	if killed != 0 || peak < 64<<20 || peak > limit*105/100 {
 		t.Errorf("%d processes killed, peak of the cgroup %d MiB", killed, peak>>20)
 	}
@@ -58,7 +57,7 @@ func storm(t *testing.T, s *server, up *upstreamtest.Registry) {
 	t.Helper()
 	img := up.AddImage("library/app", "1", upstreamtest.NewImage(2, 64<<20, 1000))
 	layer := img.Layers[0]
-	for i, cut := range []int{5 << 20, 1 << 19, 1 << 18} { // the shortest piece has 1 MiB
+	for i, cut := range []int{5 << 20, 1 << 19, 1 << 18} { // the shortest part has 1 MiB
 		up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob, Reference: layer.Digest.String(), After: i, Times: 1}, upstreamtest.CutAfter(cut))
 	}
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
@@ -99,8 +98,8 @@ func storm(t *testing.T, s *server, up *upstreamtest.Registry) {
 	}
 }
 
-// compare gets what begins at from, and compares n bytes of it before it goes; n
-// of -1 is all.
+// compare requests a URL and compares n bytes of the body with want from the offset on; -1:
+// all. Then it leaves.
 func compare(ctx context.Context, client *http.Client, url string, want []byte, from, n int) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// cable is a network of two, this host and a namespace, with one cable between.
+// cable is a network of this host and a namespace with one cable between them.
 type cable struct {
 	t         *testing.T
 	namespace string
@@ -36,7 +36,7 @@ func newCable(t *testing.T) *cable {
 	if out, err := exec.CommandContext(t.Context(), "ip", "netns", "add", c.namespace).CombinedOutput(); err != nil {
 		t.Skipf("a cable needs root, and ip netns: %v %s", err, out)
 	}
-	t.Cleanup(func() { // what is in it goes later
+	t.Cleanup(func() { // its contents are removed later
 		if out, err := exec.Command("ip", "netns", "del", c.namespace).CombinedOutput(); err != nil { //nolint:noctx // the test's context has ended
 			t.Errorf("remove the namespace: %v %s", err, out)
 		}
@@ -62,15 +62,15 @@ func (c *cable) ip(args ...string) {
 func (c *cable) connect() { c.ip("-n", c.namespace, "link", "set", c.plug, "up") }
 func (c *cable) cut()     { c.ip("-n", c.namespace, "link", "set", c.plug, "down") }
 
-// registry starts one at the other end: a socket belongs to the namespace of the
-// thread that makes it.
+// registry starts a registry in the namespace. A socket belongs to the namespace of the
+// thread that opens it.
 func (c *cable) registry() *upstreamtest.Registry {
 	c.t.Helper()
 	var up *upstreamtest.Registry
 	entered := make(chan error, 1)
 	go func() {
 		defer close(entered)
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		runtime.LockOSThread() // not unlocked: the thread ends with the goroutine
 		f, err := os.Open("/run/netns/" + c.namespace)
 		if err == nil {
 			defer f.Close()
@@ -88,20 +88,20 @@ func (c *cable) registry() *upstreamtest.Registry {
 	return up
 }
 
-// TestNetworkCut pulls the cable to the registry in the middle of a blob, and
-// plugs it in again: the client sees a pause, and no byte is fetched twice. What was
-// on its way on a connection that is given up is lost.
+// TestNetworkCut unplugs the registry's cable in the middle of a blob, and plugs it in
+// again. The client sees a pause, and no byte is fetched twice. Bytes in flight on an
+// abandoned connection are lost.
 func TestNetworkCut(t *testing.T) {
 	t.Parallel()
 	c := newCable(t)
 	for i, tc := range []struct {
 		name, config string
 		wait         func(s *server) // how long the cable is out
-		gets         int             // and one more, where TCP is slow to go on: it may wait for twice as long each time
+		gets         int             // plus one if TCP is slow to continue: its wait doubles each time
 	}{
-		// TCP goes on by itself.
+		// TCP continues by itself.
 		{"short", "", func(*server) { <-time.After(time.Second) }, 1},
-		// The connection is given up, not before the cable is out, and so is at least one new one.
+		// The connection is abandoned after the cable is unplugged, and so is at least one new one.
 		{"long", "timeouts: {progress: 3s, dial: 500ms}", func(s *server) {
 			tick := time.NewTicker(10 * time.Millisecond)
 			defer tick.Stop()
@@ -130,7 +130,7 @@ func TestNetworkCut(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.cut()
-		if tc.gets == 1 { // the rest is sent while nobody can receive it
+		if tc.gets == 1 { // the rest is sent while the cable is unplugged
 			close(release)
 		}
 		tc.wait(s)

@@ -20,16 +20,15 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestPowerCut takes the disk away from a mirror at a random moment of a storm,
-// 4 times (CACHALOT_TEST_CUTS), and looks at what is on it: after the journal's
-// replay every file in blobs/ is what its name says (I2). Over every tenth, and the
-// last, the mirror starts again, serves what was kept and resumes what was broken off.
+// TestPowerCut copies the disk of a mirror at a random moment of a storm, 4 times
+// (CACHALOT_TEST_CUTS), and checks the copy: after the journal's replay every file in
+// blobs/ matches its digest (I2). On every tenth copy, and the last, the mirror starts,
+// serves stored blobs and resumes broken downloads.
 //
-// The disk is an ext4 image behind a loop device, and a cut is a clone of that
-// image. It has what ext4 had written by then: dirty pages, blocks not yet
-// allocated and an open transaction are lost, as they are with the power. Writes
-// that the disk had acknowledged are not, synced or not: this disk has no cache
-// that forgets, and whether ext4 flushes such a cache is not tested here.
+// The disk is an ext4 image behind a loop device, and a cut is a clone of that image. Dirty
+// pages, unallocated blocks and an open transaction are lost, as in a power cut.
+// Acknowledged writes are not lost, synced or not: this disk has no volatile cache, and the
+// test does not check that ext4 flushes one.
 func TestPowerCut(t *testing.T) {
 	t.Parallel()
 	cuts := count(t, "CACHALOT_TEST_CUTS", 4)
@@ -55,8 +54,8 @@ func TestPowerCut(t *testing.T) {
 	s := startConfig(t, fmt.Sprintf(
 		"storage: {path: %s, min_free: 0, max_size: 24MiB}\ntimeouts: {progress: 1h}\nupstreams: {docker.io: {url: %s}}\n", filepath.Join(live, "cachalot"), up.URL))
 
-	// The load: pulls as fast as they go, which evict each other, and four that
-	// do not get beyond their half. It rests while a cut is looked at.
+	// The load: fast pulls that evict each other, and four that stop at half. It pauses
+	// while a copy is checked.
 	ended, release := make(chan struct{}), make(chan struct{})
 	var resting sync.RWMutex
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 8}}
@@ -64,7 +63,7 @@ func TestPowerCut(t *testing.T) {
 	for i := range 4 {
 		d := add(uint64(1000+i), 1<<20)
 		up.Fault(upstreamtest.Match{Op: upstreamtest.GetBlob, Reference: d.String()}, upstreamtest.StallAfter(1<<19, release))
-		load.Go(func() { _ = s.fetch(client, d) }) // it ends when the test does
+		load.Go(func() { _ = s.fetch(client, d) }) // it ends with the test
 	}
 	for i := range 4 {
 		mine := rand.New(rand.NewPCG(3, uint64(i)))
@@ -88,12 +87,12 @@ func TestPowerCut(t *testing.T) {
 		close(release)
 		load.Wait()
 	})
-	t.Cleanup(stop) // before the mirror is killed
+	t.Cleanup(stop) // before the cleanup that kills the mirror
 
 	s.await(t, "eviction", func() bool { return strings.Contains(s.Log.String(), "msg=evicted") }) // the cache is full
 	c := cut{upstream: later, contents: all}
 	for i := range cuts {
-		if i%3 == 0 { // the kernel's writeback, which else comes after 30 s
+		if i%3 == 0 { // the kernel's writeback, otherwise after 30 s
 			load.Go(func() { syncFS(t, live) })
 		}
 		wait := time.NewTimer(time.Duration(random.IntN(int(60 * time.Millisecond))))
@@ -112,7 +111,7 @@ func TestPowerCut(t *testing.T) {
 		cuts, c.spoilt, c.files, c.starts, c.served, c.partials, c.resumed)
 }
 
-// cut is what was found on the copies of a disk.
+// cut counts what the copies of a disk contain.
 type cut struct {
 	upstream *upstreamtest.Registry
 	contents map[digest.Digest]upstreamtest.Content
@@ -122,7 +121,7 @@ type cut struct {
 	partials, resumed int
 }
 
-// look mounts a clone, checks it and removes it. With again the mirror runs there too.
+// look mounts a clone, checks it and removes it. With again it also starts the mirror there.
 func (c *cut) look(t *testing.T, clone string, again bool) {
 	t.Helper()
 	dir := t.TempDir()
@@ -178,7 +177,7 @@ func (c *cut) start(t *testing.T, folder string, kept map[string]time.Time) {
 			}
 			continue
 		}
-		// Its end may be zeroes, which is found when all is there; it is fetched anew then.
+		// The end may be zeroes, which the check of the whole blob finds. It is fetched again then.
 		if errors.Is(err, errWrongBytes) {
 			t.Error(err)
 		}
@@ -186,8 +185,8 @@ func (c *cut) start(t *testing.T, folder string, kept map[string]time.Time) {
 	s.Interrupt(t)
 }
 
-// reflinkedDisk mounts an ext4 image that can be cloned at any moment: it is a
-// file of btrfs, on a loop device.
+// reflinkedDisk mounts an ext4 image that can be cloned at any moment: it is a file on
+// btrfs, on a loop device.
 func reflinkedDisk(t *testing.T) (image, dir string) {
 	t.Helper()
 	outer, dir := t.TempDir(), t.TempDir()
@@ -209,8 +208,8 @@ func sparse(t *testing.T, name string, size int64) {
 	}
 }
 
-// tryCommand is command for what this machine may lack or refuse: privileges,
-// loop devices, a file system, a program.
+// tryCommand is command, but skips the test if this machine lacks or refuses something:
+// privileges, loop devices, a file system, a program.
 func tryCommand(t *testing.T, args ...string) {
 	t.Helper()
 	if out, err := exec.CommandContext(t.Context(), args[0], args[1:]...).CombinedOutput(); err != nil {
@@ -225,13 +224,13 @@ func command(t *testing.T, args ...string) {
 	}
 }
 
-// mount mounts an image until it is unmounted or the test ends, by command, or by
-// tryCommand where this machine may refuse it.
+// mount mounts an image until unmount or the end of the test, with command, or with
+// tryCommand if this machine may refuse it.
 func mount(t *testing.T, by func(*testing.T, ...string), dir, kind, image string) {
 	t.Helper()
 	by(t, "mount", "-t", kind, "-o", "loop", image, dir)
 	t.Cleanup(func() {
-		if err := unmountOnceIdle(dir); err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: it is none any more
+		if err := unmountOnceIdle(dir); err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: already unmounted
 			t.Errorf("unmount %s: %v", dir, err)
 		}
 	})
@@ -257,7 +256,7 @@ func unmountOnceIdle(dir string) error {
 	return err
 }
 
-// reflink makes a copy of a file that shares its blocks, of one moment (FICLONE).
+// reflink makes a copy of a file at one moment that shares its blocks (FICLONE).
 func reflink(t *testing.T, to, from string) {
 	t.Helper()
 	src, err := os.Open(from)

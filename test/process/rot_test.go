@@ -27,7 +27,7 @@ func quarantineFile(folder string, d digest.Digest) string {
 	return filepath.Join(folder, "quarantine", "sha256-"+d.Encoded())
 }
 
-// rotten are ways in which a kept blob is no longer itself.
+// rotten are ways in which a stored blob is damaged.
 func rotten() map[string]func([]byte) []byte {
 	return map[string]func([]byte) []byte{
 		"flipped":  func(b []byte) []byte { b[len(b)/2] ^= 1; return b },
@@ -38,7 +38,7 @@ func rotten() map[string]func([]byte) []byte {
 	}
 }
 
-// rot changes a kept blob in its own file.
+// rot damages a stored blob in place.
 func rot(t *testing.T, folder string, d digest.Digest, change func([]byte) []byte) (damaged []byte) {
 	t.Helper()
 	b, err := os.ReadFile(blobFile(folder, d))
@@ -52,8 +52,7 @@ func rot(t *testing.T, folder string, d digest.Digest, change func([]byte) []byt
 	return damaged
 }
 
-// fetchedOnce has ten clients ask at once: each gets the right bytes, for one
-// download.
+// fetchedOnce sends requests of ten clients at once. Each gets the right bytes, with one download.
 func (s *server) fetchedOnce(t *testing.T, up *upstreamtest.Registry, blob upstreamtest.Content) {
 	t.Helper()
 	up.Forget()
@@ -85,9 +84,9 @@ func (s *server) verify(t *testing.T, flags string, wrap ...string) (code int, s
 	return cmd.ProcessState.ExitCode(), string(out)
 }
 
-// TestRot damages blobs that a running mirror keeps, each in its way. The next
-// request, the scrub or `cachalot verify` beside it finds them; each is downloaded
-// again, once, and the damaged file can be looked at.
+// TestRot damages stored blobs of a running mirror in several ways. The next request, the
+// scrub or `cachalot verify` finds them. Each is downloaded again once, and the damaged
+// file is in quarantine.
 func TestRot(t *testing.T) {
 	t.Parallel()
 	for _, finder := range []string{"request", "scrub", "verify", "request after a start"} {
@@ -97,7 +96,7 @@ func TestRot(t *testing.T) {
 			ways, blobs := rotten(), map[string]upstreamtest.Content{}
 			for name := range ways {
 				if strings.HasPrefix(finder, "request") && (name == "flipped" || name == "zeroed") {
-					continue // of the same length: served as it is, until one of the others has read it
+					continue // the length is right: served until a full read finds the damage
 				}
 				blobs[name] = upstreamtest.NewContent("", upstreamtest.Random(uint64(len(blobs)), 300_000))
 				up.AddBlob("library/app", blobs[name])
@@ -113,7 +112,7 @@ func TestRot(t *testing.T) {
 					t.Fatalf("%v: %s", err, s.Log)
 				}
 			}
-			s.Interrupt(t) // waits for the downloads to leave
+			s.Interrupt(t) // waits for the end of the downloads
 			s = startConfig(t, config)
 			s.awaitWalk(t)
 			damaged := map[string][]byte{}
@@ -163,7 +162,7 @@ func TestRot(t *testing.T) {
 	}
 }
 
-// await returns when the process has come so far.
+// await waits until ok returns true.
 func (s *server) await(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
@@ -179,7 +178,7 @@ func (s *server) await(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// awaitWalk waits for what the mirror looks at once it has started.
+// awaitWalk waits until the check of the disk after the start is done.
 func (s *server) awaitWalk(t *testing.T) {
 	t.Helper()
 	s.await(t, "walk of the disk", func() bool { return strings.Contains(s.Log.String(), "index checked against the disk") })
@@ -190,7 +189,7 @@ func (s *server) awaitFile(t *testing.T, name string) {
 	s.await(t, name, func() bool { _, err := os.Stat(name); return err == nil })
 }
 
-// injected counts the calls that strace made fail. Its "when" counts by thread.
+// injected counts the calls that strace failed. Its "when" counts per thread.
 func injected(t *testing.T, trace string) int {
 	t.Helper()
 	b, err := os.ReadFile(trace)
@@ -200,16 +199,15 @@ func injected(t *testing.T, trace string) int {
 	return bytes.Count(b, []byte("(INJECTED)"))
 }
 
-// failingRead is what strace has fail of the reads of a blob's file.
+// failingRead describes the reads of a blob's file that strace fails.
 type failingRead struct {
 	calls string
 	when  string
-	stays bool // the file is good
+	stays bool // the file is intact
 }
 
-// TestReadFails: where the disk cannot read a kept blob the answer breaks off
-// short of its length, and the next request downloads the blob again, once. One
-// that can be read after all stays.
+// TestReadFails: if the disk cannot read a stored blob, the response breaks off, and the
+// next request downloads the blob again once. A blob that is readable after all stays.
 func TestReadFails(t *testing.T) {
 	t.Parallel()
 	strace := straceOrSkip(t)
@@ -221,8 +219,8 @@ func TestReadFails(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			// strace counts by thread. Where several opened the file, the first time of
-			// each has failed.
+			// strace counts per thread: if several threads opened the file, the first call
+			// of each failed.
 			for tries := 1; !readFails(t, strace, tc) && !t.Failed(); tries++ {
 				if tries == 20 {
 					t.Errorf("not once in %d tries did one call alone fail", tries)
@@ -232,8 +230,7 @@ func TestReadFails(t *testing.T) {
 	}
 }
 
-// keptBlob is a blob of a registry, and a folder where a mirror, which has ended,
-// has kept it.
+// keptBlob is a blob of a registry, and the folder of a stopped mirror that stores it.
 func keptBlob(t *testing.T, size int) (up *upstreamtest.Registry, blob upstreamtest.Content, folder string) {
 	t.Helper()
 	up, blob, folder = upstreamtest.New(t, upstreamtest.Options{}), upstreamtest.NewContent("", upstreamtest.Random(9, size)), t.TempDir()
@@ -246,7 +243,7 @@ func keptBlob(t *testing.T, size int) (up *upstreamtest.Registry, blob upstreamt
 	return up, blob, folder
 }
 
-// readFails reports whether no more calls failed than it wants.
+// readFails reports whether only the intended calls failed.
 func readFails(t *testing.T, strace string, tc failingRead) bool {
 	t.Helper()
 	up, blob, folder := keptBlob(t, 32<<20)
@@ -259,13 +256,13 @@ func readFails(t *testing.T, strace string, tc failingRead) bool {
 		t.Errorf("%v: %s", err, s.Log)
 	}
 	if tc.when == ":when=2+" {
-		// strace counts by thread: the look from where the answer broke off may
-		// succeed, and then the whole file is read in the background.
+		// strace counts per thread: the check at the break may succeed, and then the whole
+		// file is read in the background.
 		s.awaitFile(t, quarantineFile(folder, blob.Digest))
 	}
 	if !tc.stays {
-		// The new file has the same name, at which strace fails reads too; who
-		// follows the download reads it by pread64.
+		// The new file has the same name, and strace fails its reads too. A reader of the
+		// fill uses pread64.
 		if err := s.fetch(http.DefaultClient, blob.Digest); err != nil {
 			t.Errorf("%v: %s", err, s.Log)
 		}
@@ -294,8 +291,8 @@ func readFails(t *testing.T, strace string, tc failingRead) bool {
 	return true
 }
 
-// TestVerifyReadFails: what verify cannot read is damaged; what cannot be read
-// past the page cache is read through it.
+// TestVerifyReadFails: a file that verify cannot read is damaged. If it cannot bypass the
+// page cache, verify reads through it.
 func TestVerifyReadFails(t *testing.T) {
 	t.Parallel()
 	strace := straceOrSkip(t)

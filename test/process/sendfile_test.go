@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestSendfile counts the system calls that move the body of a warm 64 MiB
-// blob: sendfile does, and nothing is copied through the process.
+// TestSendfile counts the system calls for the body of a warm 64 MiB blob: sendfile sends
+// it, and the process copies nothing.
 func TestSendfile(t *testing.T) {
 	t.Parallel()
 	strace := straceOrSkip(t)
@@ -39,7 +39,7 @@ func TestSendfile(t *testing.T) {
 			other = append(other, line)
 		}
 	}
-	// How many depends on how fast the client takes them; copies would be 4,100.
+	// The number depends on the client's speed; copies would be 4,100.
 	if len(sent) == 0 || len(sent) > 1000 {
 		t.Errorf("%d sendfile calls for 64 MiB, want 1 to 1000", len(sent))
 	}
@@ -49,9 +49,8 @@ func TestSendfile(t *testing.T) {
 	t.Logf("%d sendfile calls, %d other large ones", len(sent), len(other))
 }
 
-// drain reads an answer to its end as fast as the kernel can: it throws the
-// bytes away in the socket (recv(2), MSG_TRUNC). How many pieces a file is
-// sent in depends on how fast the receiver takes them.
+// drain reads a response as fast as the kernel can: it discards the bytes in the socket
+// (recv(2), MSG_TRUNC). The number of pieces of a file depends on the receiver's speed.
 func drain(t *testing.T, url, path string) (n int64) {
 	t.Helper()
 	conn, err := net.Dial("tcp", strings.TrimPrefix(url, "http://")) //nolint:noctx // loopback

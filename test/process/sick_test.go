@@ -15,8 +15,8 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestHealthyBesideSick: whatever is sick, all that is healthy is served, of
-// CACHALOT_TEST_HEALTHY layers each. It logs how long they take beside it, and alone.
+// TestHealthyBesideSick: healthy content is served, whatever else is sick, with
+// CACHALOT_TEST_HEALTHY layers each. The test logs their time, with the sickness and alone.
 func TestHealthyBesideSick(t *testing.T) {
 	t.Parallel()
 	layers := count(t, "CACHALOT_TEST_HEALTHY", 50)
@@ -40,16 +40,16 @@ func TestHealthyBesideSick(t *testing.T) {
 	}
 }
 
-// at is a percentile.
+// at returns a percentile.
 func at(took []time.Duration, percent int) time.Duration {
 	slices.Sort(took)
 	return took[(len(took)-1)*percent/100].Round(10 * time.Microsecond)
 }
 
-// sickbed is a mirror of a healthy registry, and of one that is to be sick.
+// sickbed is a mirror of a healthy registry and of a second one that gets sick.
 type sickbed struct {
 	t          *testing.T
-	ctx        context.Context // the sickness' life
+	ctx        context.Context // ends with the sickness
 	mirror     *server
 	well, poor *ut.Registry
 	client     *http.Client
@@ -78,7 +78,7 @@ func (s *sickbed) layer() ut.Content {
 	return c
 }
 
-// pull gets healthy layers, four at a time, and how long each took.
+// pull fetches healthy layers, four at a time, and returns the time of each.
 func (s *sickbed) pull(n int) (took []time.Duration) {
 	s.t.Helper()
 	var mu sync.Mutex // guards took
@@ -117,11 +117,11 @@ func (s *sickbed) get(ctx context.Context, path string) (status int, body []byte
 	return resp.StatusCode, body, err
 }
 
-// poll asks for a path again and again, as long as the sickness lasts.
+// poll requests a path repeatedly while the sickness lasts.
 func (s *sickbed) poll(path string) {
 	s.sick.Go(func() {
 		for s.ctx.Err() == nil {
-			_, _, _ = s.get(s.ctx, path) // what becomes of it is not the point
+			_, _, _ = s.get(s.ctx, path) // the result does not matter
 			select {
 			case <-time.After(50 * time.Millisecond):
 			case <-s.ctx.Done():
@@ -138,8 +138,8 @@ func (s *sickbed) failObject() {
 	s.await(func() bool { return failing.Applied() >= 2 })
 }
 
-// stallRegistry: 300 downloads of another registry bring 1,000 bytes, and no more. They
-// have all of its 56 connections for blobs.
+// stallRegistry: 300 downloads of another registry stop after 1,000 bytes. They take all of
+// its 56 connections for blobs.
 func (s *sickbed) stallRegistry() {
 	stalled := s.poor.Fault(ut.Match{Op: ut.GetBlob}, ut.StallAfter(1000, nil))
 	for range 300 {
@@ -149,8 +149,8 @@ func (s *sickbed) stallRegistry() {
 	s.await(func() bool { return stalled.Applied() >= 56 })
 }
 
-// hangTag: the checks of a tag of the healthy registry hang, and those of another one,
-// that moves, do not.
+// hangTag: the checks of one tag of the healthy registry hang. Those of another tag, which
+// moves, do not.
 func (s *sickbed) hangTag() {
 	for _, tag := range []string{"hangs", "moves"} {
 		s.well.AddImage("library/app", tag, ut.NewImage(1<<32, 10))
@@ -168,7 +168,7 @@ func (s *sickbed) hangTag() {
 	}
 }
 
-// refuseLogin: another registry refuses the account, and many tags are asked for.
+// refuseLogin: another registry refuses the account, and clients request many tags.
 func (s *sickbed) refuseLogin() {
 	refused := s.poor.Fault(ut.Match{Op: ut.Token}, ut.Status(http.StatusUnauthorized))
 	for n := range 8 {

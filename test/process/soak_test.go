@@ -22,11 +22,10 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestSoak has a mirror that evicts, before a registry that goes wrong in every
-// way, serve clients of every kind for CACHALOT_SOAK (2s). No client ever gets a
-// complete wrong answer; afterwards every image can be pulled, the books agree
-// with the disk, and goroutines, descriptors and memory are what they were after
-// a tenth of that time.
+// TestSoak runs a mirror that evicts, with a registry that fails in every way, for clients
+// of every kind, for CACHALOT_SOAK (2s). No client gets a complete wrong response.
+// Afterwards every image can be pulled, the metrics match the disk, and goroutines,
+// descriptors and memory are as after a tenth of that time.
 func TestSoak(t *testing.T) {
 	t.Parallel()
 	lasts, err := time.ParseDuration(cmp.Or(os.Getenv("CACHALOT_SOAK"), "2s"))
@@ -34,7 +33,7 @@ func TestSoak(t *testing.T) {
 		t.Fatal("CACHALOT_SOAK: ", err)
 	}
 	so := newSoak(t)
-	if lasts >= time.Minute { // less does not fill it
+	if lasts >= time.Minute { // a shorter run does not fill it
 		so.fill(t)
 	}
 	so.run(t, lasts/10)
@@ -52,14 +51,14 @@ func TestSoak(t *testing.T) {
 	if after.heap > before.heap+16<<20 || after.rss > before.rss+48<<20 {
 		t.Errorf("memory: before %v, after %v", before, after)
 	}
-	// Not of the errors: an upstream that is taken for down says no as often as it is asked.
+	// Not for errors: an upstream that counts as down gives an error to any number of requests.
 	if so.complete.Load() < int64(so.faults) || so.ranges.Load() == 0 || so.left.Load() == 0 || so.reloads == 0 {
 		t.Error("too little of it worked to say anything")
 	}
 	so.settle(t)
 }
 
-// soak is a mirror, its registry and what they are put through.
+// soak is a mirror, its registry and the load.
 type soak struct {
 	folder string
 	up     *upstreamtest.Registry
@@ -75,7 +74,7 @@ type soak struct {
 }
 
 const (
-	soakLimit = 24 << 20 // of the cache, in bytes; the images have twice as much
+	soakLimit = 24 << 20 // of the cache, in bytes; the images have twice as many
 	soakRepos = 6
 )
 
@@ -93,15 +92,14 @@ func newSoak(t *testing.T) *soak {
 	}
 	so.move(random)
 	so.server = startConfig(t, so.config("info"))
-	so.reload(t) // nobody reads a line for each of a million requests
+	so.reload(t) // to the log level of a long run: a line per request is too much
 	return so
 }
 
-// fill asks for so much that does not exist that the mirror forgets some of it:
-// what it remembers grows no more then.
+// fill requests so many missing blobs that the mirror's store of 404s is full and grows no more.
 func (so *soak) fill(t *testing.T) {
 	t.Helper()
-	const remembered = 8192 // by the proxy
+	const remembered = 8192 // 404s stored by the proxy
 	var wg sync.WaitGroup
 	for i := range 8 {
 		wg.Go(func() {
@@ -126,7 +124,7 @@ upstreams: {docker.io: {url: %s}}
 `, level, so.folder, soakLimit, so.up.URL)
 }
 
-// move points the tag latest of every repository at some image.
+// move points the tag latest of every repository at a random image.
 func (so *soak) move(random *rand.Rand) {
 	for repo := range soakRepos {
 		so.up.Tag(soakRepo(repo), "latest", so.images[random.IntN(len(so.images))].Index.Digest)
@@ -144,7 +142,7 @@ func (so *soak) reload(t *testing.T) {
 	so.reloads++
 }
 
-// run puts the mirror through everything for so long, and until there was some of all.
+// run applies all load for this time, and until each kind has occurred.
 func (so *soak) run(t *testing.T, lasts time.Duration) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -153,7 +151,7 @@ func (so *soak) run(t *testing.T, lasts time.Duration) {
 	for i := range 12 {
 		wg.Go(func() {
 			random := rand.New(rand.NewPCG(uint64(i), uint64(lasts)))
-			tick := time.NewTicker(5 * time.Millisecond) // clients that never pause would be a benchmark
+			tick := time.NewTicker(5 * time.Millisecond) // clients without a pause would be a benchmark
 			defer tick.Stop()
 			for ctx.Err() == nil {
 				so.act(t, random)
@@ -170,9 +168,9 @@ func (so *soak) run(t *testing.T, lasts time.Duration) {
 	so.scripted = nil
 }
 
-// chaos makes a fault every 100 ms, for one to three requests that meet it, and
-// now and then a pause of the registry, a reload and other tags. It waits for an answer
-// that comes whole between two faults, however slow the machine is.
+// chaos adds a fault every 100 ms, for one to three requests. Sometimes it stops the
+// registry, reloads and moves tags. Between two faults it waits for a complete response,
+// however slow the machine is.
 func (so *soak) chaos(t *testing.T, over <-chan time.Time) {
 	t.Helper()
 	random := rand.New(rand.NewPCG(7, 7))
@@ -183,7 +181,7 @@ func (so *soak) chaos(t *testing.T, over <-chan time.Time) {
 		case <-over:
 			over = nil
 		case <-tick.C:
-		case <-so.server.Ended(): // no answer comes any more
+		case <-so.server.Ended(): // the mirror has ended
 			return
 		}
 		if over == nil && so.ranges.Load() > 0 && so.left.Load() > 0 {
@@ -199,7 +197,7 @@ func (so *soak) chaos(t *testing.T, over <-chan time.Time) {
 		so.scripted = append(so.scripted, so.up.Fault(m, f))
 		so.faults++
 		if so.faults%10 == 0 {
-			so.up.Forget() // its record would grow for ever
+			so.up.Forget() // its record would grow without end
 			so.move(random)
 		}
 		switch so.faults % 200 {
@@ -213,7 +211,7 @@ func (so *soak) chaos(t *testing.T, over <-chan time.Time) {
 	}
 }
 
-// fault is one of the ways in which a registry goes wrong.
+// fault returns a random fault of a registry.
 func fault(random *rand.Rand) (upstreamtest.Op, upstreamtest.Fault) {
 	at := random.IntN(1 << 19)
 	faults := []struct {
@@ -244,7 +242,7 @@ func fault(random *rand.Rand) (upstreamtest.Op, upstreamtest.Fault) {
 	return one.op, one.f
 }
 
-// act is what one client does.
+// act is one action of one client.
 func (so *soak) act(t *testing.T, random *rand.Rand) {
 	t.Helper()
 	base := so.server.URL + "/v2/" + soakRepo(random.IntN(soakRepos))
@@ -262,14 +260,14 @@ func (so *soak) act(t *testing.T, random *rand.Rand) {
 	case 5:
 		so.leave(t, blob, random.Int64N(layer.Size))
 	case 6:
-		so.pull(t, base+"/blobs/"+digest.FromString(fmt.Sprint(random.Int())).String(), "", nil) // there is none
+		so.pull(t, base+"/blobs/"+digest.FromString(fmt.Sprint(random.Int())).String(), "", nil) // it does not exist
 	default:
 		so.pull(t, blob, "", layer.Bytes)
 	}
 }
 
-// pull gets and checks an answer: against want or, where that is nil, against
-// the digest in its header.
+// pull sends a request and checks the response against want or, if that is nil, against the
+// digest in its header.
 func (so *soak) pull(t *testing.T, url, span string, want []byte) (ok bool) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, http.NoBody)
@@ -288,7 +286,7 @@ func (so *soak) pull(t *testing.T, url, span string, want []byte) (ok bool) {
 	defer func() { _ = resp.Body.Close() }()
 	b, err := io.ReadAll(resp.Body)
 	if resp.StatusCode == http.StatusOK && span != "" {
-		want = nil // all of it, where its length is not known yet
+		want = nil // the whole body, if the length is not known yet
 	}
 	switch {
 	case err != nil, resp.StatusCode >= http.StatusMultipleChoices:
@@ -306,7 +304,7 @@ func (so *soak) pull(t *testing.T, url, span string, want []byte) (ok bool) {
 	return true
 }
 
-// leave reads n bytes of an answer and goes.
+// leave reads n bytes of a response and closes the connection.
 func (so *soak) leave(t *testing.T, url string, n int64) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -327,7 +325,7 @@ func (so *soak) leave(t *testing.T, url string, n int64) {
 	so.left.Add(1)
 }
 
-// rest lets everybody go, the registry's idle connections by a reload, and measures.
+// rest closes all connections, those to the registry by a reload, and measures.
 func (so *soak) rest(t *testing.T, before *usage) usage {
 	t.Helper()
 	so.client.CloseIdleConnections()
@@ -335,7 +333,7 @@ func (so *soak) rest(t *testing.T, before *usage) usage {
 	return so.server.quiet(t, before)
 }
 
-// settle wants all to be well again: every image, the books, and the next start.
+// settle checks that all works again: every image, the metrics, and the next start.
 func (so *soak) settle(t *testing.T) {
 	t.Helper()
 	tick := time.NewTicker(time.Second)
@@ -363,7 +361,7 @@ func (so *soak) settle(t *testing.T) {
 	}
 	t.Logf("%+v on disk; %.0f MiB fetched, %.0f MiB evicted", disk,
 		m["cachalot_fetched_bytes_total"]/(1<<20), m["cachalot_evicted_bytes_total"]/(1<<20))
-	if n := m["cachalot_fills_passed_through_total"] - passedThrough; n > 5 { // or else blobs are held that nobody reads
+	if n := m["cachalot_fills_passed_through_total"] - passedThrough; n > 5 { // else stored blobs are held without a reader
 		t.Errorf("%v blobs found no room, with one client", n)
 	}
 	checkBlobs(t, so.folder, map[string]time.Time{})

@@ -11,13 +11,13 @@ import (
 	"time"
 )
 
-// usage is what a process has of what it must give back.
+// usage is what a process uses and must free.
 type usage struct {
 	goroutines int
-	sockets    int // listeners, and the connection that asks
-	files      int // open ones, but for the index's
+	sockets    int // listeners, and this request's connection
+	files      int // open files, without the index's
 	index      int // files of the index
-	heap       int // bytes that are reachable
+	heap       int // reachable bytes
 	rss        int // bytes
 }
 
@@ -26,7 +26,7 @@ func (u usage) String() string {
 		u.goroutines, u.sockets, u.files, u.index, float64(u.heap)/(1<<20), float64(u.rss)/(1<<20))
 }
 
-// usage collects garbage and measures.
+// usage runs a garbage collection and measures.
 func (s *server) usage(t *testing.T) usage {
 	t.Helper()
 	s.Get(t, "/debug/pprof/heap?gc=1")
@@ -39,7 +39,7 @@ func (s *server) usage(t *testing.T) usage {
 	for _, e := range open {
 		to, err := os.Readlink(filepath.Join(dir, e.Name()))
 		switch {
-		case err != nil: // closed meanwhile
+		case err != nil: // closed in between
 		case strings.HasPrefix(to, "socket:"):
 			u.sockets++
 		case strings.Contains(to, "/index/"):
@@ -51,18 +51,17 @@ func (s *server) usage(t *testing.T) usage {
 	return u
 }
 
-// quiet waits until nobody is served and nothing fetched, and measures then. With
-// before it waits, too, until there are no more goroutines than there were: badger
-// may be at work still.
+// quiet waits until no request and no download is in progress, and measures. With before it
+// also waits until there are no more goroutines than before, because badger may still work.
 func (s *server) quiet(t *testing.T, before *usage) usage {
 	t.Helper()
 	const listeners, ours = 2, 1
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	limit := time.NewTimer(2 * time.Minute) // idle connections to a registry go after one
+	limit := time.NewTimer(2 * time.Minute) // idle connections to a registry close after one minute
 	defer limit.Stop()
 	var last usage
-	for same := 0; same < 5; { // a goroutine may end a moment later
+	for same := 0; same < 5; { // a goroutine may end slightly later
 		u := s.usage(t)
 		m := s.Metrics(t)
 		if m["cachalot_connections"] == 0 && m["cachalot_fills_in_progress"] == 0 && u.sockets <= listeners+ours &&
@@ -82,7 +81,7 @@ func (s *server) quiet(t *testing.T, before *usage) usage {
 	return last
 }
 
-// descriptors are links, in dir, to what the process has open.
+// descriptors are the links in dir to the process' open files.
 func (s *server) descriptors(t *testing.T) (dir string, open []os.DirEntry) {
 	t.Helper()
 	dir = fmt.Sprintf("/proc/%d/fd", s.Cmd.Process.Pid)
@@ -93,7 +92,7 @@ func (s *server) descriptors(t *testing.T) (dir string, open []os.DirEntry) {
 	return dir, open
 }
 
-// status reads one of the lines in KiB of /proc/PID/status, in bytes.
+// status returns a value in KiB of /proc/PID/status, in bytes.
 func (s *server) status(t *testing.T, key string) int {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.Cmd.Process.Pid))

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// New is a file system of so many MiB of its own. What the test opens on it afterwards,
-// or starts, must have ended before it goes. Without root the test is skipped.
+// New mounts a new file system of this many MiB. Files and processes that use it must be
+// closed before the test ends. Without root the test is skipped.
 func New(t *testing.T, mib int) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -27,7 +27,7 @@ func New(t *testing.T, mib int) (dir string) {
 	return dir
 }
 
-// Fill writes another program's file, which takes the last byte of the disk.
+// Fill writes a file of another program that fills the disk.
 func Fill(t *testing.T, dir string) (name string) {
 	t.Helper()
 	name = filepath.Join(dir, "other")

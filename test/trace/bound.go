@@ -6,12 +6,11 @@ import (
 	"slices"
 )
 
-// Bound is a result that no policy with so many bytes exceeds, not even one that
-// knows the future and does without what it likes: PFOO-L (Berger, Beckmann and
-// Harchol-Balter, SIGMETRICS 2018). To hit, an object must be kept since it was
-// last asked for; that takes its size for so many requests. All hits together
-// can take no more than the capacity for as many requests as there are. The
-// object and the byte hits are two bounds: no policy need reach both.
+// Bound is an upper bound for every policy with this capacity, even one that knows the
+// future and may skip objects: PFOO-L (Berger, Beckmann and Harchol-Balter, SIGMETRICS
+// 2018). A hit needs the object stored since its last request, which takes its size times
+// the number of requests in between. All hits together take at most the capacity times the
+// number of requests. Object hits and byte hits are two bounds: no policy need reach both.
 func Bound(requests iter.Seq[Request], capacity int64) Result {
 	type interval struct{ size, length int64 }
 	var (
@@ -28,7 +27,7 @@ func Bound(requests iter.Seq[Request], capacity int64) Result {
 		res.Bytes += r.Size
 	}
 	room := float64(capacity) * float64(res.Objects)
-	// take is the knapsack's answer when things can be cut: the cheapest first.
+	// take solves the fractional knapsack: the cheapest first.
 	take := func(cost func(interval) float64, worth func(interval) float64) int64 {
 		slices.SortFunc(intervals, func(a, b interval) int { return cmp.Compare(cost(a), cost(b)) })
 		left, sum := room, 0.0

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestBound holds the bound above the best of all ways, where those can be tried.
+// TestBound compares the bound with the best result of all possible decisions, for small traces.
 func TestBound(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(300) {
@@ -39,7 +39,7 @@ func TestBound(t *testing.T) {
 	}
 }
 
-// best tries every set of objects to keep after every request.
+// best tries every set of stored objects after every request.
 func best(requests []Request, sizes []int64, capacity int64, worth func(Request) int64) int64 {
 	const never = math.MinInt64
 	fits := make([]bool, 1<<len(sizes))

@@ -11,9 +11,8 @@ import (
 	"time"
 )
 
-// maxFAST18Record is far beyond any record of the traces (about 500 bytes). A
-// longer one is an error, at the latest when it has twice as many bytes, so that
-// no file costs more memory than that.
+// maxFAST18Record is far above the records of the traces (about 500 bytes). A longer record
+// is an error after at most twice as many bytes, so that memory is bounded.
 const maxFAST18Record = 64 << 10
 
 // ReadFAST18 calls visit for each GET of a manifest or blob in a file of the
@@ -26,10 +25,9 @@ const maxFAST18Record = 64 << 10
 //	"http.response.written": 12285
 //	"timestamp": "2017-06-20T01:28:15.962Z"
 //
-// A blob is known by its digest. A tag may move, so that a manifest is known by
-// its URI and its size. Answers without a body, and to what was refused, are
-// passed over. Times are as the file has them, which need not be sorted. An error
-// says at which record and byte.
+// A blob is identified by its digest. A tag may move, so a manifest is identified by its
+// URI and size. Responses without a body, and refused requests, are skipped. Times are as
+// in the file and may be unsorted. An error has the record and the byte.
 func ReadFAST18(r io.Reader, visit func(Request) bool) error {
 	limited := &limitedReader{r: r}
 	d := json.NewDecoder(limited)
@@ -43,7 +41,7 @@ func ReadFAST18(r io.Reader, visit func(Request) bool) error {
 		return fail(0, fmt.Errorf("%v where an array must begin", t))
 	}
 	for n := 1; ; n++ {
-		limited.left = maxFAST18Record // besides what the decoder has read ahead
+		limited.left = maxFAST18Record // plus the decoder's read-ahead
 		if !d.More() {
 			break
 		}
@@ -81,7 +79,7 @@ type fast18 struct {
 	Timestamp time.Time `json:"timestamp"`
 }
 
-// request is what the record asks for; false if that is no content.
+// request returns the requested content, or false if the record has none.
 func (f fast18) request() (Request, bool, error) {
 	parts := strings.Split(strings.TrimPrefix(f.URI, "/"), "/")
 	if f.Method != "GET" || f.Status/100 != 2 || len(parts) < 4 || parts[0] != "v2" {
@@ -112,7 +110,7 @@ func unexpected(err error) error {
 	return err
 }
 
-// limitedReader fails once more than left has been read.
+// limitedReader fails after left bytes.
 type limitedReader struct {
 	r    io.Reader
 	left int

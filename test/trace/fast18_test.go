@@ -80,7 +80,7 @@ func TestReadFAST18Errors(t *testing.T) {
 	}
 }
 
-// endless is a record without an end.
+// endless is an endless record.
 type endless struct{ read int }
 
 func (e *endless) Read(p []byte) (int, error) {
@@ -100,7 +100,7 @@ func TestReadFAST18Bounded(t *testing.T) {
 	if e.read > 2*maxFAST18Record {
 		t.Errorf("%d bytes were read of an endless record", e.read)
 	}
-	// Many records are no long one.
+	// Many short records are not one long record.
 	many := "[" + strings.Repeat(`{"id":"x"},`, maxFAST18Record/4) + "{}]"
 	if got, err := readAll(many); err != nil || len(got) != 0 {
 		t.Errorf("got %d requests, and %v", len(got), err)

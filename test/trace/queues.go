@@ -9,7 +9,7 @@ type queued struct {
 	place *queue
 }
 
-// queue is a list of objects that knows their bytes. The newest is in front.
+// queue is a list of objects with their sum of bytes. The newest is in front.
 type queue struct {
 	list.List
 	bytes int64
@@ -28,8 +28,8 @@ func (q *queue) take(e *list.Element) *queued {
 	return o
 }
 
-// SIEVE (Zhang and others, NSDI 2024), its room counted in bytes: a hand goes
-// from the oldest to the newest, spares once what was used, and takes the rest.
+// SIEVE (Zhang and others, NSDI 2024), with the capacity in bytes: a hand goes from the
+// oldest to the newest. It skips used objects once, and evicts the others.
 func SIEVE(capacity int64) Policy {
 	return &sieve{capacity: capacity, objects: make(map[uint64]*list.Element)}
 }
@@ -75,9 +75,8 @@ func (p *sieve) evict() {
 	delete(p.objects, p.queue.take(e).Key)
 }
 
-// S3FIFO (Yang and others, SOSP 2023), its room counted in bytes: a tenth for
-// the new, the rest for what was used there more than once, and a memory of the
-// keys that left the tenth.
+// S3FIFO (Yang and others, SOSP 2023), with the capacity in bytes: a tenth for new objects,
+// the rest for those used there more than once, and a list of the keys that left the tenth.
 func S3FIFO(capacity int64) Policy {
 	return &s3fifo{capacity: capacity, objects: make(map[uint64]*list.Element), ghosts: make(map[uint64]*list.Element)}
 }
@@ -129,7 +128,7 @@ func (p *s3fifo) evict() {
 	}
 }
 
-// evictSmall passes what was used on to main, until something goes.
+// evictSmall moves used objects on to main, until it evicts one.
 func (p *s3fifo) evictSmall() {
 	for p.small.Len() > 0 {
 		o := p.small.take(p.small.Back())

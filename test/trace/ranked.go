@@ -5,36 +5,36 @@ import (
 	"container/heap"
 )
 
-// smallBlob is storage's: what is smaller goes last.
+// smallBlob is storage's constant: smaller blobs are evicted last.
 const smallBlob = 64 << 10
 
-// object is what a ranked policy knows of what it keeps.
+// object is what a ranked policy stores of an object.
 type object struct {
 	Request         // of its last use
-	class   int     // lower goes first
-	value   float64 // within the class, lower goes first
+	class   int     // lower is evicted first
+	value   float64 // within the class, lower is evicted first
 	uses    float64
-	first   int64 // when it was taken in
-	before  int64 // its last use but one
+	first   int64 // when it was stored
+	before  int64 // the time of the use before the last
 	again   bool  // for [TwoQ]
-	at      int   // in the heap
+	at      int   // index in the heap
 }
 
 func (o *object) less(p *object) bool {
 	return cmp.Or(cmp.Compare(o.class, p.class), cmp.Compare(o.value, p.value), cmp.Compare(o.Key, p.Key)) < 0
 }
 
-// ranked evicts what has the least class and value.
+// ranked evicts the object with the lowest class and value.
 type ranked struct {
 	capacity, used int64
-	slack          int64 // evicted beyond what is needed
+	slack          int64 // bytes evicted beyond what is needed
 	objects        map[uint64]*object
 	order          objectHeap
-	// use ranks an object that was just asked for.
+	// use ranks an object after a request.
 	use func(*object)
-	// classify, if set, sets every object's class before some are evicted.
+	// classify, if set, sets the class of every object before an eviction.
 	classify func()
-	// evicted, if set, is told what goes.
+	// evicted, if set, is called for each evicted object.
 	evicted func(*object)
 }
 
@@ -76,7 +76,7 @@ func (p *ranked) free(bytes int64) {
 	}
 }
 
-// drop evicts the least object.
+// drop evicts the lowest object.
 func (p *ranked) drop() *object {
 	o := heap.Pop(&p.order).(*object)
 	delete(p.objects, o.Key)
@@ -110,7 +110,7 @@ func (h *objectHeap) Pop() any {
 	return o
 }
 
-// LRU evicts the least recently used.
+// LRU evicts the least recently used object.
 func LRU(capacity int64) Policy {
 	var clock float64
 	return newRanked(capacity, func(o *object) {
@@ -119,9 +119,9 @@ func LRU(capacity int64) Policy {
 	})
 }
 
-// TTL drops an object so many seconds after it was first fetched, used or not,
-// as distribution's proxy does. That has no limit in bytes; here the oldest goes
-// to keep to one.
+// TTL drops an object a fixed number of seconds after its first fetch, used or not, as
+// distribution's proxy does. The proxy has no limit in bytes; here the oldest is evicted to
+// keep the limit.
 func TTL(capacity, seconds int64) Policy {
 	var clock float64
 	return &ttl{seconds: seconds, ranked: newRanked(capacity, func(o *object) {
@@ -144,7 +144,7 @@ func (p *ttl) Get(r Request) bool {
 	return p.ranked.Get(r)
 }
 
-// class is what storage has: small blobs and manifests go last.
+// class is storage's class: small blobs and manifests are evicted last.
 func class(r Request) int {
 	if r.Manifest || r.Size < smallBlob {
 		return 1
@@ -152,8 +152,7 @@ func class(r Request) int {
 	return 0
 }
 
-// ClassedLRU evicts the least recently used, in batches, small blobs and
-// manifests last.
+// ClassedLRU evicts the least recently used objects in batches, small blobs and manifests last.
 func ClassedLRU(capacity int64) Policy {
 	p := newRanked(capacity, func(o *object) {
 		o.class, o.value = class(o.Request), float64(o.Time)
@@ -162,15 +161,15 @@ func ClassedLRU(capacity int64) Policy {
 	return p
 }
 
-// GDSF is Greedy Dual Size Frequency (Cherkasova, HP Labs 1998): an object is
-// worth its uses times its cost over its size, plus what the last victim was
-// worth. Cost 1 goes for the object hit ratio.
+// GDSF is Greedy Dual Size Frequency (Cherkasova, HP Labs 1998): an object's value is its
+// uses times its cost divided by its size, plus the last victim's value. Cost 1 optimizes
+// the object hit ratio.
 func GDSF(capacity int64) Policy {
 	return greedyDual(capacity, func(o *object) float64 { return o.uses / float64(max(o.Size, 1)) })
 }
 
-// LFUDA is LFU with dynamic ageing (Arlitt and others, 2000): GDSF whose cost is
-// the size, which goes for the byte hit ratio.
+// LFUDA is LFU with dynamic ageing (Arlitt and others, 2000): GDSF with the size as cost,
+// which optimizes the byte hit ratio.
 func LFUDA(capacity int64) Policy {
 	return greedyDual(capacity, func(o *object) float64 { return o.uses })
 }
@@ -182,10 +181,10 @@ func greedyDual(capacity int64, worth func(*object) float64) *ranked {
 	return p
 }
 
-// TwoQ is what storage does: simplified 2Q (Johnson and Shasha, VLDB 1994) in
-// bytes, and in batches. What was used only once goes first while it is more than
-// a quarter, else the least recently used; small blobs and manifests go last.
-// Uses less than a minute apart are one use: the jobs of a pipeline start at once.
+// TwoQ is storage's policy: simplified 2Q (Johnson and Shasha, VLDB 1994) in bytes and in
+// batches. Objects used once are evicted first while they are more than a quarter, else the
+// least recently used; small blobs and manifests last. Uses within a minute count once,
+// because a pipeline's jobs start together.
 func TwoQ(capacity int64) Policy {
 	const first, second, small = 0, 1, 2
 	p := newRanked(capacity, func(o *object) {

@@ -2,8 +2,8 @@ package trace
 
 import "testing"
 
-// TestScanResistance: the day after a scan, with room for a quarter, LRU has lost
-// what is pulled daily; 2Q has most of it.
+// TestScanResistance: on the day after a scan, with a quarter of the bytes as capacity, LRU
+// has evicted what is pulled daily; 2Q still has most of it.
 func TestScanResistance(t *testing.T) {
 	t.Parallel()
 	w := DefaultWorkload(1)

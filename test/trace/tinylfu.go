@@ -2,12 +2,11 @@ package trace
 
 import "container/list"
 
-// TinyLFU is W-TinyLFU with size-aware admission by aggregated victims (Einziger,
-// Eytan, Friedman and Manes, ACM ToS 2022): what leaves a window of 1 % gets into
-// main only if it was asked for more often than all together that would have to
-// go for it. Main is a segmented LRU. Frequencies are counted exactly, where a
-// real one has a sketch, and halve after ten times as many requests as there are
-// objects.
+// TinyLFU is W-TinyLFU with size-aware admission by aggregated victims (Einziger, Eytan,
+// Friedman and Manes, ACM ToS 2022): an object that leaves a window of 1 % enters main only
+// if it was requested more often than all its victims together. Main is a segmented LRU.
+// Frequencies are exact, where a real cache has a sketch, and halve after ten times as many
+// requests as there are objects.
 func TinyLFU(capacity int64) Policy {
 	return &tinyLFU{capacity: capacity, objects: make(map[uint64]*list.Element), counts: make(map[uint64]int)}
 }
@@ -55,7 +54,7 @@ func (p *tinyLFU) hit(e *list.Element) {
 	}
 }
 
-// admit takes the candidate into main, or drops it.
+// admit moves the candidate to main, or drops it.
 func (p *tinyLFU) admit(o *queued) {
 	free := p.mainSize() - p.probation.bytes - p.protected.bytes
 	var victims []*list.Element
@@ -70,7 +69,7 @@ func (p *tinyLFU) admit(o *queued) {
 	}
 	if len(victims) > 0 && p.counts[o.Key] <= worth {
 		delete(p.objects, o.Key)
-		// So that the same victim does not hold all others off for ever.
+		// Else the same victims would block all later candidates.
 		for _, e := range victims {
 			e.Value.(*queued).place.MoveToFront(e)
 		}

@@ -4,22 +4,21 @@ import "iter"
 
 // Request is one GET of an object. A Key always has the same Size.
 type Request struct {
-	Time     int64 // Unix seconds; never less than the one before
+	Time     int64 // Unix seconds; never less than the previous request's
 	Key      uint64
 	Size     int64
 	Manifest bool
 }
 
-// Policy is a cache with room for so many bytes.
+// Policy is a cache with a capacity in bytes.
 type Policy interface {
-	// Get says whether the object is kept. If not, the policy takes it in, or
-	// does without.
+	// Get reports whether the object is stored. If not, the policy stores it or skips it.
 	Get(Request) bool
-	// Used is the bytes kept.
+	// Used is the number of stored bytes.
 	Used() int64
 }
 
-// Result counts what a policy was asked for, and what it had.
+// Result counts requests and hits, in objects and bytes.
 type Result struct {
 	Objects, ObjectHits int64
 	Bytes, ByteHits     int64
@@ -31,7 +30,7 @@ func (r Result) ObjectRatio() float64 { return float64(r.ObjectHits) / float64(m
 // ByteRatio is the share of bytes that were hits.
 func (r Result) ByteRatio() float64 { return float64(r.ByteHits) / float64(max(r.Bytes, 1)) }
 
-// Replay asks the policy for everything in turn.
+// Replay sends all requests to the policy in order.
 func Replay(requests iter.Seq[Request], p Policy) Result {
 	var res Result
 	for r := range requests {
@@ -45,7 +44,7 @@ func Replay(requests iter.Seq[Request], p Policy) Result {
 	return res
 }
 
-// UniqueBytes is the room that everything would take.
+// UniqueBytes is the size of all objects together.
 func UniqueBytes(requests iter.Seq[Request]) int64 {
 	seen := make(map[uint64]struct{})
 	var sum int64

@@ -10,7 +10,7 @@ import (
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
-// randomTrace is short and dense: hits, ties, huge objects and empty ones.
+// randomTrace is short and dense, with hits, ties, huge objects and empty ones.
 func randomTrace(seed uint64) []Request {
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	keys := 2 + rnd.IntN(30)
@@ -25,13 +25,13 @@ func randomTrace(seed uint64) []Request {
 	requests := make([]Request, 400)
 	for i := range requests {
 		now += rnd.Int64N(300)
-		k := rnd.IntN(1 + rnd.IntN(keys)) // the first are popular
+		k := rnd.IntN(1 + rnd.IntN(keys)) // the first keys are popular
 		requests[i] = Request{Time: now, Key: uint64(k), Size: sizes[k], Manifest: k%5 == 0}
 	}
 	return requests
 }
 
-// randomTraces yields many, each with a capacity, until one has failed.
+// randomTraces yields traces with capacities, until a test fails.
 func randomTraces(t *testing.T) iter.Seq2[[]Request, int64] {
 	t.Helper()
 	return func(yield func([]Request, int64) bool) {
@@ -47,8 +47,7 @@ func randomTraces(t *testing.T) iter.Seq2[[]Request, int64] {
 	}
 }
 
-// TestPolicies holds each policy to a slow one that is plainly right, request
-// by request.
+// TestPolicies compares each policy with a slow and simple one, request by request.
 func TestPolicies(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -134,7 +133,7 @@ func TestPolicies(t *testing.T) {
 	}
 }
 
-// TestLRULibrary: with objects of one size, LRU is what everybody means by it.
+// TestLRULibrary: with objects of one size, LRU matches a library's LRU.
 func TestLRULibrary(t *testing.T) {
 	t.Parallel()
 	for requests, capacity := range randomTraces(t) {
@@ -156,18 +155,18 @@ func TestLRULibrary(t *testing.T) {
 	}
 }
 
-// slowly is an object that remembers all.
+// slowly is an object with all its history.
 type slowly struct {
 	key       uint64
 	size      int64
 	manifest  bool
 	uses      []int64 // times
-	now       int     // requests until its last use
-	inflation float64 // then
+	now       int     // the request number of its last use
+	inflation float64 // at that time
 	rank      float64
 }
 
-// last puts small objects and manifests after all others.
+// last ranks small objects and manifests after all others.
 func last(s *slowly) float64 {
 	if s.manifest || s.size < smallBlob {
 		return 1e15
@@ -175,7 +174,7 @@ func last(s *slowly) float64 {
 	return 0
 }
 
-// again is whether two uses were a minute apart.
+// again reports whether two uses were at least a minute apart.
 func again(s *slowly) bool {
 	for i := range s.uses[1:] {
 		if s.uses[i+1]-s.uses[i] >= 60 {
@@ -185,11 +184,11 @@ func again(s *slowly) bool {
 	return false
 }
 
-// slowPolicy looks for the least rank each time it evicts one.
+// slowPolicy searches the lowest rank at each eviction.
 type slowPolicy struct {
 	capacity, slack int64
 	update          func(*slowly)
-	batch           func() // if set, called before some are evicted
+	batch           func() // if set, called before an eviction
 	kept            []*slowly
 	now             int
 	inflation       float64
@@ -240,7 +239,7 @@ func (p *slowPolicy) used() int64 {
 	return sum
 }
 
-// bytesOf adds up a slice of requests.
+// bytesOf returns the sum of the requests' sizes.
 func bytesOf(rs []Request) (sum int64) {
 	for _, r := range rs {
 		sum += r.Size
@@ -248,7 +247,7 @@ func bytesOf(rs []Request) (sum int64) {
 	return sum
 }
 
-// slowSIEVE keeps a slice, the oldest first.
+// slowSIEVE has a slice, oldest first.
 func slowSIEVE(capacity int64) func(Request) bool {
 	var kept []Request
 	used := map[uint64]bool{}
@@ -271,7 +270,7 @@ func slowSIEVE(capacity int64) func(Request) bool {
 				continue
 			}
 			kept = slices.Delete(kept, hand, hand+1)
-			if hand == len(kept) { // it was the newest: begin again, before anything newer comes
+			if hand == len(kept) { // it was the newest: start again before a newer one comes
 				hand = 0
 			}
 		}
@@ -280,7 +279,7 @@ func slowSIEVE(capacity int64) func(Request) bool {
 	}
 }
 
-// slowS3FIFO keeps three slices, the oldest first.
+// slowS3FIFO has three slices, oldest first.
 func slowS3FIFO(capacity int64) func(Request) bool {
 	var small, main, ghost []Request
 	freq := map[uint64]int{}
@@ -340,7 +339,7 @@ func slowS3FIFO(capacity int64) func(Request) bool {
 	}
 }
 
-// slowTinyLFU keeps three slices, the next to go first.
+// slowTinyLFU has three slices, the next victim first.
 func slowTinyLFU(capacity int64) func(Request) bool {
 	var window, probation, protected []Request
 	freq := map[uint64]int{}

@@ -15,29 +15,27 @@ const (
 	day      = 24 * 60 * 60
 )
 
-// Workload describes pulls through a mirror. Requests gives the same ones for
-// the same Workload.
+// Workload describes pulls through a mirror. The same Workload gives the same Requests.
 //
-// Layer sizes are those of the registries in "Improving Docker Registry Design
-// based on Production Workload Analysis" (Anwar and others, FAST 2018): 65 %
-// below 1 MB, 80 % below 10 MB; those over 64 MiB are 6 % of the blobs asked
-// for, and 65 % of their bytes.
+// Layer sizes are those of the registries in "Improving Docker Registry Design based on
+// Production Workload Analysis" (Anwar and others, FAST 2018): 65 % below 1 MB, 80 % below
+// 10 MB; those over 64 MiB are 6 % of the requested blobs, and 65 % of their bytes.
 type Workload struct {
 	Seed         uint64
 	Days         int
 	Repositories int
-	Bases        int     // images that repositories build on
+	Bases        int     // base images of the repositories
 	Popularity   float64 // of repositories and bases: Zipf's exponent
-	Jobs         int     // a day: one image, pulled by Burst clients on average
+	Jobs         int     // per day: one image, pulled by Burst clients on average
 	Burst        float64
-	NewTags      int     // a day; popular repositories have more
-	NewBases     float64 // chance of a base to be rebuilt on a day
-	Cold         float64 // share of clients that have nothing; others have the tag before
-	Old          float64 // share of jobs that do not want the newest tag
-	Scan         int     // on this day, from 1, somebody pulls every tag there is; 0: never
+	NewTags      int     // per day; popular repositories have more
+	NewBases     float64 // chance per day that a base is rebuilt
+	Cold         float64 // share of clients without stored layers; others have the previous tag
+	Old          float64 // share of jobs that pull an older tag
+	Scan         int     // on this day, from 1, a client pulls every tag; 0: never
 }
 
-// DefaultWorkload is what docs/eviction.md is made with.
+// DefaultWorkload is the workload of docs/eviction.md.
 func DefaultWorkload(seed uint64) Workload {
 	return Workload{
 		Seed: seed, Days: 30, Repositories: 3000, Bases: 60, Popularity: 0.9,
@@ -45,7 +43,7 @@ func DefaultWorkload(seed uint64) Workload {
 	}
 }
 
-// Validate says what is out of range.
+// Validate returns an error for values out of range.
 func (w Workload) Validate() error {
 	share := func(v float64) bool { return v >= 0 && v <= 1 }
 	switch {
@@ -61,7 +59,7 @@ func (w Workload) Validate() error {
 	return nil
 }
 
-// tagsKept is how many tags back a job may ask for.
+// tagsKept is the number of previous tags that a job may pull.
 const tagsKept = 10
 
 type (
@@ -75,8 +73,8 @@ type (
 	}
 	repository struct {
 		base   int
-		layers []blob // its own, of its newest tag
-		tags   []tag  // the newest last
+		layers []blob // the layers of its newest tag
+		tags   []tag  // newest last
 	}
 	generator struct {
 		Workload
@@ -90,7 +88,7 @@ type (
 	}
 )
 
-// Requests yields what the mirror is asked for. The workload must be valid.
+// Requests yields the requests to the mirror. The workload must be valid.
 func (w Workload) Requests() iter.Seq[Request] {
 	return func(yield func(Request) bool) {
 		g := newGenerator(w)
@@ -119,7 +117,7 @@ func newGenerator(w Workload) *generator {
 	return g
 }
 
-// day yields one day's requests; it returns false when nobody wants more.
+// day yields the requests of one day. It returns false if the caller stops.
 func (g *generator) day(start int64, scan bool, yield func(Request) bool) bool {
 	for i := range g.bases {
 		if g.Float64() < g.NewBases {
@@ -131,7 +129,7 @@ func (g *generator) day(start int64, scan bool, yield func(Request) bool) bool {
 		now := start + int64(job)*day/int64(g.Jobs)
 		for ; released*g.Jobs < g.NewTags*(job+1); released++ {
 			r := &g.repositories[g.pick(g.popular)]
-			g.rebuild(r.layers[g.IntN(len(r.layers)):]) // a changed layer changes all above it
+			g.rebuild(r.layers[g.IntN(len(r.layers)):]) // a changed layer changes all layers above it
 			g.publish(r)
 		}
 		r := &g.repositories[g.pick(g.popular)]
@@ -159,7 +157,7 @@ func (g *generator) day(start int64, scan bool, yield func(Request) bool) bool {
 	return true
 }
 
-// pull asks for an image; one who is not cold has the tag before.
+// pull requests an image. A client that is not cold has the previous tag.
 func (g *generator) pull(now int64, r *repository, t int, cold bool, yield func(Request) bool) bool {
 	image := r.tags[t]
 	get := func(b blob) bool { return yield(Request{Time: now, Key: b.key, Size: b.size}) }
@@ -177,7 +175,7 @@ func (g *generator) pull(now int64, r *repository, t int, cold bool, yield func(
 	return true
 }
 
-// publish gives the repository a tag of what it is built from now.
+// publish adds a tag with the repository's current layers.
 func (g *generator) publish(r *repository) {
 	layers := slices.Concat(g.bases[r.base], r.layers)
 	n := int64(len(layers))
@@ -187,8 +185,7 @@ func (g *generator) publish(r *repository) {
 	}
 }
 
-// rebuild replaces layers by others of about their size: the same step of the
-// same Dockerfile made them.
+// rebuild replaces layers by others of about the same size, as the same step of a Dockerfile does.
 func (g *generator) rebuild(layers []blob) {
 	for i, l := range layers {
 		layers[i] = g.blob(max(1, int64(float64(l.size)*(0.95+0.1*g.Float64()))))
@@ -203,15 +200,15 @@ func (g *generator) blob(size int64) blob {
 func (g *generator) layers(n int) []blob {
 	var layers []blob
 	for range n {
-		// Steps of the golden ratio spread evenly, so that the popular few have
-		// the same sizes as all: else one blob would decide a seed's bytes.
+		// Steps of the golden ratio spread evenly, so that popular images have the same
+		// sizes as all. Otherwise one blob would decide a seed's bytes.
 		_, g.quantile = math.Modf(g.quantile + math.Phi)
 		layers = append(layers, g.blob(layerSize(g.quantile, g.Float64())))
 	}
 	return layers
 }
 
-// layerSize draws a size: q says of which kind, u which of its kind.
+// layerSize draws a size: q selects the kind, u the size within the kind.
 func layerSize(q, u float64) int64 {
 	between := func(low, high float64) int64 { return int64(low * math.Pow(high/low, u)) }
 	switch {
@@ -226,13 +223,13 @@ func layerSize(q, u float64) int64 {
 	return int64(min(64*mebibyte*math.Pow(1-u, -1/1.9), 4<<30))
 }
 
-// pick draws an index by its chance.
+// pick draws an index by its probability.
 func (g *generator) pick(cumulated []float64) int {
 	u := g.Float64() * cumulated[len(cumulated)-1]
 	return min(sort.SearchFloat64s(cumulated, u), len(cumulated)-1)
 }
 
-// zipf is the cumulated chance of each of n, the most popular first.
+// zipf returns the cumulated probability of each of n items, the most popular first.
 func zipf(n int, exponent float64) []float64 {
 	sum, cumulated := 0.0, make([]float64, n)
 	for i := range cumulated {

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestSkew holds the generated trace to what is known of registries.
+// TestSkew compares the generated trace with published figures of registries.
 func TestSkew(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(3) {
@@ -74,7 +74,7 @@ func TestSkew(t *testing.T) {
 	}
 }
 
-// layersOf is every layer that the workload ever has, asked for or not.
+// layersOf returns every layer of the workload, requested or not.
 func layersOf(w Workload) map[blob]bool {
 	g, layers := newGenerator(w), map[blob]bool{}
 	note := func() {
@@ -92,7 +92,7 @@ func layersOf(w Workload) map[blob]bool {
 	return layers
 }
 
-// TestPopularity: images are popular by Zipf's law.
+// TestPopularity: the popularity of images follows Zipf's law.
 func TestPopularity(t *testing.T) {
 	t.Parallel()
 	w := DefaultWorkload(1)
@@ -137,7 +137,7 @@ func TestWorkloadRepeats(t *testing.T) {
 	}
 }
 
-// TestScan: on its day every tag is pulled that there is.
+// TestScan: on the day of the scan, every existing tag is pulled.
 func TestScan(t *testing.T) {
 	t.Parallel()
 	w := DefaultWorkload(1)

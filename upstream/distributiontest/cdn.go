@@ -14,9 +14,8 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// cdn serves a registry's blobs at an origin of its own, as an object store
-// does: to those who have a URL that was signed for it, and to nobody who sends
-// a credential as well.
+// cdn serves a registry's blobs at its own origin, as an object store does. It serves signed
+// URLs, and refuses requests with a credential.
 type cdn struct {
 	recorder *upstreamtest.Recorder
 	server   *upstreamtest.Server
@@ -40,11 +39,11 @@ func (c *cdn) add(blobs ...upstreamtest.Content) {
 	}
 }
 
-// sign makes a redirect's target one that is served.
+// sign makes a redirect's target a signed URL.
 func (c *cdn) sign(location string) string {
 	u, err := url.Parse(location)
 	if err != nil {
-		return location // distribution made it
+		return location // distribution's URLs are valid
 	}
 	signature := rand.Text()
 	c.mu.Lock()

@@ -8,8 +8,8 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestDistributionCDN: distribution redirects to URLs that serve the blob to who
-// asks with the signature and without a credential.
+// TestDistributionCDN: distribution redirects to signed URLs. They serve the blob to requests
+// with the signature and without a credential.
 func TestDistributionCDN(t *testing.T) {
 	t.Parallel()
 	d := New(t, Options{CDN: true})

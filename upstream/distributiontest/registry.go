@@ -1,5 +1,5 @@
-// Package distributiontest is distribution's own registry in process, for what a
-// real one does.
+// Package distributiontest runs the registry of the distribution project in process, as a real
+// registry for tests.
 package distributiontest
 
 import (
@@ -30,23 +30,22 @@ import (
 // Options say how the real registry authenticates.
 type Options struct {
 	Auth upstreamtest.Auth
-	// Username and Password are asked for by Basic. The token server gives those
-	// who send them whatever scope they ask for, and anybody else a token to
-	// pull; with Private, nobody else.
+	// Username and Password are required with Basic. The token server grants a client that
+	// sends them any scope. It gives other clients a token to pull, except with Private.
 	Username, Password string
 	Private            bool
 	// ExpiresIn is the life of a token in seconds; 0: 300, as at Docker Hub.
 	ExpiresIn int
-	// CDN makes the registry redirect (307) those who may have a blob to a signed
-	// URL at another origin, which refuses whoever sends it a credential.
+	// CDN makes the registry redirect (307) permitted requests for a blob to a signed URL at
+	// another origin, which refuses requests with a credential.
 	CDN bool
-	// TokenURL and CDNURL are what clients are told, for a test that gives the
-	// registry names, and passes requests on to URL and CDNURL of Registry.
+	// TokenURL and CDNURL are announced to clients. They are for a test that gives the registry
+	// names, and forwards requests to URL and CDNURL of Registry.
 	TokenURL, CDNURL string
 }
 
-// Registry is distribution's, with a token server before it. Pulls are
-// recorded; pushes are not.
+// Registry is the real registry, with a token server before it. Pulls are recorded; pushes are
+// not.
 type Registry struct {
 	upstreamtest.Recorder
 	URL      string // http://127.0.0.1:PORT
@@ -78,7 +77,7 @@ func New(tb upstreamtest.TB, o Options) *Registry {
 	dir := tb.TempDir()
 	config := &configuration.Configuration{
 		Storage: configuration.Storage{
-			// In memory each write copies all that a blob has so far.
+			// The in-memory driver copies the whole blob at each write.
 			"filesystem": configuration.Parameters{"rootdirectory": filepath.Join(dir, "registry")},
 			"delete":     configuration.Parameters{"enabled": true},
 			"maintenance": configuration.Parameters{
@@ -93,7 +92,7 @@ func New(tb upstreamtest.TB, o Options) *Registry {
 			Name: "redirect", Options: configuration.Parameters{"baseurl": cmp.Or(o.CDNURL, r.CDNURL)},
 		}}}
 	}
-	config.HTTP.Secret = "secret" // of upload URLs only
+	config.HTTP.Secret = "secret" // for upload URLs only
 	// A sparse index is legal, and mirrors must carry it.
 	config.Validation.Disabled = true
 	switch o.Auth {
@@ -109,7 +108,7 @@ func New(tb upstreamtest.TB, o Options) *Registry {
 	close(r.ready)
 	tb.Cleanup(func() {
 		r.Down()
-		_ = r.app.Shutdown() // nothing is kept
+		_ = r.app.Shutdown() // nothing is stored
 	})
 	return r
 }
@@ -165,7 +164,7 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) {
 	r.app.ServeHTTP(w, req)
 }
 
-// signing makes the registry's redirects ones that its CDN serves.
+// signing makes the registry's redirects signed URLs of its CDN.
 type signing struct {
 	http.ResponseWriter
 	cdn *cdn
@@ -217,7 +216,7 @@ func (r *Registry) PushManifest(repo, tag string, m upstreamtest.Content) {
 	r.push(http.MethodPut, "/v2/"+repo+"/manifests/"+tag, repo, m.MediaType, m.Bytes)
 }
 
-// push asks the registry directly, past the network and the counts.
+// push calls the registry directly, without the network and the counts.
 func (r *Registry) push(method, target, repo, contentType string, body []byte) http.Header {
 	r.tb.Helper()
 	req := httptest.NewRequestWithContext(context.Background(), method, target, bytes.NewReader(body))

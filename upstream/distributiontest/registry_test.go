@@ -13,7 +13,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m, IgnoreBroadcaster()) }
 
-// get asks with headers, name and value by turns.
+// get sends a GET with headers, given as name and value in turn.
 func get(t *testing.T, url string, headers ...string) (status int, body []byte, err error) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)

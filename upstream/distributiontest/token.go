@@ -105,5 +105,5 @@ func (r *Registry) serveToken(w http.ResponseWriter, req *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(map[string]any{
 		"token": t, "expires_in": r.options.ExpiresIn, "issued_at": time.Now().UTC().Format(time.RFC3339),
-	}) // a client that left is no concern of ours
+	}) // the client may have left
 }

@@ -11,6 +11,6 @@
 //	... pull from up.URL ...
 //	up.Count(upstreamtest.GetBlob) // 3: a config, a layer, and the layer again
 //
-// NewRelay records what goes to a registry that is a process of its own. Package
-// distributiontest has a real one in process.
+// NewRelay records the requests to a registry in another process. Package distributiontest has
+// a real one in process.
 package upstreamtest

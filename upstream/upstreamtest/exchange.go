@@ -27,10 +27,10 @@ type exchange struct {
 	start, end int // the part of content to send
 	chunked    bool
 	endless    bool
-	openEnd    bool // neither length nor chunks: the end is where the connection ends
+	openEnd    bool // neither length nor chunks: the body ends with the connection
 
 	arrived chan<- struct{}
-	pauses  []<-chan struct{} // waited for in turn; nil: for ever
+	pauses  []<-chan struct{} // waited for in turn; nil: without end
 	delay   time.Duration
 	cutAt   int  // body bytes before the connection breaks; -1: it does not
 	reset   bool // it breaks by RST
@@ -58,7 +58,7 @@ func (x *exchange) fail(status int, code, message string) {
 	x.status = status
 }
 
-// serve answers with content, or the part of a blob that was asked for.
+// serve answers with content, or the requested part of a blob.
 func (x *exchange) serve(c Content, ranges bool) {
 	x.digest = c.Digest
 	x.ok(c.MediaType, c.Bytes)
@@ -91,7 +91,7 @@ func (x *exchange) sayRange() {
 	x.header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", x.start, x.end-1, len(x.content)))
 }
 
-// finish applies the faults and sends what comes of it.
+// finish applies the faults and sends the result.
 func (x *exchange) finish(w http.ResponseWriter, unauthorized bool) {
 	r := x.registry
 	for _, f := range r.faultsFor(x.record, unauthorized) {
@@ -113,7 +113,7 @@ func (x *exchange) finish(w http.ResponseWriter, unauthorized bool) {
 	maps.Copy(w.Header(), x.header)
 	switch {
 	case x.openEnd:
-		w.Header().Set("Transfer-Encoding", "identity") // to net/http: neither of the two
+		w.Header().Set("Transfer-Encoding", "identity") // for net/http: neither length nor chunks
 	case !x.chunked:
 		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	}
@@ -140,7 +140,7 @@ func (x *exchange) finish(w http.ResponseWriter, unauthorized bool) {
 			if x.reset {
 				resetConnection(w)
 			}
-			if x.openEnd { // which looks like any other end
+			if x.openEnd { // which looks like a normal end
 				return
 			}
 			panic(http.ErrAbortHandler)
@@ -187,8 +187,8 @@ func (x *exchange) flush(w http.ResponseWriter) {
 	_ = http.NewResponseController(w).Flush() // a client that left is noticed below
 }
 
-// resetConnection ends a connection by RST: what is under way is lost, and the
-// other side's read fails (RFC 9293 section 3.10.7.4).
+// resetConnection ends a connection by RST: data in transit is lost, and the other side's read
+// fails (RFC 9293 section 3.10.7.4).
 func resetConnection(w http.ResponseWriter) {
 	conn, _, err := http.NewResponseController(w).Hijack()
 	if err != nil {

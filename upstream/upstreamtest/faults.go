@@ -21,8 +21,7 @@ func CutAfter(n int) Fault { return func(x *exchange) { x.cutAt = n } }
 // ResetAfter is CutAfter by a TCP reset.
 func ResetAfter(n int) Fault { return func(x *exchange) { x.cutAt, x.reset = n, true } }
 
-// TrickleAfter sends n bytes of the body, and of the rest one each time that
-// pause has passed.
+// TrickleAfter sends n bytes of the body, then one byte after each pause.
 func TrickleAfter(n int, pause time.Duration) Fault {
 	return func(x *exchange) { x.stallAt, x.drip = n, pause }
 }
@@ -79,7 +78,7 @@ func WrongContentRange(value string) Fault {
 	}
 }
 
-// ShiftedRange sends, and says that it sends, what begins by bytes later.
+// ShiftedRange sends and announces a range that begins by bytes later.
 func ShiftedRange(by int) Fault {
 	return func(x *exchange) {
 		if x.status == http.StatusPartialContent {
@@ -89,7 +88,7 @@ func ShiftedRange(by int) Fault {
 	}
 }
 
-// OfRanges is a fault of requests with a Range alone.
+// OfRanges applies a fault only to requests with a Range.
 func OfRanges(f Fault) Fault {
 	return func(x *exchange) {
 		if x.record.Header.Get("Range") != "" {
@@ -126,11 +125,11 @@ func ChangedLength(by int) Fault {
 // NoLength sends the body without a Content-Length, chunked.
 func NoLength() Fault { return func(x *exchange) { x.chunked = true } }
 
-// OpenEnd sends the body with neither length nor chunks, as HTTP/1.0 does: it
-// ends where the connection ends. CutAfter then looks like any other end.
+// OpenEnd sends the body with neither length nor chunks, as HTTP/1.0 does: it ends with the
+// connection. CutAfter then looks like a normal end.
 func OpenEnd() Fault { return func(x *exchange) { x.openEnd = true } }
 
-// Gzip compresses the body and says so, though nobody asked for it.
+// Gzip compresses the body and says so, though no request asks for it.
 func Gzip() Fault {
 	return func(x *exchange) {
 		var b bytes.Buffer

@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Folder is one for a store: in memory, where there is enough of it, for a disk's file
-// system costs a third of the time.
+// Folder returns a folder for a store: in memory, if there is enough, because a file system on
+// disk takes a third of the time.
 func Folder(tb TB) string {
 	tb.Helper()
 	const memory, enough = "/dev/shm", 1 << 30

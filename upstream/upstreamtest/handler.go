@@ -173,7 +173,7 @@ func (x *exchange) next(query url.Values) {
 	x.header.Set("Link", fmt.Sprintf(`<%s?%s>; rel="next"`, x.request.URL.EscapedPath(), query.Encode()))
 }
 
-// subjectOf is what a manifest refers to, and as what.
+// subjectOf returns the subject of a manifest, and its artifact type.
 func subjectOf(manifest []byte) (digest.Digest, string) {
 	var m ocispec.Manifest
 	if json.Unmarshal(manifest, &m) != nil || m.Subject == nil {
@@ -192,7 +192,7 @@ func (r *Registry) ExpireCDN() {
 	clear(r.signed)
 }
 
-// toCDN redirects to a URL that is good until ExpireCDN.
+// toCDN redirects to a URL that is valid until ExpireCDN.
 func (r *Registry) toCDN(x *exchange) {
 	c, ok := r.find(x.record.Repo, x.record.Reference, x.record.Op == GetBlob || x.record.Op == HeadBlob)
 	if !ok {

@@ -28,7 +28,7 @@ func NewContentBy(algorithm digest.Algorithm, mediaType string, b []byte) Conten
 	}
 }
 
-// Random is size bytes that depend on seed alone and do not compress.
+// Random returns size bytes that depend only on seed and do not compress.
 func Random(seed uint64, size int) []byte {
 	b := make([]byte, size)
 	var key [32]byte

@@ -15,8 +15,7 @@ func Index(manifests ...ocispec.Descriptor) Content {
 	return marshal(ocispec.MediaTypeImageIndex, ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: manifests})
 }
 
-// Manifest is a manifest of layers, whose config is [Empty]. What is unlike another's n
-// is another manifest.
+// Manifest is a manifest of layers with the config [Empty]. Each n makes another manifest.
 func Manifest(n int, layers ...ocispec.Descriptor) Content {
 	return marshal(ocispec.MediaTypeImageManifest, ocispec.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: ocispec.DescriptorEmptyJSON,
@@ -27,7 +26,7 @@ func Manifest(n int, layers ...ocispec.Descriptor) Content {
 func marshal(mediaType string, v any) Content {
 	b, err := json.Marshal(v)
 	if err != nil {
-		panic(err) // it has what always marshals
+		panic(err) // these types always marshal
 	}
 	return NewContent(mediaType, b)
 }
@@ -38,7 +37,7 @@ func Padded(n, size int) Content {
 	return NewContent(ocispec.MediaTypeImageManifest, []byte(begin+strings.Repeat("x", size-len(begin)-len(`"}}`))+`"}}`))
 }
 
-// Layers are n blobs that are nowhere.
+// Layers returns the descriptors of n blobs that no registry has.
 func Layers(from, n int) []ocispec.Descriptor {
 	list := make([]ocispec.Descriptor, n)
 	for i := range list {
@@ -52,7 +51,7 @@ func Empty() Content {
 	return NewContent(ocispec.MediaTypeEmptyJSON, ocispec.DescriptorEmptyJSON.Data)
 }
 
-// AddManifests makes manifests readable, and their config; the last one by a tag.
+// AddManifests adds manifests and their config. A tag points to the last one.
 func (r *Registry) AddManifests(repo, tag string, manifests ...Content) {
 	r.AddBlob(repo, Empty())
 	for i, m := range manifests {

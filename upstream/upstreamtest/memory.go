@@ -13,8 +13,8 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 )
 
-// Memory is a network in memory, at whose addresses servers listen as on loopback. All
-// that waits on it waits durably, as synctest has it: in a bubble no wait takes time.
+// Memory is a network in memory. Servers listen at its addresses as on loopback. Its waits are
+// durably blocking for synctest: in a bubble they take no time.
 type Memory struct {
 	mu        sync.Mutex // guards all below
 	listeners map[string]*memoryListener
@@ -40,7 +40,7 @@ func (m *Memory) Listen(address string) (net.Listener, error) {
 	return l, nil
 }
 
-// DialContext connects, as a [net.Dialer]'s does.
+// DialContext connects as a [net.Dialer] does.
 func (m *Memory) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	if trace := httptrace.ContextClientTrace(ctx); trace != nil && trace.ConnectStart != nil {
 		trace.ConnectStart(network, address)
@@ -63,7 +63,7 @@ func (m *Memory) DialContext(ctx context.Context, network, address string) (net.
 	}
 }
 
-// pipe is both sides of a connection, with buffers as those of the kernel's.
+// pipe returns both sides of a connection, with buffers as those of the kernel.
 func pipe(to memoryAddr) (client, server net.Conn) {
 	l := bufconn.Listen(16 << 10)
 	accepted := make(chan net.Conn, 1)
@@ -137,5 +137,5 @@ func (c *memoryConn) Read(p []byte) (int, error) {
 // Reset ends the connection, which is an error for the other side.
 func (c *memoryConn) Reset() {
 	c.reset.Store(true)
-	_ = c.Close() // a pipe's always works
+	_ = c.Close() // closing a pipe always works
 }

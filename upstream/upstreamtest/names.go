@@ -16,13 +16,13 @@ import (
 // Names is a name server.
 type Names struct {
 	mu      sync.Mutex            // guards the fields below
-	answers map[string][][]string // of each name in turn, the last for ever
+	answers map[string][][]string // of each name in turn; the last one repeats
 	asked   int
 	gone    Gone
 	changed chan struct{} // closed and replaced when gone changes
 }
 
-// Gone is what has become of a name server.
+// Gone is the state of a name server.
 type Gone int
 
 const (
@@ -31,8 +31,8 @@ const (
 	Silent
 )
 
-// NewNames starts a name server with the answers that each name has in turn, of
-// which the last is for ever. Other names do not exist.
+// NewNames starts a name server with the answers of each name, in turn. The last answer
+// repeats. Other names do not exist.
 func NewNames(answers map[string][][]string) *Names {
 	return &Names{answers: answers, changed: make(chan struct{})}
 }
@@ -44,8 +44,8 @@ func (n *Names) Forget(name string) {
 	delete(n.answers, name)
 }
 
-// Become makes the name server answer, refuse connections or keep silent. Who
-// waits for what was silent meets the end of the connection.
+// Become makes the name server answer, refuse connections or keep silent. A client that waits
+// for a silent server sees the end of its connection.
 func (n *Names) Become(g Gone) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -54,7 +54,7 @@ func (n *Names) Become(g Gone) {
 	n.changed = make(chan struct{})
 }
 
-// Asked is how many connections were made, or tried, to ask something.
+// Asked returns how many connections were made or tried.
 func (n *Names) Asked() int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -86,7 +86,7 @@ func (n *Names) Resolver() *net.Resolver {
 				}
 				return
 			}
-			_ = n.serve(server) // the resolver goes when it has its answer
+			_ = n.serve(server) // the resolver closes when it has its answer
 		}()
 		return client, nil
 	}}

@@ -5,7 +5,7 @@ import (
 	"strconv"
 )
 
-// Number is an environment variable's value, from 1 on; otherwise, where it is not set.
+// Number returns an environment variable's value, at least 1, or otherwise if it is not set.
 func Number(tb TB, name string, otherwise int) int {
 	tb.Helper()
 	s := os.Getenv(name)

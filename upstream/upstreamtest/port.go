@@ -20,8 +20,8 @@ func HoldPort() (address string, release func(), err error) {
 	if err != nil {
 		return "", nil, fmt.Errorf("hold a port: %w", os.NewSyscallError("socket", err))
 	}
-	// It never listens, so that who connects is refused, and another one with
-	// SO_REUSEADDR may have the port too, if it asks for it by number (socket(7)).
+	// It never listens, so it refuses connections. Another socket with SO_REUSEADDR may have
+	// the port too, if it asks for it by number (socket(7)).
 	address, err = bindPort(fd)
 	if err != nil {
 		_ = unix.Close(fd)

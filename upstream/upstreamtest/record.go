@@ -22,18 +22,18 @@ const (
 	Referrers    Op = "referrers"
 	Token        Op = "token"
 	CDN          Op = "cdn"   // GET or HEAD of a signed URL
-	Other        Op = "other" // pushes, deletes and what no registry knows
+	Other        Op = "other" // pushes, deletes and unknown requests
 )
 
-// Request is one that arrived, and what became of it.
+// Request is a request that arrived, and its result.
 type Request struct {
 	Op        Op
 	Method    string
 	Host      string // as the client wrote it
 	Path      string
-	Query     url.Values // of a POST the form's too
+	Query     url.Values // with those of a POST's form
 	Header    http.Header
-	User      string // who asks, by password or token
+	User      string // the user, by password or token
 	Repo      string
 	Reference string // tag or digest
 	Status    int    // of the answer; 0 until it begins
@@ -46,7 +46,7 @@ type Match struct {
 	Method    string
 	Repo      string // of a token request: in its scope
 	Reference string
-	// AnyAuth matches requests too that would be answered 401.
+	// AnyAuth also matches requests that would be answered 401.
 	AnyAuth bool
 	// After lets this many matching requests pass first.
 	After int
@@ -59,7 +59,7 @@ func (m Match) matches(q *Request) bool {
 		(m.Repo == "" || m.Repo == q.Repo) && (m.Reference == "" || m.Reference == q.Reference)
 }
 
-// Scripted is a fault in force.
+// Scripted is an active fault.
 type Scripted struct {
 	registry *Registry
 	match    Match
@@ -68,7 +68,7 @@ type Scripted struct {
 	applied  int // guarded by registry.mu
 }
 
-// Applied is how many requests met the fault.
+// Applied returns how many requests had the fault.
 func (s *Scripted) Applied() int {
 	s.registry.mu.Lock()
 	defer s.registry.mu.Unlock()
@@ -83,8 +83,8 @@ func (s *Scripted) Remove() {
 	s.applied = s.match.Times
 }
 
-// Fault makes matching requests go wrong from now on. Where several match, all
-// apply, the oldest first.
+// Fault makes matching requests go wrong from now on. If several match, all apply, the oldest
+// first.
 func (r *Registry) Fault(m Match, faults ...Fault) *Scripted {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -112,7 +112,7 @@ func (r *Registry) faultsFor(q *Request, unauthorized bool) []Fault {
 	return list
 }
 
-// Requests are all requests so far, in the order of their arrival.
+// Requests returns all requests so far, in the order of their arrival.
 func (r *Recorder) Requests() []Request {
 	r.recordMu.Lock()
 	defer r.recordMu.Unlock()
@@ -123,7 +123,7 @@ func (r *Recorder) Requests() []Request {
 	return list
 }
 
-// Select are the requests so far that match.
+// Select returns the requests so far that match.
 func (r *Recorder) Select(m Match) []Request {
 	var list []Request
 	for _, q := range r.Requests() {
@@ -134,8 +134,7 @@ func (r *Recorder) Select(m Match) []Request {
 	return list
 }
 
-// Count is how many requests arrived for one of the ops; for any, if none is
-// given.
+// Count returns how many requests arrived for one of the ops, or for any if none is given.
 func (r *Recorder) Count(ops ...Op) int {
 	n := 0
 	for _, q := range r.Requests() {
@@ -151,7 +150,7 @@ func (r *Recorder) Count(ops ...Op) int {
 	return n
 }
 
-// Counts is how many requests arrived, by op.
+// Counts returns how many requests arrived, by op.
 func (r *Recorder) Counts() map[Op]int {
 	counts := map[Op]int{}
 	for _, q := range r.Requests() {
@@ -160,8 +159,8 @@ func (r *Recorder) Counts() map[Op]int {
 	return counts
 }
 
-// Sent is how many body bytes were handed to the network for one digest, by
-// the registry or its CDN.
+// Sent returns how many body bytes the registry or its CDN handed to the network for one
+// digest.
 func (r *Recorder) Sent(d digest.Digest) int64 {
 	r.recordMu.Lock()
 	defer r.recordMu.Unlock()
@@ -179,11 +178,11 @@ func (r *Recorder) SentAll() int64 {
 	return n
 }
 
-// Wire is what crossed the sockets of the registry, its token server and its
+// Wire returns the bytes that crossed the sockets of the registry, its token server and its
 // CDN, headers and TLS included.
 func (r *Recorder) Wire() (received, sent int64) { return r.received.Load(), r.written.Load() }
 
-// Forget starts all counts and the log anew.
+// Forget clears all counts and the log.
 func (r *Recorder) Forget() {
 	r.recordMu.Lock()
 	defer r.recordMu.Unlock()
@@ -214,7 +213,7 @@ func (r *Recorder) answered(q *Request, status int) {
 	q.Status = status
 }
 
-// known says who a request turned out to come from.
+// known sets the user of a request.
 func (r *Recorder) known(q *Request, user string) {
 	r.recordMu.Lock()
 	defer r.recordMu.Unlock()
@@ -235,12 +234,11 @@ func (r *Recorder) count(q *Request, d digest.Digest, n int) {
 	r.sent[d] += int64(n)
 }
 
-// Answer is a response that is recorded: its status, and its body, each piece
-// before it can be read.
+// Answer records a response: its status, and each piece of its body before the client can read
+// it.
 type Answer struct {
 	http.ResponseWriter
-	// Digest is of what is sent; that of the header where a manifest or a blob is
-	// answered.
+	// Digest is that of the body. For a manifest or a blob it is set from the header.
 	Digest digest.Digest
 
 	recorder *Recorder
@@ -248,8 +246,8 @@ type Answer struct {
 	status   int
 }
 
-// Record takes a request in, as one for op and a reference, or where op is "" as
-// what its path says. The answer is to be written to what it returns.
+// Record records a request for op and reference. If op is "", its path says what it is for. The
+// response must be written to the returned Answer.
 func (r *Recorder) Record(w http.ResponseWriter, req *http.Request, op Op, reference string) *Answer {
 	var q *Request
 	if op == "" {
@@ -288,9 +286,8 @@ func (a *Answer) Write(p []byte) (int, error) {
 // Unwrap is for [http.ResponseController].
 func (a *Answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
 
-// WantCounts fails the test unless exactly these requests crossed the registry's wire
-// since the last time, besides the ping by which each start of a mirror asks for its
-// challenge.
+// WantCounts fails the test unless exactly these requests arrived since the last call. It
+// ignores one ping, because each start of a mirror sends one.
 func (r *Registry) WantCounts(tb interface {
 	Helper()
 	Errorf(format string, args ...any)

@@ -14,7 +14,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// TB is what of testing.TB the registries need.
+// TB is the part of testing.TB that the registries need.
 type TB interface {
 	Helper()
 	Fatalf(format string, args ...any)
@@ -27,8 +27,8 @@ type TB interface {
 type Options struct {
 	TLS  bool // CAFile then names the certificate to trust
 	Auth Auth
-	// Username and Password are asked for by Basic, and by the token server;
-	// without them everybody gets a token.
+	// Username and Password are required by Basic and by the token server. Without them every
+	// client gets a token.
 	Username, Password string
 	// Accounts are further ones, passwords by user name.
 	Accounts map[string]string
@@ -39,7 +39,7 @@ type Options struct {
 	Quota int
 	// AnonymousToo: the token server also serves those without a password.
 	AnonymousToo bool
-	// TokenElsewhere puts the token server on a port of its own.
+	// TokenElsewhere puts the token server on another port.
 	TokenElsewhere bool
 	// TokenPath and Service are those of the challenge; "/token" and
 	// "upstreamtest" where empty.
@@ -61,8 +61,8 @@ type Options struct {
 	// Address is where the registry listens; "": at any port of 127.0.0.1. Its
 	// token server and CDN are at other ports of the same host.
 	Address string
-	// Listener, where it is not nil, is put before the sockets of the registry,
-	// its token server and its CDN, to slow them down.
+	// Listener, if not nil, wraps the listeners of the registry, its token server and its CDN,
+	// to slow them down.
 	Listener func(net.Listener) net.Listener
 	// Memory is the network in memory where it listens; nil: loopback.
 	Memory *Memory
@@ -89,7 +89,7 @@ type Registry struct {
 	tb      TB
 	ended   chan struct{} // closed at the end of the test
 	servers []*Server
-	// tokenServer is one of them, where it is elsewhere.
+	// tokenServer is one of servers, with TokenElsewhere.
 	tokenServer *Server
 
 	mu      sync.Mutex // guards all below
@@ -110,8 +110,7 @@ type repository struct {
 	tags      map[string]digest.Digest
 }
 
-// New starts a registry. It ends with the test, and releases whatever still
-// waits in it.
+// New starts a registry. It ends with the test, and releases the requests that still wait.
 func New(tb TB, o Options) *Registry {
 	tb.Helper()
 	if o.TokenPath == "" {
@@ -175,16 +174,15 @@ func hostOf(u string) string {
 	return host
 }
 
-// Down refuses and breaks all connections, those of the token server and the
-// CDN too, until Up.
+// Down refuses and breaks all connections until Up, also those of the token server and the CDN.
 func (r *Registry) Down() {
 	for _, s := range r.servers {
 		s.Down()
 	}
 }
 
-// TokenDown refuses and breaks the connections of the token server alone, which
-// is elsewhere, until Up.
+// TokenDown refuses and breaks the connections of the token server until Up. It needs
+// TokenElsewhere.
 func (r *Registry) TokenDown() { r.tokenServer.Down() }
 
 // Up listens again at the same addresses.
@@ -246,7 +244,7 @@ func (r *Registry) Remove(repo string, d digest.Digest) {
 	delete(r.repo(repo).manifests, d)
 }
 
-// find returns what a reference names in repo, and all that refers to it.
+// find returns the manifest or blob that a reference names in repo.
 func (r *Registry) find(repo, reference string, blob bool) (Content, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -8,8 +8,7 @@ import (
 	"net/url"
 )
 
-// Relay passes requests on to a registry that is a process of its own, and
-// records all of them, pushes as Other.
+// Relay forwards requests to a registry in another process, and records them, pushes as Other.
 type Relay struct {
 	Recorder
 	URL string // http://127.0.0.1:PORT
@@ -24,14 +23,14 @@ func NewRelay(tb TB, registry string) *Relay {
 	if err != nil {
 		tb.Fatalf("relay: %v", err)
 	}
-	transport := &http.Transport{DisableCompression: true} // what is passed on stays as it is
+	transport := &http.Transport{DisableCompression: true} // the content stays unchanged
 	proxy := &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(target)
-			r.Out.Host = r.In.Host // uploads go on where they began
+			r.Out.Host = r.In.Host // uploads continue at the same host
 		},
 		Transport: transport,
-		ErrorLog:  log.New(io.Discard, "", 0), // a registry that is gone is what tests want
+		ErrorLog:  log.New(io.Discard, "", 0), // tests stop the registry on purpose
 	}
 	r := &Relay{}
 	r.server = NewServer(tb, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {

@@ -36,7 +36,7 @@ type Server struct {
 
 const anyPort = "127.0.0.1:0"
 
-// NewServer serves a handler, which says by Record what a request is for.
+// NewServer serves a handler, which calls Record with what a request is for.
 func NewServer(tb TB, h http.Handler, count *Recorder) *Server {
 	s := &Server{tb: tb, handler: h, count: count, addr: anyPort}
 	s.Up()
@@ -126,7 +126,7 @@ func (c countedConn) Read(p []byte) (int, error) {
 }
 
 func (c countedConn) Write(p []byte) (int, error) {
-	// Counted before, so that who has read it finds it counted.
+	// Count the bytes before the client can read them.
 	c.count.written.Add(int64(len(p)))
 	n, err := c.Conn.Write(p)
 	c.count.written.Add(int64(n - len(p)))

@@ -25,21 +25,21 @@ func (r *Registry) Tokens() []string {
 	return list
 }
 
-// RevokeTokens makes all tokens given out so far worthless.
+// RevokeTokens makes all tokens given out so far invalid.
 func (r *Registry) RevokeTokens() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.revoked = len(r.issued)
 }
 
-// SetCredential changes the username and password that are asked for.
+// SetCredential changes the required username and password.
 func (r *Registry) SetCredential(username, password string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.options.Username, r.options.Password = username, password
 }
 
-// credential checks Basic authentication. required: nobody is served without.
+// credential checks Basic authentication. required: there is no access without it.
 func (r *Registry) credential(h http.Header) (sent, right, required bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -77,8 +77,8 @@ func (r *Registry) Refill() {
 	clear(r.counted)
 }
 
-// SetChallenge changes the token realm and the service that the registry asks
-// for; tokens of another service are no longer good. "" keeps a value.
+// SetChallenge changes the token realm and the service of the challenge. Tokens of another
+// service become invalid. "" keeps a value.
 func (r *Registry) SetChallenge(realm, service string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -90,8 +90,7 @@ func (r *Registry) SetChallenge(realm, service string) {
 	}
 }
 
-// authorized checks a request to /v2/; if it must be refused, challenge is
-// what to ask for.
+// authorized checks a request to /v2/. If it must be refused, challenge is what to answer.
 func (r *Registry) authorized(q *Request) (challenge string, ok bool) {
 	header := q.Header.Get("Authorization")
 	switch r.options.Auth {

@@ -17,7 +17,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// TestImage: the same arguments make the same bytes, for ever.
+// TestImage: the same arguments always make the same bytes.
 func TestImage(t *testing.T) {
 	t.Parallel()
 	one, two := NewImage(7, 10, 0, 100), NewImage(7, 10, 0, 100)
@@ -48,8 +48,7 @@ func get(t *testing.T, url string) (int, []byte, error) {
 	return resp.StatusCode, b, err
 }
 
-// TestCounts: requests and bytes are counted exactly, and before the client
-// can know of them.
+// TestCounts: requests and bytes are counted exactly, and before the client sees them.
 func TestCounts(t *testing.T) {
 	t.Parallel()
 	r := New(t, Options{CDN: true})
@@ -101,8 +100,7 @@ func TestDownAndUp(t *testing.T) {
 	}
 }
 
-// TestRelay: what a relay counts is what the registry behind it counts, and a
-// push arrives whole.
+// TestRelay: a relay counts the same as the registry behind it, and a push arrives complete.
 func TestRelay(t *testing.T) {
 	t.Parallel()
 	r := New(t, Options{})
@@ -148,8 +146,8 @@ func TestRelay(t *testing.T) {
 	}
 }
 
-// TestHoldPort: the port refuses who connects, no other program is given it, and the
-// server that asks for it is.
+// TestHoldPort: a held port refuses connections, and no other program gets it except the server
+// that asks for it.
 func TestHoldPort(t *testing.T) {
 	t.Parallel()
 	address := PortFor(t)
@@ -175,7 +173,7 @@ func TestHoldPort(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	// A bind without SO_REUSEADDR conflicts as one does that asks for any port.
+	// A bind without SO_REUSEADDR conflicts, as does one that asks for any port.
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)

@@ -6,8 +6,8 @@ import (
 	"strconv"
 )
 
-// Waiting runs a package's tests, which wait for their network and disks more than
-// they compute: twice as many at once as by default. -parallel says otherwise.
+// Waiting runs twice as many of a package's tests at once as the default, because they mostly
+// wait for networks and disks. -parallel overrides it.
 type Waiting struct{ Tests interface{ Run() int } }
 
 // Run implements the interface of [testing.M], for a TestMain.

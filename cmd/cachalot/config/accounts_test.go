@@ -33,7 +33,7 @@ func TestAccounts(t *testing.T) {
 	}
 }
 
-// The keys that need more than this machine to be used are passed on as well.
+// Keys that need an external service are passed to the upstream unchanged.
 func TestAccountKinds(t *testing.T) {
 	t.Parallel()
 	c := Config{Upstreams: map[string]Upstream{
@@ -64,8 +64,7 @@ func TestRaceAfter(t *testing.T) {
 	}
 }
 
-// A client can name a registry that is not configured, but in capitals. What
-// the configured one may show is not for it.
+// An unlisted registry gets none of a configured registry's settings, even with the same name.
 func TestUnlistedGetsNothing(t *testing.T) {
 	t.Parallel()
 	c := parse(t, `

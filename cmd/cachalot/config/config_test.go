@@ -13,7 +13,7 @@ import (
 
 func noVariables(string) (string, bool) { return "", false }
 
-// parse reads a text that is right, with the given variables: name, value, ...
+// parse reads a valid text with the given variables: name, value, ...
 func parse(t *testing.T, text string, variables ...string) Config {
 	t.Helper()
 	c, err := Parse("config.yml", []byte(text), func(name string) (string, bool) {
@@ -29,7 +29,7 @@ func parse(t *testing.T, text string, variables ...string) Config {
 	return c
 }
 
-// One file for each rule: what is wrong, where, and what to write instead.
+// One file per rule: what is wrong, where, and what to write instead.
 func TestInvalidConfig(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("testdata/invalid-*.yml")
@@ -140,7 +140,7 @@ upstreams:
 	}
 }
 
-// An empty list of aliases is not the default one.
+// An empty list of aliases removes the default aliases.
 func TestNoAliases(t *testing.T) {
 	t.Parallel()
 	if c := parse(t, "upstreams: {docker.io: {aliases: []}}"); len(c.Upstreams["docker.io"].Aliases) > 0 {
@@ -148,8 +148,7 @@ func TestNoAliases(t *testing.T) {
 	}
 }
 
-// A password must not go to the public realm of a registry that is really
-// another one.
+// A password must not go to the public realm of a registry whose URL is another registry.
 func TestWellKnownRealmNeedsWellKnownURL(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string][]string{
@@ -206,7 +205,7 @@ upstreams:
 	}
 }
 
-// Whatever is wrong, a message never repeats a password.
+// No error message contains a password.
 func TestErrorsHoldNoSecret(t *testing.T) {
 	t.Parallel()
 	const canary = "hunter2canary"
@@ -230,7 +229,7 @@ func TestErrorsHoldNoSecret(t *testing.T) {
 		"upstreams:\n  docker.io:\n   urls: ['https://h/v2?token=hunter2canary']",
 		"upstreams: {docker.io: {password: hunter2canary, accounts: [{username: u, password: hunter2canary}]}}",
 		"upstreams: {docker.io: {password: hunter2canary, docker_config: /x, keychain: ecr}}",
-		"upstreams: {docker.io: {docker_config: testdata/docker-config-garbled.json}}", // which holds it
+		"upstreams: {docker.io: {docker_config: testdata/docker-config-garbled.json}}", // this file contains the password
 		"upstreams: {docker.io: {accounts: hunter2canary}}",
 		"upstreams: {docker.io: {accounts: [hunter2canary, [hunter2canary], ]}}",
 		"upstreams: {docker.io: {accounts: [{password: hunter2canary}, {username: u, password: hunter2canary, keychain: gcr}]}}",

@@ -25,8 +25,8 @@ func read(t *testing.T, file string) string {
 	return string(data)
 }
 
-// uncommented has the examples of a file in force: without the # before each,
-// and without the [] of the key above them.
+// uncommented returns the text with its examples active: without the # of each line, and
+// without the [] of the key above them.
 func uncommented(text string) string {
 	example := regexp.MustCompile(`^( *)#(-| ) `)
 	lines := strings.Split(text, "\n")
@@ -45,8 +45,8 @@ func uncommented(text string) string {
 	return strings.Join(lines, "\n")
 }
 
-// accept reads a text of examples, whose variables are set, and whose files
-// exist, in a folder of their own.
+// accept parses a text of examples. It sets their variables, and writes their files to a
+// temporary folder.
 func accept(t *testing.T, text string) Config {
 	t.Helper()
 	content := map[string]string{
@@ -90,7 +90,7 @@ func TestShippedExamples(t *testing.T) {
 	}
 }
 
-// The configurations on the page for operators are right.
+// The configurations in docs/upstreams.md are valid.
 func TestUpstreamsPage(t *testing.T) {
 	t.Parallel()
 	blocks := regexp.MustCompile("(?ms)^```yaml\n(.*?)^```$").FindAllStringSubmatch(read(t, "../../../docs/upstreams.md"), -1)
@@ -126,7 +126,7 @@ func TestShippedConfigHasEveryKey(t *testing.T) {
 	}
 	walk("", file.Docs[0].Body)
 	for _, key := range keysOf(reflect.TypeFor[Config](), "") {
-		// An account's keys are said to be those that stand above the list.
+		// The comment above the list says that accounts have the same keys.
 		if !shown[strings.Replace(key, ".accounts[N]", "", 1)] {
 			t.Errorf("config.yml does not show %s", key)
 		}

@@ -1,6 +1,6 @@
 package config
 
-// invalidConfigs is what is said of each testdata/invalid-NAME.yml, called F.
+// invalidConfigs has the errors for each testdata/invalid-NAME.yml. F is the file.
 //
 //nolint:gochecknoglobals // a table of test cases, apart for its length
 var invalidConfigs = map[string]string{

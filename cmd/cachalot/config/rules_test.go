@@ -8,7 +8,7 @@ import (
 	"github.com/cachalot-registry/cachalot/proxy"
 )
 
-// A setting that is absent is not the same as one that is 0 or false.
+// An absent setting differs from 0 and false.
 func TestRules(t *testing.T) {
 	t.Parallel()
 	c := parse(t, `
@@ -39,7 +39,7 @@ rules:
 	}
 }
 
-// Of patterns that can fit something none is refused.
+// A pattern that can match a registry is accepted.
 func TestPatterns(t *testing.T) {
 	t.Parallel()
 	const upstreams = "upstreams: {docker.io: {aliases: [hub]}, 'registry.example:5000': {url: 'https://registry.example:5000'}}\n"
@@ -59,7 +59,7 @@ func TestPatterns(t *testing.T) {
 	}
 }
 
-// A list that is given takes the place of the one there by default.
+// A given list replaces the default list.
 func TestItemsReplaceDefaults(t *testing.T) {
 	t.Parallel()
 	c := Config{Rules: []proxy.Rule{{Access: "deny"}, {Access: "deny"}}}

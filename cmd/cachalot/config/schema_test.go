@@ -14,7 +14,7 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 )
 
-// compiled is the schema as editors and Helm read it.
+// compiled is the schema, compiled as editors and Helm do it.
 func compiled(t *testing.T) *jsonschema.Schema {
 	t.Helper()
 	text, err := json.Marshal(Schema())
@@ -37,7 +37,7 @@ func compiled(t *testing.T) *jsonschema.Schema {
 	return s
 }
 
-// asJSON is a YAML file as Helm hands it on.
+// asJSON converts a YAML file to JSON values, as Helm does.
 func asJSON(t *testing.T, file []byte) any {
 	t.Helper()
 	text, err := yaml.YAMLToJSON(file)
@@ -51,7 +51,7 @@ func asJSON(t *testing.T, file []byte) any {
 	return v
 }
 
-// TestSchemaTakesValid: nothing that cachalot takes is refused.
+// TestSchemaTakesValid: the schema accepts every file that cachalot accepts.
 func TestSchemaTakesValid(t *testing.T) {
 	t.Parallel()
 	s := compiled(t)
@@ -78,7 +78,7 @@ func TestSchemaTakesValid(t *testing.T) {
 	}
 }
 
-// TestSchemaRefuses: it finds wrong keys, and values of another form.
+// TestSchemaRefuses: the schema rejects unknown keys and values of a wrong form.
 func TestSchemaRefuses(t *testing.T) {
 	t.Parallel()
 	s := compiled(t)
@@ -111,7 +111,7 @@ func TestSchemaRefuses(t *testing.T) {
 	}
 }
 
-// TestSchemaKeys: every key is in it.
+// TestSchemaKeys: the schema has every key.
 func TestSchemaKeys(t *testing.T) {
 	t.Parallel()
 	text, err := json.Marshal(schemaOf(reflect.TypeFor[Config]()))

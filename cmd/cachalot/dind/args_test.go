@@ -25,7 +25,7 @@ func TestFlagsAt(t *testing.T) {
 	}
 }
 
-// Every form that pflag has.
+// Every form of a flag that pflag accepts.
 func TestParseFlags(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{
@@ -60,7 +60,7 @@ func TestParseFlags(t *testing.T) {
 	}
 }
 
-// dockerdFlags are all that dockerd 29 has.
+// dockerdFlags are all flags of dockerd 29.
 func dockerdFlags() *pflag.FlagSet {
 	fs := pflag.NewFlagSet("dockerd", pflag.ContinueOnError)
 	for name := range strings.FieldsSeq(`registry-mirror insecure-registry storage-opt authorization-plugin exec-opt data-root exec-root
@@ -86,8 +86,7 @@ func dockerdFlags() *pflag.FlagSet {
 	return fs
 }
 
-// read is what dockerd makes of its arguments: flags with their values in order,
-// and the rest.
+// read parses arguments as dockerd does: flags with their values in order, and the rest.
 func read(args []string) (values map[string][]string, rest []string, err error) {
 	values = make(map[string][]string)
 	fs := dockerdFlags()
@@ -98,7 +97,7 @@ func read(args []string) (values map[string][]string, rest []string, err error) 
 	return values, fs.Args(), err
 }
 
-// Whatever dockerd makes of the user's arguments, it makes of them with ours too.
+// dockerd reads the user's arguments the same with and without ours.
 func FuzzArguments(f *testing.F) {
 	for _, args := range []string{
 		"", "-D", "dockerd", "dockerd\n--host=x\n-lwarn", "--registry-mirror\nx", "--registry-mirror=x", "-s\nvfs\n--", "--\n--mtu=1",

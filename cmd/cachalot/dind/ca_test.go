@@ -124,7 +124,7 @@ func TestAuthority(t *testing.T) {
 	})
 }
 
-// However often it is added, the bundle has it once, and what it had before.
+// The bundle keeps its content and has the certificate once, however often it is added.
 func TestBundleIsAddedToOnce(t *testing.T) {
 	t.Parallel()
 	ca, system := newAuthority(t, "ours"), newAuthority(t, "system")

@@ -87,7 +87,7 @@ func TestHosts(t *testing.T) {
 	})
 }
 
-// What dockerd would read as an unknown capability must not be there.
+// dockerd before 29.1 does not know the capability referrers, so it must be absent there.
 func TestHostsWithoutReferrers(t *testing.T) {
 	t.Parallel()
 	for v, want := range map[string]bool{"28.0.0": false, "28.5.2": false, "29.0.4": false, "29.1.0": true, "30.0.0": true, "library-import": true} {

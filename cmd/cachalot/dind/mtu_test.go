@@ -11,7 +11,7 @@ const (
 	viaEth0   = routeHead + "eth0\t00000000\t010011AC\t0003\t0\t0\t0\t00000000\t0\t0\t0\neth0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n"
 )
 
-// network is one with the given MTU by IPv4.
+// network is a network with the given MTU for IPv4.
 func network(mtu string, more ...string) map[string]string {
 	there := map[string]string{"/proc/net/route": viaEth0, "/sys/class/net/eth0/mtu": mtu + "\n"}
 	for i := 0; i < len(more); i += 2 {

@@ -46,7 +46,7 @@ func TestNoProxy(t *testing.T) {
 	})
 }
 
-// What is added must cover the mirror, whatever its address looks like.
+// The added entry covers the mirror, for every form of its address.
 func TestNoProxyOfAddresses(t *testing.T) {
 	t.Parallel()
 	for _, mirror := range []string{"http://10.1.2.3:5000", "http://10.1.2.3", "http://[fd00::1]:5000", "http://[fd00::1]", "http://a.b.example"} {
@@ -63,7 +63,7 @@ func TestNoProxyOfAddresses(t *testing.T) {
 			in.Env = plan.Env
 		}
 	}
-	// It is not asked through a proxy in any case.
+	// Clients never use a proxy for a loopback address.
 	in := scene{env: []string{"CACHALOT_MIRROR=http://127.0.0.1:5000", "http_proxy=http://proxy"}}.input(t)
 	plan, err := NewPlan(in)
 	if err != nil || len(changes(in.Env, plan.Env)) > 0 {

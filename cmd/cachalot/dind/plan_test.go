@@ -23,35 +23,35 @@ const (
 	askedFirst  = "dockerd asks http://mirror:5000 first for images of all registries, then the registry itself"
 	buildersAsk = "new builders of docker buildx ask http://mirror:5000 first for images of well-known registries: " + buildxFile
 	hubFlag     = "--registry-mirror=http://mirror:5000"
-	plainFlag   = "--insecure-registry=http://mirror:5000" // before 28
+	plainFlag   = "--insecure-registry=http://mirror:5000" // before dockerd 28
 	overlay2    = "DOCKER_DRIVER=overlay2"
 	oldHub      = "dockerd asks http://mirror:5000 first for images of Docker Hub; dockerd 20.10.24 can mirror no other registry, 29 can"
 	buildsAsk   = "builds ask http://mirror:5000 first for images of all registries, then the registry itself"
 	hubOnly     = "warning: docker pull and docker run ask it for images of Docker Hub only: "
 )
 
-// usual are the files and lines of a plan with nothing special.
+// usual are the files and log lines of a plan without special settings.
 func usual(lines ...string) []string {
 	return slices.Concat([]string{askedFirst}, lines, []string{buildersAsk})
 }
 
-// classic are the lines where dockerd has the classic image store.
+// classic are the log lines for dockerd's classic image store.
 func classic(lines ...string) []string {
 	return slices.Concat([]string{buildsAsk}, lines, []string{buildersAsk})
 }
 
-// scene is one plan: what it is made from, and what it must be.
+// scene is the input of one plan, and the expected result.
 type scene struct {
 	name    string
 	args    []string
-	env     []string // CACHALOT_MIRROR is there, unless it is set here
+	env     []string // CACHALOT_MIRROR is added unless it is set here
 	uid     int
 	version string            // of dockerd; "": 29.7.2
-	there   map[string]string // files
+	there   map[string]string // existing files
 
 	wantArgs  []string
-	wantEnv   map[string]string // what changes; "": goes
-	wantFiles map[string]string // path: a part of its content
+	wantEnv   map[string]string // changed variables; "": removed
+	wantFiles map[string]string // path: a part of the content
 	wantLog   []string
 }
 
@@ -137,7 +137,7 @@ func (s scene) check(t *testing.T) {
 	}
 }
 
-// changes are the variables that differ; those that are gone have "".
+// changes returns the variables that differ; removed ones have "".
 func changes(before, after environ) map[string]string {
 	var changed map[string]string
 	set := func(name, value string) {

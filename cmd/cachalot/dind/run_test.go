@@ -16,8 +16,7 @@ import (
 	"time"
 )
 
-// snapshot is all that is below a root: paths with contents, and when they were
-// last changed.
+// snapshot returns all files below a root with their contents and modification times.
 func snapshot(t *testing.T, root Root) (files map[string]string, changed map[string]time.Time) {
 	t.Helper()
 	files, changed = make(map[string]string), make(map[string]time.Time)
@@ -39,8 +38,8 @@ func snapshot(t *testing.T, root Root) (files map[string]string, changed map[str
 	return files, changed
 }
 
-// A container that starts again finds what it has made.
-func TestTwice(t *testing.T) {
+// A container that starts again changes none of its own files.
+func TestPlan_SecondStartChangesNothing(t *testing.T) {
 	t.Parallel()
 	ca := newAuthority(t, "ours")
 	for _, uid := range []int{0, 1000} {
@@ -76,8 +75,7 @@ func TestTwice(t *testing.T) {
 	}
 }
 
-// What a former start has made for registries that are direct no longer goes; a
-// user's files beside it stay.
+// A restart removes the files of registries that are no longer direct. The user's files stay.
 func TestNoLongerDirect(t *testing.T) {
 	t.Parallel()
 	in := scene{env: []string{"CACHALOT_DIRECT=a.example,b.example,c.example"}}.input(t)
@@ -106,7 +104,7 @@ func TestNoLongerDirect(t *testing.T) {
 	}
 }
 
-// What goes wrong while files are written is told, and the rest is done.
+// An error while files are written is logged, and the other files are written.
 func TestDiskTrouble(t *testing.T) {
 	t.Parallel()
 	in := scene{}.input(t)
@@ -188,7 +186,7 @@ func TestProbe(t *testing.T) {
 	}
 }
 
-// A mirror that is down is told of; everything is set up all the same.
+// If the mirror is down, a warning is logged and everything is set up anyway.
 func TestMirrorDown(t *testing.T) {
 	t.Parallel()
 	closed := httptest.NewServer(nil)

@@ -12,7 +12,7 @@ func exampleBlock(owner, url string) block {
 	return block{owner, url, "[host.\"" + url + "\"]\n  capabilities = [\"pull\", \"resolve\"]\n  dial_timeout = \"2s\"\n"}
 }
 
-// others are files that people have.
+// others are typical files of other owners.
 func others() map[string]string {
 	return map[string]string{
 		"none":               "",
@@ -31,14 +31,14 @@ func others() map[string]string {
 	}
 }
 
-// TestWith: containerd asks the mirror first and the rest as before, and the file
-// is afterwards what it was, to the byte.
-func TestWith(t *testing.T) {
+// TestHostsFile_AddAndRemove: containerd uses the mirror first, then the other hosts as
+// before. After the removal, the file has its old bytes.
+func TestHostsFile_AddAndRemove(t *testing.T) {
 	t.Parallel()
 	b := exampleBlock("apps.mirror", "http://192.0.2.7:5000")
 	for name, before := range others() {
 		if name == "a dotted key" {
-			continue // see TestWithRefuses
+			continue // see TestHostsFile_Refused
 		}
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -59,7 +59,7 @@ func TestWith(t *testing.T) {
 	}
 }
 
-// checkHosts wants the mirror to be asked first, and all else to be as it was.
+// checkHosts checks that the mirror is first and the rest is unchanged.
 func checkHosts(t *testing.T, before, after, url string) {
 	t.Helper()
 	old, oldHosts := decode(t, before)
@@ -109,9 +109,9 @@ func equal(a, b any) bool {
 	return x.String() == y.String()
 }
 
-// TestTwoOwners: neither's coming and going touches the other's, in any order,
-// and none moves what stands.
-func TestTwoOwners(t *testing.T) {
+// TestHostsFile_TwoOwners: each owner adds and removes its block without a change to the other's, in
+// any order.
+func TestHostsFile_TwoOwners(t *testing.T) {
 	t.Parallel()
 	one, two := exampleBlock("one", "http://192.0.2.1:5000"), exampleBlock("two", "http://192.0.2.2:5000")
 	for name, before := range others() {
@@ -147,8 +147,8 @@ func TestTwoOwners(t *testing.T) {
 	}
 }
 
-// TestAnotherAddress: a block is made anew where the mirror has moved.
-func TestAnotherAddress(t *testing.T) {
+// TestHostsFile_NewAddress: the block is rewritten if the mirror's address changes.
+func TestHostsFile_NewAddress(t *testing.T) {
 	t.Parallel()
 	before := others()["a mirror"]
 	file, err := with([]byte(before), exampleBlock("one", "http://192.0.2.1:5000"))
@@ -162,14 +162,14 @@ func TestAnotherAddress(t *testing.T) {
 	checkHosts(t, before, string(file), "http://192.0.2.2:5000")
 }
 
-func TestWithRefuses(t *testing.T) {
+func TestHostsFile_Refused(t *testing.T) {
 	t.Parallel()
 	b := exampleBlock("one", "http://192.0.2.1:5000")
 	for file, want := range map[string]string{
 		"server = ":                        "not TOML",
 		"[host.\"http://192.0.2.1:5000\"]": "already has http://192.0.2.1:5000",
 		begin("one") + b.lines:             `the line "# cachalot one: end." is missing`,
-		// A table may not come before keys of the file itself.
+		// A table must not come before the file's own keys.
 		"host.\"https://b\".skip_verify = true\n": "no place",
 	} {
 		if got, err := with([]byte(file), b); err == nil || !strings.Contains(err.Error(), want) {

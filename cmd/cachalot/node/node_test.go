@@ -37,7 +37,7 @@ func newNode(t *testing.T, cfg Config) (*Node, *bytes.Buffer) {
 	return n, &log
 }
 
-// tree is what a folder has: contents by path, with permissions.
+// tree returns a folder's files: contents and permissions by path.
 func tree(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	found := map[string]string{}
@@ -94,8 +94,8 @@ func put(t *testing.T, dir, name, content string, mode fs.FileMode) {
 	}
 }
 
-// TestRun goes through a mirror's life: it is there, away for a moment, away for
-// good, there again, and at last node is told to end.
+// TestRun covers a mirror's life: it is up, down for a moment, down for long, up again;
+// then node gets the signal to end.
 func TestRun(t *testing.T) {
 	for name, files := range map[string]map[string]string{
 		"an empty folder": {},
@@ -170,8 +170,7 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// TestStartWithoutMirror: what a killed one has left stays until it is clear that
-// the mirror is away.
+// TestStartWithoutMirror: the files of a killed process stay until the mirror is certainly down.
 func TestStartWithoutMirror(t *testing.T) {
 	dir := t.TempDir()
 	left, _ := newNode(t, Config{Dir: dir})
@@ -199,8 +198,8 @@ func TestStartWithoutMirror(t *testing.T) {
 	})
 }
 
-// TestRegistries: those that are named get the mirror, in whatever file they have;
-// those of an earlier start no longer do.
+// TestRegistries: the configured registries get the mirror, in the files that they already
+// have. Those of an earlier start lose it.
 func TestRegistries(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -228,8 +227,8 @@ func TestRegistries(t *testing.T) {
 	sameTree(t, "at the end", tree(t, dir), before)
 }
 
-// TestKept: what would be lost or not be known again is left alone, and said.
-func TestKept(t *testing.T) {
+// TestNode_UnsafeFilesStay: a file that node cannot change safely stays unchanged, and the log says so.
+func TestNode_UnsafeFilesStay(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
 		make func(t *testing.T, dir string)
@@ -281,8 +280,7 @@ func TestKept(t *testing.T) {
 	}
 }
 
-// TestCannotWrite: a folder that is not there, or may not be written to, is an
-// error that says which, and no end.
+// TestCannotWrite: a missing or read-only folder is an error that names it. node continues.
 func TestCannotWrite(t *testing.T) {
 	t.Parallel()
 	n, log := newNode(t, Config{Dir: filepath.Join(t.TempDir(), "certs.d")})
@@ -298,8 +296,8 @@ func TestCannotWrite(t *testing.T) {
 	}
 }
 
-// TestAuthority: containerd gets the CA in a file of its own, renewed when it is,
-// and the mirror is asked by it.
+// TestAuthority: containerd gets the CA in its own file, which follows changes. node uses
+// it to reach the mirror.
 func TestAuthority(t *testing.T) {
 	t.Parallel()
 	mirror := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -346,7 +344,7 @@ func TestAuthority(t *testing.T) {
 	}
 }
 
-// TestAsk is about what counts as an answer.
+// TestAsk tests which responses count as a running mirror.
 func TestAsk(t *testing.T) {
 	t.Parallel()
 	status := http.StatusOK
@@ -362,7 +360,7 @@ func TestAsk(t *testing.T) {
 	mirror.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	mirror.StartTLS()
 	n, _ := newNode(t, Config{Dir: t.TempDir(), Mirror: mirror.URL + "/below/"})
-	// Its certificate may be one that the node trusts.
+	// The node may already trust the mirror's certificate.
 	if err := n.ask(t.Context()); err != nil {
 		t.Error(err)
 	}
@@ -395,8 +393,8 @@ func TestNewRefuses(t *testing.T) {
 	}
 }
 
-// TestBrackets: Kubernetes fills in an address of either kind.
-func TestBrackets(t *testing.T) {
+// TestMirrorURL_Brackets: Kubernetes may fill in an IPv4 or an IPv6 address.
+func TestMirrorURL_Brackets(t *testing.T) {
 	t.Parallel()
 	for given, want := range map[string]string{
 		"http://[192.0.2.7]:30500":   "http://192.0.2.7:30500",

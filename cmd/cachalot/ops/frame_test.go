@@ -8,7 +8,7 @@ import (
 	"github.com/cachalot-registry/cachalot/proxy/admin"
 )
 
-// lookedAt is what a mirror says so long after its start.
+// lookedAt is what a mirror reports at this time after its start.
 func lookedAt(after time.Duration, requests, done int64) looked {
 	started := time.Date(2026, 1, 2, 3, 0, 0, 0, time.UTC)
 	whole, limit, left := int64(100<<20), int64(100), int64(42)
@@ -75,7 +75,7 @@ docker.io/\x1b[2J   waiting      [????????????????????]  0 B                0 B/
 			t.Errorf("%s:\n%s", test.name, got)
 		}
 	}
-	// A mirror that was started anew counts anew.
+	// A restarted mirror counts from 0.
 	restarted := now
 	restarted.stats.Started = now.stats.Now
 	if got := lines(frame("x", restarted, &before, "", 0, 0))[3]; !strings.HasPrefix(got, "Now    - requests, - hit; - served") {
@@ -86,7 +86,7 @@ docker.io/\x1b[2J   waiting      [????????????????????]  0 B                0 B/
 	}
 }
 
-// Whatever there is, it fits.
+// Every frame fits the terminal.
 func TestFrameFits(t *testing.T) {
 	t.Parallel()
 	now := lookedAt(time.Hour, 100, 1)

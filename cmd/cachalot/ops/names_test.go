@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// What kubectl get pods -o json prints, less most of its fields.
+// The output of kubectl get pods -o json, without most fields.
 const kubectlPods = `{
     "apiVersion": "v1",
     "items": [
@@ -107,6 +107,6 @@ func FuzzReadNames(f *testing.F) {
 				t.Errorf("%q", note)
 			}
 		}
-		_ = names // the API says what is a name
+		_ = names // the API validates names
 	})
 }

@@ -18,7 +18,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// ask runs a command against a mirror that answers as said.
+// ask runs a command against a mirror with this handler.
 func ask(t *testing.T, answer http.HandlerFunc, args ...string) (stdout, stderr string, err error) {
 	t.Helper()
 	mirror := httptest.NewServer(answer)
@@ -55,7 +55,7 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
-// What answers, and is no cachalot, is called so.
+// The error says if the server is not cachalot.
 func TestNotCachalot(t *testing.T) {
 	t.Parallel()
 	stolen := false
@@ -77,8 +77,8 @@ func TestNotCachalot(t *testing.T) {
 	}
 }
 
-// Pages are one list, as long as was asked for.
-func TestPages(t *testing.T) {
+// The command joins pages to one list, up to the limit.
+func TestList_Pages(t *testing.T) {
 	t.Parallel()
 	const all = 2500
 	for _, test := range []struct {
@@ -120,7 +120,7 @@ func TestPages(t *testing.T) {
 	}
 }
 
-// All names are sent, in requests that the API takes, and none for another's sake left out.
+// All names are sent in requests that the API accepts. An invalid name does not drop others.
 func TestWarmBatches(t *testing.T) {
 	t.Parallel()
 	var sizes []int
@@ -153,7 +153,7 @@ func TestWarmBatches(t *testing.T) {
 	}
 }
 
-// An answer that breaks off is no end.
+// A response that breaks off is an error.
 func TestWarmBrokenOff(t *testing.T) {
 	t.Parallel()
 	for body, want := range map[string]string{
@@ -172,7 +172,7 @@ func TestWarmBrokenOff(t *testing.T) {
 	}
 }
 
-// A shell gets names, and nothing that it could take for more.
+// A shell gets only names that are safe to complete.
 func TestCompletionIsSafe(t *testing.T) {
 	t.Parallel()
 	m := &Mirror{}

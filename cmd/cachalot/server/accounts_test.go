@@ -8,8 +8,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// Each account is used, and whatever becomes of one, its password is in no log
-// and no answer.
+// Each account is used. Its password is in no log and no response, also after a failure.
 func TestAccountsServe(t *testing.T) {
 	t.Parallel()
 	const first, second = "canary-first", "canary-second"

@@ -32,7 +32,7 @@ func (r *running) post(t *testing.T, path, token, body string) (status int, answ
 	return resp.StatusCode, resp.Body
 }
 
-// The API speaks for the configuration that is in effect, also after a reload.
+// The API reports the configuration in effect, also after a reload.
 func TestAdminAPIFollowsReload(t *testing.T) {
 	t.Parallel()
 	up := upstreamtest.New(t, upstreamtest.Options{})
@@ -56,7 +56,7 @@ func TestAdminAPIFollowsReload(t *testing.T) {
 	r.log.wait(t, `msg=admin audit.action="post pins" audit.target=docker.io/library/app audit.remote=127.0.0.1:\d+ audit.token=none audit.outcome=done`)
 }
 
-// What names the mirror has follows a reload; those of the admin listener are fixed.
+// A reload changes the mirror's hosts, but not the admin listener's.
 func TestHosts(t *testing.T) {
 	t.Parallel()
 	up := upstreamtest.New(t, upstreamtest.Options{})
@@ -100,7 +100,7 @@ func TestHosts(t *testing.T) {
 	}
 }
 
-// A token in a file may be changed while the mirror runs.
+// A token file may change while the mirror runs.
 func TestAdminTokenFile(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "token")
@@ -121,7 +121,7 @@ func TestAdminTokenFile(t *testing.T) {
 		{"canary-first-0123456789\n", "canary-first-0123456789", http.StatusCreated},
 		{"canary-second-0123456789", "canary-first-0123456789", http.StatusUnauthorized},
 		{"canary-second-0123456789", "canary-second-0123456789", http.StatusOK},
-		{"canary", "canary", http.StatusInternalServerError}, // too short to be one
+		{"canary", "canary", http.StatusInternalServerError}, // too short for a token
 		{"", "", http.StatusInternalServerError},
 	} {
 		write(step.token)
@@ -139,7 +139,7 @@ func TestAdminTokenFile(t *testing.T) {
 	}
 }
 
-// A warming does not hold up the end.
+// The process does not wait for a warming when it ends.
 func TestWarmEndsWithTheProcess(t *testing.T) {
 	t.Parallel()
 	up := upstreamtest.New(t, upstreamtest.Options{})

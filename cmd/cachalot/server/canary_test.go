@@ -21,10 +21,10 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// canaries are secrets that must come out nowhere.
+// canaries are secrets that must not be in any output.
 type canaries struct {
 	mu    sync.Mutex        // guards where
-	where map[string]string // what each is, by its text: as it is, in a query, in base64
+	where map[string]string // what each secret is, by its text: plain, in a query, in base64
 }
 
 // new returns a secret.
@@ -45,8 +45,7 @@ func (c *canaries) add(secret, what string) {
 	}
 }
 
-// shown adds what a request's header shows: tokens that upstreams have issued,
-// and passwords in base64.
+// shown adds the secrets in a request's header: tokens from upstreams, and passwords in base64.
 func (c *canaries) shown(h http.Header) {
 	if _, secret, ok := strings.Cut(h.Get("Authorization"), " "); ok {
 		c.add(secret, "an Authorization")
@@ -65,7 +64,7 @@ func (c *canaries) check(t *testing.T, from, text string) {
 	}
 }
 
-// babbler is a registry whose answers are no HTTP, and repeat what they were shown.
+// babbler is a registry whose responses are not HTTP and repeat the request.
 func babbler(t *testing.T, c *canaries) string {
 	t.Helper()
 	var lc net.ListenConfig
@@ -106,15 +105,14 @@ func babbler(t *testing.T, c *canaries) string {
 				default:
 					answer = secret + "\r\n\r\n"
 				}
-				_, _ = fmt.Fprint(conn, answer) // whoever left has not heard it
+				_, _ = fmt.Fprint(conn, answer) // the client may be gone
 			})
 		}
 	})
 	return "http://" + l.Addr().String()
 }
 
-// No secret comes out, whatever goes well or wrong: in the log at its most
-// talkative, in answers, in metrics.
+// No secret is in the log at debug level, in a response or in a metric, whatever succeeds or fails.
 func TestSecretsStaySecret(t *testing.T) {
 	t.Parallel()
 	for _, format := range []string{"text", "json"} {
@@ -125,8 +123,7 @@ func TestSecretsStaySecret(t *testing.T) {
 	}
 }
 
-// account is one way of an upstream to ask who the mirror is, and of a
-// configuration to say so.
+// account is one way of an upstream to authenticate, and of a configuration to set it up.
 type account struct {
 	name    string
 	secret  string
@@ -134,7 +131,7 @@ type account struct {
 	keys    func(up *upstreamtest.Registry) string // of its configuration
 }
 
-// trouble is what a registry, or the CDN behind it, does with one request.
+// trouble is a fault of a registry, or of its CDN, at one request.
 type trouble struct {
 	what  string
 	cdn   bool
@@ -178,8 +175,7 @@ func troubles(c *canaries, own string) []trouble {
 	return all
 }
 
-// troubled is an upstream of its own for each trouble: what trips the breaker of
-// one would hide what the next one does.
+// troubled has its own upstream for each trouble, because an open breaker hides further faults.
 type troubled struct {
 	trouble
 	name string
@@ -197,18 +193,18 @@ func newTroubled(t *testing.T, name string, seed uint64, o upstreamtest.Options,
 	return u
 }
 
-// ask asks for everything, and wants the trouble to have been met.
+// ask sends requests for everything, and checks that the trouble occurs.
 func (u *troubled) ask(t *testing.T, c *canaries, get func(path string)) {
 	t.Helper()
-	// It repeats what it was shown, so it is shown that before there is trouble, also
-	// where its ping took too long.
+	// Faults repeat the credential, so the registry gets it before the first fault, also if
+	// its ping timed out.
 	get(troubledRepo + "/manifests/first")
 	if !u.wasShown() {
 		t.Errorf("%s is shown no credential, so nothing is tested", u.name)
 	}
 	m := upstreamtest.Match{Repo: troubledRepo, AnyAuth: true}
 	if u.cdn {
-		m = upstreamtest.Match{Op: upstreamtest.CDN, Reference: u.blob, Times: 10} // or the mirror tries for 15 s to resume what is cut
+		m = upstreamtest.Match{Op: upstreamtest.CDN, Reference: u.blob, Times: 10} // bounded, because the mirror tries for 15 s to resume a cut body
 	}
 	var scripted *upstreamtest.Scripted
 	switch {
@@ -241,7 +237,7 @@ func (u *troubled) ask(t *testing.T, c *canaries, get func(path string)) {
 	}
 }
 
-// wasShown reports whether its registry has seen a credential.
+// wasShown reports whether its registry got a credential.
 func (u *troubled) wasShown() bool {
 	return slices.ContainsFunc(u.up.Requests(), func(q upstreamtest.Request) bool { return q.Header.Get("Authorization") != "" })
 }
@@ -369,7 +365,7 @@ func challenge(realm string) upstreamtest.Fault {
 	return upstreamtest.Status(http.StatusUnauthorized, "WWW-Authenticate", `Bearer realm="`+realm+`",service="x"`)
 }
 
-// What is wrong with a configuration is said without what is secret in it.
+// An error about a configuration does not contain its secrets.
 func TestProblemsHoldNoSecret(t *testing.T) {
 	t.Parallel()
 	c := &canaries{}

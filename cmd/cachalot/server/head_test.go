@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// TestHead: a head has so many lines, wherever what comes of it is cut; what follows it is
-// not counted.
+// TestHead: the number of lines in a head is bounded, however the reads split it. Lines
+// after the head do not count.
 func TestHead(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
@@ -38,8 +38,8 @@ func TestHead(t *testing.T) {
 	}
 }
 
-// TestHeads: a head with too many lines is refused, and not its connection's next, with few.
-func TestHeads(t *testing.T) {
+// TestHead_TooManyLines: a head with too many lines is refused; each head of a connection counts alone.
+func TestHead_TooManyLines(t *testing.T) {
 	t.Parallel()
 	for name, secure := range map[string]bool{"plain": false, "TLS": true} {
 		t.Run(name, func(t *testing.T) {
@@ -60,7 +60,7 @@ func TestHeads(t *testing.T) {
 				if want == http.StatusOK && l.served.Load() == 2 {
 					fields = maxHeadLines
 				}
-				_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n"+strings.Repeat("a:b\r\n", fields)+"\r\n") // the last one is not read
+				_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n"+strings.Repeat("a:b\r\n", fields)+"\r\n") // the last request is not read
 			}
 			if n := l.served.Load(); n != 2 {
 				t.Errorf("%d requests were served", n)

@@ -20,8 +20,8 @@ import (
 type limited struct {
 	*boundedListener
 	addr   string
-	tls    *tls.Config   // of its clients; nil: plain
-	full   chan struct{} // one element each time one has to wait, or is refused
+	tls    *tls.Config   // for TLS; nil: plain
+	full   chan struct{} // one element each time a connection waits or is refused
 	served atomic.Int64
 }
 
@@ -71,7 +71,7 @@ func startServer(t *testing.T, limit int, secure bool, handle http.HandlerFunc) 
 	return l
 }
 
-// ask sends a request on a connection of its own, and returns that.
+// ask sends a request on its own connection, and returns the connection.
 func (l *limited) ask(t *testing.T, path string) net.Conn {
 	t.Helper()
 	return l.askFrom(t, &net.Dialer{}, path)
@@ -102,7 +102,7 @@ func answered(t *testing.T, c net.Conn) {
 	resp.Body.Close()
 }
 
-// TestConnectionLimit: while all connections are at work, a further one waits.
+// TestConnectionLimit: if all connections are busy, another one waits.
 func TestConnectionLimit(t *testing.T) {
 	t.Parallel()
 	arrived, gate := make(chan struct{}), make(chan struct{})
@@ -114,7 +114,7 @@ func TestConnectionLimit(t *testing.T) {
 	<-arrived
 	<-arrived
 	third := l.ask(t, "/")
-	<-l.full // it waits for a place
+	<-l.full // it waits for a slot
 	if n := l.places.Taken(); n != 2 {
 		t.Errorf("%d connections are open, want 2", n)
 	}
@@ -122,7 +122,7 @@ func TestConnectionLimit(t *testing.T) {
 		t.Errorf("%d requests were served, want 2", n)
 	}
 	gate <- struct{}{}
-	<-arrived // one that has become idle goes for it
+	<-arrived // an idle connection is closed for it
 	close(gate)
 	answered(t, third)
 	if n := l.served.Load(); n != 3 {
@@ -131,8 +131,7 @@ func TestConnectionLimit(t *testing.T) {
 	_, _ = first.Close(), second.Close()
 }
 
-// TestConnectionsTakeTurns: a client waits behind its own connections, not behind those of
-// another one.
+// TestConnectionsTakeTurns: a client waits behind its own connections, not behind another client's.
 func TestConnectionsTakeTurns(t *testing.T) {
 	t.Parallel()
 	arrived, gate := make(chan string, 100), make(chan struct{})
@@ -171,17 +170,17 @@ func TestConnectionsTakeTurns(t *testing.T) {
 	}
 }
 
-// TestIdlersGoFirst: neither who has been answered, nor who sends no request or half of
-// one, keeps others out.
+// TestIdlersGoFirst: idle connections, and those with no request or half of one, are closed
+// for others.
 func TestIdlersGoFirst(t *testing.T) {
 	t.Parallel()
 	for _, secure := range []bool{false, true} {
 		l := startServer(t, 3, secure, func(http.ResponseWriter, *http.Request) {})
-		for range 12 { // who have been answered stay
+		for range 12 { // these stay open after the response
 			answered(t, l.ask(t, "/"))
 		}
 		if secure {
-			continue // a handshake that does not begin looks the same
+			continue // a connection without a handshake looks the same
 		}
 		var d net.Dialer
 		for n := range 9 {
@@ -201,8 +200,8 @@ func TestIdlersGoFirst(t *testing.T) {
 	}
 }
 
-// TestConnectionLimit_UnreadStay: a connection whose request has come, and was not read yet by a server
-// that lacks the time, does not go for another one; one that says nothing does.
+// TestConnectionLimit_UnreadStay: a connection with an unread request is not closed for
+// another one. A silent connection is.
 func TestConnectionLimit_UnreadStay(t *testing.T) {
 	t.Parallel()
 	inner, err := listen(t.Context(), "127.0.0.1:0", "listen")
@@ -227,7 +226,7 @@ func TestConnectionLimit_UnreadStay(t *testing.T) {
 		}
 		t.Cleanup(func() { c.Close() })
 		accepted := connectionOf(c)
-		for sends != "" && !unread(accepted.TCPConn) { // the kernel may take its time
+		for sends != "" && !unread(accepted.TCPConn) { // waits for the kernel
 			runtime.Gosched()
 		}
 		return accepted
@@ -252,8 +251,8 @@ func TestConnectionLimit_UnreadStay(t *testing.T) {
 	}
 }
 
-// TestFairConnections: one client has all connections but the last share, at work or not;
-// others get theirs at once. Those of a load balancer are many clients'.
+// TestFairConnections: one client gets all connections except the last share, busy or not.
+// Others get theirs at once. A load balancer counts as many clients.
 func TestFairConnections(t *testing.T) {
 	t.Parallel()
 	const limit, most = 8, 6
@@ -274,7 +273,7 @@ func TestFairConnections(t *testing.T) {
 		}
 	}
 	other := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
-	for range 2 * limit { // idle ones of its own go for its next
+	for range 2 * limit { // its own idle connections are closed for its next one
 		answered(t, l.askFrom(t, other, "/"))
 	}
 	if n := l.places.Taken(); n > limit {
@@ -285,8 +284,8 @@ func TestFairConnections(t *testing.T) {
 	close(gate)
 }
 
-// TestBodies: a GET that announces a body is refused at once, and its connection closed.
-func TestBodies(t *testing.T) {
+// TestListener_GetWithBody: a GET with a body is refused at once, and its connection is closed.
+func TestListener_GetWithBody(t *testing.T) {
 	t.Parallel()
 	l := startServer(t, 2, false, func(http.ResponseWriter, *http.Request) {})
 	for _, framing := range []string{"Content-Length: 200000", "Content-Length: 1", "Transfer-Encoding: chunked"} {
@@ -322,7 +321,7 @@ func TestBodies(t *testing.T) {
 func TestConnectionLimitAfterHijack(t *testing.T) {
 	t.Parallel()
 	l := startLimited(t, 1)
-	for range 3 { // each needs the slot of the one before
+	for range 3 { // each needs the slot of the previous one
 		c := l.ask(t, "/hijack")
 		if _, err := c.Read(make([]byte, 1)); err == nil {
 			t.Error("a hijacked connection was answered")
@@ -331,7 +330,7 @@ func TestConnectionLimitAfterHijack(t *testing.T) {
 	answered(t, l.ask(t, "/"))
 }
 
-// A server that stops while its listener waits for a slot must not hang.
+// A server stops at once while its listener waits for a slot.
 func TestConnectionLimitClose(t *testing.T) {
 	t.Parallel()
 	gate := make(chan struct{})
@@ -348,8 +347,8 @@ func TestConnectionLimitClose(t *testing.T) {
 	}
 }
 
-// TestAcceptedTakesFiles: net/http gives files to what is accepted, as it does to a
-// *net.TCPConn, and that to sendfile.
+// TestAcceptedTakesFiles: net/http passes files to an accepted connection as to a
+// *net.TCPConn, which uses sendfile.
 func TestAcceptedTakesFiles(t *testing.T) {
 	t.Parallel()
 	inner, err := listen(t.Context(), "127.0.0.1:0", "listen")

@@ -10,7 +10,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// ask makes a whole request with headers, name after value.
+// ask sends a request with header names and values, and reads the response.
 func (r *running) ask(t *testing.T, url string, header ...string) (status int, body []byte, answer http.Header) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, url, http.NoBody)
@@ -21,7 +21,7 @@ func (r *running) ask(t *testing.T, url string, header ...string) (status int, b
 		req.Header.Add(header[i], header[i+1])
 	}
 	resp, err := r.client.Do(req)
-	if err != nil { // it broke off, which is what some want
+	if err != nil { // some tests cut the response
 		return 0, nil, nil
 	}
 	defer resp.Body.Close()
@@ -29,7 +29,7 @@ func (r *running) ask(t *testing.T, url string, header ...string) (status int, b
 	return resp.StatusCode, body, resp.Header
 }
 
-// What happens because of a request has its id in the log.
+// Log lines that a request causes have its id.
 func TestLogSaysWhoseRequest(t *testing.T) {
 	t.Parallel()
 	up := upstreamtest.New(t, upstreamtest.Options{})
@@ -50,7 +50,7 @@ func TestLogSaysWhoseRequest(t *testing.T) {
 	r.log.wait(t, `level=INFO msg=request method=GET client=127.0.0.1 user_agent=Go-http-client/1.1 request_id=a-lie status=\d+ .*error=`)
 }
 
-// Who is believed about the client's address comes and goes by a reload.
+// A reload adds and removes trusted proxies.
 func TestReloadTrustedProxies(t *testing.T) {
 	t.Parallel()
 	up := upstreamtest.New(t, upstreamtest.Options{})

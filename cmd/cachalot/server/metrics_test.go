@@ -17,7 +17,7 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// scrape asks for metrics in a format.
+// scrape reads the metrics in a format.
 func (r *running) scrape(t *testing.T, accept string) (contentType string, body io.Reader) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, r.admin+"/metrics", http.NoBody)
@@ -33,15 +33,15 @@ func (r *running) scrape(t *testing.T, accept string) (contentType string, body 
 	return resp.Header.Get("Content-Type"), resp.Body
 }
 
-// TestMetricsFormats: the same metrics as text, as OpenMetrics, and in the
-// protocol buffers that have native histograms beside the classic ones.
+// TestMetricsFormats: the same metrics as text, OpenMetrics, and protocol buffers with
+// native and classic histograms.
 func TestMetricsFormats(t *testing.T) {
 	t.Parallel()
 	up := ut.New(t, ut.Options{Auth: ut.Bearer, Header: http.Header{"Ratelimit-Limit": {"100;w=21600"}, "Ratelimit-Remaining": {"76;w=21600"}}})
 	up.AddImage("library/app", "latest", ut.NewImage(1, 1000))
 	r := start(t, upstreams(up.URL))
 	r.read(t, r.url+"/v2/library/app/manifests/latest")
-	r.read(t, r.url+"/v2/") // on the same connection: the one before has been counted by now
+	r.read(t, r.url+"/v2/") // on the same connection, so the previous request is counted
 
 	contentType, body := r.scrape(t, "text/plain;version=0.0.4")
 	plain, err := io.ReadAll(body)
@@ -53,7 +53,7 @@ func TestMetricsFormats(t *testing.T) {
 	for _, m := range named.FindAllSubmatch(plain, -1) {
 		names = append(names, string(m[1]))
 	}
-	// The contract of the design, and more.
+	// The metrics of the design, and more.
 	for _, want := range []string{
 		"requests_total", "served_bytes_total", "fetched_bytes_total", "upstream_requests_total", "upstream_request_seconds",
 		"upstream_ratelimit_limit", "upstream_ratelimit_remaining", "first_byte_seconds", "fills_in_progress", "fill_resumes_total",
@@ -83,7 +83,7 @@ func TestMetricsFormats(t *testing.T) {
 	if err != nil || !strings.HasPrefix(contentType, "application/openmetrics-text; version=1.0.0") || !strings.HasSuffix(string(open), "\n# EOF\n") {
 		t.Errorf("%s, %v, ending in %q", contentType, err, open[max(0, len(open)-20):])
 	}
-	for _, name := range names { // which leaves off what a counter's name ends in
+	for _, name := range names { // HELP has a counter's name without _total
 		if !strings.Contains("\n"+string(open), "\n# HELP "+strings.TrimSuffix(name, "_total")+" ") {
 			t.Errorf("OpenMetrics has no help for %s", name)
 		}
@@ -106,7 +106,7 @@ func TestMetricsFormats(t *testing.T) {
 		h := family.GetMetric()[0].GetHistogram()
 		native[family.GetName()] = h.Schema != nil && len(h.GetBucket()) > 0
 	}
-	// A native histogram costs each request 110 ns, which first_byte_seconds is not worth.
+	// A native histogram costs each request 110 ns, too much for first_byte_seconds.
 	want := map[string]bool{"cachalot_eviction_age_seconds": true, "cachalot_upstream_request_seconds": true, "cachalot_first_byte_seconds": false}
 	if !maps.Equal(native, want) {
 		t.Errorf("native beside classic: %v, want %v", native, want)

@@ -23,7 +23,7 @@ func TestPanics(t *testing.T) { //nolint:paralleltest // a process has one repor
 	}
 }
 
-// TestServer_Panics: what panics in a handler ends its connection, and no other.
+// TestServer_Panics: a panic in a handler ends only its own connection.
 func TestServer_Panics(t *testing.T) {
 	t.Parallel()
 	l := startServer(t, 8, false, func(_ http.ResponseWriter, r *http.Request) {

@@ -16,10 +16,10 @@ import (
 	"time"
 )
 
-// patience is how long a test waits for what must happen.
+// patience is how long a test waits for an event.
 const patience = 30 * time.Second
 
-// logBook keeps what is logged, and lets a test wait for a line.
+// logBook records the log, and lets a test wait for a line.
 type logBook struct {
 	mu    sync.Mutex // guards the fields below
 	text  strings.Builder
@@ -42,14 +42,14 @@ func (b *logBook) now() (text string, grown <-chan struct{}) {
 	return b.text.String(), b.grown
 }
 
-// forget drops what was logged so far.
+// forget drops the log so far.
 func (b *logBook) forget() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.text.Reset()
 }
 
-// wait returns the first match of the pattern, once there is one.
+// wait waits for the first match of the pattern, and returns it.
 func (b *logBook) wait(t *testing.T, pattern string) []string {
 	t.Helper()
 	limit, cancel := context.WithTimeout(t.Context(), patience)
@@ -57,7 +57,7 @@ func (b *logBook) wait(t *testing.T, pattern string) []string {
 	return b.waitUntil(t, limit.Done(), pattern)
 }
 
-// waitUntil is wait for as long as the pattern may come.
+// waitUntil is wait with a channel that ends it.
 func (b *logBook) waitUntil(t *testing.T, over <-chan struct{}, pattern string) []string {
 	t.Helper()
 	re := regexp.MustCompile(pattern)
@@ -87,8 +87,7 @@ type running struct {
 	client     *http.Client
 }
 
-// start runs serve with the given configuration, to which it adds addresses and
-// a folder. It has ended by the end of the test.
+// start runs serve with this configuration, plus addresses and a folder. It ends with the test.
 func start(t *testing.T, cfg string) *running {
 	t.Helper()
 	dir := t.TempDir()
@@ -107,7 +106,7 @@ func start(t *testing.T, cfg string) *running {
 		defer close(exited)
 		err := Run(ctx, r.file, Build{Version: "v0.0.0-test", Revision: "unknown"}, r.signals, r.log)
 		if err != nil {
-			_, _ = fmt.Fprintln(r.log, "serve:", err) // a logBook takes everything
+			_, _ = fmt.Fprintln(r.log, "serve:", err) // a logBook's Write cannot fail
 		}
 		r.ended <- err
 	}()
@@ -138,7 +137,7 @@ func (r *running) configure(t *testing.T, cfg string) {
 	}
 }
 
-// get begins a request, whose body ends with the test at the latest.
+// get sends a request. The body ends with the test at the latest.
 func (r *running) get(t *testing.T, url string) (status int, body io.Reader) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, http.NoBody)
@@ -153,7 +152,7 @@ func (r *running) get(t *testing.T, url string) (status int, body io.Reader) {
 	return resp.StatusCode, resp.Body
 }
 
-// read makes a whole request.
+// read sends a request and reads the response.
 func (r *running) read(t *testing.T, url string) (status int, body string) {
 	t.Helper()
 	status, rest := r.get(t, url)

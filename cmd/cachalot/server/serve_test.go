@@ -24,16 +24,16 @@ func upstreams(url string) string {
 	return "upstreams:\n  docker.io:\n    url: " + url + "\n"
 }
 
-// pull is one in progress.
+// pull is a pull in progress.
 type pull struct {
 	*running
-	body    io.Reader // less its first byte
-	rest    int       // bytes that body should have
+	body    io.Reader // without its first byte
+	rest    int       // the number of bytes left
 	release chan struct{}
 }
 
-// stalled starts a mirror and a pull that has its first bytes, and gets the
-// rest once release is closed.
+// stalled starts a mirror and a pull that has its first bytes. The rest follows when
+// release is closed.
 func stalled(t *testing.T, cfg string) pull {
 	t.Helper()
 	up := upstreamtest.New(t, upstreamtest.Options{})
@@ -52,7 +52,7 @@ func stalled(t *testing.T, cfg string) pull {
 	return p
 }
 
-// finish lets the upstream go on, and checks that the client gets everything.
+// finish lets the upstream continue, and checks that the client gets the complete body.
 func (p pull) finish(t *testing.T) {
 	t.Helper()
 	close(p.release)
@@ -86,7 +86,7 @@ func TestServe(t *testing.T) {
 	if n := up.Count(upstreamtest.GetBlob); n != 1 {
 		t.Errorf("%d blob downloads, want 1", n)
 	}
-	r.read(t, r.url+"/v2/") // on the same connection: the ones before have been counted by now
+	r.read(t, r.url+"/v2/") // on the same connection, so the previous requests are counted
 	_, text := r.read(t, r.admin+"/metrics")
 	for _, want := range []string{
 		"cachalot_build_info{", "\ncachalot_connections ", "\ncachalot_config_last_reload_successful 1\n",
@@ -113,7 +113,7 @@ func TestShutdownLetsResponsesEnd(t *testing.T) {
 		t.Errorf("/healthz while stopping: %d", status)
 	}
 	r.refuses(t)
-	r.signals <- syscall.SIGHUP // means nothing now
+	r.signals <- syscall.SIGHUP // has no effect now
 
 	r.finish(t)
 	if err := r.end(t); err != nil {
@@ -143,7 +143,7 @@ func TestSecondSignalStopsAtOnce(t *testing.T) {
 	if err := r.end(t); !errors.Is(err, errStoppedAtOnce) {
 		t.Errorf("got %v, want errStoppedAtOnce", err)
 	}
-	close(r.release) // in a process of its own, all would be over by now
+	close(r.release) // a separate process would have ended by now
 	r.log.wait(t, "msg=stopped")
 }
 
@@ -176,7 +176,7 @@ func TestReload(t *testing.T) {
 	}
 }
 
-// Rules come into effect by a reload, and go by one.
+// A reload adds and removes rules.
 func TestReloadRules(t *testing.T) {
 	t.Parallel()
 	up := upstreamtest.New(t, upstreamtest.Options{})
@@ -213,14 +213,14 @@ func TestReloadRules(t *testing.T) {
 		t.Errorf("a tag that is never fresh: %d after %d checks", status, up.Count(upstreamtest.HeadManifest))
 	}
 
-	reload("rules:\n- match: [docker.io/library/*]\n  access: refuse\n", "not reloaded") // nothing changes
+	reload("rules:\n- match: [docker.io/library/*]\n  access: refuse\n", "not reloaded") // no effect
 	asks("library/app", http.StatusNotFound, 0)
 
 	reload("", "reloaded")
 	asks("library/app", http.StatusOK, 0)
 }
 
-// A pin holds from the start, and goes by a reload.
+// A pin applies from the start. A reload removes it.
 func TestReloadPins(t *testing.T) {
 	t.Parallel()
 	up := upstreamtest.New(t, upstreamtest.Options{})
@@ -230,7 +230,7 @@ func TestReloadPins(t *testing.T) {
 		return b
 	}
 	base := add("acme/base", 1)
-	for seed := uint64(2); base.Digest.Encoded()[0] != '0'; seed++ { // of blobs as old as this it goes first
+	for seed := uint64(2); base.Digest.Encoded()[0] != '0'; seed++ { // among blobs of the same age it is evicted first
 		base = add("acme/base", seed)
 	}
 	const limit = "storage: {path: CACHE, min_free: 0, max_size: 1MiB}\n"
@@ -256,7 +256,7 @@ func TestReloadPins(t *testing.T) {
 		pull("library/app", add("library/app", 1000+seed))
 	}
 	pull("acme/base", base)
-	pulls-- // it is kept
+	pulls-- // it is stored
 	if sent := up.Sent(base.Digest); sent != base.Size {
 		t.Errorf("%d bytes of what is pinned from upstream, want %d", sent, base.Size)
 	}
@@ -264,11 +264,11 @@ func TestReloadPins(t *testing.T) {
 	r.configure(t, limit+upstreams(up.URL))
 	r.signals <- syscall.SIGHUP
 	r.log.wait(t, `msg="configuration reloaded"`)
-	for seed := uint64(2000); kept(); seed++ { // until it goes
+	for seed := uint64(2000); kept(); seed++ { // until it is evicted
 		pull("library/app", add("library/app", seed))
 	}
 	pull("acme/base", base)
-	// A blob is passed on while the one before is in use still: its reader asks anew.
+	// A fill is passed through while the previous blob is in use. It costs a second GET.
 	_, text := r.read(t, r.admin+"/metrics")
 	passed, err := strconv.Atoi(regexp.MustCompile(`(?m)^cachalot_fills_passed_through_total (\d+)$`).FindStringSubmatch(text)[1])
 	if err != nil {
@@ -279,7 +279,7 @@ func TestReloadPins(t *testing.T) {
 	}
 }
 
-// A reload must not touch the responses that run.
+// A reload does not affect responses in progress.
 func TestReloadKeepsRunningResponses(t *testing.T) {
 	t.Parallel()
 	r := stalled(t, "")
@@ -308,8 +308,7 @@ func TestReloadOfBadFileChangesNothing(t *testing.T) {
 	}
 }
 
-// A file that is empty, or was cut while it was written, takes away nothing that was
-// configured.
+// An empty or truncated file removes no configuration.
 func TestReloadOfCutFileChangesNothing(t *testing.T) {
 	t.Parallel()
 	up := upstreamtest.New(t, upstreamtest.Options{})
@@ -332,8 +331,8 @@ func TestReloadOfCutFileChangesNothing(t *testing.T) {
 	}
 }
 
-// A client may name any registry, if the configuration says so, but none that
-// is not a public one: nothing is dialled, and the log says why.
+// A client may name any public registry if the configuration allows it. The mirror does not
+// dial a private address, and the log says why.
 func TestUnlistedUpstreams(t *testing.T) {
 	t.Parallel()
 	up, within := upstreamtest.New(t, upstreamtest.Options{}), upstreamtest.New(t, upstreamtest.Options{})

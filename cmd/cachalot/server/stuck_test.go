@@ -8,19 +8,19 @@ import (
 	"time"
 )
 
-// endless is the content of an answer.
+// endless is the body of an endless response.
 type endless struct{}
 
 func (endless) Read(p []byte) (int, error) { return len(p), nil }
 
-// send sends until the client is gone.
+// send writes until the client is gone.
 func send(w http.ResponseWriter) {
-	w.Header().Set("Content-Length", "1000000000000") // as a blob has one: TLS sends it in bulk
+	w.Header().Set("Content-Length", "1000000000000") // a blob has a length, so TLS sends it in bulk
 	_, _ = io.Copy(w, endless{})
 }
 
-// TestStuckClients: who takes nothing of an answer is cut off after the limit;
-// who is slow is not, nor who waits for an answer to go on.
+// TestStuckClients: a client that reads nothing is cut off after the limit. A slow client
+// is not, nor one whose response is late.
 func TestStuckClients(t *testing.T) {
 	t.Parallel()
 	for name, secure := range map[string]bool{"plain": false, "TLS": true} {

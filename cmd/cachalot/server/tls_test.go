@@ -27,7 +27,7 @@ import (
 	"github.com/cachalot-registry/cachalot/cmd/cachalot/config"
 )
 
-// writePair makes a certificate for 127.0.0.1 that signs itself, and its key.
+// writePair makes a self-signed certificate for 127.0.0.1, and its key.
 func writePair(t *testing.T, cfg config.TLS, serial int64) *x509.CertPool {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -92,7 +92,7 @@ func TestServeTLS(t *testing.T) {
 	r.log.wait(t, `TLS handshake failed.*does not look like`)
 }
 
-// TestCertificateRenewed: new files are taken soon, wrong ones never.
+// TestCertificateRenewed: new files are used soon; invalid ones are not.
 func TestCertificateRenewed(t *testing.T) {
 	t.Parallel()
 	cfg := pairFiles(t)
@@ -150,7 +150,7 @@ func (c countingConn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// serveTLS serves h, and returns a client for it and what it counts.
+// serveTLS serves h. It returns a client, and the count of writes.
 func serveTLS(t *testing.T, h http.Handler) (l *tlsListener, client *http.Client, url string, writes *atomic.Int64) {
 	t.Helper()
 	cfg := pairFiles(t)
@@ -167,7 +167,7 @@ func serveTLS(t *testing.T, h http.Handler) (l *tlsListener, client *http.Client
 	l = newTLSListener(countingListener{inner, writes}, c)
 	s := &http.Server{Handler: h}
 	done := make(chan struct{})
-	go func() { defer close(done); _ = s.Serve(l) }() // ends by Close
+	go func() { defer close(done); _ = s.Serve(l) }() // ends at Close
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, DisableCompression: true}
 	t.Cleanup(func() {
 		transport.CloseIdleConnections()
@@ -177,8 +177,8 @@ func serveTLS(t *testing.T, h http.Handler) (l *tlsListener, client *http.Client
 	return l, &http.Client{Transport: transport}, "https://" + inner.Addr().String(), writes
 }
 
-// TestTLSBulk: content leaves in large writes while there is memory for that,
-// whole and right in any case.
+// TestTLSBulk: content goes out in large writes while bulk buffers are free. It is complete
+// and correct in all cases.
 func TestTLSBulk(t *testing.T) {
 	t.Parallel()
 	content := make([]byte, 10<<20+12345)
@@ -231,11 +231,11 @@ func TestTLSBulk(t *testing.T) {
 	}
 }
 
-// TestTLSFlows: what a source has goes out, though it will have more.
+// TestTLSFlows: available bytes are sent before the source ends.
 func TestTLSFlows(t *testing.T) {
 	t.Parallel()
 	src, sink := io.Pipe()
-	first, again := strings.Repeat("1", 2000), strings.Repeat("2", 2000) // more than net/http looks at
+	first, again := strings.Repeat("1", 2000), strings.Repeat("2", 2000) // more than net/http sniffs
 	_, client, url, _ := serveTLS(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Length", "4000")
 		_, _ = w.(io.ReaderFrom).ReadFrom(src) // as io.Copy does
@@ -260,8 +260,8 @@ func TestTLSFlows(t *testing.T) {
 	}
 }
 
-// TestTLS_OtherMessagesAreSent: what TLS says between two writes of content, such as an
-// answer to a change of keys, is sent.
+// TestTLS_OtherMessagesAreSent: TLS messages between two writes of content, such as a key
+// update, are sent.
 func TestTLS_OtherMessagesAreSent(t *testing.T) {
 	t.Parallel()
 	here, there := net.Pipe()
@@ -280,7 +280,7 @@ func TestTLS_OtherMessagesAreSent(t *testing.T) {
 	}
 }
 
-// TestTLSSilent: who does not greet is let go in the time that a header has.
+// TestTLSSilent: a client that sends no handshake is cut off at the header timeout.
 func TestTLSSilent(t *testing.T) {
 	t.Parallel()
 	l, _, _, _ := serveTLS(t, http.NotFoundHandler())
@@ -292,7 +292,7 @@ func TestTLSSilent(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = s.Serve(&tlsListener{Listener: inner, config: l.config, log: l.log, bulk: l.bulk}) // ends by Close
+		_ = s.Serve(&tlsListener{Listener: inner, config: l.config, log: l.log, bulk: l.bulk}) // ends at Close
 	}()
 	defer func() { s.Close(); <-done }()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)

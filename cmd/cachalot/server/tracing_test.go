@@ -26,7 +26,7 @@ import (
 	"github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// receiver is a collector that keeps what it gets.
+// receiver is a collector that records what it gets.
 type receiver struct {
 	url string
 
@@ -74,7 +74,7 @@ func newReceiver(t *testing.T, answer func(http.ResponseWriter, *http.Request)) 
 	return c
 }
 
-// named are the spans of this name.
+// named returns the spans with this name.
 func (c *receiver) named(name string) []*otlp.Span {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -99,7 +99,7 @@ func attr(s *otlp.Span, key string) string {
 	return ""
 }
 
-// interrupt ends the mirror in order; what it has to tell is told then.
+// interrupt stops the mirror with a signal. It sends its last spans then.
 func (r *running) interrupt(t *testing.T) time.Duration {
 	t.Helper()
 	began := time.Now()
@@ -116,8 +116,8 @@ const (
 	givenParent = "00-" + givenTrace + "-" + givenSpan + "-01"
 )
 
-// One download for many clients is one span: below the request that began it, with
-// what was asked upstream below it, and linked to by all who waited.
+// A download for many clients is one span. Its parent is the first client's request, its
+// children are the upstream requests, and the other clients' spans link to it.
 func TestTraceOfDownload(t *testing.T) {
 	t.Parallel()
 	c := newReceiver(t, nil)
@@ -140,7 +140,7 @@ func TestTraceOfDownload(t *testing.T) {
 			req.Header.Set("Traceparent", givenParent)
 			req.Header.Set("Tracestate", "vendor=1")
 		}
-		resp, err := r.client.Do(req) // its header is there once the download has begun
+		resp, err := r.client.Do(req) // returns when the download has started
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -219,8 +219,7 @@ func TestTraceOfDownload(t *testing.T) {
 	}
 }
 
-// Without a collector nothing is recorded, and a client's trace goes on upstream as
-// it came.
+// Without a collector nothing is recorded, and a client's trace headers go upstream unchanged.
 func TestTracingOff(t *testing.T) {
 	t.Parallel()
 	c := newReceiver(t, nil)
@@ -246,7 +245,7 @@ func TestTracingOff(t *testing.T) {
 	}
 }
 
-// The share counts for traces that begin here; clients decide about theirs.
+// The ratio applies to traces that start here. Clients decide about their own.
 func TestTracingSamples(t *testing.T) {
 	t.Parallel()
 	c := newReceiver(t, nil)
@@ -263,8 +262,7 @@ func TestTracingSamples(t *testing.T) {
 	}
 }
 
-// A collector that takes nothing costs clients nothing, nor the end of the process
-// more than its time.
+// An unreachable collector slows no client, and delays the end of the process only by its timeout.
 func TestTracingWithoutCollector(t *testing.T) {
 	t.Parallel()
 	var lc net.ListenConfig
@@ -276,7 +274,7 @@ func TestTracingWithoutCollector(t *testing.T) {
 	up := upstreamtest.New(t, upstreamtest.Options{})
 	up.AddImage("library/app", "latest", upstreamtest.NewImage(1, 1000))
 	r := start(t, "shutdown_timeout: 2s\ntracing: {endpoint: 'http://"+hole.Addr().String()+"'}\n"+upstreams(up.URL))
-	for range 3000 { // more than the queue
+	for range 3000 { // more than the queue holds
 		if status, _ := r.read(t, r.url+"/v2/library/app/manifests/latest"); status != http.StatusOK {
 			t.Fatal(status)
 		}
@@ -287,7 +285,7 @@ func TestTracingWithoutCollector(t *testing.T) {
 	r.log.wait(t, `level=WARN msg="not all traces were sent"`)
 }
 
-// What waits for a collector is bounded.
+// The queue for a collector is bounded.
 //
 //nolint:paralleltest // it measures the heap, which other tests would fill
 func TestTracingMemory(t *testing.T) {
@@ -303,7 +301,7 @@ func TestTracingMemory(t *testing.T) {
 		return m.HeapAlloc
 	}
 	before := heap()
-	for range 200_000 { // of 1 KiB: 200 MiB
+	for range 200_000 { // 1 KiB each: 200 MiB
 		_, span := on.tracer().Start(t.Context(), "x", trace.WithAttributes(attribute.String("k", strings.Repeat("v", 1000))))
 		span.End()
 	}
@@ -315,8 +313,8 @@ func TestTracingMemory(t *testing.T) {
 	on.close(ctx, slog.New(slog.DiscardHandler))
 }
 
-// The environment's variables count where the file names no collector, and what is
-// secret in them stays so, though the collector repeats it.
+// The environment's variables apply if the file names no collector. Their secrets are not
+// logged, even if the collector repeats them.
 //
 //nolint:paralleltest // it sets variables
 func TestTracingFromEnvironment(t *testing.T) {

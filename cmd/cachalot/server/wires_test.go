@@ -22,7 +22,7 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// series are what /metrics says: values by name and labels, as it writes them.
+// series are the values in /metrics, by name and labels as written there.
 type series map[string]float64
 
 func (r *running) series(t *testing.T) series {
@@ -39,7 +39,7 @@ func (r *running) series(t *testing.T) series {
 	return all
 }
 
-// of are the series of one metric, by their labels, without those at 0.
+// of returns the series of one metric, by labels, without zeros.
 func (s series) of(name string) map[string]float64 {
 	some := map[string]float64{}
 	for k, v := range s {
@@ -50,8 +50,7 @@ func (s series) of(name string) map[string]float64 {
 	return some
 }
 
-// wires are the two wires of a mirror, and the books of what crossed the one to
-// its clients.
+// wires are the two wires of a mirror, and the record of the bytes on the clients' wire.
 type wires struct {
 	*running
 	t      *testing.T
@@ -59,8 +58,8 @@ type wires struct {
 
 	mu       sync.Mutex         // guards the fields below
 	requests map[string]float64 // by the labels of requests_total
-	served   map[string]float64 // by those of served_bytes_total
-	maybe    map[string]float64 // bytes more that clients may have been sent: one that left, and one whose answer broke
+	served   map[string]float64 // by the labels of served_bytes_total
+	maybe    map[string]float64 // further bytes that the mirror may have sent to clients that left, or in broken responses
 }
 
 // step is one request of a client.
@@ -70,13 +69,13 @@ type step struct {
 	header         [2]string
 	status         int
 	result         string
-	began          func() // called once the client has had the first byte
-	leave          func() // called once the client has had part of the body; then it leaves
-	part           int    // that much of it; of what is broken, its length
-	broken         bool   // the body ends too early, nothing at all comes, or the status is 502
+	began          func() // called when the client has the first byte
+	leave          func() // called when the client has part of the body; then it leaves
+	part           int    // bytes before leave; for a broken body, its length
+	broken         bool   // the body ends too early, there is no response, or the status is 502
 }
 
-// result is what the answer says that the cache did (RFC 9211).
+// resultOf returns the cache's result from Cache-Status (RFC 9211).
 func resultOf(t *testing.T, h http.Header) string {
 	t.Helper()
 	said := h.Get("Cache-Status")
@@ -98,7 +97,7 @@ func resultOf(t *testing.T, h http.Header) string {
 	return ""
 }
 
-// do makes a request and writes down what came of it.
+// do sends a request and records the result.
 func (w *wires) do(s step) {
 	w.t.Helper()
 	ctx, cancel := context.WithCancel(w.t.Context())
@@ -116,11 +115,11 @@ func (w *wires) do(s step) {
 	if s.header[0] != "" {
 		req.Header.Set(s.header[0], s.header[1])
 	}
-	if s.broken { // over a connection that was used before, Go's client asks again by itself where nothing comes
+	if s.broken { // on a reused connection, Go's client retries by itself if there is no response
 		w.client.CloseIdleConnections()
 	}
 	resp, err := w.client.Do(req)
-	if err != nil && s.broken { // what was sent is lost with the connection
+	if err != nil && s.broken { // the bytes are lost with the connection
 		w.count(s, "error", 0, int64(s.part))
 		return
 	}
@@ -146,14 +145,14 @@ func (w *wires) do(s step) {
 			n += rest
 		}
 	}
-	if s.broken && resp.StatusCode == http.StatusBadGateway { // found before the header was sent
+	if s.broken && resp.StatusCode == http.StatusBadGateway { // the fault was found before the header was sent
 		s.broken, s.status = false, http.StatusBadGateway
 	}
 	if s.broken != (err != nil) {
 		w.t.Errorf("%s %s: the body ended with %v", s.method, s.path, err)
 	}
 	if s.broken {
-		result = "error" // found after the header had been sent
+		result = "error" // the fault was found after the header was sent
 	}
 	if resp.StatusCode != s.status || result != s.result {
 		w.t.Errorf("%s %s: %d %s, want %d %s", s.method, s.path, resp.StatusCode, result, s.status, s.result)
@@ -161,8 +160,8 @@ func (w *wires) do(s step) {
 	w.count(s, result, n, more)
 }
 
-// count writes down a request: what the cache did, bytes that the client has
-// received, and how many more it may have been sent.
+// count records a request: the result, the bytes that the client received, and how many
+// more the mirror may have sent.
 func (w *wires) count(s step, result string, n, more int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -172,7 +171,7 @@ func (w *wires) count(s step, result string, n, more int64) {
 	w.maybe[bytes] += float64(more)
 }
 
-// ended waits until no request is being answered any more, and returns the metrics.
+// ended waits until no request is in progress, and returns the metrics.
 func (w *wires) ended() series {
 	w.t.Helper()
 	limit := time.After(patience)
@@ -189,7 +188,7 @@ func (w *wires) ended() series {
 	}
 }
 
-// asked is what the metrics must say of the wire to an upstream.
+// asked returns the values that the metrics must have for the wire to an upstream.
 func asked(name string, up *ut.Registry) (requests, fetched map[string]float64) {
 	requests, fetched = map[string]float64{}, map[string]float64{}
 	kinds := map[ut.Op]string{ut.GetManifest: "manifest", ut.GetBlob: "blob", ut.CDN: "blob", ut.Tags: "tags", ut.Referrers: "referrers"}
@@ -209,13 +208,13 @@ func asked(name string, up *ut.Registry) (requests, fetched map[string]float64) 
 	return requests, fetched
 }
 
-// TestMetrics_CountTheWire: every counter is what crossed the wires. Each result is produced,
-// by GET, HEAD and ranges, over plain HTTP and TLS; downloads break, are wrong,
-// and come over several connections; a client leaves; blobs are evicted.
+// TestMetrics_CountTheWire: every counter matches the bytes on the wires. The steps produce
+// each result by GET, HEAD and ranges, over plain HTTP and TLS. Downloads break, are wrong,
+// and use several connections; a client leaves; blobs are evicted.
 func TestMetrics_CountTheWire(t *testing.T) {
 	t.Parallel()
 	for _, scheme := range []string{"http", "https"} {
-		t.Run(scheme, func(t *testing.T) { // one after the other, for the memory they take
+		t.Run(scheme, func(t *testing.T) { // not parallel: each one takes much memory
 			testWires(t, scheme)
 		})
 	}
@@ -226,13 +225,13 @@ const wiresLimit = 80 << 20 // max_size
 func startWires(t *testing.T, scheme string, hub, other *ut.Registry) *wires {
 	t.Helper()
 	cfg := fmt.Sprintf("storage: {path: CACHE, min_free: 0, max_size: %d}\n", wiresLimit) +
-		"tags: {fresh_for: 1ns, negative_for: 1h}\n" + // a tag is checked each time
+		"tags: {fresh_for: 1ns, negative_for: 1h}\n" + // checks a tag at each request
 		"upstreams: {docker.io: {url: " + hub.URL + ", username: me, password: right, token_realms: [\"" + hub.TokenHost() + "\"]}, ghcr.io: {url: " + other.URL + "}}\n"
 	transport := &http.Transport{DisableCompression: true}
 	if scheme != "http" {
 		pair := pairFiles(t)
 		transport.TLSClientConfig = &tls.Config{RootCAs: writePair(t, pair, 1)}
-		transport.ForceAttemptHTTP2 = true // the mirror speaks HTTP/1.1 all the same
+		transport.ForceAttemptHTTP2 = true // the mirror speaks HTTP/1.1 anyway
 		cfg += "tls: {certificate: " + pair.Certificate + ", key: " + pair.Key + "}\n"
 	}
 	t.Cleanup(transport.CloseIdleConnections)
@@ -270,9 +269,9 @@ func testWires(t *testing.T, scheme string) {
 		return step{upstream: "docker.io", kind: kind, path: app + path, result: result}
 	}
 
-	// An image is pulled, and again; and what clients ask besides.
+	// An image is pulled twice, with other requests in between.
 	w.do(head(manifest("latest", "miss")))
-	w.do(manifest("latest", "miss")) // the HEAD brought nothing
+	w.do(manifest("latest", "miss")) // the HEAD stored nothing
 	w.do(manifest("latest", "revalidated"))
 	w.do(manifest(img.Manifest.Digest.String(), "miss"))
 	w.do(head(manifest(img.Manifest.Digest.String(), "hit")))
@@ -286,7 +285,7 @@ func testWires(t *testing.T, scheme string) {
 	w.do(list("referrers", "referrers/"+img.Index.Digest.String(), "miss"))
 	w.do(head(list("referrers", "referrers/"+img.Index.Digest.String(), "revalidated")))
 
-	// A long layer over several connections, each of them slow.
+	// A long layer over several slow connections.
 	slow := hub.Fault(ut.Match{Op: ut.CDN, Reference: img.Layers[0].Digest.String()}, ut.Throttle(48<<20))
 	w.do(blob(img.Layers[0], "miss"))
 	slow.Remove()
@@ -296,8 +295,7 @@ func testWires(t *testing.T, scheme string) {
 	w.do(with(blob(img.Layers[0], "hit"), "Range", "bytes=1000000-3000000", http.StatusPartialContent))
 	w.do(with(blob(img.Layers[0], "hit"), "Range", "bytes=-7", http.StatusPartialContent))
 
-	// One breaks, and is resumed for two clients of whom one joins; one of them
-	// wants a part.
+	// A download breaks and is resumed for two clients. One joined it; one requests a range.
 	release := make(chan struct{})
 	half := len(img.Layers[1].Bytes) / 2
 	broken := hub.Fault(ut.Match{Op: ut.CDN, Reference: img.Layers[1].Digest.String(), Times: 1}, ut.StallAfter(half, release), ut.CutAfter(half+1000))
@@ -305,7 +303,7 @@ func testWires(t *testing.T, scheme string) {
 	joined := make(chan struct{})
 	both.Go(func() {
 		s := blob(img.Layers[1], "miss")
-		s.part, s.leave = half/2, func() { close(joined) } // it leaves, and the download goes on
+		s.part, s.leave = half/2, func() { close(joined) } // it leaves, and the download continues
 		w.do(s)
 	})
 	<-joined
@@ -316,7 +314,7 @@ func testWires(t *testing.T, scheme string) {
 		w.do(s)
 	})
 	<-ranged
-	// Another one joins, and then the download goes on.
+	// Another client joins, and then the download continues.
 	s := blob(img.Layers[1], "collapsed")
 	s.part, s.leave = 1, func() { close(release) }
 	w.do(s)
@@ -328,12 +326,12 @@ func testWires(t *testing.T, scheme string) {
 	w.do(blob(img.Layers[2], "hit"))
 	w.do(elsewhere(blob(img.Layers[2], "hit"), "docker.io", "/v2/library/second/blobs/"+img.Layers[2].Digest.String())) // a HEAD confirms it
 
-	// What cannot be had.
+	// Content that fails.
 	wrong := hub.Fault(ut.Match{Op: ut.CDN, Reference: img.Layers[3].Digest.String()}, ut.WrongBytes())
 	s = blob(img.Layers[3], "error")
 	s.broken, s.part = true, len(img.Layers[3].Bytes)
 	w.do(s)
-	s.broken, s.status = false, http.StatusBadGateway // remembered
+	s.broken, s.status = false, http.StatusBadGateway // the failure is stored
 	w.do(s)
 	wrong.Remove()
 	w.do(missing(manifest("nosuch", "miss")))
@@ -345,7 +343,7 @@ func testWires(t *testing.T, scheme string) {
 	w.do(missing(elsewhere(manifest("", "error"), "unknown", "/v2/nosuch.example/acme/tool/manifests/1")))
 	w.do(with(elsewhere(manifest("", "error"), "unknown", "/v2/library/app/manifests/sha256:12"), "", "", http.StatusBadRequest))
 
-	// The other registry goes.
+	// The other registry goes down.
 	tool := elsewhere(manifest("", "miss"), "ghcr.io", "/v2/acme/tool/manifests/1?ns=ghcr.io")
 	w.do(tool)
 	other.Fault(ut.Match{Op: ut.HeadManifest, Times: 1}, ut.Status(http.StatusTooManyRequests))
@@ -356,10 +354,10 @@ func testWires(t *testing.T, scheme string) {
 	w.do(tool)
 	w.do(with(elsewhere(blob(small.Layers[0], "error"), "ghcr.io", "/v2/acme/tool/blobs/"+small.Layers[0].Digest.String()+"?ns=ghcr.io"), "", "", http.StatusBadGateway))
 
-	// More than there is room for.
+	// More content than the limit allows.
 	folder := filepath.Join(filepath.Dir(w.file), "cache", "blobs")
 	before := files(t, folder)
-	w.ended() // all that is on its way to the disk is there
+	w.ended() // all blobs are on disk now
 	maps.Copy(before, files(t, folder))
 	for i := range 8 {
 		c := ut.NewContent("", ut.Random(uint64(100+i), 8<<20))
@@ -371,14 +369,14 @@ func testWires(t *testing.T, scheme string) {
 	w.check(hub, other, before, folder)
 }
 
-// check compares. before are the files that were there at any time.
+// check compares the metrics with the record. before are all files that existed at any time.
 func (w *wires) check(hub, other *ut.Registry, before map[string]int64, folder string) {
 	t := w.t
 	t.Helper()
 	got, kept := w.ended(), files(t, folder)
-	for stop := time.Now().Add(patience); time.Now().Before(stop); got, kept = w.ended(), files(t, folder) { // eviction goes on to its low mark
+	for stop := time.Now().Add(patience); time.Now().Before(stop); got, kept = w.ended(), files(t, folder) { // eviction continues to its low mark
 		gone, times := got.of("evicted_bytes_total")[`{reason="space"}`], got.of("eviction_age_seconds_count")[`{reason="space"}`]
-		// A scrape is no snapshot: each is read at its own moment.
+		// A scrape is not a snapshot: each value has its own time.
 		if got["cachalot_storage_bytes"] == float64(blocks(kept)) && got["cachalot_storage_blobs"] == float64(len(kept)) &&
 			gone == float64(blocks(before)-blocks(kept)) && times == float64(len(before)-len(kept)) {
 			break
@@ -396,13 +394,13 @@ func (w *wires) check(hub, other *ut.Registry, before map[string]int64, folder s
 		"requests_total":             w.requests,
 		"evicted_bytes_total":        {`{reason="space"}`: float64(blocks(evicted))},
 		"eviction_age_seconds_count": {`{reason="space"}`: float64(len(evicted))},
-		"fill_failures_total":        {`{reason="digest"}`: 1, `{reason="upstream"}`: 1}, // the wrong one, and the one of the registry that was gone
+		"fill_failures_total":        {`{reason="digest"}`: 1, `{reason="upstream"}`: 1}, // wrong content, and a registry that was down
 	} {
 		if got := got.of(name); !maps.Equal(got, want) {
 			t.Errorf("%s:\n got %v\nwant %v", name, got, want)
 		}
 	}
-	if t.Failed() { // each request is a line of it
+	if t.Failed() { // the log has a line per request
 		log, _ := w.log.now()
 		t.Log(log)
 	}
@@ -463,7 +461,7 @@ func (w *wires) check(hub, other *ut.Registry, before map[string]int64, folder s
 	}
 }
 
-// files are what is kept: sizes by name.
+// files are the stored blobs: sizes by name.
 func files(t *testing.T, folder string) map[string]int64 {
 	t.Helper()
 	all := map[string]int64{}
@@ -477,13 +475,13 @@ func files(t *testing.T, folder string) map[string]int64 {
 		}
 		return err
 	})
-	if err != nil && !errors.Is(err, os.ErrNotExist) { // it goes while it is looked at
+	if err != nil && !errors.Is(err, os.ErrNotExist) { // it may be evicted now
 		t.Fatal(err)
 	}
 	return all
 }
 
-// blocks is what files take of the disk.
+// blocks is the disk space of files.
 func blocks(files map[string]int64) (bytes int64) {
 	for _, size := range files {
 		bytes += (size + 4095) &^ 4095

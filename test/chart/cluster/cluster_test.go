@@ -4,7 +4,7 @@ import (
 	"testing"
 )
 
-// TestCluster takes some minutes. What shares no state runs side by side.
+// TestCluster takes some minutes. Tests without shared state run in parallel.
 func TestCluster(t *testing.T) {
 	c := connect(t)
 	c.volumes(t)

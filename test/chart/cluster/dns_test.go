@@ -18,8 +18,8 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
 
-// corefile is for a kubelet that was given no domain: its pods search in none,
-// so that the names which they ask for lack what others add.
+// corefile is for a kubelet without a cluster domain: its pods have no search list, so
+// their queries lack the suffixes of other pods.
 const corefile = `.:%d {
 	errors
 	ready :%d
@@ -39,8 +39,8 @@ const ofOne = `	rewrite stop {
 	}
 `
 
-// dns brings a CoreDNS to a cluster that has none. It is on the network of the
-// node, because a kube-apiserver on loopback is reached from nowhere else.
+// dns brings CoreDNS to a cluster without DNS. It uses the node's network, because a
+// kube-apiserver on loopback is reachable only there.
 func (c *cluster) dns(t *testing.T, releases map[string]string) {
 	t.Helper()
 	if s, err := c.CoreV1().Services("kube-system").Get(t.Context(), "kube-dns", meta.GetOptions{}); err == nil {
@@ -66,7 +66,7 @@ func (c *cluster) dns(t *testing.T, releases map[string]string) {
 	}
 	c.bring(t, "coredns", "0:0", program)
 
-	const port, ready = 10053, 18181 // of the node
+	const port, ready = 10053, 18181 // on the node
 	const dns = "dns"
 	var each strings.Builder
 	for release, namespace := range releases {
@@ -115,7 +115,7 @@ func (c *cluster) dns(t *testing.T, releases map[string]string) {
 	c.say(t, "there is no DNS: CoreDNS at %s", kubelet.KubeletConfig.ClusterDNS[0])
 }
 
-// mayRead is a kubeconfig that may read what DNS wants to know.
+// mayRead returns a kubeconfig with the read rights that DNS needs.
 func (c *cluster) mayRead(t *testing.T) string {
 	t.Helper()
 	name := "cachalot-test-" + c.suffix

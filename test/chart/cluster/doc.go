@@ -1,15 +1,14 @@
-// Package cluster tests charts/cachalot in a real cluster: with the helm and
-// kubectl that people use, a real registry as the upstream, and nodes whose own
-// containerd pulls through the mirror.
+// Package cluster tests charts/cachalot in a real cluster: with released helm and kubectl,
+// a real registry as the upstream, and nodes whose own containerd pulls through the mirror.
 //
 //	test/chart/cluster/run [arguments of go test]
 //
-// builds what it takes and runs it. It changes the cluster, and takes everything
-// away again, so that a KUBECONFIG alone is not enough. Settings:
+// builds the programs and runs the tests. They change the cluster and clean up at the end,
+// so a KUBECONFIG alone does not start them. Settings:
 //
-//	KUBECONFIG                     of a cluster to experiment with, as an administrator
-//	CACHALOT_TEST_CLUSTER=1        yes, that one
-//	CACHALOT_TEST_IMPORT           a command that gives its nodes the images of an archive, its stdin
+//	KUBECONFIG                     of a test cluster, with administrator rights
+//	CACHALOT_TEST_CLUSTER=1        confirms that it is a test cluster
+//	CACHALOT_TEST_IMPORT           a command that imports an archive, its stdin, to the nodes:
 //	                               kind load image-archive /dev/stdin
 //	                               ctr -n k8s.io images import -
 //	CACHALOT_TEST_CERTS_D          config_path of the nodes' containerd, by default /etc/containerd/certs.d

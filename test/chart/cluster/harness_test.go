@@ -23,21 +23,21 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// cluster is where the test takes place. All that happens on a node happens on one.
+// cluster is the cluster under test. All work on a node happens on the same node.
 type cluster struct {
 	*kubernetes.Clientset
 	rest           *rest.Config
 	helm, chart    string
 	certsD, socket string // of the node's containerd
-	suffix         string // of this run, in all names
+	suffix         string // of this run; part of all names
 	node, nodeIP   string
 	arch           string
-	tools          string    // namespace of what the test itself needs
-	class          string    // storage class of claims; "": the default one
-	start          time.Time // of the test, for its log
+	tools          string    // namespace of the test's own pods
+	class          string    // storage class of claims; "": the default
+	start          time.Time // of the test, for the log
 }
 
-// connect skips the test unless it is wanted.
+// connect skips the test unless the settings enable it.
 func connect(t *testing.T) *cluster {
 	t.Helper()
 	if os.Getenv("CACHALOT_TEST_CLUSTER") != "1" || os.Getenv("KUBECONFIG") == "" {
@@ -89,7 +89,7 @@ func takesPods(n core.Node) bool {
 	return ready && !n.Spec.Unschedulable && len(n.Spec.Taints) == 0
 }
 
-// findChart takes the chart as it is, unless the cluster was built without its version.
+// findChart selects the chart, without its kubeVersion if the cluster has no version.
 func (c *cluster) findChart(t *testing.T) {
 	t.Helper()
 	version, err := c.Discovery().ServerVersion()
@@ -123,7 +123,7 @@ func (c *cluster) say(t *testing.T, format string, args ...any) {
 	t.Logf("%6.1f s  "+format, append([]any{time.Since(c.start).Seconds()}, args...)...)
 }
 
-// try runs a command; its output is in the error too.
+// try runs a command. An error includes its output.
 func try(ctx context.Context, stdin io.Reader, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.WaitDelay = 10 * time.Second
@@ -144,7 +144,7 @@ func run(t *testing.T, stdin io.Reader, name string, args ...string) string {
 	return out
 }
 
-// withoutEnd is a context for cleanup too, with a limit all the same.
+// withoutEnd is a context that also works during cleanup, with a time limit.
 func withoutEnd(t *testing.T) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 5*time.Minute)
@@ -152,7 +152,7 @@ func withoutEnd(t *testing.T) context.Context {
 	return ctx
 }
 
-// eventually asks until the answer is true, or fails with the last reason.
+// eventually calls ask until it returns true, or fails with the last reason.
 func eventually(t *testing.T, limit time.Duration, what string, ask func(context.Context) (ok bool, reason string)) time.Duration {
 	t.Helper()
 	began, last := time.Now(), ""
@@ -167,11 +167,10 @@ func eventually(t *testing.T, limit time.Duration, what string, ask func(context
 	return time.Since(began)
 }
 
-// named is the name of something of this run.
+// named returns a name for an object of this run.
 func (c *cluster) named(name string) string { return "cachalot-test-" + c.suffix + "-" + name }
 
-// namespace makes one that goes with the test, and shows what is in it when the
-// test has failed.
+// namespace makes a namespace for the test. After a failure it logs the namespace's objects.
 func (c *cluster) namespace(t *testing.T, name, security string) string {
 	t.Helper()
 	name = c.named(name)
@@ -185,7 +184,7 @@ func (c *cluster) namespace(t *testing.T, name, security string) string {
 		if t.Failed() {
 			c.show(t, name)
 		}
-		// One namespace after the other would wait for each one's pods.
+		// The delete returns before the namespace's pods have ended.
 		if err := c.CoreV1().Namespaces().Delete(withoutEnd(t), name, meta.DeleteOptions{}); err != nil {
 			t.Error(err)
 			return
@@ -198,7 +197,7 @@ func (c *cluster) namespace(t *testing.T, name, security string) string {
 	return name
 }
 
-// show logs what people would look at.
+// show logs what helps to find a failure.
 func (c *cluster) show(t *testing.T, namespace string) {
 	t.Helper()
 	ctx := withoutEnd(t)
@@ -222,7 +221,7 @@ func (c *cluster) show(t *testing.T, namespace string) {
 	}
 }
 
-// ready waits for a pod.
+// ready waits until a pod is ready.
 func (c *cluster) ready(t *testing.T, namespace, name string) *core.Pod {
 	t.Helper()
 	var pod *core.Pod

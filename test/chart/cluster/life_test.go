@@ -13,13 +13,13 @@ import (
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// testLife follows one release, in a namespace for restricted pods alone.
+// testLife follows one release, in a namespace for restricted pods.
 func testLife(t *testing.T, c *cluster) { //nolint:thelper // a test itself: the log has its lines
 	u := c.newUpstream(t, "life", false, "app:1", "app:2", "app:3")
 	r := c.release(t, c.named("life"), "mirror", u, "")
 	c.namespace(t, "life", "restricted")
 
-	// Each builds on those before it.
+	// Each subtest depends on the previous ones.
 	_ = t.Run("install", func(t *testing.T) {
 		notes := r.install(t)
 		r.restricted(t)
@@ -105,7 +105,7 @@ func testLife(t *testing.T, c *cluster) { //nolint:thelper // a test itself: the
 		})
 }
 
-// restricted looks at the mirror's process as the kernel sees it.
+// restricted checks the mirror's process as the kernel sees it.
 func (r *release) restricted(t *testing.T) {
 	t.Helper()
 	pod := r.pod(t)
@@ -133,7 +133,7 @@ func (r *release) restricted(t *testing.T) {
 	}
 }
 
-// notes does what they say.
+// notes follows the steps in the notes.
 func (r *release) notes(t *testing.T, notes string) {
 	t.Helper()
 	if want := "The mirror is at http://" + r.address(); !strings.Contains(notes, want) {
@@ -147,13 +147,13 @@ func (r *release) notes(t *testing.T, notes string) {
 	r.c.say(t, "%s:\n%s", strings.TrimSpace(command), out)
 }
 
-// touch makes the kubelet look at the pod, and at its ConfigMap, at once.
+// touch makes the kubelet update the pod and its ConfigMap at once.
 func (r *release) touch(t *testing.T) {
 	t.Helper()
 	run(t, nil, "kubectl", "annotate", "pod", "-n", r.namespace, r.podName(), "--overwrite", "touched="+time.Now().Format(time.RFC3339Nano))
 }
 
-// config is what the mirror's pods get.
+// config is the configuration of the mirror's pods.
 func (r *release) config(t *testing.T) string {
 	t.Helper()
 	m, err := r.c.CoreV1().ConfigMaps(r.namespace).Get(t.Context(), r.name+"-cachalot", meta.GetOptions{})

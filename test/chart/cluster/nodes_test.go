@@ -12,8 +12,8 @@ import (
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// testNodes has the node's own containerd pull through the mirror: by the
-// Service's address, then by a port of the node.
+// testNodes makes the node's own containerd pull through the mirror: by the Service's
+// address, then by a node port.
 func testNodes(t *testing.T, c *cluster) { //nolint:thelper // a test itself: the log has its lines
 	u := c.newUpstream(t, "nodes", true, "app:1", "app:2", "app:3", "app:4")
 	byAddress := c.release(t, c.named("nodes"), "nodes", u, fmt.Sprintf("nodes: {enabled: true, configPath: %q}", c.certsD))
@@ -35,20 +35,20 @@ func testNodes(t *testing.T, c *cluster) { //nolint:thelper // a test itself: th
 			c.onNode(t, "remove", "/host"+c.certsD+"/docker.io")
 		}
 	})
-	c.namespace(t, "nodes", "privileged") // goes first, and takes its lines out
+	c.namespace(t, "nodes", "privileged") // it is deleted first, and removes its lines from the files
 	if !t.Run("by the Service's address", func(t *testing.T) { nodesByAddress(t, byAddress, u) }) {
-		return // its release is still there
+		return // its release still exists
 	}
 	t.Run("by a port and with files of others", func(t *testing.T) { nodesByPort(t, byPort, u, port) })
 }
 
-// certs is all that is in the folder of the node's containerd.
+// certs returns all files in the configuration folder of the node's containerd.
 func (c *cluster) certs(t *testing.T) string {
 	t.Helper()
 	return c.onNode(t, "tree", "/host"+c.certsD)
 }
 
-// freePort is a nodePort that no Service has.
+// freePort returns a nodePort that no Service uses.
 func (c *cluster) freePort(t *testing.T) int32 {
 	t.Helper()
 	services, err := c.CoreV1().Services("").List(t.Context(), meta.ListOptions{})
@@ -68,7 +68,7 @@ func (c *cluster) freePort(t *testing.T) int32 {
 	}
 }
 
-// nodePull is one that goes through the mirror.
+// nodePull pulls an image on the node through the mirror.
 func (r *release) nodePull(t *testing.T, u *upstream, ref string) time.Duration {
 	t.Helper()
 	began := time.Now()
@@ -134,7 +134,7 @@ func nodesByAddress(t *testing.T, r *release, u *upstream) { //nolint:thelper //
 	r.nodePull(t, u, "app:1")
 	u.never(t, "app:1")
 
-	// The first changes the mirror alone, the second replaces the DaemonSet's pods.
+	// The first upgrade changes only the mirror, the second replaces the DaemonSet's pods.
 	agent := r.nodeAgent(t)
 	r.do(t, "upgrade", `config: {tags: {fresh_for: 5m}}`, "--wait")
 	if r.nodeAgent(t).UID != agent.UID {
@@ -186,7 +186,7 @@ func nodesByPort(t *testing.T, r *release, u *upstream, port int32) { //nolint:t
 	c.say(t, "uninstalled; on the node, as before:\n%s", c.certs(t))
 }
 
-// become waits until the folder is as it should be.
+// become waits until the folder has the expected content.
 func (c *cluster) become(t *testing.T, want, what string) {
 	t.Helper()
 	eventually(t, 2*time.Minute, "the node's files "+what, func(context.Context) (bool, string) {

@@ -2,7 +2,7 @@ package cluster
 
 import "testing"
 
-// testPair has two releases in a namespace.
+// testPair runs two releases in one namespace.
 func testPair(t *testing.T, c *cluster) { //nolint:thelper // a test itself: the log has its lines
 	u := c.newUpstream(t, "pair", false, "app:1", "app:2")
 	namespace := c.named("pair")
@@ -10,7 +10,7 @@ func testPair(t *testing.T, c *cluster) { //nolint:thelper // a test itself: the
 	c.namespace(t, "pair", "restricted")
 	one.install(t)
 	two.install(t)
-	// Each has a cache of its own.
+	// Each has its own cache.
 	for _, r := range []*release{one, two} {
 		r.pull(t, u, "app:1")
 		u.once(t, "app:1")

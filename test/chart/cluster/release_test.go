@@ -15,20 +15,20 @@ import (
 
 const claimSize = "1Gi"
 
-// claim is the name of a release's.
+// claim returns the name of a release's claim.
 func claim(release string) string { return "cache-" + release + "-cachalot-0" }
 
-// release is one of the chart.
+// release is a release of the chart.
 type release struct {
 	c               *cluster
 	name, namespace string
-	values          string // in each of its revisions
+	values          string // used in each revision
 }
 
-// release is to be installed in a namespace, for a registry. It mirrors nothing else.
+// release prepares a release for a namespace and a registry. It mirrors only that registry.
 func (c *cluster) release(t *testing.T, namespace, name string, u *upstream, values string) *release {
 	t.Helper()
-	c.volume(t, namespace, name) // before its namespace is made, so that it goes after that
+	c.volume(t, namespace, name) // before its namespace, so that it is removed after it
 	class := ""
 	if c.class != "" {
 		class = "storageClassName: " + c.class
@@ -49,7 +49,7 @@ config:
 	if err := os.WriteFile(r.values, []byte(own), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if values != "" { // in all revisions too
+	if values != "" { // in all revisions
 		own := r.file(t, values)
 		r.values += "," + own
 	}
@@ -65,7 +65,7 @@ func (r *release) file(t *testing.T, values string) string {
 	return f
 }
 
-// do is "helm VERB …" with the chart and values over the release's own.
+// do runs "helm VERB …" with the chart, the release's values and these.
 func (r *release) do(t *testing.T, verb, values string, args ...string) string {
 	t.Helper()
 	began := time.Now()
@@ -104,7 +104,7 @@ func (r *release) gone(t *testing.T) {
 	})
 }
 
-// helmTest is "helm test".
+// helmTest runs "helm test".
 func (r *release) helmTest(t *testing.T) {
 	t.Helper()
 	began := time.Now()
@@ -122,8 +122,8 @@ func (r *release) pod(t *testing.T) *core.Pod {
 	return r.c.ready(t, r.namespace, r.podName())
 }
 
-// answers waits until the Service leads to the mirror: kube-proxy needs a while
-// after its pod is ready.
+// answers waits until the Service reaches the mirror. kube-proxy needs some time after the
+// pod is ready.
 func (r *release) answers(t *testing.T) {
 	t.Helper()
 	r.pod(t)
@@ -133,10 +133,10 @@ func (r *release) answers(t *testing.T) {
 	})
 }
 
-// address is the one that the notes name.
+// address is the address in the notes.
 func (r *release) address() string { return r.name + "-cachalot." + r.namespace + ".svc:5000" }
 
-// pull asks the mirror for an image of its registry, and compares.
+// pull pulls an image of the registry through the mirror, and compares it.
 func (r *release) pull(t *testing.T, u *upstream, ref string) {
 	t.Helper()
 	r.answers(t)
@@ -145,13 +145,13 @@ func (r *release) pull(t *testing.T, u *upstream, ref string) {
 	}
 }
 
-// log is what the mirror's container has logged.
+// log returns the log of the mirror's container.
 func (r *release) log(ctx context.Context, previous bool) (string, error) {
 	b, err := r.c.CoreV1().Pods(r.namespace).GetLogs(r.podName(), &core.PodLogOptions{Container: "cachalot", Previous: previous}).DoRaw(ctx)
 	return string(b), err
 }
 
-// logs waits until the mirror says something.
+// logs waits until the mirror's log has this text.
 func (r *release) logs(t *testing.T, limit time.Duration, text string) {
 	t.Helper()
 	took := eventually(t, limit, r.name+" logs "+text, func(ctx context.Context) (bool, string) {

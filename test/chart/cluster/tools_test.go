@@ -16,7 +16,7 @@ import (
 
 const nodePod, clientPod = "node", "client"
 
-// prepare brings the images, and pods that work on the node and pull as a client.
+// prepare brings the images, and starts pods that work on the node and pull as a client.
 func (c *cluster) prepare(t *testing.T) {
 	t.Helper()
 	c.bring(t, "inside", "0:0", "./inside")
@@ -36,7 +36,7 @@ func (c *cluster) prepare(t *testing.T) {
 	})
 	t.Cleanup(func() {
 		c.onNode(t, "forget", "/host"+c.socket, c.image("cachalot"))
-		c.onNode(t, "forget", "/host"+c.socket, c.image("inside"), "now") // this pod's own
+		c.onNode(t, "forget", "/host"+c.socket, c.image("inside"), "now") // the image of this pod
 	})
 	c.pod(t, c.tools, &core.Pod{ObjectMeta: meta.ObjectMeta{Name: clientPod}, Spec: core.PodSpec{Containers: []core.Container{{Args: []string{"run"}}}}})
 	c.ready(t, c.tools, nodePod)
@@ -45,7 +45,7 @@ func (c *cluster) prepare(t *testing.T) {
 
 func (c *cluster) image(name string) string { return "cachalot.test/" + name + ":" + c.suffix }
 
-// bring builds a program and gives the nodes an image of it, and of folders ("PATH=").
+// bring imports an image of a program, which it builds, and of folders ("PATH=").
 func (c *cluster) bring(t *testing.T, name, user, source string, more ...string) {
 	t.Helper()
 	program := source
@@ -63,7 +63,7 @@ func (c *cluster) bring(t *testing.T, name, user, source string, more ...string)
 	if command == "" {
 		t.Fatal("CACHALOT_TEST_IMPORT says how images get to the nodes: see doc.go")
 	}
-	f, err := os.Open(archive) // a file, and no pipe, for commands that read it once for each node
+	f, err := os.Open(archive) // a file and not a pipe, because some commands read it once per node
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +74,7 @@ func (c *cluster) bring(t *testing.T, name, user, source string, more ...string)
 	}
 }
 
-// pod starts one on the node, with the test's image unless it has another.
+// pod starts a pod on the node. Its default image is the test's.
 func (c *cluster) pod(t *testing.T, namespace string, p *core.Pod) {
 	t.Helper()
 	c.complete(&p.Spec)
@@ -95,7 +95,7 @@ func (c *cluster) complete(spec *core.PodSpec) {
 	}
 }
 
-// inside has a pod of the test do something.
+// inside runs a command in a pod of the test.
 func (c *cluster) inside(t *testing.T, pod string, args ...string) string {
 	t.Helper()
 	return run(t, nil, "kubectl", append([]string{"exec", "-n", c.tools, pod, "--", "/inside"}, args...)...)
@@ -106,14 +106,14 @@ func (c *cluster) onNode(t *testing.T, args ...string) string {
 	return c.inside(t, nodePod, args...)
 }
 
-// pulled is what a client says of a pull.
+// pulled is a client's report of a pull.
 type pulled struct {
 	Digest string `json:"digest"`
 	Blobs  int    `json:"blobs"`
 	Bytes  int64  `json:"bytes"`
 }
 
-// pull is one by a client, which verifies what it gets.
+// pull makes a client pull an image and verify it.
 func (c *cluster) pull(t *testing.T, ref string) pulled {
 	t.Helper()
 	var p pulled
@@ -123,8 +123,8 @@ func (c *cluster) pull(t *testing.T, ref string) pulled {
 	return p
 }
 
-// nodePull has the node's container runtime pull an image for a pod, and forgets
-// it again. It says how long the pull took, in the kubelet's words.
+// nodePull makes the node's container runtime pull an image for a pod, and removes the
+// image. It returns the time of the pull as the kubelet reports it.
 func (c *cluster) nodePull(t *testing.T, namespace, ref string) string {
 	t.Helper()
 	p := &core.Pod{

@@ -20,15 +20,15 @@ import (
 type upstream struct {
 	c      *cluster
 	deploy string
-	name   string            // in the configuration, and in names of images
+	name   string            // in the configuration and in image names
 	url    string            // for the mirror
-	port   int               // where it listens
-	images map[string]pulled // what it has
-	seen   int               // requests that were looked at
+	port   int               // its port
+	images map[string]pulled // its images
+	seen   int               // requests that look has read
 }
 
-// newUpstream starts a registry: for clients in the cluster, or on the network of
-// the node, at 127.0.0.1 for the node and at the node's address for the mirror.
+// newUpstream starts a registry: for clients in the cluster, or on the node's network, at
+// 127.0.0.1 for the node and at the node's address for the mirror.
 func (c *cluster) newUpstream(t *testing.T, name string, onNode bool, refs ...string) *upstream {
 	t.Helper()
 	u := &upstream{c: c, deploy: name + "-upstream", name: name + ".test", port: 5000, images: map[string]pulled{}}
@@ -78,7 +78,7 @@ func (c *cluster) newUpstream(t *testing.T, name string, onNode bool, refs ...st
 		u.images[ref] = p
 	}
 	t.Cleanup(func() {
-		if onNode && t.Failed() { // or else each pull has forgotten its own
+		if onNode && t.Failed() { // otherwise each pull removes its own image
 			for _, ref := range refs {
 				c.onNode(t, "forget", "/host"+c.socket, u.name+"/"+ref, "now")
 			}
@@ -94,7 +94,7 @@ func (u *upstream) exec(t *testing.T, args ...string) string {
 	return u.c.inside(t, "deployment/"+u.deploy, args...)
 }
 
-// scale stops the registry, or starts it anew.
+// scale stops or starts the registry.
 func (u *upstream) scale(t *testing.T, replicas int32) {
 	t.Helper()
 	scale(t, "deployment", u.c.tools, u.deploy, int(replicas))
@@ -122,9 +122,9 @@ func (u *upstream) scaled(t *testing.T, replicas int32) {
 	})
 }
 
-// traffic is what crossed the wire of the registry.
+// traffic is the traffic at the registry.
 type traffic struct {
-	manifests int            // requests for them
+	manifests int            // manifest requests
 	bytes     int64          // of blobs
 	blobs     map[string]int // requests by digest
 	agents    []string
@@ -135,7 +135,7 @@ func (s traffic) String() string {
 	return fmt.Sprintf("%d requests for manifests, %d blobs of %s, by %q", s.manifests, len(s.blobs), mebibytes(s.bytes), s.agents)
 }
 
-// look tells what the registry was asked since the last look. Requests that run are waited for.
+// look returns the registry's requests since the last look. It waits for requests in progress.
 func (u *upstream) look(t *testing.T) traffic {
 	t.Helper()
 	var requests []struct {
@@ -167,7 +167,7 @@ func (u *upstream) look(t *testing.T) traffic {
 	return s
 }
 
-// once: every blob of an image was downloaded, and by the mirror; none of its bytes twice.
+// once checks that the mirror downloaded every blob of an image, and each byte once.
 func (u *upstream) once(t *testing.T, ref string) {
 	t.Helper()
 	s := u.look(t)
@@ -177,7 +177,7 @@ func (u *upstream) once(t *testing.T, ref string) {
 	}
 }
 
-// never: no blob was downloaded.
+// never checks that no blob was downloaded.
 func (u *upstream) never(t *testing.T, ref string) {
 	t.Helper()
 	s := u.look(t)

@@ -10,8 +10,8 @@ import (
 
 const defaultClass = "storageclass.kubernetes.io/is-default-class"
 
-// volumes sees to it that claims get volumes. Those made here are of type local:
-// unlike hostPath, fsGroup is applied to them, as to disks.
+// volumes makes sure that claims get volumes. Those made here are of type local: fsGroup
+// applies to them as to disks, unlike to hostPath.
 func (c *cluster) volumes(t *testing.T) {
 	t.Helper()
 	classes, err := c.StorageV1().StorageClasses().List(t.Context(), meta.ListOptions{})
@@ -30,7 +30,7 @@ func (c *cluster) volumes(t *testing.T) {
 
 func (c *cluster) folder() string { return "/host/var/tmp/cachalot-test-" + c.suffix }
 
-// volume makes one for the claim of a release that is to be installed.
+// volume makes a volume for the claim of a new release.
 func (c *cluster) volume(t *testing.T, namespace, release string) {
 	t.Helper()
 	if c.class == "" {

@@ -15,22 +15,22 @@ import (
 	"github.com/cachalot-registry/cachalot/test/oracle"
 )
 
-// pullImage makes its connections itself.
+// pullImage opens its own connections.
 func pullImage(ctx context.Context, _ *http.Client, host, repo string) (oracle.Pulled, error) {
 	ref, err := docker.ParseReference("//" + host + "/" + repo + ":" + oracle.Tag)
 	if err != nil {
 		return oracle.Pulled{}, err
 	}
 	source, err := ref.NewImageSource(ctx, &types.SystemContext{
-		DockerInsecureSkipTLSVerify: types.OptionalBoolTrue, // plain HTTP too
-		// Nothing of the machine's own configuration.
+		DockerInsecureSkipTLSVerify: types.OptionalBoolTrue, // also plain HTTP
+		// No configuration of the machine.
 		SystemRegistriesConfPath: "/dev/null", SystemRegistriesConfDirPath: "/nonexistent",
 		RegistriesDirPath: "/nonexistent", AuthFilePath: "/nonexistent",
 	})
 	if err != nil {
 		return oracle.Pulled{}, err
 	}
-	defer func() { _ = source.Close() }() // nothing is left to be read
+	defer func() { _ = source.Close() }() // all content is read
 	first, mediaType, err := source.GetManifest(ctx, nil)
 	if err != nil {
 		return oracle.Pulled{}, err
@@ -43,7 +43,7 @@ func pullImage(ctx context.Context, _ *http.Client, host, repo string) (oracle.P
 		if oracle.IsManifest(d.MediaType) {
 			b, _, err := source.GetManifest(ctx, &d.Digest)
 			if right, bad := manifest.MatchesDigest(b, d.Digest); err == nil && (bad != nil || !right) {
-				err = errors.New("other bytes") // as copy has it
+				err = errors.New("other bytes") // copy fails in the same way
 			}
 			return b, err
 		}
@@ -52,7 +52,7 @@ func pullImage(ctx context.Context, _ *http.Client, host, repo string) (oracle.P
 	})
 }
 
-// verified is what a client's store does with what it reads.
+// verified checks content as a client's store does.
 func verified(d ocispec.Descriptor) func([]byte, error) ([]byte, error) {
 	return func(b []byte, err error) ([]byte, error) {
 		if err == nil && d.Digest.Algorithm().FromBytes(b) != d.Digest {

@@ -9,21 +9,21 @@ import (
 	ut "github.com/cachalot-registry/cachalot/upstream/upstreamtest"
 )
 
-// TestOracle tries CACHALOT_TEST_SEEDS seeds, by default 200, from CACHALOT_TEST_SEED on.
+// TestOracle tests CACHALOT_TEST_SEEDS seeds, 200 by default, from CACHALOT_TEST_SEED on.
 func TestOracle(t *testing.T) {
 	t.Parallel()
 	clients := []oracle.Client{{Name: "containerd", Pull: pullContainerd}}
 	oracle.Run(t, clients, ut.Number(t, "CACHALOT_TEST_SEED", 1), ut.Number(t, "CACHALOT_TEST_SEEDS", 200))
 }
 
-// TestOracleOnLoopback tries a tenth as many.
+// TestOracleOnLoopback tests a tenth of them.
 func TestOracleOnLoopback(t *testing.T) {
 	t.Parallel()
 	clients := []oracle.Client{{Name: "podman", Pull: pullImage}}
 	oracle.RunOnLoopback(t, clients, ut.Number(t, "CACHALOT_TEST_SEED", 1), ut.Number(t, "CACHALOT_TEST_SEEDS", 200)/10)
 }
 
-// TestMain quiets containerd, which logs what it tries again.
+// TestMain silences containerd, which logs its retries.
 func TestMain(m *testing.M) {
 	if err := log.SetLevel("panic"); err != nil {
 		panic(err)

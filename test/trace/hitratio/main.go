@@ -1,5 +1,5 @@
-// Command hitratio prints how much eviction policies hit, as a table in Markdown:
-// of a generated trace, or of files of the FAST 2018 docker-registry traces.
+// Command hitratio prints a Markdown table of hit ratios of eviction policies, for a
+// generated trace or for files of the FAST 2018 docker-registry traces.
 //
 //	go run ./test/trace/hitratio -seed 1 -scan 15
 //	go run ./test/trace/hitratio prod-dal09-logstash-2017.06.20-*.json
@@ -45,17 +45,17 @@ func run(args []string, out io.Writer) error {
 	}
 	w := trace.DefaultWorkload(*seed)
 	w.Days, w.Scan = *days, *scan
-	w.Jobs, w.Burst = int(float64(w.Jobs)*w.Burst/max(*burst, 1)), *burst // as many clients
+	w.Jobs, w.Burst = int(float64(w.Jobs)*w.Burst/max(*burst, 1)), *burst // the number of clients stays the same
 	if err := w.Validate(); err != nil {
 		return err
 	}
 	return table(w.Requests(), out)
 }
 
-// read reads files whole: they overlap, and are not sorted.
+// read reads all files, which overlap and are not sorted.
 func read(names []string) ([]trace.Request, error) {
 	var requests []trace.Request
-	// A blob read by ranges, or not to its end, is as large as it was ever seen.
+	// The size of a blob that was read in ranges or in part is the largest size seen.
 	sizes := make(map[uint64]int64)
 	for _, name := range names {
 		f, err := os.Open(name)

@@ -20,13 +20,13 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// file is one of a layer; a folder, if it has no content.
+// file is a file of a layer, or a folder if it has no content.
 type file struct {
 	path    string
 	content []byte
 }
 
-// layer is always the same for the same files.
+// layer makes a layer. The same files give the same layer.
 func layer(files ...file) (v1.Layer, error) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
@@ -63,8 +63,7 @@ func image(arch, user string, entrypoint []string, layers ...v1.Layer) (v1.Image
 	return mutate.ConfigFile(i, config)
 }
 
-// archive writes an image of some files, the first of which it runs, for import.
-// PATH= is a folder.
+// archive writes an image with some files, for import. It runs the first file. PATH= is a folder.
 func archive(w io.Writer, ref, arch, user string, args []string) error {
 	tag, err := name.NewTag(ref)
 	if err != nil {
@@ -92,8 +91,8 @@ func archive(w io.Writer, ref, arch, user string, args []string) error {
 	return tarball.Write(tag, i, w)
 }
 
-// runnable is an image that runs this program. None of its layers is another's:
-// whoever pulls it downloads all of it.
+// runnable is an image that runs this program. It shares no layer with other images, so a
+// pull downloads all of it.
 func runnable(ref string) (v1.Image, error) {
 	self, err := os.ReadFile("/proc/self/exe")
 	if err != nil {

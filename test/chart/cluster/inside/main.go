@@ -1,6 +1,5 @@
-// Command inside is what the cluster test runs in pods: the registry that is
-// mirrored, the clients that pull, the pods of pulled images, and whatever has
-// to be done on a node. Its first argument says which.
+// Command inside is the program of the cluster test's pods: the upstream registry, the
+// clients, the pods of pulled images, and work on a node. Its first argument selects one.
 package main
 
 import (

@@ -17,7 +17,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// tree prints all that is in a folder: mode, owner, path, and what files contain.
+// tree prints all files in a folder: mode, owner, path and content.
 func tree(w io.Writer, root string) error {
 	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
 		if err != nil {
@@ -66,8 +66,8 @@ func write(path string, content io.Reader) error {
 	return os.WriteFile(path, b, 0o644)
 }
 
-// forget removes an image from a container runtime, once the containers that ran
-// it have ended, for they keep its layers; or now.
+// forget removes an image from a container runtime. It waits until the image's containers
+// have ended, because they hold its layers, unless now is set.
 func forget(ctx context.Context, socket, ref string, now bool) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
@@ -123,22 +123,22 @@ func removeEnded(ctx context.Context, containers cri.RuntimeServiceClient, image
 	return running, nil
 }
 
-// found is what the kernel says of a pod's process.
+// found is the kernel's view of a pod's process.
 type found struct {
 	Status map[string]string `json:"status"` // Uid, Gid, Groups, CapEff, CapBnd, NoNewPrivs and Seccomp, as in /proc/PID/status
-	Root   string            `json:"root"`   // the error of a write to its root
+	Root   string            `json:"root"`   // the error of a write to its root file system
 	Folder string            `json:"folder"` // mode and owner of one of its folders
 }
 
-// process looks at the process of an executable in a pod, and tries to write to
-// its root file system with the rights of this process.
+// process inspects the process of an executable in a pod, and tries to write to its root
+// file system with its rights.
 func process(pod, executable, folder string) error {
 	processes, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		return err
 	}
 	for _, dir := range processes {
-		// Some end meanwhile.
+		// Some processes end in between.
 		cgroup, _ := os.ReadFile(filepath.Join(dir, "cgroup"))
 		if exe, _ := os.Readlink(filepath.Join(dir, "exe")); exe != executable ||
 			!strings.Contains(strings.ReplaceAll(string(cgroup), "_", "-"), pod) {

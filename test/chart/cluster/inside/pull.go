@@ -9,7 +9,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 )
 
-// pulled is what a client got, each part of it verified.
+// pulled is the result of a client's pull, with all content verified.
 type pulled struct {
 	Digest string `json:"digest"`
 	Blobs  int    `json:"blobs"`

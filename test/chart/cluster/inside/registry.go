@@ -21,23 +21,23 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// registry is distribution's own, with runnable images. What it is asked is
-// printed, and said at /requests.
+// registry is distribution's registry, with runnable images. It prints its requests, and
+// lists them at /requests.
 func registry(ctx context.Context, addr string, refs []string) error {
 	logrus.SetOutput(io.Discard)
-	if err := os.MkdirAll(os.TempDir(), 0o700); err != nil { // the image has none
+	if err := os.MkdirAll(os.TempDir(), 0o700); err != nil { // the image has no temporary folder
 		return err
 	}
 	dir, err := os.MkdirTemp("", "registry")
 	if err != nil {
 		return err
 	}
-	defer func() { _ = os.RemoveAll(dir) }() // goes with the pod
+	defer func() { _ = os.RemoveAll(dir) }() // it ends with the pod
 	config := &configuration.Configuration{Storage: configuration.Storage{
-		"filesystem":  configuration.Parameters{"rootdirectory": dir}, // in memory each write copies all before it
+		"filesystem":  configuration.Parameters{"rootdirectory": dir}, // the in-memory driver copies all data at each write
 		"maintenance": configuration.Parameters{"uploadpurging": map[any]any{"enabled": false}},
 	}}
-	config.HTTP.Secret = "secret" // of upload URLs only
+	config.HTTP.Secret = "secret" // signs upload URLs only
 	app := handlers.NewApp(ctx, config)
 	if err := fill(ctx, app, refs); err != nil {
 		return err
@@ -55,7 +55,7 @@ func registry(ctx context.Context, addr string, refs []string) error {
 	return nil
 }
 
-// fill pushes the images before anybody else can connect.
+// fill pushes the images before the server accepts connections.
 func fill(ctx context.Context, app http.Handler, refs []string) error {
 	private := httptest.NewServer(app)
 	defer private.Close()
@@ -75,7 +75,7 @@ func fill(ctx context.Context, app http.Handler, refs []string) error {
 	return nil
 }
 
-// request is what the registry was asked.
+// request is a request that the registry got.
 type request struct {
 	Method string `json:"method"`
 	Path   string `json:"path"`
@@ -88,7 +88,7 @@ type recorder struct {
 	next http.Handler
 	log  *slog.Logger
 
-	running sync.RWMutex // held for reading by each request: whoever has it for writing misses none
+	running sync.RWMutex // each request holds it for reading; a writer sees all requests
 
 	mu       sync.Mutex // guards the field below
 	requests []request
