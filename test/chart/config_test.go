@@ -37,11 +37,13 @@ func settings(t *testing.T, r rendered) map[string]any {
 
 // TestConfig: what values say goes, and for what they do not the chart's own.
 func TestConfig(t *testing.T) {
-	own := map[string]any{"listen": ":5000", "admin.listen": ":5001", "storage.path": "/var/lib/cachalot", "storage.max_size": "55296MiB", "max_connections": 997.0}
+	own := map[string]any{"listen": ":5000", "admin.listen": ":5001", "storage.path": "/var/lib/cachalot", "storage.max_size": "55296MiB", "max_connections": 997.0, "log.format": "json"}
 	for values, different := range map[string]map[string]any{
-		`{}`:                                 {},
-		`{config: {storage: {max_size: 0}}}`: {"storage.max_size": 0.0},
-		`{config: {storage: {path: /srv}}}`:  {"storage.path": "/srv"},
+		`{}`:                                            {},
+		`{config: {storage: {max_size: 0}}}`:            {"storage.max_size": 0.0},
+		`{config: {storage: {path: /srv}}}`:             {"storage.path": "/srv"},
+		`{config: {log: {format: text}}}`:               {"log.format": "text"},
+		`{config: {log: {level: debug}}}`:               {"log.level": "debug"},
 		`{config: {admin: {listen: "127.0.0.1:5001"}}}`: {"admin.listen": "127.0.0.1:5001"},
 		`{config: {tags: {fresh_for: 0s}, send_timeout: 0s, upstreams: {docker.io: {race_after: 0s}}}}`: {
 			"tags.fresh_for": "0s", "send_timeout": "0s", "upstreams.docker.io": map[string]any{"race_after": "0s"},

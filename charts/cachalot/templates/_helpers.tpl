@@ -133,7 +133,7 @@ quarter of GOMEMLIMIT is for manifests and lists, which are whole in memory.
 
 {{/* The configuration: what values say, and the chart's own for what they do not. */}}
 {{- define "cachalot.config" -}}
-{{- $own := dict "listen" ":5000" "admin" (dict "listen" ":5001") "storage" (dict "path" "/var/lib/cachalot") }}
+{{- $own := dict "listen" ":5000" "admin" (dict "listen" ":5001") "storage" (dict "path" "/var/lib/cachalot") "log" (dict "format" "json") }}
 {{- if has .Values.persistence.type (list "claim" "emptyDir") }}
 {{- with include "cachalot.mostOf" .Values.persistence.size }}{{ $_ := set $own.storage "max_size" . }}{{ end }}
 {{- end }}
