@@ -36,7 +36,8 @@ type story struct {
 	next      atomic.Uint64
 	before    map[string]bool // alerts that the chapter before made fire
 	chapters  []chapter
-	erring    bool            // some clients get errors; whether that is a twentieth depends on the others' speed
+	erring    bool            // some clients get errors; whether they are too many depends on the others' speed
+	erred     bool            // errors go on to count for days, which the story does not last
 	seen      map[[2]int]bool // panels' queries, by panel and place in it, that had data
 }
 
@@ -127,9 +128,9 @@ func (s *story) tell(title string, minutes int, alerts ...string) {
 	killed := slices.Contains(alerts, "CachalotDown") // what counts events of an hour goes on
 	await(s.t, time.Minute, title, func() bool {
 		firing = s.prom.firing(s.t)
-		if s.erring {
-			delete(firing, "CachalotErrors")
-		}
+		maps.DeleteFunc(firing, func(a string, _ bool) bool {
+			return untold()[a] != "" || s.erring && a == "CachalotErrors" || s.erred && a == "CachalotErrorsPersist"
+		})
 		over := true // the chapter before
 		for a := range firing {
 			if want[a] {
@@ -190,7 +191,8 @@ func (s *story) outage() {
 	stop := every(100*time.Millisecond, func(ctx context.Context) {
 		s.mirror.pull(ctx, "ghcr.io", "acme/tool", missing, img) // new: fails
 	})
-	s.tell("ghcr.io is gone", 0, "CachalotUpstreamDown", "CachalotStale", "CachalotErrors")
+	s.tell("ghcr.io is gone", 0, "CachalotUpstreamDown", "CachalotStale", "CachalotErrors", "CachalotErrorsPersist")
+	s.erred = true
 	stop()
 	s.ghcr.Up()
 	s.tell("ghcr.io is back", 0)
@@ -280,6 +282,7 @@ func (s *story) troubles(password string) {
 	if err := s.mirror.cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
+	certify(t, s.mirror.config, time.Hour)
 	s.mirror.occupy(clients - 4)
 
 	s.erring = true
@@ -294,7 +297,7 @@ func (s *story) troubles(password string) {
 		s.mirror.get(ctx, fmt.Sprintf("/quay.io/v2/acme/good/manifests/nosuch-%d", n))
 	})()
 	s.tell("All else that can happen", 0, "CachalotCacheTooSmall", "CachalotWrongContent", "CachalotDiskErrors", "CachalotLoginFails",
-		"CachalotConfigNotReloaded", "CachalotSaturated", "CachalotUpstreamErrors")
+		"CachalotConfigNotReloaded", "CachalotCertificateExpires", "CachalotSaturated", "CachalotUpstreamErrors")
 }
 
 // checkPanels: there was a chapter for each query of the dashboard.
