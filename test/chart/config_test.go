@@ -163,6 +163,7 @@ func TestRefusals(t *testing.T) {
 		`{config: {upstreams: {docker.io: {username: ci, password: correct horse}}}}`:           "config.upstreams.docker.io has a password",
 		`{config: {upstreams: {docker.io: {accounts: [{username: ci, password: "a${B}"}]}}}}`:   "config.upstreams.docker.io has a password",
 		`{config: {admin: {token: correct horse battery}}}`:                                     "token_file",
+		`{metrics: {prometheusRule: {enabled: true}}}`:                                          "enable metrics.serviceMonitor or metrics.podMonitor, or set metrics.prometheusRule.selector",
 		`{config: {storage: {path: ""}}}`:                                                       "config.storage.path must be a full path",
 		`{service: {nodePort: 30500}}`:                                                          "service.type NodePort or LoadBalancer",
 		`{service: {externalTrafficPolicy: Local}}`:                                             "service.type NodePort or LoadBalancer",

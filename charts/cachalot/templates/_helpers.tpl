@@ -193,12 +193,6 @@ exec:
 {{- end }}
 {{- end }}
 
-{{/* The job that Prometheus knows it by: the alerts want "cachalot" in it. */}}
-{{- define "cachalot.job" -}}
-{{- $name := include "cachalot.fullname" . }}
-{{- ternary $name (printf "cachalot-%s" $name) (contains "cachalot" $name) }}
-{{- end }}
-
 {{/* The folder of containerd's hosts.toml files. K3s and RKE2 say what they are in their version. */}}
 {{- define "cachalot.configPath" -}}
 {{- $version := .Capabilities.KubeVersion.Version }}
