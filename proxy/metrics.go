@@ -5,6 +5,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+	"go.opentelemetry.io/otel/trace"
 )
 
 // Metrics of a [Proxy]. The caller registers them and adds the prefix.
@@ -49,6 +50,20 @@ func NewMetrics() *Metrics {
 		Name: "requests_in_flight", Help: "Client requests that are running.",
 	}, func() float64 { return float64(m.inFlight.Load()) })
 	return m
+}
+
+// observeFirstByte counts the time to the first byte. A recorded trace is its exemplar, which
+// leads from a bucket to a request.
+func (m *Metrics) observeFirstByte(w *response) {
+	observer, seconds := m.firstByte.WithLabelValues(string(w.result)), w.firstByte.Seconds()
+	if w.traced {
+		at := trace.SpanContextFromContext(w.ctx)
+		if with, ok := observer.(prometheus.ExemplarObserver); ok && at.IsSampled() {
+			with.ObserveWithExemplar(seconds, prometheus.Labels{"trace_id": at.TraceID().String()})
+			return
+		}
+	}
+	observer.Observe(seconds)
 }
 
 // result of a request, as in requests_total.

@@ -171,7 +171,7 @@ func (p *Proxy) finish(w *response, r *http.Request) {
 		p.metrics.requests.WithLabelValues(label, string(kind), string(w.result)).Inc()
 		p.metrics.served.WithLabelValues(label, string(kind)).Add(float64(w.bytes))
 		if w.wrote {
-			p.metrics.firstByte.WithLabelValues(string(w.result)).Observe(w.firstByte.Seconds())
+			p.metrics.observeFirstByte(w)
 		}
 	}
 	p.metrics.inFlight.Add(-1)

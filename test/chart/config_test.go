@@ -37,11 +37,13 @@ func settings(t *testing.T, r rendered) map[string]any {
 
 // TestConfig: the values are used, and the chart's defaults for the rest.
 func TestConfig(t *testing.T) {
-	own := map[string]any{"listen": ":5000", "admin.listen": ":5001", "storage.path": "/var/lib/cachalot", "storage.max_size": "55296MiB", "max_connections": 997.0}
+	own := map[string]any{"listen": ":5000", "admin.listen": ":5001", "storage.path": "/var/lib/cachalot", "storage.max_size": "55296MiB", "max_connections": 997.0, "log.format": "json"}
 	for values, different := range map[string]map[string]any{
-		`{}`:                                 {},
-		`{config: {storage: {max_size: 0}}}`: {"storage.max_size": 0.0},
-		`{config: {storage: {path: /srv}}}`:  {"storage.path": "/srv"},
+		`{}`:                                            {},
+		`{config: {storage: {max_size: 0}}}`:            {"storage.max_size": 0.0},
+		`{config: {storage: {path: /srv}}}`:             {"storage.path": "/srv"},
+		`{config: {log: {format: text}}}`:               {"log.format": "text"},
+		`{config: {log: {level: debug}}}`:               {"log.level": "debug"},
 		`{config: {admin: {listen: "127.0.0.1:5001"}}}`: {"admin.listen": "127.0.0.1:5001"},
 		`{config: {tags: {fresh_for: 0s}, send_timeout: 0s, upstreams: {docker.io: {race_after: 0s}}}}`: {
 			"tags.fresh_for": "0s", "send_timeout": "0s", "upstreams.docker.io": map[string]any{"race_after": "0s"},
@@ -160,6 +162,7 @@ func TestValues_Refused(t *testing.T) {
 		`{config: {upstreams: {docker.io: {username: ci, password: correct horse}}}}`:           "config.upstreams.docker.io has a password",
 		`{config: {upstreams: {docker.io: {accounts: [{username: ci, password: "a${B}"}]}}}}`:   "config.upstreams.docker.io has a password",
 		`{config: {admin: {token: correct horse battery}}}`:                                     "token_file",
+		`{metrics: {prometheusRule: {enabled: true}}}`:                                          "enable metrics.serviceMonitor or metrics.podMonitor, or set metrics.prometheusRule.selector",
 		`{config: {storage: {path: ""}}}`:                                                       "config.storage.path must be a full path",
 		`{service: {nodePort: 30500}}`:                                                          "service.type NodePort or LoadBalancer",
 		`{service: {externalTrafficPolicy: Local}}`:                                             "service.type NodePort or LoadBalancer",

@@ -114,7 +114,7 @@ func TestNetworkPolicy(t *testing.T) {
 		`{fullnameOverride: hub, config: {listen: ":80", admin: {listen: ":9090"}}}`:                  {anyone, "helm test"},
 		`{metrics: {serviceMonitor: {enabled: true}}}`:                                                {anyone, "agent, helm test, prometheus"},
 		`{metrics: {podMonitor: {enabled: true}}}`:                                                    {anyone, "agent, helm test, prometheus"},
-		`{metrics: {prometheusRule: {enabled: true}, dashboard: {enabled: true}}}`:                    {anyone, "helm test"},
+		`{metrics: {prometheusRule: {enabled: true, selector: 'a="b"'}, dashboard: {enabled: true}}}`: {anyone, "helm test"},
 		`{metrics: {podMonitor: {enabled: true}}, networkPolicy: {prometheus: []}}`:                   {anyone, "helm test"},
 		`{metrics: {podMonitor: {enabled: true}}, networkPolicy: {prometheus: [` + monitoring + `]}}`: {anyone, "agent, grafana, helm test, prometheus"},
 		`{networkPolicy: {admin: [` + monitoring + `]}}`:                                              {anyone, "agent, grafana, helm test, prometheus"},

@@ -12,11 +12,9 @@ import (
 	monitoring "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
 	core "k8s.io/api/core/v1"
 	network "k8s.io/api/networking/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	gateway "sigs.k8s.io/gateway-api/apis/v1"
-	sigsyaml "sigs.k8s.io/yaml"
 )
 
 // TestNotes: the notes have the address that clients use.
@@ -58,12 +56,13 @@ func TestNotesCommand(t *testing.T) {
 	t.Errorf("no command in\n%s", r.notes)
 }
 
-// TestMonitoring: each monitor selects the pods' admin port, with the job that the alerts
-// use. The rules and the dashboard are the files that test/monitoring tests.
+// TestMonitoring: each monitor finds the pods' admin port, under the names of the
+// StatefulSet and the pod, and the dashboard is the file that test/monitoring tests.
 func TestMonitoring(t *testing.T) {
 	const more = "metricRelabelings: [{action: drop, regex: go_.*, sourceLabels: [__name__]}], relabelings: [{targetLabel: a, replacement: b}]"
-	for override, job := range map[string]string{"": "mirror-cachalot", "hub": "cachalot-hub"} {
-		r := render(t, "mirror", fmt.Sprintf(`{fullnameOverride: %q, metrics: {prometheusRule: {enabled: true, labels: {release: prometheus}}, dashboard: {enabled: true}, serviceMonitor: {enabled: true, %s}}}`, override, more))
+	for _, override := range []string{"", "hub"} {
+		r := render(t, "mirror", fmt.Sprintf(`{fullnameOverride: %q, metrics: {dashboard: {enabled: true}, serviceMonitor: {enabled: true, %s}}}`, override, more))
+		name := statefulSet(t, r).Name
 		m := all[*monitoring.ServiceMonitor](r)[0]
 		selector, err := meta.LabelSelectorAsSelector(&m.Spec.Selector)
 		if err != nil {
@@ -81,7 +80,7 @@ func TestMonitoring(t *testing.T) {
 		if len(found) != 1 {
 			t.Errorf("the ServiceMonitor finds %v", found)
 		}
-		checkJob(t, m.Spec.Endpoints[0].RelabelConfigs, job)
+		checkTarget(t, m.Spec.Endpoints[0].RelabelConfigs, name)
 
 		r2 := render(t, "mirror", fmt.Sprintf(`{fullnameOverride: %q, metrics: {podMonitor: {enabled: true, %s}}}`, override, more))
 		p := all[*monitoring.PodMonitor](r2)[0]
@@ -94,34 +93,30 @@ func TestMonitoring(t *testing.T) {
 				t.Error("the PodMonitor finds the test's pod")
 			}
 		}
-		checkJob(t, p.Spec.PodMetricsEndpoints[0].RelabelConfigs, job)
+		checkTarget(t, p.Spec.PodMetricsEndpoints[0].RelabelConfigs, name)
 
-		file, err := os.ReadFile(filepath.Join(dir, "files/alerts.yaml"))
+		file, err := os.ReadFile(filepath.Join(dir, "files/dashboard.json"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		var want monitoring.PrometheusRuleSpec
-		if err := sigsyaml.UnmarshalStrict(file, &want); err != nil {
-			t.Fatal(err)
-		}
-		if got := all[*monitoring.PrometheusRule](r)[0]; !equality.Semantic.DeepEqual(got.Spec, want) || len(want.Groups[0].Rules) < 10 {
-			t.Error("the rules are not those of the file")
-		}
-		file, err = os.ReadFile(filepath.Join(dir, "files/dashboard.json"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		name := statefulSet(t, r).Name
 		if got := named[*core.ConfigMap](t, r, name+"-dashboard").Data[name+".json"]; strings.TrimSpace(got) != strings.TrimSpace(string(file)) {
 			t.Error("the dashboard is not that of the file")
 		}
 	}
 }
 
-func checkJob(t *testing.T, relabelings []monitoring.RelabelConfig, want string) {
+// checkTarget wants the names of the StatefulSet and the pod, before what values add.
+func checkTarget(t *testing.T, relabelings []monitoring.RelabelConfig, name string) {
 	t.Helper()
-	if len(relabelings) != 2 || relabelings[0].TargetLabel != "job" || *relabelings[0].Replacement != want {
-		t.Errorf("relabelings %+v, want the job %s first", relabelings, want)
+	if len(relabelings) != 3 {
+		t.Fatalf("relabelings %+v", relabelings)
+	}
+	job, instance := relabelings[0], relabelings[1]
+	if job.TargetLabel != "job" || *job.Replacement != name {
+		t.Errorf("relabeling %+v, want the job %s", job, name)
+	}
+	if instance.TargetLabel != "instance" || !slices.Equal(instance.SourceLabels, []monitoring.LabelName{"__meta_kubernetes_pod_name"}) || instance.Replacement != nil {
+		t.Errorf("relabeling %+v, want the pod as the instance", instance)
 	}
 }
 

@@ -41,7 +41,7 @@ func TestPod_Starts(t *testing.T) {
 			var serving []string
 			for serving == nil && lines.Scan() {
 				fmt.Fprintln(&text, lines.Text())
-				serving = regexp.MustCompile(`registry_mirror=(\S+) admin=(\S+)`).FindStringSubmatch(lines.Text())
+				serving = regexp.MustCompile(`"registry_mirror":"([^"]+)","admin":"([^"]+)"`).FindStringSubmatch(lines.Text())
 			}
 			if serving == nil {
 				t.Fatalf("%v:\n%s", cmd.Wait(), text.String())
@@ -77,7 +77,7 @@ func TestPod_Starts(t *testing.T) {
 				reloaded := false
 				for !reloaded && lines.Scan() {
 					fmt.Fprintln(&text, lines.Text())
-					reloaded = strings.Contains(lines.Text(), `msg="configuration reloaded"`)
+					reloaded = strings.Contains(lines.Text(), `"msg":"configuration reloaded"`)
 				}
 				if !reloaded {
 					t.Errorf("a changed configuration was not reloaded:\n%s", text.String())

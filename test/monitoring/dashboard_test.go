@@ -2,6 +2,7 @@ package monitoring
 
 import (
 	"encoding/json"
+	"net/url"
 	"os"
 	"regexp"
 	"slices"
@@ -10,7 +11,10 @@ import (
 	"time"
 )
 
-const files = "../../charts/cachalot/files/"
+const (
+	files    = "../../charts/cachalot/files/"
+	runbooks = "https://github.com/cachalot-registry/cachalot/blob/main/docs/operations.md#"
+)
 
 // dashboard is the part of Grafana's JSON model that the tests use.
 type dashboard struct {
@@ -18,9 +22,22 @@ type dashboard struct {
 	Title         string  `json:"title"`
 	SchemaVersion int     `json:"schemaVersion"`
 	Panels        []panel `json:"panels"`
-	Templating    struct {
-		List []struct{ Name, Type, Query, Definition any } `json:"list"`
+	Links         []link  `json:"links"`
+	Annotations   struct {
+		List []struct {
+			Name, Expr, TitleFormat string
+			Enable                  bool
+			Datasource              source
+		} `json:"list"`
+	} `json:"annotations"`
+	Templating struct {
+		List []variable `json:"list"`
 	} `json:"templating"`
+}
+
+type variable struct {
+	Name, AllValue, Definition string
+	IncludeAll                 bool
 }
 
 type panel struct {
@@ -28,15 +45,25 @@ type panel struct {
 	Type, Title, Description string
 	Datasource               source
 	GridPos                  struct{ H, W, X, Y int }
+	Links                    []link
 	Targets                  []target
-	FieldConfig              struct{ Defaults struct{ Unit string } }
+	Options                  struct {
+		Legend struct {
+			DisplayMode string
+			Calcs       []string
+		}
+	}
+	FieldConfig struct{ Defaults struct{ Unit string } }
 }
+
+type link struct{ Title, URL string }
 
 type source struct{ Type, UID string }
 
 type target struct {
 	RefID, Expr, LegendFormat string
 	Datasource                source
+	Exemplar                  bool
 }
 
 func readDashboard(t *testing.T) dashboard {
@@ -55,7 +82,7 @@ func readDashboard(t *testing.T) dashboard {
 // substituted is a query as Grafana sends it, in the test's time scale.
 func substituted(expr string) string {
 	return quickly(strings.NewReplacer(
-		"$job", ".*", "$instance", ".*",
+		"$cluster", ".*", "$namespace", ".*", "$job", ".*", "$instance", ".*",
 		"$__rate_interval", (10 * minute).String(), "$__range", (2 * time.Minute).String(),
 	).Replace(expr))
 }
@@ -69,10 +96,15 @@ func TestDashboardModel(t *testing.T) {
 	}
 	var variables []string
 	for _, v := range d.Templating.List {
-		variables = append(variables, v.Name.(string))
+		variables = append(variables, v.Name)
 	}
-	if !slices.Equal(variables, []string{"datasource", "job", "instance"}) {
+	if !slices.Equal(variables, []string{"datasource", "loki", "cluster", "namespace", "job", "instance"}) {
 		t.Errorf("variables %v", variables)
+	}
+	for _, v := range d.Templating.List[2:] { // where a label is absent, all of its values are chosen
+		if !v.IncludeAll || v.AllValue != ".*" || !strings.HasPrefix(v.Definition, "label_values(cachalot_build_info") {
+			t.Errorf("variable %+v", v)
+		}
 	}
 	ids, titles, taken := map[int]bool{}, map[string]bool{}, map[[2]int]string{}
 	for _, p := range d.Panels {
@@ -100,20 +132,27 @@ func TestDashboardModel(t *testing.T) {
 		if p.Description == "" || p.FieldConfig.Defaults.Unit == "" || p.Datasource != ours || len(p.Targets) == 0 {
 			t.Errorf("%s has no description, unit, data source or query", p.Title)
 		}
+		if legend := p.Options.Legend; p.Type == "timeseries" && (legend.DisplayMode != "table" || !slices.Equal(legend.Calcs, []string{"lastNotNull", "mean", "max"})) {
+			t.Errorf("%s has the legend %+v", p.Title, legend)
+		}
 		refs := map[string]bool{}
 		for _, q := range p.Targets {
 			if refs[q.RefID] || q.Datasource != ours || q.LegendFormat == "" {
 				t.Errorf("%s: query %s is there twice, or has no data source or legend", p.Title, q.RefID)
 			}
 			refs[q.RefID] = true
-			// Each metric is limited to the selected instances.
-			for _, m := range regexp.MustCompile(`(?:cachalot|process)_\w+(\{[^}]*\})?`).FindAllStringSubmatch(q.Expr, -1) {
-				if !strings.Contains(m[1], `job=~"$job",instance=~"$instance"`) {
+			// Each metric is of the instances that were chosen. Not all alerts have an instance.
+			for _, m := range regexp.MustCompile(`\b(?:cachalot_\w+|process_\w+|up|ALERTS)\b(\{[^}]*\})?`).FindAllStringSubmatch(q.Expr, -1) {
+				chosen := `cluster=~"$cluster",namespace=~"$namespace",job=~"$job"`
+				if !strings.HasPrefix(m[0], "ALERTS") {
+					chosen += `,instance=~"$instance"`
+				}
+				if !strings.HasSuffix(m[1], chosen+"}") {
 					t.Errorf("%s: %s is of all instances", p.Title, m[0])
 				}
 			}
 			for _, m := range regexp.MustCompile(`\$(\w+)`).FindAllStringSubmatch(q.Expr, -1) {
-				if !slices.Contains([]string{"job", "instance", "__range", "__rate_interval"}, m[1]) {
+				if !slices.Contains([]string{"cluster", "namespace", "job", "instance", "__range", "__rate_interval"}, m[1]) {
 					t.Errorf("%s: there is no variable %s", p.Title, m[0])
 				}
 			}
@@ -124,8 +163,61 @@ func TestDashboardModel(t *testing.T) {
 	}
 }
 
-// TestQuickly_ScalesMinutes: a minute becomes half a second, in ranges, "for" and thresholds.
-func TestQuickly_ScalesMinutes(t *testing.T) {
+// TestDashboardLinks: each panel leads to the log of the chosen pods, the dashboard to the
+// runbooks, and a slow request to its trace. Alerts are marks on the graphs.
+func TestDashboardLinks(t *testing.T) {
+	t.Parallel()
+	d := readDashboard(t)
+	logs := func(l link) {
+		t.Helper()
+		text := strings.NewReplacer("${loki}", "uid", "${namespace:pipe}", "apps", "${instance:pipe}", "a-0|a-1", "${__from}", "1", "${__to}", "2").Replace(l.URL)
+		u, err := url.Parse(text)
+		if err != nil || u.Path != "/explore" || strings.Contains(text, "${") {
+			t.Fatalf("%s leads to %s: %v", l.Title, text, err)
+		}
+		var panes map[string]struct {
+			Datasource string
+			Queries    []struct{ Expr string }
+			Range      struct{ From, To string }
+		}
+		if err := json.Unmarshal([]byte(u.Query().Get("panes")), &panes); err != nil {
+			t.Fatalf("%s: %v", text, err)
+		}
+		p := panes["logs"]
+		if p.Datasource != "uid" || len(p.Queries) != 1 || p.Range.From != "1" || p.Range.To != "2" ||
+			!strings.HasPrefix(p.Queries[0].Expr, "{namespace=~`apps`,pod=~`a-0|a-1`,container=`cachalot`} | json") {
+			t.Errorf("%s shows %+v", l.Title, p)
+		}
+	}
+	if len(d.Links) != 2 || d.Links[0].URL != strings.TrimSuffix(runbooks, "#")+"#alerts" {
+		t.Fatalf("links %v", d.Links)
+	}
+	logs(d.Links[1])
+	exemplars := false
+	for _, p := range d.Panels {
+		if p.Type == "row" {
+			continue
+		}
+		if len(p.Links) != 1 {
+			t.Fatalf("%s has the links %v", p.Title, p.Links)
+		}
+		logs(p.Links[0])
+		for _, q := range p.Targets {
+			exemplars = exemplars || q.Exemplar && strings.Contains(q.Expr, "cachalot_first_byte_seconds_bucket")
+		}
+	}
+	if !exemplars {
+		t.Error("no panel shows exemplars")
+	}
+	marks := d.Annotations.List[len(d.Annotations.List)-1]
+	const firing = `ALERTS{alertname=~"Cachalot.*",alertstate="firing",cluster=~"$cluster",namespace=~"$namespace",job=~"$job"}`
+	if marks.Expr != firing || !marks.Enable || marks.TitleFormat != "{{alertname}}" || marks.Datasource != (source{"prometheus", "${datasource}"}) {
+		t.Errorf("the marks are %+v", marks)
+	}
+}
+
+// TestQuickly: a minute is half a second, wherever it stands.
+func TestQuickly(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
 		"rate(x[10m]) < 60 * 60":       "rate(x[5000ms]) < 60 * 0.5",

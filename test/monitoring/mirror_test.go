@@ -2,8 +2,15 @@ package monitoring
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -47,7 +54,7 @@ func startMirror(t *testing.T, config string) *mirror {
 	dir := t.TempDir()
 	m := &mirror{
 		t: t, disk: filepath.Join(dir, "disk"), config: filepath.Join(dir, "config.yml"), log: filepath.Join(dir, "log"),
-		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 4}},
+		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 4, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}},
 	}
 	if err := os.Mkdir(m.disk, 0o700); err != nil {
 		t.Fatal(err)
@@ -64,8 +71,10 @@ func startMirror(t *testing.T, config string) *mirror {
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "../../cmd/cachalot").CombinedOutput(); err != nil {
 		t.Fatalf("build cachalot: %v: %s", err, out)
 	}
+	certify(t, m.config, 24*time.Hour)
 	config = fmt.Sprintf("listen: 127.0.0.1:0\nadmin: {listen: 127.0.0.1:0}\nmax_connections: %d\ntrusted_proxies: [127.0.0.1]\n"+
-		"storage: {path: %s, max_size: %d, min_free: %d}\n", clients, filepath.Join(m.disk, "cache"), maxSize, minFree) + config
+		"tls: {certificate: %[2]s.crt, key: %[2]s.key}\nstorage: {path: %[3]s, max_size: %[4]d, min_free: %[5]d}\n",
+		clients, m.config, filepath.Join(m.disk, "cache"), maxSize, minFree) + config
 	if err := os.WriteFile(m.config, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -90,6 +99,29 @@ func startMirror(t *testing.T, config string) *mirror {
 		return m.url != ""
 	}, m.said)
 	return m
+}
+
+// certify writes a certificate that signs itself, beside the configuration's file.
+func certify(t *testing.T, config string, valid time.Duration) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(valid), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for suffix, block := range map[string]*pem.Block{".crt": {Type: "CERTIFICATE", Bytes: cert}, ".key": {Type: "PRIVATE KEY", Bytes: private}} {
+		if err := os.WriteFile(config+suffix, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 func (m *mirror) kill() {
@@ -165,8 +197,8 @@ func (m *mirror) pull(ctx context.Context, registry, repository, tag string, img
 func (m *mirror) occupy(n int) {
 	m.t.Helper()
 	for range n {
-		var d net.Dialer
-		c, err := d.DialContext(m.t.Context(), "tcp", strings.TrimPrefix(m.url, "http://"))
+		d := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}}
+		c, err := d.DialContext(m.t.Context(), "tcp", strings.TrimPrefix(m.url, "https://"))
 		if err != nil {
 			m.t.Fatal(err)
 		}

@@ -36,8 +36,9 @@ type story struct {
 	next      atomic.Uint64
 	before    map[string]bool // alerts that fired in the previous chapter
 	chapters  []chapter
-	erring    bool            // some clients get errors; the share depends on the other clients' speed
-	seen      map[[2]int]bool // queries that had data, by panel and position
+	erring    bool            // some clients get errors; whether they are too many depends on the others' speed
+	erred     bool            // errors go on to count for days, which the story does not last
+	seen      map[[2]int]bool // panels' queries, by panel and place in it, that had data
 }
 
 // chapter is the state of the dashboard and the alerts at its end.
@@ -126,10 +127,10 @@ func (s *story) tell(title string, minutes int, alerts ...string) {
 	killed := slices.Contains(alerts, "CachalotDown") // after a kill, rules over an hour still fire
 	await(s.t, time.Minute, title, func() bool {
 		firing = s.prom.firing(s.t)
-		if s.erring {
-			delete(firing, "CachalotErrors")
-		}
-		over := true // alerts of the previous chapter
+		maps.DeleteFunc(firing, func(a string, _ bool) bool {
+			return untold()[a] != "" || s.erring && a == "CachalotErrors" || s.erred && a == "CachalotErrorsPersist"
+		})
+		over := true // the chapter before
 		for a := range firing {
 			if want[a] {
 				fired[a] = true
@@ -189,7 +190,8 @@ func (s *story) outage() {
 	stop := every(100*time.Millisecond, func(ctx context.Context) {
 		s.mirror.pull(ctx, "ghcr.io", "acme/tool", missing, img) // it is not stored, so it fails
 	})
-	s.tell("ghcr.io is gone", 0, "CachalotUpstreamDown", "CachalotStale", "CachalotErrors")
+	s.tell("ghcr.io is gone", 0, "CachalotUpstreamDown", "CachalotStale", "CachalotErrors", "CachalotErrorsPersist")
+	s.erred = true
 	stop()
 	s.ghcr.Up()
 	s.tell("ghcr.io is back", 0)
@@ -279,6 +281,7 @@ func (s *story) troubles(password string) {
 	if err := s.mirror.cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
+	certify(t, s.mirror.config, time.Hour)
 	s.mirror.occupy(clients - 4)
 
 	s.erring = true
@@ -293,7 +296,7 @@ func (s *story) troubles(password string) {
 		s.mirror.get(ctx, fmt.Sprintf("/quay.io/v2/acme/good/manifests/nosuch-%d", n))
 	})()
 	s.tell("All else that can happen", 0, "CachalotCacheTooSmall", "CachalotWrongContent", "CachalotDiskErrors", "CachalotLoginFails",
-		"CachalotConfigNotReloaded", "CachalotSaturated", "CachalotUpstreamErrors")
+		"CachalotConfigNotReloaded", "CachalotCertificateExpires", "CachalotSaturated", "CachalotUpstreamErrors")
 }
 
 // checkPanels: each query of the dashboard had data in a chapter.

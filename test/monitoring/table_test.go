@@ -73,8 +73,9 @@ func format(unit string, v float64) string {
 // tabled are the panels in the table.
 func tabled() []string {
 	return []string{
-		"Bytes saved, share", "Errors to clients, share", "Failed requests, share", "Stale answers", "Pulls left", "Time to the limit",
-		"Disk used", "Disk free", "Age of what is removed for others", "Downloads that went wrong",
+		"Bytes saved, share", "Errors to clients, share", "Failed requests to registries, share", "Stale answers and missing credentials", "Pulls left of a registry's limit",
+		"Time to a registry's limit",
+		"Disk used", "Disk free", "Age of what is evicted for space", "Downloads that went wrong",
 	}
 }
 

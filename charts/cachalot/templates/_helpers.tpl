@@ -133,7 +133,7 @@ quarter of GOMEMLIMIT is for manifests and lists, which are whole in memory.
 
 {{/* The configuration: what values say, and the chart's own for what they do not. */}}
 {{- define "cachalot.config" -}}
-{{- $own := dict "listen" ":5000" "admin" (dict "listen" ":5001") "storage" (dict "path" "/var/lib/cachalot") }}
+{{- $own := dict "listen" ":5000" "admin" (dict "listen" ":5001") "storage" (dict "path" "/var/lib/cachalot") "log" (dict "format" "json") }}
 {{- if has .Values.persistence.type (list "claim" "emptyDir") }}
 {{- with include "cachalot.mostOf" .Values.persistence.size }}{{ $_ := set $own.storage "max_size" . }}{{ end }}
 {{- end }}
@@ -191,12 +191,6 @@ httpGet:
 exec:
   command: [/cachalot, healthcheck, --url, "http://{{ (include "cachalot.config" $root | fromYaml).admin.listen }}{{ index . 1 }}"]
 {{- end }}
-{{- end }}
-
-{{/* The job that Prometheus knows it by: the alerts want "cachalot" in it. */}}
-{{- define "cachalot.job" -}}
-{{- $name := include "cachalot.fullname" . }}
-{{- ternary $name (printf "cachalot-%s" $name) (contains "cachalot" $name) }}
 {{- end }}
 
 {{/* The folder of containerd's hosts.toml files. K3s and RKE2 say what they are in their version. */}}

@@ -69,3 +69,11 @@ func newMetrics(b Build, memory *bounds.Memory, open func() float64, limit int) 
 	}, func() float64 { return float64(memory.Limit()) })
 	return m
 }
+
+// watch exports when the clients' certificate expires.
+func (m *metrics) watch(c *certificate) {
+	promauto.With(prometheus.WrapRegistererWithPrefix("cachalot_", m.registry)).NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "tls_certificate_expiry_timestamp_seconds",
+		Help: "Unix time at which the certificate of the clients' listener expires. It is absent without TLS.",
+	}, func() float64 { return float64(c.expires().Unix()) })
+}

@@ -109,6 +109,9 @@ func (m *mirror) run(ctx context.Context, b Build, l, adminListener *net.TCPList
 		return err
 	}
 	m.metrics = newMetrics(b, m.memory, func() float64 { return float64(m.clients.places.Taken()) }, m.cfg.MaxConnections)
+	if secure != nil {
+		m.metrics.watch(secure)
+	}
 	m.proxyMetrics, m.upstreamMetrics = m.metrics.proxy, m.metrics.upstream
 	task.OnPanic(func(p *task.PanicError) {
 		m.metrics.panics.Inc()

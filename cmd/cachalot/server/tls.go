@@ -94,6 +94,12 @@ func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return c.pair, nil
 }
 
+// expires returns when the certificate expires that a handshake would get now.
+func (c *certificate) expires() time.Time {
+	pair, _ := c.get(nil) // it returns no error
+	return pair.Leaf.NotAfter
+}
+
 // tlsListener accepts TLS connections. They have HTTP/1.1 only: with HTTP/2, all blobs of a
 // client would share a connection, at twice the cost.
 type tlsListener struct {

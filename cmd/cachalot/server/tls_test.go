@@ -24,6 +24,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/cachalot-registry/cachalot/cmd/cachalot/config"
 )
 
@@ -92,7 +94,45 @@ func TestServeTLS(t *testing.T) {
 	r.log.wait(t, `TLS handshake failed.*does not look like`)
 }
 
-// TestCertificateRenewed: new files are used soon; invalid ones are not.
+// TestCertificateExpiry: the metric is the expiry of the certificate in use, also where no
+// client has come since it was renewed. Without TLS there is none.
+func TestCertificateExpiry(t *testing.T) {
+	t.Parallel()
+	cfg := pairFiles(t)
+	synctest.Test(t, func(t *testing.T) {
+		writePair(t, cfg, 1) // for an hour
+		c, err := newCertificate(cfg, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := &metrics{registry: prometheus.NewRegistry()}
+		m.watch(c)
+		expires := func(want time.Time) {
+			t.Helper()
+			families, err := m.registry.Gather()
+			if err != nil || len(families) != 1 {
+				t.Fatalf("metrics %v, %v", families, err)
+			}
+			if got := int64(families[0].GetMetric()[0].GetGauge().GetValue()); got != want.Unix() {
+				t.Errorf("it expires at %d, want %d", got, want.Unix())
+			}
+		}
+		expires(time.Now().Add(time.Hour))
+		time.Sleep(24 * time.Hour)
+		writePair(t, cfg, 22)
+		expires(time.Now().Add(time.Hour))
+	})
+	writePair(t, cfg, 333)
+	const name = "cachalot_tls_certificate_expiry_timestamp_seconds "
+	for settings, want := range map[string]bool{"": false, "tls: {certificate: " + cfg.Certificate + ", key: " + cfg.Key + "}\n": true} {
+		r := start(t, settings)
+		if _, text := r.read(t, r.admin+"/metrics"); strings.Contains(text, "\n"+name) != want {
+			t.Errorf("with %q there is the metric: %v, want %v", settings, !want, want)
+		}
+	}
+}
+
+// TestCertificateRenewed: new files are taken soon, wrong ones never.
 func TestCertificateRenewed(t *testing.T) {
 	t.Parallel()
 	cfg := pairFiles(t)

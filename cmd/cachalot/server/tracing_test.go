@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"regexp"
 	"runtime"
 	"strings"
 	"sync"
@@ -262,7 +263,37 @@ func TestTracingSamples(t *testing.T) {
 	}
 }
 
-// An unreachable collector slows no client, and delays the end of the process only by its timeout.
+// The time to the first byte has the trace that was recorded last as its exemplar.
+func TestTraceExemplar(t *testing.T) {
+	t.Parallel()
+	c := newReceiver(t, nil)
+	up := upstreamtest.New(t, upstreamtest.Options{})
+	up.AddImage("library/app", "latest", upstreamtest.NewImage(1, 1000))
+	r := start(t, "tracing: {endpoint: "+c.url+", sample_ratio: 0}\n"+upstreams(up.URL))
+	url := r.url + "/v2/library/app/manifests/latest"
+	exemplars := func() []string {
+		t.Helper()
+		r.read(t, r.url+"/v2/") // on the same connection: the one before has been counted by now
+		_, body := r.scrape(t, "application/openmetrics-text;version=1.0.0")
+		text, err := io.ReadAll(body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return regexp.MustCompile(`(?m)^cachalot_first_byte_seconds_bucket\{.*\} \d+ # \{(.*?)\}`).FindStringSubmatch(string(text))
+	}
+	r.ask(t, url, "Traceparent", strings.TrimSuffix(givenParent, "1")+"0")
+	r.ask(t, url)
+	if found := exemplars(); found != nil {
+		t.Errorf("an exemplar of a trace that is not recorded: %q", found)
+	}
+	r.ask(t, url, "Traceparent", givenParent)
+	if found := exemplars(); found == nil || found[1] != `trace_id="`+givenTrace+`"` {
+		t.Errorf("exemplar %q, want the trace %s", found, givenTrace)
+	}
+}
+
+// A collector that takes nothing costs clients nothing, nor the end of the process
+// more than its time.
 func TestTracingWithoutCollector(t *testing.T) {
 	t.Parallel()
 	var lc net.ListenConfig

@@ -33,7 +33,7 @@ func testLife(t *testing.T, c *cluster) { //nolint:thelper // a test itself: the
 		t.Run("upgrade", func(t *testing.T) {
 			before := r.pod(t)
 			r.do(t, "upgrade", `config: {tags: {fresh_for: 7m}}`, "--wait")
-			r.logs(t, 3*time.Minute, `msg="configuration reloaded"`)
+			r.logs(t, 3*time.Minute, `"msg":"configuration reloaded"`)
 			if after := r.pod(t); after.UID != before.UID || restarts(after) != 0 {
 				t.Errorf("the pod was replaced: %s, then %s, with %d restarts", before.UID, after.UID, restarts(after))
 			}
@@ -83,7 +83,7 @@ func testLife(t *testing.T, c *cluster) { //nolint:thelper // a test itself: the
 			u.once(t, "app:2")
 			r.do(t, "upgrade", `config: {tags: {fresh_for: 8m}}`, "--wait")
 			r.touch(t)
-			r.logs(t, 3*time.Minute, `msg="configuration reloaded"`)
+			r.logs(t, 3*time.Minute, `"msg":"configuration reloaded"`)
 			if after := r.pod(t); after.UID != before.UID || restarts(after) != 0 {
 				t.Errorf("the pod was replaced: %s, then %s, with %d restarts", before.UID, after.UID, restarts(after))
 			}
