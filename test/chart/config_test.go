@@ -37,7 +37,7 @@ func settings(t *testing.T, r rendered) map[string]any {
 
 // TestConfig: the values are used, and the chart's defaults for the rest.
 func TestConfig(t *testing.T) {
-	own := map[string]any{"listen": ":5000", "admin.listen": ":5001", "storage.path": "/var/lib/cachalot", "storage.max_size": "55296MiB", "max_connections": 997.0, "log.format": "json"}
+	own := map[string]any{"listen": ":5000", "admin.listen": ":5001", "storage.path": "/var/lib/cachalot", "storage.max_size": "55296MiB", "max_connections": 997.0, "log.format": "json", "drain_delay": "5s"}
 	for values, different := range map[string]map[string]any{
 		`{}`:                                            {},
 		`{config: {storage: {max_size: 0}}}`:            {"storage.max_size": 0.0},

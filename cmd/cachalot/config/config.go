@@ -37,7 +37,10 @@ type Config struct {
 	FairShare storage.Size `yaml:"fair_share"`
 	// SendTimeout is how long a client may read nothing of its response; 0: no limit.
 	SendTimeout time.Duration `yaml:"send_timeout"`
-	// ShutdownTimeout limits the time for running responses to end after SIGTERM.
+	// DrainDelay is how long the mirror accepts connections after SIGTERM, while /readyz says
+	// that it is not ready.
+	DrainDelay time.Duration `yaml:"drain_delay"`
+	// ShutdownTimeout limits the time for running responses to end after DrainDelay.
 	ShutdownTimeout time.Duration `yaml:"shutdown_timeout"`
 	// Hosts are the names of the mirror, without a port, besides the upstreams' hosts.
 	// Requests for other names are refused. "*.example.com" is all names below it. Empty:

@@ -208,6 +208,7 @@ func (v *validator) durations(c *Config) {
 		zero  bool // 0 has a meaning
 	}{
 		{"send_timeout", c.SendTimeout, true},
+		{"drain_delay", c.DrainDelay, true},
 		{"shutdown_timeout", c.ShutdownTimeout, false},
 		{"storage.scrub_every", c.Storage.ScrubEvery, true},
 		{"tags.fresh_for", c.Tags.FreshFor, true},

@@ -13,7 +13,7 @@ import (
 )
 
 // reload loads the configuration again, and applies what can change at run time: the log level,
-// send_timeout, shutdown_timeout, and all that a generation is made of. A file with a problem
+// send_timeout, drain_delay, shutdown_timeout, and all that a generation is made of. A file with a problem
 // changes nothing.
 func (m *mirror) reload() {
 	if m.file == "" {

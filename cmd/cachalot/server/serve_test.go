@@ -122,6 +122,39 @@ func TestShutdownLetsResponsesEnd(t *testing.T) {
 	r.log.wait(t, "msg=stopped")
 }
 
+// TestDrainDelay: while a mirror is about to stop it is not ready, and serves new connections,
+// which end with their response. Without the delay, the listener closes at once.
+func TestDrainDelay(t *testing.T) {
+	t.Parallel()
+	r := stalled(t, "drain_delay: 1h\n")
+	r.signals <- syscall.SIGTERM
+	r.log.wait(t, `msg="stopping; running responses may end" signal=terminated drain_delay=1h0m0s`)
+	if status, body := r.read(t, r.admin+"/readyz"); status != http.StatusServiceUnavailable {
+		t.Errorf("/readyz while draining: %d %s", status, body)
+	}
+	client := &http.Client{Transport: &http.Transport{}} // with connections of its own
+	defer client.CloseIdleConnections()
+	for range 3 {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, r.url+"/v2/", http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _ = resp.Body.Close(); resp.StatusCode != http.StatusOK || !resp.Close {
+			t.Errorf("%d, the connection is closed: %v", resp.StatusCode, resp.Close)
+		}
+	}
+	r.signals <- syscall.SIGTERM
+	if err := r.end(t); !errors.Is(err, errStoppedAtOnce) {
+		t.Errorf("got %v, want errStoppedAtOnce", err)
+	}
+	close(r.release) // a separate process would have ended by now
+	r.log.wait(t, "msg=stopped")
+}
+
 func TestShutdownTimeout(t *testing.T) {
 	t.Parallel()
 	r := stalled(t, "shutdown_timeout: 1ms\n")

@@ -132,7 +132,7 @@ func (m *mirror) run(ctx context.Context, b Build, l, adminListener *net.TCPList
 	}
 	m.current.swap(first)
 
-	m.main = newServer(&m.current, m.clients, m.log)
+	m.main = newServer(m.withDrain(&m.current), m.clients, m.log)
 	m.stuck = newStuckClients(m.cfg.SendTimeout, m.clients.atWork, m.log)
 	ctx, cancel := context.WithCancel(ctx)
 	var looking sync.WaitGroup
@@ -160,14 +160,14 @@ func (m *mirror) run(ctx context.Context, b Build, l, adminListener *net.TCPList
 	for {
 		select {
 		case err := <-failed:
-			return errors.Join(fmt.Errorf("serve: %w", err), m.stop(signals))
+			return errors.Join(fmt.Errorf("serve: %w", err), m.stop(signals, 0))
 		case <-ctx.Done():
-			return m.stop(signals)
+			return m.stop(signals, m.cfg.DrainDelay)
 		case s := <-signals:
 			if s != syscall.SIGHUP {
 				m.draining.Store(true)
-				m.log.Info("stopping; running responses may end", "signal", s.String(), "shutdown_timeout", m.cfg.ShutdownTimeout)
-				return m.stop(signals)
+				m.log.Info("stopping; running responses may end", "signal", s.String(), "drain_delay", m.cfg.DrainDelay, "shutdown_timeout", m.cfg.ShutdownTimeout)
+				return m.stop(signals, m.cfg.DrainDelay)
 			}
 			m.reload()
 		}
@@ -210,24 +210,42 @@ func (m *mirror) ready() error {
 	return nil
 }
 
-// stop ends everything in order, unless a second signal comes.
-func (m *mirror) stop(signals <-chan os.Signal) error {
-	done := make(chan error, 1)
-	go func() { done <- task.Try("shutdown", m.drain) }()
+// withDrain has clients of a mirror that stops open a new connection, which leads to another
+// replica.
+func (m *mirror) withDrain(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if m.draining.Load() {
+			w.Header().Set("Connection", "close")
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// stop ends everything in order, unless a second signal comes. For delay it accepts
+// connections.
+func (m *mirror) stop(signals <-chan os.Signal, delay time.Duration) error {
+	done, hurry := make(chan error, 1), make(chan struct{})
+	go func() { done <- task.Try("shutdown", func() error { return m.drain(delay, hurry) }) }()
 	for {
 		select {
 		case err := <-done:
 			return err
 		case s := <-signals:
 			if s != syscall.SIGHUP {
+				close(hurry)
 				return errStoppedAtOnce // files on disk are consistent at any moment
 			}
 		}
 	}
 }
 
-func (m *mirror) drain() error {
+// drain stops after delay, or once hurry is closed.
+func (m *mirror) drain(delay time.Duration, hurry <-chan struct{}) error {
 	m.draining.Store(true)
+	select {
+	case <-time.After(delay):
+	case <-hurry:
+	}
 	m.endLong()
 	ctx, cancel := context.WithTimeout(context.Background(), m.cfg.ShutdownTimeout)
 	defer cancel()

@@ -132,7 +132,7 @@ func TestCertificateExpiry(t *testing.T) {
 	}
 }
 
-// TestCertificateRenewed: new files are taken soon, wrong ones never.
+// TestCertificateRenewed: new files are used soon; invalid ones are not.
 func TestCertificateRenewed(t *testing.T) {
 	t.Parallel()
 	cfg := pairFiles(t)

@@ -292,8 +292,7 @@ func TestTraceExemplar(t *testing.T) {
 	}
 }
 
-// A collector that takes nothing costs clients nothing, nor the end of the process
-// more than its time.
+// An unreachable collector slows no client, and delays the end of the process only by its timeout.
 func TestTracingWithoutCollector(t *testing.T) {
 	t.Parallel()
 	var lc net.ListenConfig

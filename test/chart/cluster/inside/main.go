@@ -53,6 +53,11 @@ func run(ctx context.Context, args []string) error {
 			return err
 		}
 		return get(ctx, args[0])
+	case "load":
+		if err := want(1, "URL < FILE"); err != nil {
+			return err
+		}
+		return load(ctx, args[0], os.Stdin)
 	case "pull":
 		if err := want(1, "HOST:PORT/NAME:TAG"); err != nil {
 			return err
