@@ -1,15 +1,22 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/spf13/cobra"
 
+	"github.com/cachalot-registry/cachalot/cmd/cachalot/config"
 	"github.com/cachalot-registry/cachalot/cmd/cachalot/ops"
 )
 
@@ -21,12 +28,17 @@ func newHealthcheck() *cobra.Command {
 		Short: "Ask a running cachalot whether it is ready",
 		Long: `healthcheck asks a running cachalot whether it is ready to serve. It exits with 0 if
 so and with 1 if not. It is meant for a container's health check, and for scripts
-that continue when it is ready.`,
+that continue when it is ready. It asks at the address of admin.listen in the
+configuration of the running cachalot, which it finds on Linux.`,
 		Example: `  cachalot healthcheck --wait 30s && docker pull alpine`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := backoff.Retry(cmd.Context(), func() (struct{}, error) {
-				return struct{}{}, checkHealth(cmd, url)
+				at := url
+				if at == "" {
+					at = runningAdmin("/proc") + "/readyz"
+				}
+				return struct{}{}, checkHealth(cmd, at)
 			}, backoff.WithBackOff(backoff.NewConstantBackOff(200*time.Millisecond)),
 				backoff.WithMaxElapsedTime(max(wait, 1))) // 0 is no limit
 			if err != nil {
@@ -36,9 +48,65 @@ that continue when it is ready.`,
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&url, "url", ops.DefaultAdmin+"/readyz", "the readiness check, on the address of admin.listen")
+	cmd.Flags().StringVar(&url, "url", "", "the readiness check; default: /readyz at admin.listen of the running cachalot, or "+ops.DefaultAdmin+"/readyz")
 	cmd.Flags().DurationVar(&wait, "wait", 0, "retry for this long while it is not ready (default: ask once)")
 	return cmd
+}
+
+// runningAdmin returns the URL of the admin listener of the cachalot that runs on this machine or
+// in this container, by the configuration that its command line names. Without one it returns
+// the default.
+func runningAdmin(proc string) string {
+	file, ok := runningConfig(proc)
+	if !ok {
+		return ops.DefaultAdmin
+	}
+	cfg, err := config.Load(file, os.LookupEnv)
+	if err != nil {
+		return ops.DefaultAdmin // such as after a change that is not in effect
+	}
+	host, port, err := net.SplitHostPort(cfg.Admin.Listen)
+	if err != nil {
+		return ops.DefaultAdmin
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+		if ip != nil && ip.To4() == nil {
+			host = "::1"
+		}
+	}
+	return "http://" + net.JoinHostPort(host, port)
+}
+
+// runningConfig returns the configuration file of the first "cachalot serve" in a /proc; "": it
+// has none.
+func runningConfig(proc string) (file string, ok bool) {
+	found, _ := filepath.Glob(filepath.Join(proc, "[0-9]*", "cmdline")) // none but on Linux
+	pid := func(path string) int {
+		n, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		return n
+	}
+	slices.SortFunc(found, func(a, b string) int { return pid(a) - pid(b) })
+	for _, path := range found {
+		line, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended
+		}
+		args := strings.Split(string(bytes.TrimRight(line, "\x00")), "\x00")
+		if len(args) < 2 || filepath.Base(args[0]) != "cachalot" || args[1] != "serve" {
+			continue
+		}
+		for i, a := range args {
+			if value, named := strings.CutPrefix(a, "--config="); named {
+				return value, true
+			}
+			if a == "--config" && i+1 < len(args) {
+				return args[i+1], true
+			}
+		}
+		return "", true
+	}
+	return "", false
 }
 
 func checkHealth(cmd *cobra.Command, url string) error {

@@ -4,8 +4,13 @@ import (
 	"bytes"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
+
+	"github.com/cachalot-registry/cachalot/cmd/cachalot/ops"
 )
 
 func TestHealthcheck(t *testing.T) {
@@ -40,5 +45,48 @@ func TestHealthcheck(t *testing.T) {
 		if code != test.code || stdout.String() != test.stdout || stderr.String() != test.stderr {
 			t.Errorf("%s, --wait %s: %d, %q, %q", test.url, test.wait, code, stdout.String(), stderr.String())
 		}
+	}
+}
+
+// TestRunningAdmin: healthcheck asks where the configuration of the running cachalot says.
+func TestRunningAdmin(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	write := func(path, content string) string {
+		path = filepath.Join(dir, path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	for name, tc := range map[string]struct {
+		config  string
+		cmdline []string // of process 7; process 40 is another cachalot
+		want    string
+	}{
+		"no file":         {"", []string{"/cachalot", "serve"}, ops.DefaultAdmin},
+		"another port":    {`admin: {listen: ":6001"}`, []string{"/cachalot", "serve", "--watch", "--config", "FILE"}, "http://127.0.0.1:6001"},
+		"an equals sign":  {`admin: {listen: "0.0.0.0:6001"}`, []string{"/cachalot", "serve", "--config=FILE"}, "http://127.0.0.1:6001"},
+		"IPv6":            {`admin: {listen: "[::]:6001"}`, []string{"/cachalot", "serve", "--config=FILE"}, "http://[::1]:6001"},
+		"one address":     {`admin: {listen: "192.0.2.1:6001"}`, []string{"/cachalot", "serve", "--config=FILE"}, "http://192.0.2.1:6001"},
+		"a mistake in it": {`admin: {listen: 6001x}`, []string{"/cachalot", "serve", "--config=FILE"}, ops.DefaultAdmin},
+		"another program": {`admin: {listen: ":6001"}`, []string{"/bin/sh", "serve", "--config=FILE"}, "http://127.0.0.1:7001"},
+	} {
+		proc := filepath.Join("proc", strings.ReplaceAll(name, " ", "-"))
+		file := write(filepath.Join(proc, "config.yml"), tc.config)
+		line := strings.ReplaceAll(strings.Join(tc.cmdline, "\x00")+"\x00", "FILE", file)
+		write(filepath.Join(proc, "7", "cmdline"), line)
+		write(filepath.Join(proc, "self", "cmdline"), line)
+		other := write(filepath.Join(proc, "other.yml"), `admin: {listen: ":7001"}`)
+		write(filepath.Join(proc, "40", "cmdline"), "cachalot\x00serve\x00--config\x00"+other+"\x00")
+		if got := runningAdmin(filepath.Join(dir, proc)); got != tc.want {
+			t.Errorf("%s: %s, want %s", name, got, tc.want)
+		}
+	}
+	if got := runningAdmin(filepath.Join(dir, "none")); got != ops.DefaultAdmin {
+		t.Errorf("without a /proc: %s", got)
 	}
 }

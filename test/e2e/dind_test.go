@@ -94,11 +94,11 @@ func (l *lab) importCompiled(t *testing.T) (context string) {
 	check(t, os.MkdirAll(filepath.Join(root, "usr/local/go/bin"), 0o755))
 	must(t, nil, "cp", installed(t, "cachalot"), root)
 	check(t, os.WriteFile(filepath.Join(root, "usr/local/go/bin/go"),
-		[]byte("#!/bin/sh\nwhile [ \"$1\" != -o ]; do shift; done\nmkdir -p \"${2%/*}\"\ncp /cachalot \"$2\"\n"), 0o755))
+		[]byte("#!/bin/sh\n[ \"$1\" = build ] || exit 0\nwhile [ \"$1\" != -o ]; do shift; done\nmkdir -p \"${2%/*}\"\ncp /cachalot \"$2\"\n"), 0o755))
 	must(t, nil, "tar", "-C", root, "-cf", archive, ".")
 	importTools(t, l.engine, archive)
 	context = t.TempDir()
-	must(t, nil, "cp", "../../Dockerfile", "../../.dockerignore", "../../go.mod", context)
+	must(t, nil, "cp", "../../Dockerfile", "../../.dockerignore", "../../go.mod", "../../go.sum", context)
 	return context
 }
 
