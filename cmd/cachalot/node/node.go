@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -15,6 +16,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/cachalot-registry/cachalot/proxy/clients"
@@ -32,12 +34,27 @@ const defaultName = "_default"
 
 // Config is the configuration of a node.
 type Config struct {
-	Dir        string   // containerd's config_path
+	Root   string // where the machine's root folder is mounted; "": /
+	Socket string // of containerd's CRI; "": that of the machine; [NoSocket]: containerd is not asked
+	Dir    string // containerd's config_path; "": that of the machine
+	// Configure: where containerd does not read Dir, its configuration is changed, and it is
+	// started again.
+	Configure bool
+	// Taint is removed from the Kubernetes node once the machine pulls through the mirror; "":
+	// none.
+	Taint string
+	// ExitAfter is how long the mirror may not answer before Run ends with an error; 0: it
+	// does not end. Kubernetes starts the container again, with the present address of the
+	// mirror's Service in its environment.
+	ExitAfter  time.Duration
 	Owner      string   // names the block, and tells it from another mirror's
 	Mirror     string   // its URL, as the node reaches it
 	CA         string   // a file with certificates (PEM) for an https mirror; "": those that the node trusts
 	Registries []string // those that use the mirror; none: all that have no folder of their own
 }
+
+// NoSocket is a [Config].Socket: whether containerd reads the files is not looked at.
+const NoSocket = "none"
 
 // ConfigError is about a field of [Config].
 type ConfigError struct {
@@ -47,14 +64,47 @@ type ConfigError struct {
 
 func (e *ConfigError) Error() string { return e.Field + ": " + e.Reason }
 
-// Node is a machine with a containerd.
+// Node is a machine with a containerd. Run alone changes it.
 type Node struct {
-	cfg    Config
-	blocks map[string]block // by the folder's name
-	log    *slog.Logger
-	ask    func(context.Context) error
-	said   map[string]string // the last message about a subject; used by Run alone
+	cfg     Config
+	machine machine
+	cri     *containerd      // nil: not asked
+	dir     string           // the folder of the files, as containerd names it
+	blocks  map[string]block // for dir, by the registry's folder
+	proof   proof
+	log     *slog.Logger
+	ask     func(context.Context) error
+	restart func(context.Context) error // restarts containerd
+	failed  error                       // why configure has restored containerd's configuration
+	said    map[string]string           // the last message about a subject
+	// untainted: the taint has been removed.
+	untainted bool
+	status    atomic.Pointer[Status]
 }
+
+// Status says whether the machine pulls through the mirror.
+type Status struct {
+	Mirror     error // nil: the mirror answers
+	Files      error // nil: the files have the mirror
+	Containerd error // nil: containerd reads the files, or is not asked
+}
+
+// Err returns nil if the machine pulls through the mirror, and otherwise why not.
+func (s Status) Err() error { return cmp.Or(s.Containerd, s.Mirror, s.Files) }
+
+// proof is what [containerd.reads] has last returned.
+type proof struct {
+	err     error
+	at      time.Time
+	started string // the containerd that was asked
+}
+
+const (
+	// A proof that containerd reads the files is taken again after provenFor: its
+	// configuration may be reloaded. One that it does not is, after unprovenFor.
+	provenFor   = 15 * time.Minute
+	unprovenFor = 5 * time.Minute
+)
 
 var (
 	ownerRegexp = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$`)
@@ -63,20 +113,35 @@ var (
 	bracketsRegexp = regexp.MustCompile(`^(https?://)\[([0-9.]+)\]`)
 )
 
-// New checks a configuration. Its errors are of type [*ConfigError].
+// New checks a configuration. Errors about a field are of type [*ConfigError].
 func New(cfg Config, log *slog.Logger) (*Node, error) {
 	switch {
 	case !ownerRegexp.MatchString(cfg.Owner):
 		return nil, &ConfigError{"owner", "write lower-case letters, digits, dots and hyphens"}
-	case !filepath.IsAbs(cfg.Dir):
+	case cfg.Dir != "" && !filepath.IsAbs(cfg.Dir):
 		return nil, &ConfigError{"config-path", "write the full path of the folder in config_path of containerd's configuration"}
+	case cfg.Socket != "" && cfg.Socket != NoSocket && !filepath.IsAbs(cfg.Socket):
+		return nil, &ConfigError{"containerd", "write the full path of containerd's socket, or none"}
 	}
+	cfg.Root = cmp.Or(cfg.Root, "/")
 	cfg.Mirror = strings.TrimRight(bracketsRegexp.ReplaceAllString(cfg.Mirror, "$1$2"), "/")
-	n := &Node{cfg: cfg, blocks: map[string]block{}, log: log, said: map[string]string{}}
+	n := &Node{cfg: cfg, machine: found(cfg.Root), log: log, said: map[string]string{}}
+	if cfg.Dir != "" {
+		n.machine.folders = []string{cfg.Dir}
+	}
+	if cfg.Socket != NoSocket {
+		n.cri = &containerd{root: cfg.Root, socket: cmp.Or(cfg.Socket, n.machine.socket)}
+	}
 	n.ask = n.get
-	s := clients.Settings{Mirror: cfg.Mirror, Registries: cfg.Registries}
-	if cfg.CA != "" {
-		s.CAFile = filepath.Join(cfg.Dir, (&folder{owner: cfg.Owner}).authority())
+	n.restart = func(ctx context.Context) error { return restartUnit(ctx, cfg.Root, "containerd.service") }
+	return n, n.use(n.machine.folders[0])
+}
+
+// use sets the folder of the files.
+func (n *Node) use(dir string) error {
+	s := clients.Settings{Mirror: n.cfg.Mirror, Registries: n.cfg.Registries}
+	if n.cfg.CA != "" {
+		s.CAFile = filepath.Join(dir, (&folder{owner: n.cfg.Owner}).authority())
 	}
 	if len(s.Registries) == 0 {
 		s.Registries, s.All = []string{"docker.io"}, true
@@ -84,19 +149,21 @@ func New(cfg Config, log *slog.Logger) (*Node, error) {
 	client, _ := clients.Named("containerd")
 	files, err := client.Config(s)
 	if wrong, ok := errors.AsType[*clients.SettingError](err); ok {
-		return nil, &ConfigError{wrong.Setting, wrong.Reason}
+		return &ConfigError{wrong.Setting, wrong.Reason}
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
+	blocks := map[string]block{}
 	for _, f := range files {
 		content, err := parse([]byte(f.Content))
 		if err != nil {
-			return nil, err
+			return err
 		}
-		n.blocks[filepath.Base(filepath.Dir(f.Path))] = block{cfg.Owner, content.hosts[0], f.Content}
+		blocks[filepath.Base(filepath.Dir(f.Path))] = block{n.cfg.Owner, content.hosts[0], f.Content}
 	}
-	return n, nil
+	n.dir, n.blocks = dir, blocks
+	return nil
 }
 
 // Run keeps the blocks in their files while the mirror answers, until ctx ends. Then it removes
@@ -104,29 +171,83 @@ func New(cfg Config, log *slog.Logger) (*Node, error) {
 func (n *Node) Run(ctx context.Context) error {
 	tick := time.NewTicker(askEvery)
 	defer tick.Stop()
+	n.sweep()
 	for failures := 0; ; {
-		if err := n.ask(ctx); err == nil {
+		n.prove(ctx)
+		now := Status{Containerd: n.proof.err}
+		if now.Mirror = n.ask(ctx); now.Mirror == nil {
 			failures = 0
 			n.put()
 		} else if failures++; failures >= patience && ctx.Err() == nil {
-			n.say("mirror", slog.LevelWarn, "the mirror does not answer: containerd asks the registries themselves", "mirror", n.cfg.Mirror, "error", err)
+			n.say("mirror", slog.LevelWarn, "the mirror does not answer: containerd asks the registries themselves", "mirror", n.cfg.Mirror, "error", now.Mirror)
 			if err := n.remove(); err != nil {
 				n.say("remove", slog.LevelError, "cannot remove the mirror from a file", "error", err)
 			}
 		}
+		if now.Files = n.checkFiles(); now.Files == nil {
+			now.Mirror = nil // a failure or two do not count
+		}
+		n.status.Store(&now)
+		if now.Err() == nil {
+			n.untaint(ctx)
+		}
+		if n.cfg.ExitAfter > 0 && failures >= patience && time.Duration(failures)*askEvery >= n.cfg.ExitAfter {
+			return errors.Join(fmt.Errorf("%s has not answered for %s", n.cfg.Mirror, n.cfg.ExitAfter), n.end())
+		}
 		select {
 		case <-ctx.Done():
-			n.log.Info("removed the mirror from containerd's configuration", "config_path", n.cfg.Dir)
-			return n.remove()
+			n.log.Info("removed the mirror from containerd's configuration", "config_path", n.dir)
+			return n.end()
 		case <-tick.C:
 		}
 	}
 }
 
-// Check returns nil if the files have the blocks, and otherwise an error with those that do
-// not.
-func (n *Node) Check() error {
-	f, err := openFolder(n.cfg.Dir, n.cfg.Owner)
+// end leaves the machine as it was before Run.
+func (n *Node) end() error {
+	err := n.remove()
+	if n.dir == splitPath {
+		n.dir = n.machine.folders[0]
+	}
+	n.tidy()
+	return errors.Join(err, n.restoreSettings())
+}
+
+// untaint removes the taint, once.
+func (n *Node) untaint(ctx context.Context) {
+	if n.cfg.Taint == "" || n.untainted {
+		return
+	}
+	k, err := inCluster()
+	if err == nil {
+		err = k.untaint(ctx, n.cfg.Taint)
+	}
+	if n.untainted = err == nil; !n.untainted {
+		n.say("taint", slog.LevelError, "pods wait for this node's taint to go", "error", err)
+	}
+}
+
+// Status returns what Run has last found.
+func (n *Node) Status() Status {
+	if s := n.status.Load(); s != nil {
+		return *s
+	}
+	return Status{Files: errors.New("the mirror has not been asked yet")}
+}
+
+// Check returns nil if containerd reads the files and they have the mirror, and otherwise why
+// not. It does not ask the mirror.
+func (n *Node) Check(ctx context.Context) error {
+	if n.prove(ctx); n.proof.err != nil {
+		return n.proof.err
+	}
+	return n.checkFiles()
+}
+
+// checkFiles returns nil if the files have the blocks, and otherwise an error with those that
+// do not.
+func (n *Node) checkFiles() error {
+	f, err := n.open()
 	if err != nil {
 		return err
 	}
@@ -196,7 +317,7 @@ func (n *Node) put() {
 		return ok && failed[name] == nil
 	})
 	if len(failed) == 0 {
-		n.say("mirror", slog.LevelInfo, "containerd asks the mirror", "mirror", n.cfg.Mirror, "config_path", n.cfg.Dir)
+		n.say("mirror", slog.LevelInfo, "containerd asks the mirror", "mirror", n.cfg.Mirror, "config_path", n.dir)
 	}
 	if _, ok := n.blocks[defaultName]; ok && len(direct) > 0 {
 		n.say("direct", slog.LevelInfo, "some registries have folders of their own: containerd does not ask the mirror for them", "registries", strings.Join(direct, " "))
@@ -215,7 +336,7 @@ func (n *Node) remove() error {
 // apply writes the blocks and the CA, or removes them. It returns the errors by the folder's
 // name, and the registries that do not use the mirror.
 func (n *Node) apply(blocks map[string]block) (failed map[string]error, direct []string, err error) {
-	f, err := openFolder(n.cfg.Dir, n.cfg.Owner)
+	f, err := n.open()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -239,9 +360,9 @@ func (n *Node) apply(blocks map[string]block) (failed map[string]error, direct [
 
 func (n *Node) file(name string) string {
 	if name == "" {
-		return n.cfg.Dir
+		return n.dir
 	}
-	return filepath.Join(n.cfg.Dir, name, "hosts.toml")
+	return filepath.Join(n.dir, name, "hosts.toml")
 }
 
 // say logs a message about a subject, unless it is the same as the last one about it.

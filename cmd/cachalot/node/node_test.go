@@ -29,6 +29,9 @@ func newNode(t *testing.T, cfg Config) (*Node, *bytes.Buffer) {
 	if cfg.Owner == "" {
 		cfg.Owner = "apps.mirror"
 	}
+	if cfg.Socket == "" {
+		cfg.Socket = NoSocket
+	}
 	var log bytes.Buffer
 	n, err := New(cfg, slog.New(slog.NewTextHandler(&log, nil)))
 	if err != nil {
@@ -128,7 +131,7 @@ func TestRun(t *testing.T) {
 					t.Helper()
 					time.Sleep(d)
 					synctest.Wait()
-					if err := n.Check(); (err == nil) != there {
+					if err := n.Check(t.Context()); (err == nil) != there {
 						t.Errorf("%s: %v\n%s", when, err, log)
 					}
 					if !there {
@@ -182,12 +185,12 @@ func TestStartWithoutMirror(t *testing.T) {
 		ended := make(chan error)
 		go func() { ended <- n.Run(ctx) }()
 		synctest.Wait()
-		if err := n.Check(); err != nil {
+		if err := n.Check(t.Context()); err != nil {
 			t.Errorf("at once: %v", err)
 		}
 		time.Sleep(2 * askEvery)
 		synctest.Wait()
-		if err := n.Check(); err == nil {
+		if err := n.Check(t.Context()); err == nil {
 			t.Errorf("it is still there:\n%s", log)
 		}
 		sameTree(t, "the mirror is away", tree(t, dir), map[string]string{})
@@ -268,7 +271,7 @@ func TestNode_UnsafeFilesStay(t *testing.T) {
 			if got := log.String(); strings.Count(got, tc.want) != 1 || strings.Contains(got, "asks the mirror\"") {
 				t.Errorf("the log does not say %q once:\n%s", tc.want, got)
 			}
-			if err := n.Check(); err == nil {
+			if err := n.Check(t.Context()); err == nil {
 				t.Error("it is said to be there")
 			}
 			sameTree(t, "afterwards", tree(t, dir), before)
@@ -288,7 +291,7 @@ func TestCannotWrite(t *testing.T) {
 	if !strings.Contains(log.String(), "certs.d: no such file") {
 		t.Errorf("%s", log)
 	}
-	if err := n.Check(); err == nil || !strings.Contains(err.Error(), "certs.d") {
+	if err := n.Check(t.Context()); err == nil || !strings.Contains(err.Error(), "certs.d") {
 		t.Error(err)
 	}
 	if err := n.remove(); err == nil || !strings.Contains(err.Error(), "certs.d") {
@@ -316,7 +319,7 @@ func TestAuthority(t *testing.T) {
 		t.Error(err)
 	}
 	n.put()
-	if err := n.Check(); err != nil {
+	if err := n.Check(t.Context()); err != nil {
 		t.Errorf("%v\n%s", err, log)
 	}
 	got := tree(t, dir)
