@@ -89,7 +89,9 @@ networkPolicy:
   prometheus: []
   ingress: [{ports: [{port: 15008}]}]
   egress: [{ports: [{port: 53, protocol: UDP}, {port: 443}]}]`},
-		"nodes": {values: `{nodes: {enabled: true}}`},
+		"nodes":                     {values: `{nodes: {enabled: true}}`},
+		"nodes with one folder":     {values: `{nodes: {enabled: true, verify: false, configPath: /etc/containerd/certs.d}}`},
+		"nodes that are configured": {values: `{nodes: {enabled: true, configureContainerd: true, containerdSocket: /run/containerd/containerd.sock, port: 5010, startupTaint: cachalot.example/starting}, metrics: {podMonitor: {enabled: true}}}`},
 		"nodes by a node port": {values: `
 service: {type: NodePort, nodePort: 30500}
 nodes: {enabled: true, serviceAccountName: for-nodes, configPath: /etc/containerd/hosts.d, registries: [docker.io, "registry.corp:8443"], priorityClassName: system-node-critical, nodeSelector: {role: ci},

@@ -1,15 +1,18 @@
 package chart
 
 import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 
-	"helm.sh/helm/v4/pkg/action"
-	"helm.sh/helm/v4/pkg/chart/common"
-	release "helm.sh/helm/v4/pkg/release/v1"
+	monitoring "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
 	apps "k8s.io/api/apps/v1"
 	core "k8s.io/api/core/v1"
+	rbac "k8s.io/api/rbac/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/pod-security-admission/api"
@@ -57,15 +60,22 @@ func TestNodes(t *testing.T) {
 			}
 			r := render(t, "mirror", values)
 			container := nodes(t, r).Spec.Template.Spec.Containers[0]
-			path := t.TempDir()
-			probe := container.ReadinessProbe.Exec.Command
-			if probe[0] != "/cachalot" || !slices.Equal(probe[1:], append(slices.Clone(container.Args), "--check")) || strings.Contains(strings.Join(probe, " "), "$(") {
+			probe := container.StartupProbe.Exec.Command
+			if probe[0] != "/cachalot" || probe[len(probe)-1] != "--check" || !slices.Equal(probe[1:len(probe)-1], container.Args[:len(probe)-2]) || strings.Contains(strings.Join(probe, " "), "$(") {
 				t.Errorf("%s: the probe is %q", values, probe)
+			}
+			ready := container.ReadinessProbe.HTTPGet
+			if listen := fmt.Sprintf("--listen=[$(HOST_IP)]:%d", container.Ports[0].ContainerPort); ready.Path != "/readyz" || ready.Port.StrVal != container.Ports[0].Name || !slices.Contains(container.Args, listen) {
+				t.Errorf("%s: the probe asks %v, and there is no %s in %q", values, ready, listen, container.Args)
+			}
+			root := t.TempDir()
+			if err := os.MkdirAll(filepath.Join(root, "etc/containerd/hosts.d"), 0o755); err != nil {
+				t.Fatal(err)
 			}
 			args := slices.Clone(probe[1:])
 			for i, a := range args {
-				if strings.HasPrefix(a, "--config-path=") {
-					args[i] = "--config-path=" + path
+				if a == "--root=/host" {
+					args[i] = "--root=" + root
 				}
 			}
 			last := container.Env[len(container.Env)-1]
@@ -76,14 +86,20 @@ func TestNodes(t *testing.T) {
 			check := newPod(t, r).command(t, args...)
 			check.Env = append(check.Env, last.Name+"="+mirror)
 			out, err := check.CombinedOutput()
-			if err == nil || !strings.Contains(string(out), "does not have the mirror") {
+			if err == nil || !strings.Contains(string(out), "there is no socket of containerd at /run/containerd/containerd.sock") {
 				t.Errorf("%q: %v\n%s", probe, err, out)
+			}
+			check = newPod(t, r).command(t, append(args, "--containerd=none")...)
+			check.Env = append(check.Env, last.Name+"="+mirror)
+			if out, err := check.CombinedOutput(); err == nil || !strings.Contains(string(out), "/etc/containerd/") {
+				t.Errorf("%q, without containerd: %v\n%s", probe, err, out)
 			}
 		}
 	}
 }
 
-// TestNodesPower: the pods run as root with only the rights to write one folder.
+// TestNodesPower: the pods have root's power over files, and no capability. Without verify they
+// have one folder.
 func TestNodesPower(t *testing.T) {
 	evaluator, err := policy.NewEvaluator(policy.DefaultChecks(), nil)
 	if err != nil {
@@ -100,9 +116,20 @@ func TestNodesPower(t *testing.T) {
 		if *s.AllowPrivilegeEscalation || !*s.ReadOnlyRootFilesystem || *s.RunAsUser != 0 || !slices.Equal(s.Capabilities.Drop, []core.Capability{"ALL"}) || s.Capabilities.Add != nil || s.Privileged != nil {
 			t.Errorf("%s: %+v", name, s)
 		}
+		verifies := slices.Contains(container.Args, "--root=/host")
+		if verifies == slices.Contains(container.Args, "--containerd=none") {
+			t.Errorf("%s: %q", name, container.Args)
+		}
 		for _, v := range spec.Volumes {
-			if v.HostPath != nil && (!strings.HasPrefix(v.HostPath.Path, "/etc/containerd/") || container.VolumeMounts[0].Name != v.Name || container.VolumeMounts[0].MountPath != v.HostPath.Path) {
-				t.Errorf("%s: %+v", name, v.HostPath)
+			if v.HostPath == nil {
+				continue
+			}
+			path, at := "/", "/host"
+			if !verifies {
+				path, at = "/etc/containerd/certs.d", "/etc/containerd/certs.d"
+			}
+			if v.HostPath.Path != path || container.VolumeMounts[0].Name != v.Name || container.VolumeMounts[0].MountPath != at {
+				t.Errorf("%s: %+v at %+v", name, v.HostPath, container.VolumeMounts[0])
 			}
 		}
 		// The folder, the network and the user remain: see docs/kubernetes.md.
@@ -116,8 +143,9 @@ func TestNodesPower(t *testing.T) {
 		if got := strings.Join(wrong, ", "); strings.TrimSuffix(got, ", seLinuxOptions") != "host namespaces, restricted volume types, runAsNonRoot != true, runAsUser=0" {
 			t.Errorf("%s: %s", name, got)
 		}
-		if *spec.AutomountServiceAccountToken {
-			t.Errorf("%s: a token for the API server", name)
+		tainted := slices.ContainsFunc(container.Args, func(a string) bool { return strings.HasPrefix(a, "--remove-taint=") })
+		if token := slices.ContainsFunc(spec.Volumes, func(v core.Volume) bool { return v.Projected != nil }); *spec.AutomountServiceAccountToken || token != tainted {
+			t.Errorf("%s: a token for the API server: %v, for a taint: %v", name, token, tainted)
 		}
 	}
 }
@@ -199,28 +227,59 @@ func TestNodesApart(t *testing.T) {
 	}
 }
 
-// TestNodesPath: K3s and RKE2 have another folder.
-func TestNodesPath(t *testing.T) {
-	for version, want := range map[string]string{
-		"v1.36.3":          "/etc/containerd/certs.d",
-		"v1.35.0-eks-1234": "/etc/containerd/certs.d",
-		"v1.34.2+k3s1":     "/var/lib/rancher/k3s/agent/etc/containerd/certs.d",
-		"v1.34.2+rke2r1":   "/var/lib/rancher/rke2/agent/etc/containerd/certs.d",
-	} {
-		install := action.NewInstall(&action.Configuration{})
-		install.DryRunStrategy, install.ReleaseName, install.Namespace = action.DryRunClient, "mirror", namespace
-		kube, err := common.ParseKubeVersion(version)
-		if err != nil {
-			t.Fatal(err)
+// TestNodesTaint: for a startup taint, the pods may change nodes, and nothing else.
+func TestNodesTaint(t *testing.T) {
+	r := render(t, "mirror", `{nodes: {enabled: true, startupTaint: cachalot.example/starting}}`)
+	roles, bindings := all[*rbac.ClusterRole](r), all[*rbac.ClusterRoleBinding](r)
+	if len(roles) != 1 || len(bindings) != 1 {
+		t.Fatalf("%d roles, %d bindings", len(roles), len(bindings))
+	}
+	rule := rbac.PolicyRule{APIGroups: []string{""}, Resources: []string{"nodes"}, Verbs: []string{"get", "patch"}}
+	if got := roles[0].Rules; len(got) != 1 || !reflect.DeepEqual(got[0], rule) {
+		t.Errorf("%+v", got)
+	}
+	spec := nodes(t, r).Spec.Template.Spec
+	subject := rbac.Subject{Kind: "ServiceAccount", Name: spec.ServiceAccountName, Namespace: namespace}
+	if b := bindings[0]; b.RoleRef.Name != roles[0].Name || len(b.Subjects) != 1 || b.Subjects[0] != subject {
+		t.Errorf("%+v", b)
+	}
+	container := spec.Containers[0]
+	if !slices.Contains(container.Args, "--remove-taint=cachalot.example/starting") || !slices.ContainsFunc(container.Env, func(e core.EnvVar) bool {
+		return e.Name == "NODE_NAME" && e.ValueFrom.FieldRef.FieldPath == "spec.nodeName"
+	}) || !slices.ContainsFunc(container.VolumeMounts, func(m core.VolumeMount) bool {
+		return m.MountPath == "/var/run/secrets/kubernetes.io/serviceaccount" && m.ReadOnly
+	}) {
+		t.Errorf("%+v", container)
+	}
+	other := render(t, "mirror", `{nodes: {enabled: true}}`)
+	if roles, bindings := all[*rbac.ClusterRole](other), all[*rbac.ClusterRoleBinding](other); len(roles) > 0 || len(bindings) > 0 {
+		t.Errorf("without a taint: %v, %v", roles, bindings)
+	}
+}
+
+// TestNodesMonitor: whichever kind monitors the mirror, a PodMonitor finds the pods of the nodes,
+// and their job is not the mirror's.
+func TestNodesMonitor(t *testing.T) {
+	for _, kind := range []string{"serviceMonitor", "podMonitor"} {
+		r := render(t, "mirror", `{nodes: {enabled: true}, metrics: {`+kind+`: {enabled: true, labels: {release: prometheus}}}}`)
+		pods := labels.Set(nodes(t, r).Spec.Template.Labels)
+		found := 0
+		for _, m := range all[*monitoring.PodMonitor](r) {
+			selector, err := meta.LabelSelectorAsSelector(&m.Spec.Selector)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !selector.Matches(pods) {
+				continue
+			}
+			found++
+			e := m.Spec.PodMetricsEndpoints[0]
+			if *e.Port != nodes(t, r).Spec.Template.Spec.Containers[0].Ports[0].Name || *e.RelabelConfigs[0].Replacement != "mirror-cachalot-node" || m.Labels["release"] != "prometheus" {
+				t.Errorf("%s: %+v", kind, m)
+			}
 		}
-		install.KubeVersion = kube
-		done, err := install.Run(loadChart(t), parse(t, `{nodes: {enabled: true}}`))
-		if err != nil {
-			t.Fatal(err)
-		}
-		set := nodes(t, rendered{objects: decode(t, done.(*release.Release).Manifest)})
-		if got := set.Spec.Template.Spec.Volumes[0].HostPath.Path; got != want || !slices.Contains(set.Spec.Template.Spec.Containers[0].Args, "--config-path="+want) {
-			t.Errorf("%s: %s, want %s", version, got, want)
+		if found != 1 {
+			t.Errorf("%s: %d monitors find the pods of the nodes", kind, found)
 		}
 	}
 }
@@ -235,6 +294,10 @@ func TestNodesRefused(t *testing.T) {
 		`{nodes: {enabled: true, configPath: etc}}`:                                          "/nodes/configPath",
 		`{nodes: {enabled: true, registries: ["https://docker.io"]}}`:                        "/nodes/registries/0",
 		`{nodes: {enable: true}}`:                                                            "'enable'",
+		`{nodes: {enabled: true, verify: false}}`:                                            "nodes.configPath is needed without nodes.verify",
+		`{nodes: {enabled: true, verify: false, configPath: /a, configureContainerd: true}}`: "nodes.configureContainerd needs nodes.verify",
+		`{nodes: {enabled: true, startupTaint: "a b"}}`:                                      "/nodes/startupTaint",
+		`{nodes: {enabled: true, port: 0}}`:                                                  "/nodes/port",
 	} {
 		if _, err := tryRender(t, loadChart(t), "mirror", values); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %s", values, err, want)

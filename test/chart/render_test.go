@@ -60,8 +60,12 @@ func checkNames(t *testing.T, r rendered) {
 	for _, o := range r.objects {
 		kind := o.GetObjectKind().GroupVersionKind().Kind
 		valid(o, kind)
-		if o.GetNamespace() != namespace {
-			t.Errorf("%s %s is in the namespace %q", kind, o.GetName(), o.GetNamespace())
+		want := namespace
+		if strings.HasPrefix(kind, "Cluster") {
+			want = "" // such as a ClusterRole
+		}
+		if o.GetNamespace() != want {
+			t.Errorf("%s %s is in the namespace %q, want %q", kind, o.GetName(), o.GetNamespace(), want)
 		}
 		if seen[kind+o.GetName()] {
 			t.Errorf("two of %s %s", kind, o.GetName())

@@ -20,7 +20,7 @@ func TestRunbooks(t *testing.T) {
 	}
 	_, alerts, _ := strings.Cut(string(page), "\n## Alerts\n")
 	alerts, _, _ = strings.Cut(alerts, "\n## Change the configuration\n")
-	r := render(t, "mirror", `{fullnameOverride: hub}`)
+	r := render(t, "mirror", `{fullnameOverride: hub, nodes: {enabled: true}}`)
 	set := statefulSet(t, r)
 	p := newPod(t, r)
 	known := strings.NewReplacer("NAMESPACE", namespace, "POD", set.Name+"-0", "JOB", set.Name, "UPSTREAM", "docker.io")
@@ -38,7 +38,7 @@ func TestRunbooks(t *testing.T) {
 		if i := slices.Index(words, "-l"); i >= 0 {
 			selector, err := labels.Parse(words[i+1])
 			claim := slices.Contains(words, "pvc") && selector.Matches(labels.Set(set.Spec.VolumeClaimTemplates[0].Labels))
-			if err != nil || !claim && !selector.Matches(labels.Set(set.Spec.Template.Labels)) {
+			if err != nil || !claim && !selector.Matches(labels.Set(set.Spec.Template.Labels)) && !selector.Matches(labels.Set(nodes(t, r).Spec.Template.Labels)) {
 				t.Errorf("nothing has these labels: %s", command)
 			}
 		}

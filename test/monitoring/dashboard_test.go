@@ -144,7 +144,10 @@ func TestDashboardModel(t *testing.T) {
 			// Each metric is of the instances that were chosen. Not all alerts have an instance.
 			for _, m := range regexp.MustCompile(`\b(?:cachalot_\w+|process_\w+|up|ALERTS)\b(\{[^}]*\})?`).FindAllStringSubmatch(q.Expr, -1) {
 				chosen := `cluster=~"$cluster",namespace=~"$namespace",job=~"$job"`
-				if !strings.HasPrefix(m[0], "ALERTS") {
+				switch {
+				case strings.HasPrefix(m[0], "cachalot_node_"): // nodes are no instances of the mirror
+					chosen = `cluster=~"$cluster",namespace=~"$namespace"`
+				case !strings.HasPrefix(m[0], "ALERTS"):
 					chosen += `,instance=~"$instance"`
 				}
 				if !strings.HasSuffix(m[1], chosen+"}") {
@@ -216,8 +219,8 @@ func TestDashboardLinks(t *testing.T) {
 	}
 }
 
-// TestQuickly: a minute is half a second, wherever it stands.
-func TestQuickly(t *testing.T) {
+// TestQuickly_ScalesMinutes: a minute is half a second, wherever it stands.
+func TestQuickly_ScalesMinutes(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
 		"rate(x[10m]) < 60 * 60":       "rate(x[5000ms]) < 60 * 0.5",

@@ -124,6 +124,22 @@ func certify(t *testing.T, config string, valid time.Duration) {
 	}
 }
 
+// startNode starts a machine that pulls through the mirror, and returns the address of its state.
+func (m *mirror) startNode() string {
+	m.t.Helper()
+	address := ut.PortFor(m.t)
+	cmd := exec.Command(m.cmd.Path, "node", "--mirror", m.url, "--config-path", m.t.TempDir(), "--containerd", "none", "--listen", address) //nolint:noctx // killed by the test
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(func() {
+		_ = cmd.Process.Kill() // it has nothing to end
+		_ = cmd.Wait()
+	})
+	return address
+}
+
 func (m *mirror) kill() {
 	_ = m.cmd.Process.Kill() // it may have ended
 	_ = m.cmd.Wait()

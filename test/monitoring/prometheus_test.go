@@ -57,20 +57,21 @@ func quickly(text string) string {
 	return regexp.MustCompile(`(\d+) \* 60\b`).ReplaceAllString(text, fmt.Sprintf("$1 * %v", minute.Seconds()))
 }
 
-// prometheus is a Prometheus that scrapes one target.
+// prometheus is a Prometheus that scrapes a mirror and a node.
 type prometheus struct {
 	url string
 	log string
 }
 
-func startPrometheus(t *testing.T, target, rules string) *prometheus {
+func startPrometheus(t *testing.T, mirror, node, rules string) *prometheus {
 	t.Helper()
 	path := program(t, "prometheus")
 	dir := t.TempDir()
 	for name, text := range map[string]string{
 		"rules.yml": rules,
 		"prometheus.yml": fmt.Sprintf("global: {scrape_interval: %[1]s, scrape_timeout: %[1]s, evaluation_interval: %[1]s}\n"+
-			"rule_files: [rules.yml]\nscrape_configs:\n  - job_name: cachalot\n    static_configs: [{targets: ['%[2]s']}]\n", minute, target),
+			"rule_files: [rules.yml]\nscrape_configs:\n  - job_name: cachalot\n    static_configs: [{targets: ['%[2]s']}]\n"+
+			"  - job_name: cachalot-node\n    static_configs: [{targets: ['%[3]s']}]\n", minute, mirror, node),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)

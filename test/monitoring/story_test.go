@@ -80,7 +80,7 @@ func TestStory(t *testing.T) {
 	s.mirror = startMirror(t, "tags: {fresh_for: 1s, negative_for: 1ms}\n"+
 		"upstreams: {docker.io: {url: "+s.hub.URL+"}, ghcr.io: {url: "+s.ghcr.URL+"}, quay.io: {url: "+s.quay.URL+"}, "+
 		"registry.corp: {url: "+s.corp.URL+", username: ci, password_file: "+password+"}}\n")
-	s.prom = startPrometheus(t, s.mirror.admin, quickly(string(rules)))
+	s.prom = startPrometheus(t, s.mirror.admin, s.mirror.startNode(), quickly(string(rules)))
 
 	// The jobs of a CI that runs all the time.
 	defer every(200*time.Millisecond, func(ctx context.Context) {
@@ -90,7 +90,7 @@ func TestStory(t *testing.T) {
 	})()
 
 	await(t, time.Minute, "Prometheus has begun to scrape", func() bool {
-		return len(s.prom.query(t, "up == 1")) == 1 && len(s.prom.firing(t)) == 0
+		return len(s.prom.query(t, "up == 1")) == 2 && len(s.prom.firing(t)) == 0
 	}, s.mirror.said)
 	s.tell("A quiet morning", 12)
 	s.storm()
@@ -101,7 +101,7 @@ func TestStory(t *testing.T) {
 	s.troubles(password)
 	s.checkMetrics(s.mirror.metrics())
 	s.mirror.kill()
-	s.tell("The mirror is killed", 0, "CachalotDown")
+	s.tell("The mirror is killed", 0, "CachalotDown", "CachalotNodesWithoutMirror")
 	s.checkPanels()
 	s.checkNames()
 	if name := os.Getenv("CACHALOT_WRITE_STORY"); name != "" {

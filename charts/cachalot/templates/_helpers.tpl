@@ -133,7 +133,7 @@ quarter of GOMEMLIMIT is for manifests and lists, which are whole in memory.
 
 {{/* The configuration: what values say, and the chart's own for what they do not. */}}
 {{- define "cachalot.config" -}}
-{{- $own := dict "listen" ":5000" "admin" (dict "listen" ":5001") "storage" (dict "path" "/var/lib/cachalot") "log" (dict "format" "json") }}
+{{- $own := dict "listen" ":5000" "admin" (dict "listen" ":5001") "storage" (dict "path" "/var/lib/cachalot") "drain_delay" "5s" "log" (dict "format" "json") }}
 {{- if has .Values.persistence.type (list "claim" "emptyDir") }}
 {{- with include "cachalot.mostOf" .Values.persistence.size }}{{ $_ := set $own.storage "max_size" . }}{{ end }}
 {{- end }}
@@ -193,16 +193,6 @@ exec:
 {{- end }}
 {{- end }}
 
-{{/* The folder of containerd's hosts.toml files. K3s and RKE2 say what they are in their version. */}}
-{{- define "cachalot.configPath" -}}
-{{- $version := .Capabilities.KubeVersion.Version }}
-{{- if .Values.nodes.configPath }}{{ .Values.nodes.configPath }}
-{{- else if contains "+k3s" $version }}/var/lib/rancher/k3s/agent/etc/containerd/certs.d
-{{- else if contains "+rke2" $version }}/var/lib/rancher/rke2/agent/etc/containerd/certs.d
-{{- else }}/etc/containerd/certs.d
-{{- end }}
-{{- end }}
-
 {{/* The mirror's URL for nodes. The kubelet fills in addresses, which may be of IPv6. */}}
 {{- define "cachalot.nodesMirror" -}}
 {{- if .Values.nodes.mirror }}{{ .Values.nodes.mirror }}
@@ -246,6 +236,12 @@ exec:
 {{- end }}
 {{- if and .enabled (not .mirror) (include "cachalot.tls" $) }}
 {{- fail "nodes.mirror is needed with tls: write the mirror's URL by a name that is in its certificate and that nodes resolve, such as https://mirror.example:5000" }}
+{{- end }}
+{{- if and .enabled (not .verify) (not .configPath) }}
+{{- fail "nodes.configPath is needed without nodes.verify: write the folder in config_path of the nodes' containerd, such as /etc/containerd/certs.d" }}
+{{- end }}
+{{- if and .enabled .configureContainerd (not .verify) }}
+{{- fail "nodes.configureContainerd needs nodes.verify: set nodes.verify to true" }}
 {{- end }}
 {{- if and .caSecret (not (hasPrefix "https://" .mirror)) }}
 {{- fail "nodes.caSecret is for an https:// mirror: set nodes.mirror to one, or leave it out" }}

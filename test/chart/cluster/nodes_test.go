@@ -16,9 +16,11 @@ import (
 // address, then by a node port.
 func testNodes(t *testing.T, c *cluster) { //nolint:thelper // a test itself: the log has its lines
 	u := c.newUpstream(t, "nodes", true, "app:1", "app:2", "app:3", "app:4")
-	byAddress := c.release(t, c.named("nodes"), "nodes", u, fmt.Sprintf("nodes: {enabled: true, configPath: %q}", c.certsD))
+	values := fmt.Sprintf("nodes: {enabled: true, configPath: %q, containerdSocket: %q}", c.certsD, c.socket)
+	byAddress := c.release(t, c.named("nodes"), "nodes", u, values)
 	port := c.freePort(t)
-	byPort := c.release(t, c.named("nodes"), "ports", u, fmt.Sprintf("nodes: {enabled: true, configPath: %q}\nservice: {type: NodePort, nodePort: %d}", c.certsD, port))
+	byPort := c.release(t, c.named("nodes"), "ports", u, fmt.Sprintf("%s\nservice: {type: NodePort, nodePort: %d}", values, port))
+	unread := c.release(t, c.named("nodes"), "unread", u, values)
 	before := c.certs(t)
 	if strings.Contains(before, "_default") || strings.Contains(before, "docker.io") {
 		t.Fatalf("the node has a _default or docker.io of its own in %s:\n%s", c.certsD, before)
@@ -40,6 +42,7 @@ func testNodes(t *testing.T, c *cluster) { //nolint:thelper // a test itself: th
 		return // its release still exists
 	}
 	t.Run("by a port and with files of others", func(t *testing.T) { nodesByPort(t, byPort, u, port) })
+	t.Run("a folder that containerd does not read", func(t *testing.T) { nodesUnread(t, unread, u) })
 }
 
 // certs returns all files in the configuration folder of the node's containerd.
@@ -184,6 +187,46 @@ func nodesByPort(t *testing.T, r *release, u *upstream, port int32) { //nolint:t
 		t.Errorf("after the release:\n%s\nbefore it:\n%s", after, before)
 	}
 	c.say(t, "uninstalled; on the node, as before:\n%s", c.certs(t))
+}
+
+// nodesUnread has the nodes' files in a folder that containerd does not read: the pod is not
+// ready, and an event says why. With the right folder it becomes ready.
+func nodesUnread(t *testing.T, r *release, u *upstream) { //nolint:thelper // a test itself: the log has its lines
+	c := r.c
+	before := c.certs(t)
+	elsewhere := c.certsD + "-unread"
+	t.Cleanup(func() { c.onNode(t, "remove", "/host"+elsewhere) })
+	r.do(t, "install", fmt.Sprintf("nodes: {configPath: %q}", elsewhere))
+	r.answers(t)
+	eventually(t, 2*time.Minute, "an event of the node's pod", func(ctx context.Context) (bool, string) {
+		events, err := c.CoreV1().Events(r.namespace).List(ctx, meta.ListOptions{FieldSelector: "reason=Unhealthy"})
+		if err != nil {
+			return false, err.Error()
+		}
+		for _, e := range events.Items {
+			if strings.Contains(e.Message, elsewhere+": containerd does not read the folder") {
+				c.say(t, "the event: %s", e.Message)
+				return true, ""
+			}
+		}
+		return false, fmt.Sprintf("%d other events", len(events.Items))
+	})
+	set, err := c.AppsV1().DaemonSets(r.namespace).Get(t.Context(), "unread-cachalot-node", meta.GetOptions{})
+	if err != nil || set.Status.NumberReady != 0 || set.Status.DesiredNumberScheduled != 1 {
+		t.Errorf("%v, %+v", err, set.Status)
+	}
+	r.nodePull(t, u, "app:4") // from the registry itself
+	r.do(t, "upgrade", "", "--wait")
+	r.nodeAgent(t)
+	u.look(t)
+	r.nodePull(t, u, "app:4")
+	u.once(t, "app:4")
+	r.nodePull(t, u, "app:4")
+	u.never(t, "app:4")
+	r.uninstall(t)
+	if after := c.certs(t); after != before {
+		t.Errorf("after the release:\n%s\nbefore it:\n%s", after, before)
+	}
 }
 
 // become waits until the folder has the expected content.
