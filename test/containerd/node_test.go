@@ -71,7 +71,7 @@ func TestNode(t *testing.T) {
 		t.Skip("CACHALOT_TEST_CONTAINERD is not set; test/containerd/run builds the containerds and sets it")
 	}
 	o := newOrigin(t)
-	for _, version := range strings.Fields(os.Getenv("CACHALOT_TEST_VERSIONS")) {
+	for version := range strings.FieldsSeq(os.Getenv("CACHALOT_TEST_VERSIONS")) {
 		for _, f := range forms() {
 			if f.since != "" && version < f.since || f.until != "" && version > f.until {
 				continue

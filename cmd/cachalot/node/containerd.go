@@ -15,7 +15,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cachalot-registry/cachalot/task"
@@ -44,6 +46,9 @@ const proofPath = "/read-by-containerd/"
 // it has read. containerd's configuration does not say so much: what its config_path means
 // depends on its version, and on which of its parts pulls (containerd/containerd#12808).
 func (c containerd) reads(ctx context.Context, folders []string) (string, error) {
+	if err := c.exists(); err != nil {
+		return "", err
+	}
 	ctx, cancel := context.WithTimeout(ctx, criTimeout)
 	defer cancel()
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
@@ -125,10 +130,17 @@ func (c containerd) offer(dir, address, path string) (remove func(), err error) 
 func (f *folder) sweep() {
 	names, _ := f.names() // apply returns the error
 	for _, name := range names {
-		if content, _, err := f.read(name + "/hosts.toml"); err == nil && strings.Contains(string(content), proofPath) {
+		if f.isProof(name) {
 			_ = f.root.RemoveAll(name)
 		}
 	}
+}
+
+// isProof reports whether a registry's folder is one of [containerd.reads], of this process or
+// another one.
+func (f *folder) isProof(name string) bool {
+	content, _, err := f.read(name + "/hosts.toml")
+	return err == nil && strings.Contains(string(content), proofPath)
 }
 
 // pull has containerd pull an image, as the kubelet does.
@@ -158,16 +170,28 @@ func (c containerd) version(ctx context.Context) (string, error) {
 }
 
 func (c containerd) call(f func(*grpc.ClientConn) error) error {
-	if _, err := os.Stat(c.path()); errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("there is no socket of containerd at %s; name it with --containerd, or use --containerd none", c.socket)
+	if err := c.exists(); err != nil {
+		return err
 	}
 	conn, err := grpc.NewClient("unix:"+c.path(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close() }() // the call is over
-	if err := f(conn); err != nil {
+	err = f(conn)
+	if status.Code(err) == codes.Unimplemented {
+		return fmt.Errorf("the containerd at %s has no CRI, which Kubernetes needs; without Kubernetes, use --containerd none", c.socket)
+	}
+	if err != nil {
 		return fmt.Errorf("ask containerd at %s: %w", c.socket, err)
+	}
+	return nil
+}
+
+// exists returns an error without a socket.
+func (c containerd) exists() error {
+	if _, err := os.Stat(c.path()); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("there is no socket of containerd at %s; name it with --containerd, or use --containerd none", c.socket)
 	}
 	return nil
 }

@@ -195,6 +195,6 @@ func (f *folder) direct() []string {
 	names, _ := f.names() // apply has returned the error
 	return slices.DeleteFunc(names, func(name string) bool {
 		content, _, err := f.read(path.Join(name, "hosts.toml"))
-		return name == defaultName || err == nil && atLine(content, begin(f.owner)) >= 0
+		return name == defaultName || f.isProof(name) || err == nil && atLine(content, begin(f.owner)) >= 0
 	})
 }
