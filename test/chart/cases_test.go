@@ -1,5 +1,7 @@
 package chart
 
+import "maps"
+
 // choice is a way in which people set the chart up.
 type choice struct {
 	values string
@@ -8,7 +10,8 @@ type choice struct {
 }
 
 func choices() map[string]choice {
-	return map[string]choice{
+	all := gitopsChoices()
+	maps.Copy(all, map[string]choice{
 		"defaults": {},
 		"subchart": {values: `{global: {imageRegistry: registry.example}}`},
 		"names":    {values: `{nameOverride: mirror, fullnameOverride: hub-mirror, commonLabels: {team: ci}}`},
@@ -129,5 +132,64 @@ extraContainers: [{name: log, image: "busybox:1.37", securityContext: {allowPriv
 		"account of another": {values: `{serviceAccount: {create: false, name: other}}`},
 		"no account":         {values: `{serviceAccount: {create: false}}`},
 		"probes":             {values: `{startupProbe: {failureThreshold: 300}, livenessProbe: {timeoutSeconds: 9}, readinessProbe: {initialDelaySeconds: 1}}`},
+	})
+	return all
+}
+
+// gitopsChoices are those of larger charts, and of tools that apply what they render.
+func gitopsChoices() map[string]choice {
+	return map[string]choice{
+		"condition of a larger chart": {values: `{enabled: true, global: {storageClass: fast, corp: {regions: [eu, us], level: 3}}}`},
+		"registry of a larger chart": {values: `
+global: {imageRegistry: "registry.example:5000/hub/", imagePullSecrets: [corp, {name: hub}]}
+image: {registry: quay.io}
+imagePullSecrets: [{name: corp}, {name: own}]
+nodes: {enabled: true}`},
+		"registry apart":         {values: `{image: {registry: "registry.example:5000", repository: cachalot/mirror, tag: "7"}}`},
+		"registry without a dot": {values: `{image: {registry: localhost, repository: "corp:80/mirror"}}`},
+		"annotations of all": {values: `
+commonAnnotations: {owner: ci, docs.example/page: mirror}
+commonLabels: {team: ci}
+service: {annotations: {owner: network}}
+secrets: {hub: {data: {password: first password}}}
+ingress: {enabled: true, hosts: [mirror.example]}
+httpRoute: {enabled: true, parentRefs: [{name: public}]}
+nodes: {enabled: true}
+podDisruptionBudget: {enabled: true}
+metrics: {serviceMonitor: {enabled: true}, prometheusRule: {enabled: true}, dashboard: {enabled: true}}`},
+		"another namespace": {values: `
+namespaceOverride: mirrors
+secrets: {hub: {data: {password: first password}}}
+tls: {certManager: {enabled: true, issuerRef: {name: corp}}}
+nodes: {enabled: true, mirror: "https://mirror.example:5000"}
+ingress: {enabled: true, hosts: [mirror.example]}
+metrics: {podMonitor: {enabled: true}, prometheusRule: {enabled: true}, dashboard: {enabled: true}}`},
+		"replica count":                {values: `{replicaCount: 3, podDisruptionBudget: {enabled: true}}`},
+		"replica count of one":         {values: `{replicaCount: 1, persistence: {type: existingClaim, existingClaim: images}}`},
+		"no replica":                   {values: `{replicas: 0}`},
+		"no replica by its other name": {values: `{replicaCount: 0}`},
+		"near replicas":                {values: `{replicas: 2, service: {trafficDistribution: PreferClose, internalTrafficPolicy: Cluster}}`},
+		"only the replica of a node":   {values: `{service: {type: NodePort, internalTrafficPolicy: Local, externalTrafficPolicy: Local}}`},
+		"budget by a share":            {values: `{replicas: 3, podDisruptionBudget: {enabled: true, minAvailable: 50%}}`},
+		"budget of all":                {values: `{podDisruptionBudget: {enabled: true, maxUnavailable: 0}}`},
+		"budget of none":               {values: `{podDisruptionBudget: {enabled: true, minAvailable: 0, maxUnavailable: ""}}`},
+		"slow rollout":                 {values: `{replicas: 3, minReadySeconds: 30, updateStrategy: {type: RollingUpdate, rollingUpdate: {partition: 1}}}`},
+		"rollout by hand":              {values: `{updateStrategy: {type: OnDelete}}`},
+		"lifecycle":                    {values: `{lifecycle: {preStop: {sleep: {seconds: 5}}}}`},
+		"more objects": {values: `
+commonAnnotations: {owner: ci}
+extraObjects:
+- |
+  apiVersion: v1
+  kind: ConfigMap
+  metadata: {{- include "cachalot.metadata" (list . (printf "%s-more" (include "cachalot.fullname" .)) "more") | nindent 2 }}
+  data: {replicas: {{ .Values.replicas | quote }}}
+- apiVersion: v1
+  kind: Secret
+  metadata:
+    name: '{{ include "cachalot.fullname" . }}-extra'
+    namespace: '{{ .Release.Namespace }}'
+    labels: {app.kubernetes.io/name: extra, app.kubernetes.io/instance: "{{ .Release.Name }}", app.kubernetes.io/component: extra, app.kubernetes.io/version: "1", app.kubernetes.io/managed-by: hand, helm.sh/chart: cachalot}
+  stringData: {password: "{{ .Values.replicas }}"}`},
 	}
 }

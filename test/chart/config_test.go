@@ -155,7 +155,12 @@ func TestConfigReloads(t *testing.T) {
 // TestRefusals: what cannot work, or would show a secret, says so and what to do.
 func TestRefusals(t *testing.T) {
 	for values, want := range map[string]string{
-		`{replicas: 2, persistence: {type: existingClaim, existingClaim: images}}`:              "set replicas to 1, or persistence.type to claim",
+		`{replicas: 2, persistence: {type: existingClaim, existingClaim: images}}`:     "set replicas to 1, or persistence.type to claim",
+		`{replicaCount: 2, persistence: {type: existingClaim, existingClaim: images}}`: "set replicas to 1, or persistence.type to claim",
+		`{replicas: 3, replicaCount: 2}`:                                               "replicas is 3 and replicaCount 2",
+		`{podDisruptionBudget: {minAvailable: 1, maxUnavailable: 34%}}`:                "podDisruptionBudget.minAvailable is 1 and maxUnavailable 34%",
+		`{podDisruptionBudget: {minAvailable: 0, maxUnavailable: 0}}`:                  "podDisruptionBudget.minAvailable is 0 and maxUnavailable 0",
+		`{enabled: false}`: "name this value as the condition of the dependency",
 		`{config: {admin: {listen: "127.0.0.1:5001"}}, metrics: {podMonitor: {enabled: true}}}`: "set it to :5001",
 		`{metrics: {podMonitor: {enabled: true}, serviceMonitor: {enabled: true}}}`:             "enable one of them",
 		`{config: {upstreams: {docker.io: {username: ci, password: correct horse}}}}`:           "config.upstreams.docker.io has a password",

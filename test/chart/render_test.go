@@ -60,7 +60,7 @@ func checkNames(t *testing.T, r rendered) {
 	for _, o := range r.objects {
 		kind := o.GetObjectKind().GroupVersionKind().Kind
 		valid(o, kind)
-		if o.GetNamespace() != namespace {
+		if o.GetNamespace() != statefulSet(t, r).Namespace {
 			t.Errorf("%s %s is in the namespace %q", kind, o.GetName(), o.GetNamespace())
 		}
 		if seen[kind+o.GetName()] {
