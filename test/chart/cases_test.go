@@ -191,5 +191,24 @@ extraObjects:
     namespace: '{{ .Release.Namespace }}'
     labels: {app.kubernetes.io/name: extra, app.kubernetes.io/instance: "{{ .Release.Name }}", app.kubernetes.io/component: extra, app.kubernetes.io/version: "1", app.kubernetes.io/managed-by: hand, helm.sh/chart: cachalot}
   stringData: {password: "{{ .Values.replicas }}"}`},
+		"no check of the configuration": {values: `{configCheck: {enabled: false}}`},
+		"check of the configuration": {values: `
+configCheck: {resources: {limits: {cpu: 1, memory: 256Mi}}}
+imagePullSecrets: [{name: corp}]
+nodeSelector: {disk: ssd}
+tolerations: [{key: ci, operator: Exists}]
+podLabels: {cost: ci}
+podAnnotations: {sidecar.istio.io/inject: "false"}
+serviceAccount: {create: false, name: other}
+extraEnv: [{name: LEVEL, value: debug}, {name: OTHER, valueFrom: {secretKeyRef: {name: other, key: other}}}]
+config: {log: {level: "${LEVEL}"}, hosts: ["mirror.example"], upstreams: {docker.io: {username: "$${OTHER}", password_file: /run/secrets/hub/password}}}
+secrets: {hub: {existingSecret: docker-hub}}`},
+		"files of several Secrets": {values: `
+secrets: {check: {existingSecret: a}, cachalot: {existingSecret: b}, made: {data: {config.json: "{}", token: 0123456789abcdef}}}
+config:
+  admin: {token_file: /run/secrets/made/token}
+  upstreams:
+    docker.io: {accounts: [{docker_config: /run/secrets/made/config.json}, {docker_config: /run/secrets/check/.dockerconfigjson}]}
+    registry.corp: {url: "https://registry.corp", ca_file: /run/secrets/cachalot/ca.crt, username: ci, password_file: /run/secrets/check/password}`},
 	}
 }

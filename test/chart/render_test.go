@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	apps "k8s.io/api/apps/v1"
+	batch "k8s.io/api/batch/v1"
 	core "k8s.io/api/core/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -99,6 +100,9 @@ func checkImages(t *testing.T, r rendered) {
 	for _, d := range all[*apps.DaemonSet](r) {
 		specs = append(specs, d.Spec.Template.Spec)
 	}
+	for _, j := range all[*batch.Job](r) {
+		specs = append(specs, j.Spec.Template.Spec)
+	}
 	for _, s := range specs {
 		for _, c := range append(s.InitContainers, s.Containers...) {
 			if c.Image != own {
@@ -154,6 +158,11 @@ func checkServices(t *testing.T, r rendered) {
 				t.Errorf("Service %s leads to the pod %s too", s.Name, p.Name)
 			}
 		}
+		for _, j := range all[*batch.Job](r) {
+			if selector.Matches(labels.Set(j.Spec.Template.Labels)) {
+				t.Errorf("Service %s leads to the pod of %s too", s.Name, j.Name)
+			}
+		}
 		for _, p := range s.Spec.Ports {
 			if p.TargetPort.Type != intstr.String || !ports[p.TargetPort.StrVal] {
 				t.Errorf("Service %s: no port %s in the pods", s.Name, p.TargetPort.String())
@@ -200,5 +209,8 @@ func checkSecurity(t *testing.T, r rendered, unrestricted string) {
 	}
 	for _, p := range all[*core.Pod](r) {
 		check("the test", &p.ObjectMeta, &p.Spec, true)
+	}
+	for _, j := range all[*batch.Job](r) {
+		check("the check of the configuration", &j.Spec.Template.ObjectMeta, &j.Spec.Template.Spec, true)
 	}
 }

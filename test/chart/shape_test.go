@@ -72,6 +72,7 @@ func TestSchema(t *testing.T) {
 		`{namespaceOverride: Mirrors}`:                        "/namespaceOverride",
 		`{commonAnnotations: {a: 1}}`:                         "/commonAnnotations/a",
 		`{minReadySeconds: -1}`:                               "/minReadySeconds",
+		`{configCheck: {enable: true}}`:                       "'enable'",
 		`{service: {internalTrafficPolicy: local}}`:           "/service/internalTrafficPolicy",
 		`{service: {trafficDistribution: Near}}`:              "/service/trafficDistribution",
 		`{podDisruptionBudget: {minAvailable: half}}`:         "/podDisruptionBudget/minAvailable",
@@ -116,7 +117,7 @@ func TestSchema(t *testing.T) {
 	}
 	free := []string{
 		"config", "global", "resources", "podSecurityContext", "securityContext", "affinity", "dnsConfig", "persistence.selector",
-		"lifecycle", "updateStrategy", "nodes.updateStrategy", "nodes.resources", "nodes.podSecurityContext", "nodes.securityContext", "nodes.affinity",
+		"lifecycle", "updateStrategy", "configCheck.resources", "nodes.updateStrategy", "nodes.resources", "nodes.podSecurityContext", "nodes.securityContext", "nodes.affinity",
 	}
 	checkObject(t, "", schema, loadChart(t).Values, free)
 }

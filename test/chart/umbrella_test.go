@@ -129,6 +129,7 @@ func TestGlobal(t *testing.T) {
 	for what, secrets := range map[string]int{
 		"the mirror": len(statefulSet(t, r).Spec.Template.Spec.ImagePullSecrets),
 		"nodes":      len(nodes(t, r).Spec.Template.Spec.ImagePullSecrets),
+		"the Job":    len(configJob(t, r).Spec.Template.Spec.ImagePullSecrets),
 	} {
 		if secrets != 3 {
 			t.Errorf("%s has %d secrets, want corp, hub and own", what, secrets)
