@@ -11,6 +11,7 @@ type choice struct {
 
 func choices() map[string]choice {
 	all := gitopsChoices()
+	maps.Copy(all, storageChoices())
 	maps.Copy(all, map[string]choice{
 		"defaults": {},
 		"subchart": {values: `{global: {imageRegistry: registry.example}}`},
@@ -210,5 +211,23 @@ config:
   upstreams:
     docker.io: {accounts: [{docker_config: /run/secrets/made/config.json}, {docker_config: /run/secrets/check/.dockerconfigjson}]}
     registry.corp: {url: "https://registry.corp", ca_file: /run/secrets/cachalot/ca.crt, username: ci, password_file: /run/secrets/check/password}`},
+	}
+}
+
+// storageChoices are those of where the cache is, and of how much it takes.
+func storageChoices() map[string]choice {
+	return map[string]choice{
+		"smallest claim":               {values: `{persistence: {size: 1Gi}}`},
+		"smallest empty dir":           {values: `{persistence: {type: emptyDir, size: 1Gi}}`},
+		"empty dir with requests":      {values: `{persistence: {type: emptyDir, size: 20Gi}, resources: {requests: {ephemeral-storage: 10Gi, memory: 256Mi}, limits: {ephemeral-storage: 21Gi, memory: 1Gi}}}`},
+		"empty dir without requests":   {values: `{persistence: {type: emptyDir, size: 20Gi}, resources: {requests: null, limits: null}}`},
+		"empty dir with its own sizes": {values: `{persistence: {type: emptyDir, size: 20Gi}, config: {storage: {max_size: 10GB, max_index: 1GiB, min_free: 15%}}}`},
+		"several host paths": {unrestricted: "hostPath", values: `
+replicas: 3
+persistence: {type: hostPath, hostPath: /srv/cachalot}
+affinity:
+  nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: disk, operator: In, values: [ssd]}]}]}}
+  podAntiAffinity: {requiredDuringSchedulingIgnoredDuringExecution: [{topologyKey: topology.kubernetes.io/zone, labelSelector: {matchLabels: {role: build}}}]}`},
+		"host path of a disk of its own": {values: `{persistence: {type: hostPath, hostPath: /mnt/cache}, config: {storage: {max_size: 90%, min_free: 2%}}}`, unrestricted: "hostPath"},
 	}
 }

@@ -49,8 +49,8 @@ func TestConfig(t *testing.T) {
 		`{persistence: {size: 1.5Ti}}`:                          {"storage.max_size": "1415577MiB"},
 		`{config: {upstreams: {docker.io: {}, ghcr.io: null}}}`: {"upstreams.docker.io": map[string]any{}, "upstreams.ghcr.io": any(nil)},
 		`{persistence: {size: 100G}}`:                           {"storage.max_size": "85830MiB"},
-		`{persistence: {type: emptyDir, size: 10Gi}}`:           {"storage.max_size": "9216MiB"},
-		`{persistence: {type: hostPath, hostPath: /srv/cache}}`: {},
+		`{persistence: {type: emptyDir, size: 10Gi}}`:           {"storage.max_size": "9216MiB", "storage.min_free": "20%"},
+		`{persistence: {type: hostPath, hostPath: /srv/cache}}`: {"storage.min_free": "20%"},
 		`{tls: {secretName: web}}`:                              {"tls.certificate": "/run/secrets/tls/tls.crt", "tls.key": "/run/secrets/tls/tls.key"},
 	} {
 		want := maps.Clone(own)

@@ -25,8 +25,13 @@ func TestDocs(t *testing.T) {
 			r := documented(t, found[1], examples)
 			checkNames(t, r)
 			checkServices(t, r)
-			checkSecurity(t, r, "")
+			unrestricted := ""
+			if regexp.MustCompile(`type: hostPath`).MatchString(found[1]) {
+				unrestricted = "hostPath"
+			}
+			checkSecurity(t, r, unrestricted)
 			checkMemory(t, r)
+			checkStorage(t, r)
 			p := newPod(t, r)
 			if out, err := p.command(t, "config", "check", p.container.Args[2]).CombinedOutput(); err != nil {
 				t.Errorf("%v\n%s\n%s", err, out, found[1])

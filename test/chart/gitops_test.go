@@ -146,6 +146,7 @@ func TestTemplate(t *testing.T) {
 			checkServices(t, rendered)
 			checkSecurity(t, rendered, c.unrestricted)
 			checkOnce(t, rendered)
+			checkStorage(t, rendered)
 		})
 	}
 }

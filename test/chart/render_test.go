@@ -28,6 +28,7 @@ func TestChoices(t *testing.T) {
 			checkOnce(t, r)
 			checkMemory(t, r)
 			checkImages(t, r)
+			checkStorage(t, r)
 		})
 	}
 }

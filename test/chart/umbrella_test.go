@@ -99,6 +99,7 @@ func TestUmbrellaCondition(t *testing.T) {
 func TestUmbrellaMistake(t *testing.T) {
 	for values, want := range map[string]string{
 		`{cachalot: {replica: 2}}`:                  "'replica'",
+		`{cachalot: {persistence: {size: 1Mi}}}`:    "set it to 1Gi or more",
 		`{global: {imagePullSecrets: [{a: b}]}}`:    "/global/imagePullSecrets/0",
 		`{cachalot: {config: {tags: {fresh: 1m}}}}`: "'fresh'",
 	} {

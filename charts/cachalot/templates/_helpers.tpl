@@ -174,9 +174,8 @@ quarter of GOMEMLIMIT is for manifests and lists, which are whole in memory.
 {{/* The configuration: what values say, and the chart's own for what they do not. */}}
 {{- define "cachalot.config" -}}
 {{- $own := dict "listen" ":5000" "admin" (dict "listen" ":5001") "storage" (dict "path" "/var/lib/cachalot") }}
-{{- if has .Values.persistence.type (list "claim" "emptyDir") }}
-{{- with include "cachalot.mostOf" .Values.persistence.size }}{{ $_ := set $own.storage "max_size" . }}{{ end }}
-{{- end }}
+{{- with include "cachalot.maxSize" . }}{{ $_ := set $own.storage "max_size" . }}{{ end }}
+{{- with include "cachalot.minFree" . }}{{ $_ := set $own.storage "min_free" . }}{{ end }}
 {{- with include "cachalot.connections" . }}
 {{- if gt (int64 .) 0 }}{{ $_ := set $own "max_connections" (min 10000 (int64 .)) }}{{ end }}
 {{- end }}
@@ -257,19 +256,7 @@ exec:
 {{- define "cachalot.check" -}}
 {{- $config := include "cachalot.config" . | fromYaml }}
 {{- include "cachalot.checkNames" . }}
-{{- if and (eq .Values.persistence.type "existingClaim") (gt (include "cachalot.replicas" . | int) 1) }}
-{{- fail "persistence.type existingClaim is one volume, and each replica needs its own: set replicas to 1, or persistence.type to claim" }}
-{{- end }}
-{{- if eq .Values.persistence.type "claim" }}
-{{- $name := include "cachalot.fullname" . }}
-{{- $namespace := include "cachalot.namespace" . }}
-{{- range (lookup "apps/v1" "StatefulSet" $namespace $name | default dict | dig "spec" "volumeClaimTemplates" list) }}
-{{- $is := .spec.resources.requests.storage }}
-{{- if ne (include "cachalot.mostOf" $is) (include "cachalot.mostOf" $.Values.persistence.size) }}
-{{- fail (printf "persistence.size is %s, and Kubernetes changes no claim of a StatefulSet: make the claims themselves larger (kubectl edit pvc -n %s cache-%s-0), take the StatefulSet away from above its pods (kubectl delete statefulset -n %s %s --cascade=orphan), and upgrade again" $is $namespace $name $namespace $name) }}
-{{- end }}
-{{- end }}
-{{- end }}
+{{- include "cachalot.checkStorage" . }}
 {{- if not (hasPrefix "/" $config.storage.path) }}
 {{- fail "config.storage.path must be a full path, such as /var/lib/cachalot: the cache is mounted there" }}
 {{- end }}
