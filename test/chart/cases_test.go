@@ -1,5 +1,7 @@
 package chart
 
+import "maps"
+
 // choice is a typical way to set the chart up.
 type choice struct {
 	values string
@@ -8,7 +10,9 @@ type choice struct {
 }
 
 func choices() map[string]choice {
-	return map[string]choice{
+	all := gitopsChoices()
+	maps.Copy(all, storageChoices())
+	maps.Copy(all, map[string]choice{
 		"defaults": {},
 		"subchart": {values: `{global: {imageRegistry: registry.example}}`},
 		"names":    {values: `{nameOverride: mirror, fullnameOverride: hub-mirror, commonLabels: {team: ci}}`},
@@ -131,5 +135,101 @@ extraContainers: [{name: log, image: "busybox:1.37", securityContext: {allowPriv
 		"account of another": {values: `{serviceAccount: {create: false, name: other}}`},
 		"no account":         {values: `{serviceAccount: {create: false}}`},
 		"probes":             {values: `{startupProbe: {failureThreshold: 300}, livenessProbe: {timeoutSeconds: 9}, readinessProbe: {initialDelaySeconds: 1}}`},
+	})
+	return all
+}
+
+// gitopsChoices are those of larger charts, and of tools that apply what they render.
+func gitopsChoices() map[string]choice {
+	return map[string]choice{
+		"condition of a larger chart": {values: `{enabled: true, global: {storageClass: fast, corp: {regions: [eu, us], level: 3}}}`},
+		"registry of a larger chart": {values: `
+global: {imageRegistry: "registry.example:5000/hub/", imagePullSecrets: [corp, {name: hub}]}
+image: {registry: quay.io}
+imagePullSecrets: [{name: corp}, {name: own}]
+nodes: {enabled: true}`},
+		"registry apart":         {values: `{image: {registry: "registry.example:5000", repository: cachalot/mirror, tag: "7"}}`},
+		"registry without a dot": {values: `{image: {registry: localhost, repository: "corp:80/mirror"}}`},
+		"annotations of all": {values: `
+commonAnnotations: {owner: ci, docs.example/page: mirror}
+commonLabels: {team: ci}
+service: {annotations: {owner: network}}
+secrets: {hub: {data: {password: first password}}}
+ingress: {enabled: true, hosts: [mirror.example]}
+httpRoute: {enabled: true, parentRefs: [{name: public}]}
+nodes: {enabled: true}
+podDisruptionBudget: {enabled: true}
+metrics: {serviceMonitor: {enabled: true}, prometheusRule: {enabled: true}, dashboard: {enabled: true}}`},
+		"another namespace": {values: `
+namespaceOverride: mirrors
+secrets: {hub: {data: {password: first password}}}
+tls: {certManager: {enabled: true, issuerRef: {name: corp}}}
+nodes: {enabled: true, mirror: "https://mirror.example:5000"}
+ingress: {enabled: true, hosts: [mirror.example]}
+metrics: {podMonitor: {enabled: true}, prometheusRule: {enabled: true}, dashboard: {enabled: true}}`},
+		"replica count":                {values: `{replicaCount: 3, podDisruptionBudget: {enabled: true}}`},
+		"replica count of one":         {values: `{replicaCount: 1, persistence: {type: existingClaim, existingClaim: images}}`},
+		"no replica":                   {values: `{replicas: 0}`},
+		"no replica by its other name": {values: `{replicaCount: 0}`},
+		"near replicas":                {values: `{replicas: 2, service: {trafficDistribution: PreferClose, internalTrafficPolicy: Cluster}}`},
+		"only the replica of a node":   {values: `{service: {type: NodePort, internalTrafficPolicy: Local, externalTrafficPolicy: Local}}`},
+		"budget by a share":            {values: `{replicas: 3, podDisruptionBudget: {enabled: true, minAvailable: 50%}}`},
+		"budget of all":                {values: `{podDisruptionBudget: {enabled: true, maxUnavailable: 0}}`},
+		"budget of none":               {values: `{podDisruptionBudget: {enabled: true, minAvailable: 0, maxUnavailable: ""}}`},
+		"slow rollout":                 {values: `{replicas: 3, minReadySeconds: 30, updateStrategy: {type: RollingUpdate, rollingUpdate: {partition: 1}}}`},
+		"rollout by hand":              {values: `{updateStrategy: {type: OnDelete}}`},
+		"lifecycle":                    {values: `{lifecycle: {preStop: {sleep: {seconds: 5}}}}`},
+		"more objects": {values: `
+commonAnnotations: {owner: ci}
+extraObjects:
+- |
+  apiVersion: v1
+  kind: ConfigMap
+  metadata: {{- include "cachalot.metadata" (list . (printf "%s-more" (include "cachalot.fullname" .)) "more") | nindent 2 }}
+  data: {replicas: {{ .Values.replicas | quote }}}
+- apiVersion: v1
+  kind: Secret
+  metadata:
+    name: '{{ include "cachalot.fullname" . }}-extra'
+    namespace: '{{ .Release.Namespace }}'
+    labels: {app.kubernetes.io/name: extra, app.kubernetes.io/instance: "{{ .Release.Name }}", app.kubernetes.io/component: extra, app.kubernetes.io/version: "1", app.kubernetes.io/managed-by: hand, helm.sh/chart: cachalot}
+  stringData: {password: "{{ .Values.replicas }}"}`},
+		"no check of the configuration": {values: `{configCheck: {enabled: false}}`},
+		"check of the configuration": {values: `
+configCheck: {resources: {limits: {cpu: 1, memory: 256Mi}}}
+imagePullSecrets: [{name: corp}]
+nodeSelector: {disk: ssd}
+tolerations: [{key: ci, operator: Exists}]
+podLabels: {cost: ci}
+podAnnotations: {sidecar.istio.io/inject: "false"}
+serviceAccount: {create: false, name: other}
+extraEnv: [{name: LEVEL, value: debug}, {name: OTHER, valueFrom: {secretKeyRef: {name: other, key: other}}}]
+config: {log: {level: "${LEVEL}"}, hosts: ["mirror.example"], upstreams: {docker.io: {username: "$${OTHER}", password_file: /run/secrets/hub/password}}}
+secrets: {hub: {existingSecret: docker-hub}}`},
+		"files of several Secrets": {values: `
+secrets: {check: {existingSecret: a}, cachalot: {existingSecret: b}, made: {data: {config.json: "{}", token: 0123456789abcdef}}}
+config:
+  admin: {token_file: /run/secrets/made/token}
+  upstreams:
+    docker.io: {accounts: [{docker_config: /run/secrets/made/config.json}, {docker_config: /run/secrets/check/.dockerconfigjson}]}
+    registry.corp: {url: "https://registry.corp", ca_file: /run/secrets/cachalot/ca.crt, username: ci, password_file: /run/secrets/check/password}`},
+	}
+}
+
+// storageChoices are those of where the cache is, and of how much it takes.
+func storageChoices() map[string]choice {
+	return map[string]choice{
+		"smallest claim":               {values: `{persistence: {size: 1Gi}}`},
+		"smallest empty dir":           {values: `{persistence: {type: emptyDir, size: 1Gi}}`},
+		"empty dir with requests":      {values: `{persistence: {type: emptyDir, size: 20Gi}, resources: {requests: {ephemeral-storage: 10Gi, memory: 256Mi}, limits: {ephemeral-storage: 21Gi, memory: 1Gi}}}`},
+		"empty dir without requests":   {values: `{persistence: {type: emptyDir, size: 20Gi}, resources: {requests: null, limits: null}}`},
+		"empty dir with its own sizes": {values: `{persistence: {type: emptyDir, size: 20Gi}, config: {storage: {max_size: 10GB, max_index: 1GiB, min_free: 15%}}}`},
+		"several host paths": {unrestricted: "hostPath", values: `
+replicas: 3
+persistence: {type: hostPath, hostPath: /srv/cachalot}
+affinity:
+  nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: disk, operator: In, values: [ssd]}]}]}}
+  podAntiAffinity: {requiredDuringSchedulingIgnoredDuringExecution: [{topologyKey: topology.kubernetes.io/zone, labelSelector: {matchLabels: {role: build}}}]}`},
+		"host path of a disk of its own": {values: `{persistence: {type: hostPath, hostPath: /mnt/cache}, config: {storage: {max_size: 90%, min_free: 2%}}}`, unrestricted: "hostPath"},
 	}
 }

@@ -51,8 +51,8 @@ func TestConfig(t *testing.T) {
 		`{persistence: {size: 1.5Ti}}`:                          {"storage.max_size": "1415577MiB"},
 		`{config: {upstreams: {docker.io: {}, ghcr.io: null}}}`: {"upstreams.docker.io": map[string]any{}, "upstreams.ghcr.io": any(nil)},
 		`{persistence: {size: 100G}}`:                           {"storage.max_size": "85830MiB"},
-		`{persistence: {type: emptyDir, size: 10Gi}}`:           {"storage.max_size": "9216MiB"},
-		`{persistence: {type: hostPath, hostPath: /srv/cache}}`: {},
+		`{persistence: {type: emptyDir, size: 10Gi}}`:           {"storage.max_size": "9216MiB", "storage.min_free": "20%"},
+		`{persistence: {type: hostPath, hostPath: /srv/cache}}`: {"storage.min_free": "20%"},
 		`{tls: {secretName: web}}`:                              {"tls.certificate": "/run/secrets/tls/tls.crt", "tls.key": "/run/secrets/tls/tls.key"},
 	} {
 		want := maps.Clone(own)
@@ -156,7 +156,12 @@ func TestConfigReloads(t *testing.T) {
 // TestValues_Refused: values that cannot work or that expose a secret give an error with the fix.
 func TestValues_Refused(t *testing.T) {
 	for values, want := range map[string]string{
-		`{replicas: 2, persistence: {type: existingClaim, existingClaim: images}}`:              "set replicas to 1, or persistence.type to claim",
+		`{replicas: 2, persistence: {type: existingClaim, existingClaim: images}}`:     "set replicas to 1, or persistence.type to claim",
+		`{replicaCount: 2, persistence: {type: existingClaim, existingClaim: images}}`: "set replicas to 1, or persistence.type to claim",
+		`{replicas: 3, replicaCount: 2}`:                                               "replicas is 3 and replicaCount 2",
+		`{podDisruptionBudget: {minAvailable: 1, maxUnavailable: 34%}}`:                "podDisruptionBudget.minAvailable is 1 and maxUnavailable 34%",
+		`{podDisruptionBudget: {minAvailable: 0, maxUnavailable: 0}}`:                  "podDisruptionBudget.minAvailable is 0 and maxUnavailable 0",
+		`{enabled: false}`: "name this value as the condition of the dependency",
 		`{config: {admin: {listen: "127.0.0.1:5001"}}, metrics: {podMonitor: {enabled: true}}}`: "set it to :5001",
 		`{metrics: {podMonitor: {enabled: true}, serviceMonitor: {enabled: true}}}`:             "enable one of them",
 		`{config: {upstreams: {docker.io: {username: ci, password: correct horse}}}}`:           "config.upstreams.docker.io has a password",

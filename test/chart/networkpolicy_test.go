@@ -1,18 +1,11 @@
 package chart
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 
-	"helm.sh/helm/v4/pkg/action"
-	"helm.sh/helm/v4/pkg/chart/common"
-	kubefake "helm.sh/helm/v4/pkg/kube/fake"
-	release "helm.sh/helm/v4/pkg/release/v1"
-	"helm.sh/helm/v4/pkg/storage"
-	"helm.sh/helm/v4/pkg/storage/driver"
 	core "k8s.io/api/core/v1"
 	network "k8s.io/api/networking/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -144,34 +137,6 @@ func TestNetworkPolicyEgress(t *testing.T) {
 			if limited := slices.Contains(p.Spec.PolicyTypes, network.PolicyTypeEgress); limited != strings.Contains(c.values, "egress:") || limited != (len(p.Spec.Egress) > 0) {
 				t.Errorf("%s: %v, egress %v", name, p.Spec.PolicyTypes, p.Spec.Egress)
 			}
-		}
-	}
-}
-
-// TestNetworkPolicyAPI: a cluster without the API gets no policy, and the notes say so.
-func TestNetworkPolicyAPI(t *testing.T) {
-	for api, want := range map[bool]int{true: 1, false: 0} {
-		cfg := &action.Configuration{
-			Releases:     storage.Init(driver.NewMemory()),
-			KubeClient:   &kubefake.PrintingKubeClient{},
-			Capabilities: common.DefaultCapabilities.Copy(),
-		}
-		cfg.Capabilities.KubeVersion = oldest
-		if !api {
-			cfg.Capabilities.APIVersions = slices.DeleteFunc(slices.Clone(cfg.Capabilities.APIVersions), func(v string) bool { return strings.HasPrefix(v, "networking.k8s.io/") })
-		}
-		install := action.NewInstall(cfg)
-		install.ReleaseName, install.Namespace = "mirror", namespace
-		done, err := install.Run(loadChart(t), parse(t, ""))
-		if err != nil {
-			t.Fatal(err)
-		}
-		r := done.(*release.Release)
-		if got := len(all[*network.NetworkPolicy](rendered{objects: decode(t, r.Manifest)})); got != want {
-			t.Errorf("API %v: %d policies", api, got)
-		}
-		if said := strings.Contains(r.Info.Notes, "open to all of the cluster"); said == api {
-			t.Errorf("API %v: the notes are\n%s", api, fmt.Sprint(r.Info.Notes))
 		}
 	}
 }

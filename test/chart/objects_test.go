@@ -10,10 +10,13 @@ import (
 
 	certmanager "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
 	monitoring "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
+	apps "k8s.io/api/apps/v1"
 	core "k8s.io/api/core/v1"
 	network "k8s.io/api/networking/v1"
+	policy "k8s.io/api/policy/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	gateway "sigs.k8s.io/gateway-api/apis/v1"
 )
 
@@ -30,11 +33,16 @@ func TestNotes(t *testing.T) {
 		`{ingress: {enabled: true, hosts: [mirror.example], tls: [{secretName: web}]}}`:      `["--registry-mirror", "https://mirror.example"]`,
 		`{httpRoute: {enabled: true, parentRefs: [{name: a}], hostnames: [mirror.example]}}`: `["--registry-mirror", "https://mirror.example"]`,
 		`{persistence: {type: emptyDir}}`:                                                    "The cache goes with the pod",
+		`{networkPolicy: {enabled: false}}`:                                                  "open to all of the cluster",
+		`{namespaceOverride: mirrors}`:                                                       `["--registry-mirror", "http://mirror-cachalot.mirrors.svc:5000"]`,
 		`{fullnameOverride: hub}`:                                                            "statefulset/hub -c cachalot -- /cachalot client containerd --config /etc/cachalot/cachalot.yml",
 	} {
 		if notes := render(t, "mirror", values).notes; !strings.Contains(notes, want) {
 			t.Errorf("%s: no %s in\n%s", values, want, notes)
 		}
+	}
+	if notes := render(t, "mirror", "").notes; strings.Contains(notes, "open to all of the cluster") {
+		t.Errorf("with a NetworkPolicy:\n%s", notes)
 	}
 }
 
@@ -154,6 +162,45 @@ func TestCertificate(t *testing.T) {
 	for what, spec := range map[string]core.PodSpec{"the mirror": statefulSet(t, r).Spec.Template.Spec, "helm test": all[*core.Pod](r)[0].Spec} {
 		if !slices.ContainsFunc(spec.Volumes, func(v core.Volume) bool { return v.Secret != nil && v.Secret.SecretName == c.Spec.SecretName }) {
 			t.Errorf("%s does not mount %s", what, c.Spec.SecretName)
+		}
+	}
+}
+
+// TestPassedOn: what is Kubernetes' own to set arrives where it belongs.
+func TestPassedOn(t *testing.T) {
+	r := render(t, "mirror", `
+replicaCount: 4
+lifecycle: {preStop: {sleep: {seconds: 5}}}
+updateStrategy: {type: OnDelete}
+minReadySeconds: 30
+service: {internalTrafficPolicy: Local, trafficDistribution: PreferSameZone}
+podDisruptionBudget: {enabled: true, minAvailable: 50%}`)
+	set := statefulSet(t, r).Spec
+	if *set.Replicas != 4 || set.Template.Spec.Containers[0].Lifecycle.PreStop.Sleep.Seconds != 5 || set.UpdateStrategy.Type != apps.OnDeleteStatefulSetStrategyType || set.MinReadySeconds != 30 {
+		t.Errorf("%+v", set)
+	}
+	for _, s := range all[*core.Service](r) {
+		if own := s.Spec.ClusterIP != core.ClusterIPNone; own != (s.Spec.InternalTrafficPolicy != nil && *s.Spec.InternalTrafficPolicy == core.ServiceInternalTrafficPolicyLocal) || own != (s.Spec.TrafficDistribution != nil) {
+			t.Errorf("%s: %+v", s.Name, s.Spec)
+		}
+	}
+	for values, want := range map[string]string{
+		`{podDisruptionBudget: {enabled: true}}`:                                          "min nil, max 1",
+		`{podDisruptionBudget: {enabled: true, minAvailable: 50%}}`:                       "min 50%, max nil",
+		`{podDisruptionBudget: {enabled: true, minAvailable: 0}}`:                         "min 0, max nil",
+		`{podDisruptionBudget: {enabled: true, maxUnavailable: 0}}`:                       "min nil, max 0",
+		`{podDisruptionBudget: {enabled: true, minAvailable: null, maxUnavailable: 34%}}`: "min nil, max 34%",
+		`{podDisruptionBudget: {enabled: true, minAvailable: 2, maxUnavailable: null}}`:   "min 2, max nil",
+	} {
+		text := func(n *intstr.IntOrString) string {
+			if n == nil {
+				return "nil"
+			}
+			return n.String()
+		}
+		budget := all[*policy.PodDisruptionBudget](render(t, "mirror", values))[0].Spec
+		if got := "min " + text(budget.MinAvailable) + ", max " + text(budget.MaxUnavailable); got != want {
+			t.Errorf("%s: %s, want %s", values, got, want)
 		}
 	}
 }

@@ -14,7 +14,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -89,10 +88,7 @@ func newPod(t *testing.T, r rendered) pod {
 			files = made[v.Secret.SecretName]
 		case v.Secret != nil:
 			for _, found := range regexp.MustCompile(regexp.QuoteMeta(m.MountPath)+`/([\w.-]+)`).FindAllStringSubmatch(config(t, r), -1) {
-				files[found[1]] = "0123456789abcdef0123456789abcdef"
-				if slices.Contains([]string{".crt", ".key"}, filepath.Ext(found[1])) {
-					files[found[1]] = certificate(t)
-				}
+				files[found[1]] = secretFile(t, found[1])
 			}
 		}
 		for name, content := range files {
@@ -106,6 +102,19 @@ func newPod(t *testing.T, r rendered) pod {
 		p.env = append(p.env, e.Name+"="+e.Value)
 	}
 	return p
+}
+
+// secretFile is what a key of a Secret would have, by its name.
+func secretFile(t *testing.T, name string) string {
+	t.Helper()
+	switch filepath.Ext(name) {
+	case ".crt", ".key":
+		return certificate(t)
+	case ".dockerconfigjson":
+		return "{}"
+	default:
+		return "0123456789abcdef0123456789abcdef"
+	}
 }
 
 // write writes a file at the container's path. Absolute paths in its content also point below root.

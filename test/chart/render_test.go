@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	apps "k8s.io/api/apps/v1"
+	batch "k8s.io/api/batch/v1"
 	core "k8s.io/api/core/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -27,6 +28,7 @@ func TestObjects_Valid(t *testing.T) {
 			checkOnce(t, r)
 			checkMemory(t, r)
 			checkImages(t, r)
+			checkStorage(t, r)
 		})
 	}
 }
@@ -60,7 +62,7 @@ func checkNames(t *testing.T, r rendered) {
 	for _, o := range r.objects {
 		kind := o.GetObjectKind().GroupVersionKind().Kind
 		valid(o, kind)
-		want := namespace
+		want := statefulSet(t, r).Namespace
 		if strings.HasPrefix(kind, "Cluster") {
 			want = "" // such as a ClusterRole
 		}
@@ -102,6 +104,9 @@ func checkImages(t *testing.T, r rendered) {
 	}
 	for _, d := range all[*apps.DaemonSet](r) {
 		specs = append(specs, d.Spec.Template.Spec)
+	}
+	for _, j := range all[*batch.Job](r) {
+		specs = append(specs, j.Spec.Template.Spec)
 	}
 	for _, s := range specs {
 		for _, c := range append(s.InitContainers, s.Containers...) {
@@ -158,6 +163,11 @@ func checkServices(t *testing.T, r rendered) {
 				t.Errorf("Service %s leads to the pod %s too", s.Name, p.Name)
 			}
 		}
+		for _, j := range all[*batch.Job](r) {
+			if selector.Matches(labels.Set(j.Spec.Template.Labels)) {
+				t.Errorf("Service %s leads to the pod of %s too", s.Name, j.Name)
+			}
+		}
 		for _, p := range s.Spec.Ports {
 			if p.TargetPort.Type != intstr.String || !ports[p.TargetPort.StrVal] {
 				t.Errorf("Service %s: no port %s in the pods", s.Name, p.TargetPort.String())
@@ -204,5 +214,8 @@ func checkSecurity(t *testing.T, r rendered, unrestricted string) {
 	}
 	for _, p := range all[*core.Pod](r) {
 		check("the test", &p.ObjectMeta, &p.Spec, true)
+	}
+	for _, j := range all[*batch.Job](r) {
+		check("the check of the configuration", &j.Spec.Template.ObjectMeta, &j.Spec.Template.Spec, true)
 	}
 }

@@ -14,6 +14,10 @@
 {{- end }}
 {{- end }}
 
+{{- define "cachalot.namespace" -}}
+{{- .Values.namespaceOverride | default .Release.Namespace }}
+{{- end }}
+
 {{/* What never changes while a release lives: a StatefulSet's selector and claims cannot. */}}
 {{- define "cachalot.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "cachalot.name" . }}
@@ -37,6 +41,23 @@ app.kubernetes.io/component: mirror
 {{- toYaml (mergeOverwrite $labels (pick $own "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component")) }}
 {{- end }}
 
+{{/* (list . NAME COMPONENT LABELS ANNOTATIONS): the metadata of an object; the last two may be missing. */}}
+{{- define "cachalot.metadata" -}}
+{{- $root := index . 0 }}
+{{- $more := concat (slice . 3) (list dict dict) }}
+{{- $annotations := merge dict (index $more 1 | default dict) ($root.Values.commonAnnotations | default dict) -}}
+name: {{ index . 1 }}
+namespace: {{ include "cachalot.namespace" $root }}
+labels: {{- include "cachalot.labels" (list $root (index . 2) (index $more 0 | default dict)) | nindent 2 }}
+{{- with $annotations }}
+annotations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "cachalot.replicas" -}}
+{{- ternary .Values.replicas .Values.replicaCount (kindIs "invalid" .Values.replicaCount) | int64 }}
+{{- end }}
+
 {{- define "cachalot.serviceAccountName" -}}
 {{- .Values.serviceAccount.name | default (ternary (include "cachalot.fullname" .) "default" .Values.serviceAccount.create) }}
 {{- end }}
@@ -45,9 +66,28 @@ app.kubernetes.io/component: mirror
 {{- .Values.nodes.serviceAccountName | default (ternary (printf "%s-node" (include "cachalot.fullname" .)) "default" .Values.serviceAccount.create) }}
 {{- end }}
 
+{{- define "cachalot.global" -}}
+{{- toYaml (.Values.global | default dict) }}
+{{- end }}
+
+{{/* A registry that is set by itself replaces the one in the repository. */}}
 {{- define "cachalot.image" -}}
-{{- with .Values.image }}
-{{- if .digest }}{{ .repository }}@{{ .digest }}{{ else }}{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}
+{{- $image := .Values.image }}
+{{- $repository := $image.repository }}
+{{- with (include "cachalot.global" . | fromYaml).imageRegistry | default $image.registry }}
+{{- $repository = printf "%s/%s" (trimSuffix "/" .) (regexReplaceAll "^(localhost|[^/]*[.:][^/]*)/" $repository "") }}
+{{- end }}
+{{- $repository }}{{ if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default .Chart.AppVersion }}{{ end }}
+{{- end }}
+
+{{/* The key with the Secrets of a larger chart, each a name or as here, and our own; nothing without any. */}}
+{{- define "cachalot.imagePullSecrets" -}}
+{{- $secrets := list }}
+{{- range concat ((include "cachalot.global" . | fromYaml).imagePullSecrets | default list) (.Values.imagePullSecrets | default list) }}
+{{- $secrets = append $secrets (kindIs "map" . | ternary . (dict "name" .)) }}
+{{- end }}
+{{- with uniq $secrets -}}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
@@ -134,9 +174,8 @@ quarter of GOMEMLIMIT is for manifests and lists, which are whole in memory.
 {{/* The configuration: what values say, and the chart's own for what they do not. */}}
 {{- define "cachalot.config" -}}
 {{- $own := dict "listen" ":5000" "admin" (dict "listen" ":5001") "storage" (dict "path" "/var/lib/cachalot") "drain_delay" "5s" "log" (dict "format" "json") }}
-{{- if has .Values.persistence.type (list "claim" "emptyDir") }}
-{{- with include "cachalot.mostOf" .Values.persistence.size }}{{ $_ := set $own.storage "max_size" . }}{{ end }}
-{{- end }}
+{{- with include "cachalot.maxSize" . }}{{ $_ := set $own.storage "max_size" . }}{{ end }}
+{{- with include "cachalot.minFree" . }}{{ $_ := set $own.storage "min_free" . }}{{ end }}
 {{- with include "cachalot.connections" . }}
 {{- if gt (int64 .) 0 }}{{ $_ := set $own "max_connections" (min 10000 (int64 .)) }}{{ end }}
 {{- end }}
@@ -175,11 +214,6 @@ quarter of GOMEMLIMIT is for manifests and lists, which are whole in memory.
 {{- if not (regexMatch "^(127[.]|localhost:|\\[::1\\])" (include "cachalot.config" . | fromYaml).admin.listen) }}true{{ end }}
 {{- end }}
 
-{{/* Whether the release has a NetworkPolicy. */}}
-{{- define "cachalot.networkPolicy" -}}
-{{- if and .Values.networkPolicy.enabled (.Capabilities.APIVersions.Has "networking.k8s.io/v1") }}true{{ end }}
-{{- end }}
-
 {{/* (list . PATH): what a probe does. */}}
 {{- define "cachalot.probe" -}}
 {{- $root := index . 0 }}
@@ -205,23 +239,13 @@ exec:
 {{/* What contradicts itself, or puts a secret where it is no secret. */}}
 {{- define "cachalot.check" -}}
 {{- $config := include "cachalot.config" . | fromYaml }}
-{{- if and (eq .Values.persistence.type "existingClaim") (gt (int .Values.replicas) 1) }}
-{{- fail "persistence.type existingClaim is one volume, and each replica needs its own: set replicas to 1, or persistence.type to claim" }}
-{{- end }}
+{{- include "cachalot.checkNames" . }}
+{{- include "cachalot.checkStorage" . }}
 {{- if not (hasPrefix "/" $config.storage.path) }}
 {{- fail "config.storage.path must be a full path, such as /var/lib/cachalot: the cache is mounted there" }}
 {{- end }}
 {{- if and (eq .Values.service.type "ClusterIP") (or .Values.service.nodePort .Values.service.externalTrafficPolicy) }}
 {{- fail "service.nodePort and service.externalTrafficPolicy are for a service.type NodePort or LoadBalancer: set it, or leave them out" }}
-{{- end }}
-{{- if eq .Values.persistence.type "claim" }}
-{{- $name := include "cachalot.fullname" . }}
-{{- range (lookup "apps/v1" "StatefulSet" .Release.Namespace $name | default dict | dig "spec" "volumeClaimTemplates" list) }}
-{{- $is := .spec.resources.requests.storage }}
-{{- if ne (include "cachalot.mostOf" $is) (include "cachalot.mostOf" $.Values.persistence.size) }}
-{{- fail (printf "persistence.size is %s, and Kubernetes changes no claim of a StatefulSet: make the claims themselves larger (kubectl edit pvc -n %s cache-%s-0), take the StatefulSet away from above its pods (kubectl delete statefulset -n %s %s --cascade=orphan), and upgrade again" $is $.Release.Namespace $name $.Release.Namespace $name) }}
-{{- end }}
-{{- end }}
 {{- end }}
 {{- if and (not (include "cachalot.adminOpen" .)) (or .Values.metrics.serviceMonitor.enabled .Values.metrics.podMonitor.enabled) }}
 {{- fail "Prometheus cannot reach config.admin.listen: set it to :5001, or do without serviceMonitor and podMonitor" }}
@@ -237,10 +261,10 @@ exec:
 {{- if and .enabled (not .mirror) (include "cachalot.tls" $) }}
 {{- fail "nodes.mirror is needed with tls: write the mirror's URL by a name that is in its certificate and that nodes resolve, such as https://mirror.example:5000" }}
 {{- end }}
-{{- if and .enabled (not .verify) (not .configPath) }}
+{{- if and .enabled (not (dig "verify" true .)) (not .configPath) }}
 {{- fail "nodes.configPath is needed without nodes.verify: write the folder in config_path of the nodes' containerd, such as /etc/containerd/certs.d" }}
 {{- end }}
-{{- if and .enabled .configureContainerd (not .verify) }}
+{{- if and .enabled .configureContainerd (not (dig "verify" true .)) }}
 {{- fail "nodes.configureContainerd needs nodes.verify: set nodes.verify to true" }}
 {{- end }}
 {{- if and .caSecret (not (hasPrefix "https://" .mirror)) }}
@@ -257,6 +281,27 @@ exec:
 {{- if and $config.admin.token (not (regexMatch "^\\$\\{[^}]+\\}$" (toString $config.admin.token))) }}
 {{- fail "config.admin has a token, and everybody may read a ConfigMap: put it under secrets, and its path into token_file" }}
 {{- end }}
+{{- end }}
+
+{{/* Two names for one thing, of which both are set. */}}
+{{- define "cachalot.checkNames" -}}
+{{- $count := include "cachalot.replicas" . | int }}
+{{- if and (ne (int .Values.replicas) $count) (ne (int .Values.replicas) 1) }}
+{{- fail (printf "replicas is %d and replicaCount %d, which is another name for it: set one of them" (int .Values.replicas) $count) }}
+{{- end }}
+{{- with .Values.podDisruptionBudget }}
+{{- if and (include "cachalot.isSet" .minAvailable) (include "cachalot.isSet" .maxUnavailable) }}
+{{- fail (printf "podDisruptionBudget.minAvailable is %v and maxUnavailable %v, and Kubernetes takes one of them: leave the other empty" .minAvailable .maxUnavailable) }}
+{{- end }}
+{{- end }}
+{{- if eq (toString .Values.enabled) "false" }}
+{{- fail "enabled is false, and the chart is installed all the same: in a larger chart, name this value as the condition of the dependency; alone, uninstall the release" }}
+{{- end }}
+{{- end }}
+
+{{/* Whether a value is there, be it 0. */}}
+{{- define "cachalot.isSet" -}}
+{{- if not (or (kindIs "invalid" .) (eq (toString .) "")) }}true{{ end }}
 {{- end }}
 
 {{/* Memory that does not hold what the configuration allows: the kernel would end the mirror under load. */}}
@@ -283,7 +328,7 @@ exec:
 {{/* The mirror's URL for clients, as far as it is known before it is installed. */}}
 {{- define "cachalot.url" -}}
 {{- $service := .Values.service }}
-{{- $inside := printf "%s.%s.svc" (include "cachalot.fullname" .) .Release.Namespace }}
+{{- $inside := printf "%s.%s.svc" (include "cachalot.fullname" .) (include "cachalot.namespace" .) }}
 {{- if and .Values.httpRoute.enabled .Values.httpRoute.hostnames }}https://{{ first .Values.httpRoute.hostnames }}
 {{- else if .Values.ingress.enabled }}{{ ternary "https" "http" (gt (len .Values.ingress.tls) 0) }}://{{ first .Values.ingress.hosts }}
 {{- else if and (eq $service.type "LoadBalancer") $service.loadBalancerIP }}{{ include "cachalot.scheme" . }}://{{ ternary (printf "[%s]" $service.loadBalancerIP) $service.loadBalancerIP (contains ":" $service.loadBalancerIP) }}:{{ $service.port }}

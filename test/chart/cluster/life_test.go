@@ -73,8 +73,19 @@ func testLife(t *testing.T, c *cluster) { //nolint:thelper // a test itself: the
 			}
 		}) &&
 		t.Run("a mistake that only cachalot sees", func(t *testing.T) {
+			before, config := r.pod(t), r.config(t)
+			_, err := try(withoutEnd(t), nil, c.helm, r.args(t, "upgrade", `config: {default_upstream: nowhere.test}`)...)
+			if err == nil || !strings.Contains(err.Error(), "default_upstream") {
+				t.Errorf("helm upgrade: %v", err)
+			}
+			c.say(t, "a Job refuses what cachalot would: %v", err)
+			if r.pod(t).UID != before.UID || r.config(t) != config {
+				t.Error("something has changed all the same")
+			}
+		}) &&
+		t.Run("a mistake that nobody has looked for", func(t *testing.T) {
 			before := r.pod(t)
-			r.do(t, "upgrade", `config: {default_upstream: nowhere.test}`, "--wait")
+			r.do(t, "upgrade", `{configCheck: {enabled: false}, config: {default_upstream: nowhere.test}}`, "--wait")
 			r.touch(t)
 			r.logs(t, 3*time.Minute, `configuration not reloaded; the old one stays in effect`)
 			r.pull(t, u, "app:1")
@@ -89,7 +100,7 @@ func testLife(t *testing.T, c *cluster) { //nolint:thelper // a test itself: the
 			}
 		}) &&
 		t.Run("a mistake in what wants a restart", func(t *testing.T) {
-			r.do(t, "upgrade", `config: {storage: {low_mark: 99%}}`)
+			r.do(t, "upgrade", `{configCheck: {enabled: false}, config: {storage: {low_mark: 99%}}}`)
 			eventually(t, time.Minute, "the end of the new pod", func(ctx context.Context) (bool, string) {
 				log, err := r.log(ctx, true)
 				return err == nil && strings.Contains(log, "low_mark"), fmt.Sprint(err, log)
