@@ -4,11 +4,10 @@
 {{- end }}
 
 {{/*
-How the Job checks: whether there is one; the variables of extraEnv that the configuration
-uses; and stand-ins, as a key of the Job's ConfigMap and what the file is, for Secrets that
-may not be there yet. There is none where a variable or a file is not known before the
-release is there, which waits for the Job. With the values of an older release, as
-"helm upgrade --reuse-values" has them, there is none either.
+How the Job checks. "run": whether there is one; it would wait for ever for a variable or a
+file that comes with the release, which waits for the Job. "env": the variables of extraEnv
+that the configuration uses. "files": by NAME.KEY, what stands in for a file of a Secret
+that may not exist yet. Values of an older release have no configCheck, and so no Job.
 */}}
 {{- define "cachalot.checkPlan" -}}
 {{- $config := include "cachalot.checkedConfig" . }}
