@@ -103,7 +103,7 @@ func upgrade(t *testing.T, from, to *chartv2.Chart, values string, reuse bool) (
 }
 
 // TestUpgradeFromEarlier: releases of earlier charts, the last one among them, take this
-// one with all that people choose. It changes nothing that Kubernetes lets nobody change,
+// one with all that people choose. It changes no field that Kubernetes forbids to change,
 // and takes no object away.
 func TestUpgradeFromEarlier(t *testing.T) {
 	if _, err := os.Stat("../../.git"); err != nil {

@@ -4,7 +4,7 @@
 {{- end }}
 
 {{/*
-How the Job checks. "run": whether there is one; it would wait for ever for a variable or a
+How the Job checks. "run": whether there is one; it would wait without end for a variable or a
 file that comes with the release, which waits for the Job. "env": the variables of extraEnv
 that the configuration uses. "files": by NAME.KEY, what stands in for a file of a Secret
 that may not exist yet. Values of an older release have no configCheck, and so no Job.

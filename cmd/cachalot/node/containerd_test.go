@@ -276,6 +276,12 @@ func TestConfigure(t *testing.T) {
 				}
 				return nil
 			}
+			// The startup probe of the same pod changes nothing.
+			probe, _ := newNode(t, Config{Root: r.root, Socket: plainSocket, Configure: true})
+			if err := probe.Check(t.Context()); err == nil {
+				t.Error("containerd is said to read the folder")
+			}
+			sameTree(t, "after a check", tree(t, filepath.Join(r.root, "etc")), before)
 			n.prove(t.Context())
 			n.prove(t.Context())
 			if tc.want != "" {

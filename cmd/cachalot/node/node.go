@@ -103,7 +103,7 @@ const (
 	// A proof that containerd reads the files is taken again after provenFor: its
 	// configuration may be reloaded. One that it does not is, after unprovenFor.
 	provenFor   = 15 * time.Minute
-	unprovenFor = 5 * time.Minute
+	unprovenFor = time.Minute
 )
 
 var (
@@ -236,10 +236,17 @@ func (n *Node) Status() Status {
 }
 
 // Check returns nil if containerd reads the files and they have the mirror, and otherwise why
-// not. It does not ask the mirror.
+// not. It does not ask the mirror, and leaves what another process's Run does.
 func (n *Node) Check(ctx context.Context) error {
-	if n.prove(ctx); n.proof.err != nil {
-		return n.proof.err
+	if n.cri != nil {
+		dir, err := n.cri.reads(ctx, n.candidates())
+		n.removeSplitPath()
+		if err == nil {
+			err = n.use(dir)
+		}
+		if err != nil {
+			return n.explained(ctx, err)
+		}
 	}
 	return n.checkFiles()
 }

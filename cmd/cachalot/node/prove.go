@@ -31,12 +31,9 @@ func (n *Node) prove(ctx context.Context) {
 		err = n.move(dir)
 	}
 	n.tidy()
-	if errors.Is(err, errNotRead) {
-		err = n.unread(ctx, err)
-	}
-	n.proof = proof{err, time.Now(), started}
-	if err != nil {
-		n.say("containerd", slog.LevelError, "the mirror is not used", "error", err)
+	n.proof = proof{n.explained(ctx, err), time.Now(), started}
+	if n.proof.err != nil {
+		n.say("containerd", slog.LevelError, "the mirror is not used", "error", n.proof.err)
 	} else {
 		n.say("containerd", slog.LevelInfo, "containerd reads the folder", "config_path", dir)
 	}
@@ -76,7 +73,7 @@ func (n *Node) move(dir string) error {
 }
 
 // tidy takes the mirror out of the folders that are not used, such as those of an earlier
-// start, and removes [splitPath] where it is not used: nothing but #12808 gives it a meaning.
+// start.
 func (n *Node) tidy() {
 	for _, dir := range n.machine.folders {
 		if dir == n.dir {
@@ -90,7 +87,14 @@ func (n *Node) tidy() {
 		_ = f.setAuthority(nil) // a file without a meaning may stay
 		f.close()
 	}
-	if n.dir == splitPath || !slices.Contains(n.machine.folders, splitPath) {
+	if n.dir != splitPath {
+		n.removeSplitPath()
+	}
+}
+
+// removeSplitPath removes [splitPath] where it is empty: nothing but #12808 gives it a meaning.
+func (n *Node) removeSplitPath() {
+	if !slices.Contains(n.machine.folders, splitPath) {
 		return
 	}
 	top := filepath.Join(n.cfg.Root, splitPath[:strings.IndexByte(splitPath, ':')+1])
@@ -101,8 +105,11 @@ func (n *Node) tidy() {
 	}
 }
 
-// unread adds to errNotRead what to do.
-func (n *Node) unread(ctx context.Context, err error) error {
+// explained adds to errNotRead what to do; other errors say it.
+func (n *Node) explained(ctx context.Context, err error) error {
+	if !errors.Is(err, errNotRead) {
+		return err
+	}
 	version, verr := n.cri.version(ctx)
 	if verr != nil {
 		return verr
