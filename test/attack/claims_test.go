@@ -121,7 +121,7 @@ func TestClaims_Warm(t *testing.T) {
 		index := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"manifests":[%s]}`, kind, strings.Join(list, ","))
 		s.hub.AddManifest("library/large", ut.NewContent(kind, index), tag)
 	}
-	n := attempts(t, 8)
+	n := attempts(t, 48) // long enough for a p99 of the honest pulls
 	var warmed atomic.Int64
 	s.during(func() {
 		flood(n, 4, asFast, func(i int) {
