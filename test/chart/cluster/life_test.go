@@ -83,7 +83,7 @@ func testLife(t *testing.T, c *cluster) { //nolint:thelper // a test itself: the
 				t.Error("something has changed all the same")
 			}
 		}) &&
-		t.Run("a mistake that nobody has looked for", func(t *testing.T) {
+		t.Run("a mistake that no check has found", func(t *testing.T) {
 			before := r.pod(t)
 			r.do(t, "upgrade", `{configCheck: {enabled: false}, config: {default_upstream: nowhere.test}}`, "--wait")
 			r.touch(t)

@@ -152,10 +152,7 @@ func nodesByAddress(t *testing.T, r *release, u *upstream) { //nolint:thelper //
 	u.never(t, "app:1")
 	r.helmTest(t)
 
-	r.uninstall(t)
-	if after := c.certs(t); after != before {
-		t.Errorf("after the release:\n%s\nbefore it:\n%s", after, before)
-	}
+	r.leaves(t, before)
 	c.say(t, "uninstalled; on the node, as before:\n%s", c.certs(t))
 	r.nodePull(t, u, "app:1")
 	c.say(t, "without a mirror: %v", u.look(t))
@@ -182,10 +179,7 @@ func nodesByPort(t *testing.T, r *release, u *upstream, port int32) { //nolint:t
 	u.once(t, "app:4")
 	r.nodePull(t, u, "app:4")
 	u.never(t, "app:4")
-	r.uninstall(t)
-	if after := c.certs(t); after != before {
-		t.Errorf("after the release:\n%s\nbefore it:\n%s", after, before)
-	}
+	r.leaves(t, before)
 	c.say(t, "uninstalled; on the node, as before:\n%s", c.certs(t))
 }
 
@@ -223,8 +217,14 @@ func nodesUnread(t *testing.T, r *release, u *upstream) { //nolint:thelper // a 
 	u.once(t, "app:4")
 	r.nodePull(t, u, "app:4")
 	u.never(t, "app:4")
+	r.leaves(t, before)
+}
+
+// leaves uninstalls the release, after which the node's folder is as before.
+func (r *release) leaves(t *testing.T, before string) {
+	t.Helper()
 	r.uninstall(t)
-	if after := c.certs(t); after != before {
+	if after := r.c.certs(t); after != before {
 		t.Errorf("after the release:\n%s\nbefore it:\n%s", after, before)
 	}
 }
