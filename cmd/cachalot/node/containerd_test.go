@@ -172,6 +172,9 @@ func TestProve(t *testing.T) {
 				if err := n.Check(t.Context()); err == nil || !strings.Contains(log.String(), "the mirror is not used") {
 					t.Errorf("%v\n%s", err, log)
 				}
+				if _, err := os.Stat(filepath.Join(r.root, certsD)); name == "no socket" && err == nil {
+					t.Error("a folder is made for a containerd that is not there")
+				}
 				return
 			}
 			if n.proof.err != nil || n.dir != tc.dir {

@@ -54,6 +54,9 @@ func (n *Node) due() bool {
 // candidates returns the folders that containerd may read, and makes those that must exist for
 // that.
 func (n *Node) candidates() []string {
+	if n.cri.exists() != nil {
+		return nil // no folder is made for a containerd that is not there
+	}
 	return slices.DeleteFunc(slices.Clone(n.machine.folders), func(dir string) bool {
 		path := filepath.Join(n.cfg.Root, dir)
 		if dir == n.machine.folders[0] || dir == splitPath {
