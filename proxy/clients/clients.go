@@ -162,12 +162,18 @@ func (t templates) drone(v view) ([]File, error) {
 func (t templates) hosts(v view, dir, use string) []File {
 	var files []File
 	for _, name := range v.Names("_default") {
-		if host, port, ok := strings.Cut(name, ":"); ok {
-			name = host + "_" + port + "_" // the form without a colon in the path
-		}
-		files = append(files, t.file("hosts.toml.tmpl", v, fmt.Sprintf("%s/%s/hosts.toml", dir, name), use))
+		files = append(files, t.file("hosts.toml.tmpl", v, fmt.Sprintf("%s/%s/hosts.toml", dir, HostFolder(name)), use))
 	}
 	return files
+}
+
+// HostFolder returns the name of a registry's folder in containerd's config_path, in the form
+// without a colon, which containerd looks for first: host_port_ with a port.
+func HostFolder(registry string) string {
+	if i := strings.LastIndexByte(registry, ':'); i > strings.LastIndexByte(registry, ']') {
+		return registry[:i] + "_" + registry[i+1:] + "_"
+	}
+	return registry
 }
 
 // authority returns the commands that put the mirror's CA where a program looks for it by host.

@@ -90,10 +90,10 @@ func TestRules(t *testing.T) {
 			t.Fatalf("%d groups", len(got.Groups))
 		}
 		grafana := strings.Contains(values, "grafana.corp")
+		ofNodes := fmt.Sprintf(`job="%s-node",namespace=%q`, statefulSet(t, render(t, "mirror", values)).Name, namespace)
 		for i, g := range want.Groups {
 			for j, w := range g.Rules {
 				r := got.Groups[i].Rules[j]
-				ofNodes := fmt.Sprintf(`job="%s-node",namespace=%q`, map[bool]string{true: "hub", false: "mirror-cachalot"}[strings.Contains(values, "Override: hub")], namespace)
 				expr := strings.NewReplacer(plain, selector, `job=~".*cachalot.*-node"`, ofNodes).Replace(w.Expr.StrVal)
 				expr = strings.NewReplacer("0.999)", "99.9 / 100)", "0.99)", "99 / 100)").Replace(expr)
 				if w.Alert != "CachalotDown" && r.Expr.StrVal != expr || w.Expr.StrVal == expr {

@@ -85,10 +85,7 @@ func (p *planner) host(dir, name, content string) {
 
 // hostFolders returns the names under which dockerd looks for a registry's folder in certs.d.
 func hostFolders(name string) []string {
-	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, ']') {
-		return []string{name[:i] + "_" + name[i+1:] + "_", name}
-	}
-	return []string{name}
+	return slices.Compact([]string{clients.HostFolder(name), name})
 }
 
 // itself returns the mirror's own hosts.toml, for images that are named by the mirror's host.

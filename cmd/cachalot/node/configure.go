@@ -42,7 +42,7 @@ func (n *Node) configure(ctx context.Context) (dir string, err error) {
 		return dir, nil
 	}
 	n.log.Error("containerd does not read the folder with this configuration; restoring the former one", "path", settingsFile, "error", err)
-	n.cfg.Configure, n.failed = false, err // once is enough
+	n.failed = err
 	return "", errors.Join(err, n.replaceSettings(before), n.restarted(ctx))
 }
 

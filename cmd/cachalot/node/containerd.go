@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/cachalot-registry/cachalot/proxy/clients"
 	"github.com/cachalot-registry/cachalot/task"
 )
 
@@ -114,7 +115,7 @@ func (c containerd) offer(dir, address, path string) (remove func(), err error) 
 	if err != nil {
 		return nil, err
 	}
-	name := strings.Replace(address, ":", "_", 1) + "_" // as containerd spells host:port
+	name := clients.HostFolder(address)
 	file := fmt.Sprintf("server = \"http://%s\"\n\n[host.\"http://%s%sv2\"]\n  capabilities = [\"pull\", \"resolve\"]\n  override_path = true\n", address, address, path)
 	if err := f.write(name+"/hosts.toml", []byte(file), 0o644); err != nil {
 		f.close()

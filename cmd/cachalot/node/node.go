@@ -75,7 +75,7 @@ type Node struct {
 	log     *slog.Logger
 	ask     func(context.Context) error
 	restart func(context.Context) error // restarts containerd
-	failed  error                       // why configure has restored containerd's configuration
+	failed  error                       // why configure has restored containerd's configuration: once is enough
 	said    map[string]string           // the last message about a subject
 	// untainted: the taint has been removed.
 	untainted bool

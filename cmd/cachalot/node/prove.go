@@ -20,7 +20,7 @@ func (n *Node) prove(ctx context.Context) {
 	}
 	started := n.cri.started()
 	dir, err := n.cri.reads(ctx, n.candidates())
-	if errors.Is(err, errNotRead) && n.cfg.Configure {
+	if errors.Is(err, errNotRead) && n.cfg.Configure && n.failed == nil {
 		dir, err = n.configure(ctx)
 		started = n.cri.started()
 	}
